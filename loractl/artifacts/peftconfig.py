@@ -1,0 +1,113 @@
+"""adapter_config.json as PEFT 0.21 has it: write ours, read anyone's, refuse what is not held."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loractl.errors import ArtifactError
+from loractl.lora.ranks import ModuleRank, RankSpec, is_named
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "ensure_weight_tying": (False, None),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    # pissa, olora, corda, loftq and lora_ga also change the base weight, which the adapter lacks.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
+"""Fields that change what an adapter computes, and the values that this version holds."""
+
+
+def content(
+    ranks: Mapping[str, ModuleRank],
+    all_modules: Iterable[str],
+    *,
+    spec: RankSpec,
+    kinds: Mapping[str, str],
+    dropout: float,
+    base: str,
+) -> dict[str, Any]:
+    """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": dropout,
+        "target_modules": _shortest_names(list(ranks), all_modules),
+        "bias": "none",
+        "use_rslora": spec.scaling == "rslora",
+        "use_dora": False,
+        "rank_pattern": {n: m.rank for n, m in ranks.items() if m.rank != spec.rank},
+        "alpha_pattern": {n: m.alpha for n, m in ranks.items() if m.alpha != spec.alpha},
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "init_lora_weights": True,
+        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
+        "inference_mode": True,
+    }
+
+
+def _shortest_names(targets: list[str], all_modules: Iterable[str]) -> list[str]:
+    """Last names such as q_proj where they mean exactly these modules, else whole paths."""
+    last = sorted({name.rpartition(".")[2] for name in targets})
+    meant = {name for name in all_modules if any(is_named(name, short) for short in last)}
+    return last if meant == set(targets) else sorted(targets)
+
+
+def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
+    """What a config says of ranks and scales. Raises ArtifactError naming the file and the field.
+
+    Where the adapters go is left to the names of the tensors.
+    """
+
+    def refuse(field: str, expected: str) -> ArtifactError:
+        found = json.dumps(config.get(field))
+        return ArtifactError(f"{path}: {field} is {found[:80]}, expected {expected}")
+
+    if config.get("peft_type") != "LORA":
+        raise refuse("peft_type", '"LORA"')
+    for field, held in NEUTRAL.items():
+        if field in config and config[field] not in held:
+            found = json.dumps(config[field])
+            raise ArtifactError(f"{path}: {field} is {found[:80]}, which is not supported")
+    rank: Any = config.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise refuse("r", "a whole number from 1 (the rank)")
+    alpha: Any = config.get("lora_alpha")
+    if not _is_positive(alpha):
+        raise refuse("lora_alpha", "a number above 0")
+    for field in ("rank_pattern", "alpha_pattern"):
+        value = config.get(field) or {}
+        if not isinstance(value, dict) or not all(map(_is_positive, value.values())):
+            raise refuse(field, "an object of numbers above 0")
+    if config.get("use_rslora") not in (True, False, None):
+        raise refuse("use_rslora", "true or false")
+    if not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise refuse("base_model_name_or_path", "a directory, a file or a hub id")
+    return RankSpec(
+        rank=rank,
+        alpha=alpha,
+        scaling="rslora" if config.get("use_rslora") else "standard",
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    # The bound keeps whole numbers of any length out of float arithmetic, where they overflow.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30

@@ -1,0 +1,206 @@
+"""The command line: signatures and help of every command. The only importer of typer; no torch.
+
+Commands are imported when they run, so that `--help` and usage errors answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loractl import console
+from loractl.errors import INTERRUPTED, ConfigError, LoractlError, Stopped
+
+app = typer.Typer(
+    add_completion=False,
+    # Plain help: it opens in half the time, and pipes and NO_COLOR need it anyway
+    rich_markup_mode=None,
+    help="Fine-tune a language model with LoRA, from a YAML file.",
+    epilog="Start with: loractl init --data train.jsonl --out config.yaml",
+)
+
+NOT_YET = (
+    "check",
+    "export",
+    "recommend",
+    "estimate",
+    "chat",
+    "eval",
+    "inspect",
+    "adapters",
+    "report",
+    "sweep",
+)
+"""Commands of later versions: named, so that they are not taken for misspelt."""
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Base = Annotated[
+    str | None, typer.Option("--base", help="The base model; default: the one the adapter names.")
+]
+
+
+@app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
+def init(
+    template: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training rows.")] = None,
+    out: Annotated[Path, typer.Option(help="Where to write it; - for stdout.")] = Path(
+        "config.yaml"
+    ),
+) -> int:
+    """Write a commented config."""
+    from loractl.commands.init import run
+
+    return run(template, model, data, out)
+
+
+@app.command(epilog="Example: loractl train config.yaml --set lora.rank=16")
+def train(
+    config: Annotated[Path, typer.Argument(help="The YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the run.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")
+    ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="With --resume: allow more steps or epochs than before."),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> int:
+    """Train as the config says; write an adapter in PEFT's layout."""
+    from loractl.commands.train import run
+
+    return run(config, overrides or [], out=out, resume=resume, extend=extend, overwrite=overwrite)
+
+
+@app.command(epilog="Example: loractl merge runs/name --out merged")
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    out: Annotated[Path, typer.Option(help="Directory of the merged model.")],
+    base: Base = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")
+    ] = None,
+    overwrite: Overwrite = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Write without the proof.")
+    ] = False,
+) -> int:
+    """Merge an adapter into its base, and prove that the result is the same model."""
+    from loractl.commands.merge import run
+
+    return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
+
+
+@app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
+def generate(
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of {prompt} or {messages}, with an adapter each."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The base, or a run of method: full.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter; repeatable.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")] = 0,
+    dtype: Annotated[str, typer.Option(help="As model.dtype of a config.")] = "auto",
+    as_json: Json = False,
+) -> int:
+    """Answer prompts with a base model or an adapter."""
+    from loractl.commands.generate import Options, run
+
+    return run(
+        prompts=prompt or [],
+        prompts_file=prompts,
+        model=model,
+        adapters=adapter or [],
+        options=Options(max_new_tokens, temperature, top_p, seed, dtype),
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example: loractl schema > loractl.schema.json")
+def schema() -> int:
+    """Print the JSON Schema of the config, for editors."""
+    from loractl.commands.schema import run
+
+    return run()
+
+
+@app.command(epilog="Example: loractl doctor")
+def doctor(as_json: Json = False) -> int:
+    """Say what this machine can do."""
+    from loractl.commands.doctor import run
+
+    return run(as_json=as_json)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; return its exit code. Errors that a person can fix are printed, others are
+    raised."""
+    if argv and argv[0] in NOT_YET:
+        console.errors([f"loractl {argv[0]}: not available in this version"])
+        return 2
+    command = typer.main.get_command(app)
+    try:
+        if not argv:
+            console.note(f"{command.get_help(typer.Context(command, info_name='loractl'))}\n")
+            raise ConfigError("no command given; see loractl --help")
+        return command.main(list(argv), prog_name="loractl", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        console.errors([f"{error.format_message().rstrip('.')}; see {_help_of(argv)}"])
+        return error.exit_code
+    except LoractlError as error:
+        console.errors(error.messages)
+        return error.exit_code
+    except Stopped as stopped:
+        return stopped.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("interrupted")
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # typer turns the first into the second
+        # The reader of our output has left (| head): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _storage(error)
+
+
+def _help_of(argv: Sequence[str]) -> str:
+    known = {command.name or "" for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
+    return f"loractl {argv[0]} --help" if argv and argv[0] in known else "loractl --help"
+
+
+def _storage(error: OSError) -> int:
+    """Say that the disk is full or not writable; anything else is a bug of ours and is raised."""
+    from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS
+
+    if error.errno not in (EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS):
+        raise error
+    console.errors([f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept"])
+    return 5
+
+
+def entry() -> None:
+    """The `loractl` program."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

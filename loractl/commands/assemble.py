@@ -1,0 +1,279 @@
+"""From a config to everything a run needs: base, tokenizer, data, adapters, optimizer. Nothing is
+written."""
+
+import math
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from loractl import console
+from loractl.artifacts import adapter as adapters
+from loractl.artifacts import peftconfig
+from loractl.config import DataSection, RunConfig
+from loractl.configfile import Loaded
+from loractl.data import batches, examples, sources
+from loractl.errors import DataError, ModelError, NumericError
+from loractl.evaluation.loss import mean_loss
+from loractl.lora.inject import adaptable, inject_
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import RankSpec, UnmatchedError, resolve
+from loractl.models import forward, load
+from loractl.models.objective import loss_sum
+from loractl.records import Batch, DataState, Example
+from loractl.training.optim import LearningRate
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenised rows and the account of where they came from."""
+
+    train: list[Example]
+    held_out: list[Example]
+    accounts: dict[str, examples.Account]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to be trained, and what it is trained on."""
+
+    config: RunConfig
+    source: load.Source
+    base_fingerprint: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype  # of the products; weights that are trained rest in float32
+    layers: dict[str, LoraLayer]  # empty for method: full
+    adapter_config: dict[str, Any]  # the content of adapter_config.json
+    parameters: dict[str, nn.Parameter]  # what is trained, by name
+    data: Data
+    plan: batches.BatchPlan
+    total_steps: int
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """(sum, count) of one batch that lies on the model's device."""
+        trains_weights = self.config.method == "full" and self.dtype != torch.float32
+        return loss_sum(self.model, batch, autocast=self.dtype if trains_weights else None)
+
+    def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
+        return batches.windows(self.data.train, self.plan, start)
+
+    def eval_loss(self) -> float:
+        """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
+        value = mean_loss(
+            self.model, self.loss, batches.in_order(self.data.held_out, self.plan), self.device
+        )
+        if not math.isfinite(value):
+            raise NumericError(f"the loss on the held-out rows is {value}")
+        return value
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        train = self.config.train
+        return LearningRate(train.learning_rate, train.schedule, train.warmup, self.total_steps)
+
+    def about(self) -> dict[str, Any]:
+        """What loractl.json says of where an adapter comes from."""
+        return {
+            "loractl": version("loractl"),
+            "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
+            "data": {name: account.sha256 for name, account in self.data.accounts.items()},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "method": self.config.method,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+
+def rank_spec(config: RunConfig) -> RankSpec:
+    """The part of the config that decides where adapters go."""
+    lora = config.lora
+    assert lora.alpha is not None, "resolve() fills alpha in"
+    return RankSpec(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        scaling=lora.scaling,
+        layers=lora.layers,
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern=lora.alpha_pattern,
+    )
+
+
+def assemble(loaded: Loaded) -> Session:
+    """Load and check everything. Cheap faults come first: names, then data, then weights.
+
+    Raises ConfigError, DataError or ModelError.
+    """
+    config, remote = loaded.config, loaded.config.model.trust_remote_code
+    source = _locate(loaded)
+    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
+    max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
+    data = load_data(config.data, tokenizer, max_length=max_length)
+    plan = batches.BatchPlan(
+        batch_size=config.train.batch_size,
+        accumulation=config.train.gradient_accumulation,
+        max_length=max_length,
+        packing=config.data.packing,
+        seed=config.seed,
+    )
+    total_steps = _total_steps(loaded, data, plan)
+    device = load.choose_device()
+    dtype = load.choose_dtype(config.model.dtype, device)
+    full = config.method == "full"
+    # Weights that are trained rest in float32: an AdamW update is often too small for bfloat16.
+    model = load.load_model(
+        source,
+        dtype=torch.float32 if full else dtype,
+        device=device,
+        trust_remote_code=remote,
+        finite=False,
+    )
+    layers: dict[str, LoraLayer] = {}
+    adapter_config: dict[str, Any] = {}
+    if full:
+        model.requires_grad_(True)
+        parameters = dict(model.named_parameters())
+    else:
+        layers, adapter_config = _adapt_(model, loaded)
+        parameters = adapters.parameters(layers)
+    if config.data.packing:
+        forward.check_isolation(model)
+    _checkpointing_(model, config, max_length, device)
+    return Session(
+        config=config,
+        source=source,
+        base_fingerprint=load.fingerprint(source),
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        layers=layers,
+        adapter_config=adapter_config,
+        parameters=parameters,
+        data=data,
+        plan=plan,
+        total_steps=total_steps,
+    )
+
+
+def _locate(loaded: Loaded) -> load.Source:
+    model = loaded.config.model
+    try:
+        return load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    except ModelError as error:
+        raise loaded.error("model.name_or_path", str(error)) from None
+
+
+def _adapt_(model: PreTrainedModel, loaded: Loaded) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
+    """Put fresh adapters into the model; return them and the content of adapter_config.json."""
+    config = loaded.config
+    spec, kinds = rank_spec(config), adaptable(model)
+    try:
+        ranks = resolve(spec, kinds, head=load.head_name(model))
+    except UnmatchedError as error:
+        raise loaded.error(error.key, str(error)) from None
+    content = peftconfig.content(
+        ranks,
+        [name for name, _ in model.named_modules()],
+        spec=spec,
+        kinds=kinds,
+        dropout=config.lora.dropout,
+        base=config.model.name_or_path,
+    )
+    layers = inject_(
+        model, ranks, init=config.lora.init, dropout=config.lora.dropout, seed=config.seed
+    )
+    return layers, content
+
+
+def _max_length(config: RunConfig, positions: int | None) -> int:
+    """Tokens of the longest row: data.max_length, or what the model has positions for."""
+    wanted = config.data.max_length
+    if positions is None or positions >= wanted:
+        return wanted
+    console.note(
+        f"note: data.max_length is {wanted}, but the model has {positions} positions; {positions}"
+        f" is used"
+    )
+    return positions
+
+
+def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
+    """Read and tokenise the training rows and the held-out ones, and say what was cut or left
+    out."""
+    assert isinstance(data.train, str), "a list of sources is refused by the config"
+    path = Path(data.train)
+    encode = partial(
+        examples.load,
+        tokenizer=tokenizer,
+        format=data.format,
+        max_length=max_length,
+        train_on=data.train_on,
+        too_long=data.too_long,
+    )
+    rows = list(sources.read(path))
+    held_rows: list[sources.Row] = []
+    held_path = path
+    if isinstance(data.eval, float):
+        rows, held_rows = sources.split(rows, data.eval)
+        if not rows or not held_rows:
+            raise DataError(
+                f"data.eval: a share of {data.eval} leaves {len(held_rows)} of"
+                f" {len(rows) + len(held_rows)} rows to evaluate and {len(rows)} to train; change"
+                f" it"
+            )
+    elif data.eval is not None:
+        held_path = Path(data.eval)
+        held_rows = list(sources.read(held_path))
+    train, account = encode(path, rows)
+    accounts = {"train": account}
+    held_out: list[Example] = []
+    if held_rows:
+        held_out, accounts["eval"] = encode(held_path, held_rows)
+    for one in accounts.values():
+        for warning in examples.warnings(one, max_length=max_length):
+            console.note(f"note: {warning}")
+    return Data(train, held_out, accounts)
+
+
+def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
+    train = loaded.config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None, "resolve() fills epochs in"
+    total = batches.count_windows(data.train, plan, train.epochs)
+    if train.warmup >= 1 and train.warmup > total:
+        raise loaded.error(
+            "train.warmup",
+            f"{train.warmup:g} warmup steps are more than the {total} steps of the run; a value"
+            f" below 1"
+            " is a share of the steps",
+        )
+    return total
+
+
+def _checkpointing_(
+    model: PreTrainedModel, config: RunConfig, max_length: int, device: torch.device
+) -> None:
+    """Turn gradient checkpointing on where it is asked for, or where memory would be short without
+    it."""
+    wanted = config.train.gradient_checkpointing
+    if wanted == "auto":
+        need = forward.activation_bytes(model, config.train.batch_size, max_length)
+        wanted = need > 0.5 * load.free_memory(device)
+    if wanted:
+        forward.recompute_activations_(model)

@@ -1,0 +1,64 @@
+"""`loractl doctor`: what this machine can do, and which of the packages we use are there."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from loractl import console
+
+PACKAGES = ("loractl", "torch", "transformers", "safetensors", "tokenizers")
+EXTRAS = {"gguf": ("gguf", "accelerate")}
+
+
+def run(*, as_json: bool) -> int:
+    """Report versions, devices, memory and disk, and name what is missing with its remedy."""
+    facts = gather()
+    if as_json:
+        console.result(json.dumps(facts, indent=2))
+        return 0
+    rows = [[name, str(value)] for name, value in facts.items() if name != "missing"]
+    console.result(console.table(["what", "found"], rows))
+    for line in facts["missing"]:
+        console.result(f"missing: {line}")
+    return 0
+
+
+def gather() -> dict[str, Any]:
+    """The facts by name; `missing` lists what would enable more."""
+    import torch
+
+    from loractl.models import load
+
+    device = load.choose_device()
+    dtype = str(load.choose_dtype("auto", device)).removeprefix("torch.")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        **{package: _version(package) or "missing" for package in PACKAGES},
+        "device": f"{device.type} ({name})",
+        "dtype auto": dtype,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "free memory": console.size(load.free_memory(device)),
+        "free disk here": console.size(shutil.disk_usage(".").free),
+    }
+    missing = [
+        f"{', '.join(absent)}, for .gguf base models; pip install 'loractl[{extra}]'"
+        for extra, packages in EXTRAS.items()
+        if (absent := [package for package in packages if _version(package) is None])
+    ]
+    if device.type == "cpu":
+        missing.append(
+            "a GPU: training runs on the CPU, which suits models up to about 1B parameters"
+        )
+    return {**facts, "missing": missing}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,96 @@
+"""`loractl merge`: write base + adapter as one model, and prove that it is the same model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loractl import console
+from loractl.errors import ArtifactError, ConfigError, ModelError, NumericError
+
+if TYPE_CHECKING:
+    from loractl.artifacts import adapter as adapters
+    from loractl.models import load
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run(
+    path: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> int:
+    """Merge an adapter into its base. Raises NumericError when the proof fails; nothing is left."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file, expected a directory that is not there yet")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists; choose another directory, or add --overwrite")
+
+    import torch
+
+    from loractl.artifacts import adapter as adapters
+    from loractl.artifacts import files, merged
+    from loractl.artifacts.proof import prove
+    from loractl.models import load
+
+    adapter = adapters.read(path)
+    source = _base(adapter, base)
+    target: torch.dtype | None = load.DTYPES[dtype] if dtype else None
+    _require_apart(out, source.directory, adapter.directory)
+    lines: list[str] = []
+
+    def write(directory: Path) -> None:
+        written = merged.write(directory, source, adapter, dtype=target)
+        if written.untied:
+            lines.append("the output head no longer shares the embedding's weight (untied)")
+        if not verify:
+            lines.append("not proven: --no-verify was given")
+            return
+        proof = prove(directory, source, adapter, dtype=written.dtype)
+        if not proof.holds:
+            raise NumericError(f"{out}: {proof}; nothing was kept")
+        lines.append(str(proof))
+        if proof.drowned:
+            lines.append(
+                f"note: rounding to {proof.dtype} moves logits about as much as the adapter does;"
+                " --dtype float32 keeps its effect whole"
+            )
+
+    files.publish(out, write)
+    for line in lines:
+        console.note(line)
+    console.result(str(out))
+    return 0
+
+
+def _base(adapter: "adapters.Adapter", base: str | None) -> "load.Source":
+    """The base to merge into: as named, or the one the adapter was trained on, bytes compared."""
+    from loractl.models import load
+
+    name = base or adapter.base
+    if not name:
+        raise ArtifactError(
+            f"{adapter.directory}/adapter_config.json: base_model_name_or_path is missing; name the"
+            " base with --base"
+        )
+    try:
+        source = load.locate(name)
+    except ModelError as error:
+        hint = "" if base else "; if the base lies elsewhere now, name it with --base"
+        raise ModelError(f"{error}{hint}") from None
+    if adapter.trained_on and adapter.trained_on != load.fingerprint(source):
+        message = f"{name}: not the bytes of the base that the adapter was trained on"
+        if not base:
+            raise ModelError(f"{message}; name the base with --base if this is meant")
+        console.note(f"note: {message}")
+    return source
+
+
+def _require_apart(out: Path, *others: Path) -> None:
+    for other in others:
+        if out.resolve() == other.resolve() or out.resolve() in other.resolve().parents:
+            raise ConfigError(f"--out: {out} would replace {other}; choose another directory")

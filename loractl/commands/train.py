@@ -1,0 +1,104 @@
+"""`loractl train`: the story of a run, from a config to an adapter."""
+
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from loractl import configfile, console
+from loractl.artifacts.rundir import RunDir, Status
+from loractl.config import RunConfig
+from loractl.errors import StateError, StorageError
+
+FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
+"""Settings a resumed run may have otherwise: they do not change what is computed."""
+EXTENSIBLE = {"train.steps", "train.epochs"}
+
+
+def run(
+    config: Path,
+    overrides: list[str],
+    *,
+    out: str | None = None,
+    resume: bool = False,
+    extend: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Train as the config says. What a config or a run's state forbids is said before torch is
+    loaded."""
+    again = _resume_command(config, overrides, out)
+    loaded = configfile.load(config, overrides)
+    if out is not None:
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"out": out}))
+    assert loaded.config.out is not None, "resolve() fills out in"
+    directory = RunDir(Path(loaded.config.out))
+    status = directory.require(resume=resume, overwrite=overwrite)
+    _require_writable(directory.path)
+    if resume:
+        changed = _changes(directory, loaded.config)
+        refused = {
+            key: values
+            for key, values in changed.items()
+            if not (extend and key in EXTENSIBLE and _is_longer(*values))
+        }
+        if refused:
+            raise StateError(*_refusals(directory, refused))
+        if status is Status.FINISHED and not changed:
+            console.note(f"{directory.path}: already complete")
+            return 0
+
+    # Imported here, not above: what is wrong with a config is said before torch is loaded.
+    from loractl.commands.training_run import train
+
+    return train(loaded, directory, resume=resume, again=again)
+
+
+def _resume_command(config: Path, overrides: list[str], out: str | None) -> str:
+    options = [part for override in overrides for part in ("--set", override)]
+    place = ["--out", out] if out is not None else []
+    return shlex.join(["loractl", "train", str(config), *options, *place, "--resume"])
+
+
+def _is_longer(old: object, new: object) -> bool:
+    """Whether a run of `new` steps or epochs goes on beyond `old`; where one is not set, the data
+    tells."""
+    return old is None or new is None or (isinstance(old, int | float) and new > old)  # type: ignore[operator]
+
+
+def _require_writable(path: Path) -> None:
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{path}: cannot be written, {there} is not writable; choose another --out"
+        )
+
+
+def _changes(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
+    """Settings that differ from those the run was started with: key -> (old, new)."""
+    old = _flat(configfile.load(directory.config, paths_exist=False).config.model_dump())
+    new = _flat(config.model_dump())
+    return {
+        key: (old.get(key), new.get(key))
+        for key in [*new, *(old.keys() - new.keys())]
+        if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
+    }
+
+
+def _flat(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:
+    hint = "resume with the settings of the run, or start anew with --overwrite"
+    if changed.keys() <= EXTENSIBLE and all(_is_longer(*values) for values in changed.values()):
+        hint = "add --extend to train longer than the run was planned for"
+    return [
+        f"{directory.config}: {key}: {old} -> {new} since the run started; {hint}"
+        for key, (old, new) in changed.items()
+    ]

@@ -1,0 +1,134 @@
+"""The only printer: results go to stdout, everything else to stderr; plain unless it is a
+terminal."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from loractl.errors import MOST_SHOWN
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+
+def is_rich(stream: IO[str]) -> bool:
+    """Whether colour and live lines suit this stream: a terminal, and NO_COLOR not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def result(text: str) -> None:
+    """Print what the command was asked for, to stdout."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a message about the work, to stderr. A reader who has left is no reason to stop the
+    work."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def errors(messages: Sequence[str]) -> None:
+    """Print one block an error to stderr: the first ten, then a count."""
+    head = "\x1b[31merror:\x1b[0m" if is_rich(sys.stderr) else "error:"
+    for message in messages[:MOST_SHOWN]:
+        note(f"{head} {message}")
+    if (more := len(messages) - MOST_SHOWN) > 0:
+        note(f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out text in columns as wide as their widest cell; numbers (by their first row) to the
+    right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 42s, 3m07s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def size(n_bytes: float) -> str:
+    """Write bytes in binary units, as 512 B, 1.5 MiB or 2.25 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            digits = ".0f" if unit == "B" or n_bytes >= 100 else ".3g"
+            return f"{n_bytes:{digits}} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"
+
+
+class Progress:
+    """A live line on a terminal, one plain line per `log_every` steps elsewhere.
+
+    A context manager, so that a terminal is left as it was found, whatever ends the work.
+    """
+
+    def __init__(self, total: int, *, start: int = 0, log_every: int = 1) -> None:
+        self.total = total
+        self.start = start
+        self.log_every = log_every
+        self._live: RichProgress | None = None
+
+    def __enter__(self) -> "Progress":
+        if is_rich(sys.stderr):
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as RichProgress
+
+            self._live = RichProgress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TextColumn("eta"),
+                TimeRemainingColumn(compact=True),
+                console=Console(stderr=True),
+            )
+            self._live.start()
+            self._task = self._live.add_task("", total=self.total, completed=self.start)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, step: int, text: str, *, seconds_left: float) -> None:
+        """Report that `step` is done; `text` is loss, speed and memory in one line."""
+        if self._live is not None:
+            self._live.update(self._task, completed=step, description=text)
+        elif step % self.log_every == 0 or step == self.total:
+            note(f"step {step}/{self.total}  {text}  eta {duration(seconds_left)}")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the live line where there is one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            note(text)

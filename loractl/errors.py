@@ -1,0 +1,64 @@
+"""Every error a person can fix, and the exit code it ends the command with.
+
+LoractlError      1   (never raised itself: a child says what went wrong)
+├─ ConfigError    2   the YAML file, a flag, a combination of settings
+├─ DataError      2   rows that cannot be trained on
+├─ ModelError     2   a base model that cannot be read or used
+├─ ArtifactError  2   adapter, checkpoint or output files
+├─ StateError     3   the run's state forbids it: locked, nothing to resume, changed config
+├─ NumericError   4   a number went wrong: non-finite loss, a proof that failed
+└─ StorageError   5   disk full, not writable
+"""
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+TERMINATED = 143  # 128 + SIGTERM
+MOST_SHOWN = 10
+
+
+class LoractlError(Exception):
+    """An error with one or more messages, each printed as a block of its own."""
+
+    exit_code = 1
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__(*messages)
+        self.messages = messages
+
+    def __str__(self) -> str:
+        return "\n".join(self.messages)
+
+
+class ConfigError(LoractlError):
+    exit_code = 2
+
+
+class DataError(LoractlError):
+    exit_code = 2
+
+
+class ModelError(LoractlError):
+    exit_code = 2
+
+
+class ArtifactError(LoractlError):
+    exit_code = 2
+
+
+class StateError(LoractlError):
+    exit_code = 3
+
+
+class NumericError(LoractlError):
+    exit_code = 4
+
+
+class StorageError(LoractlError):
+    exit_code = 5
+
+
+class Stopped(Exception):
+    """A signal stopped the run after its state was saved; carries the exit code to leave with."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code

@@ -1,0 +1,102 @@
+"""Run a causal LM on a batch: logits where tokens are trained, nowhere else; and the test of
+isolation."""
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loractl.errors import ModelError
+from loractl.records import UNTRAINED, Batch
+
+
+def trained_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits that predict the trained tokens of a batch, and the ids of those tokens.
+
+    This is the one place that shifts: the logits at position t are for the label at t + 1. Returns
+    logits (n_trained, vocabulary) and targets (n_trained,). No mask is passed and no cache is kept:
+    with `attention_mask=None` transformers keeps apart the examples of a row by their positions
+    (with an all-ones mask, or with a cache, they would see each other), and padding stands behind
+    every real token.
+    """
+    targets = batch.labels[:, 1:]  # (rows, length - 1)
+    trained = targets != UNTRAINED
+    columns = trained.any(dim=0).nonzero().squeeze(1)  # positions where any row needs its logits
+    accepted = inspect.signature(model.forward).parameters
+    options: dict[str, Tensor] = {}
+    if "position_ids" in accepted:
+        options["position_ids"] = batch.position_ids
+    if "logits_to_keep" in accepted:
+        # The head is the largest product of a small model: only rows that are trained go through
+        # it.
+        options["logits_to_keep"] = columns
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=None, use_cache=False, **options
+    ).logits  # (rows, columns or length, vocabulary)
+    if "logits_to_keep" not in accepted:
+        logits = logits[:, columns]
+    return logits[trained[:, columns]], targets[trained]
+
+
+def check_isolation(model: PreTrainedModel) -> None:
+    """Prove on two short random examples that packed ones neither see nor shift each other.
+
+    Raises ModelError where a model leaks. Costs three short forward passes.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            "data.packing: this model takes no position_ids; set data.packing to false"
+        )
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    draws = torch.randint(0, vocabulary, (3, 12), generator=generator).to(device)
+    first, other, second = draws
+    positions = torch.arange(12, device=device)
+    with torch.no_grad():
+        packed, changed, alone = (
+            model(
+                input_ids=torch.cat(parts)[None],
+                position_ids=torch.cat([positions] * len(parts))[None],
+                attention_mask=None,
+                use_cache=False,
+            )
+            .logits[0, -12:]
+            .float()
+            for parts in ([first, second], [other, second], [second])
+        )
+    scale = alone.square().mean().sqrt()
+    leak = (packed - changed).square().mean().sqrt() / scale
+    shift = (packed - alone).square().mean().sqrt() / scale
+    # bfloat16 rounding moves logits by under 2 % of their size; a leak or a shifted position by far
+    # more.
+    if leak > 1e-3 or shift > 0.05:
+        raise ModelError(
+            f"data.packing: examples of a packed row change each other in this model (by"
+            f" {leak:.1%} and"
+            f" {shift:.1%} of the logits' size); set data.packing to false"
+        )
+
+
+def recompute_activations_(model: PreTrainedModel) -> None:
+    """Keep only what enters each block for the backward pass, and compute the block again there."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]
+
+
+def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+    """A rough size of what one micro-batch keeps for its backward pass, without checkpointing.
+
+    Per token and layer about 34 values of the hidden size (Korthikanti et al., arXiv 2205.05198,
+    table 2, attention scores apart), and about 10 bytes a vocabulary entry for the logits and their
+    softmax.
+    """
+    config = model.config.get_text_config()
+    hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    width = next(model.parameters()).element_size()
+    per_token: int = 17 * width * hidden * layers + 10 * vocabulary
+    return rows * length * per_token

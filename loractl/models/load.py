@@ -1,0 +1,268 @@
+"""Find, check and load a base model and its tokenizer, from a directory, a .gguf file or the hub.
+
+The one place where errors of transformers and the hub become ours. Nothing is loaded in part: a
+tensor that the files lack is an error here, where transformers would start it at random.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from loractl.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model lies: a directory and, for a GGUF base, the file in it."""
+
+    name: str  # as the user wrote it
+    directory: Path
+    gguf: str | None = None
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What transformers' loaders need beside the directory."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+    def weight_files(self) -> list[Path]:
+        if self.gguf:
+            return [self.directory / self.gguf]
+        return sorted(self.directory.glob("*.safetensors"))
+
+
+def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
+    """Find a base model on this machine, or bring it from the hub.
+
+    Raises ModelError when it is not there, or is no complete causal LM in safetensors or GGUF.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{name_or_path}: a file, expected a directory or a .gguf file")
+        return Source(name_or_path, path.parent, path.name)
+    directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
+    _check(name_or_path, directory)
+    return Source(name_or_path, directory)
+
+
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    patterns = [*FILES, "*.py"] if trust_remote_code else FILES
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError:
+        raise ModelError(f"model {name}: no such directory, and no valid hub id") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"model {name}: no such directory, not in the hub's cache, and the hub is out of reach"
+        ) from None
+    except HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else "no"
+        raise ModelError(
+            f"model {name}: no such directory, and the hub answered {code}; check the name, or log"
+            " in"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"model {name}: no such directory, and the hub is out of reach ({type(error).__name__})"
+        ) from None
+
+
+def _check(name: str, directory: Path) -> None:
+    config = directory / "config.json"
+    if not config.is_file():
+        raise ModelError(f"model {name}: {config} not found; a base model has a config.json")
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"model {name}: {config}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise ModelError(f"model {name}: {config}: expected an object with model_type")
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(
+            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the model; it"
+            " would be applied unseen. Move it away, or name its base model here"
+        )
+    if list(directory.glob("*.safetensors")):
+        return
+    if pickles := sorted(directory.glob("*.bin")):
+        raise ModelError(
+            f"model {name}: {pickles[0].name} is a pickle, which can run code and is not read;"
+            " convert to safetensors first"
+        )
+    raise ModelError(f"model {name}: no *.safetensors in {directory}; the weights are missing")
+
+
+@contextmanager
+def _translated(source: Source, what: str) -> Iterator[None]:
+    """Turn what transformers raises for bad files into a ModelError with one line of it."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    except (SafetensorError, struct.error) as error:  # struct.error: a GGUF file that ends early
+        raise ModelError(f"model {source.name}: {what} truncated or corrupt: {error}") from None
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ModelError(
+            f"model {source.name}: {what} cannot be loaded: {first.strip()[:300]}"
+        ) from error
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:
+    """Load the tokenizer, with the chat template that lies beside it. Raises ModelError."""
+    with _translated(source, "the tokenizer"):
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            source.directory, trust_remote_code=trust_remote_code, **source.keywords
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"model {source.name}: its tokenizer gives no character offsets, which the masks need;"
+            " a tokenizer.json is missing"
+        )
+    return tokenizer
+
+
+def positions(source: Source, *, trust_remote_code: bool = False) -> int | None:
+    """Tokens of the longest sequence that the model has positions for, where its config says so."""
+    with _translated(source, "the config"):
+        config = AutoConfig.from_pretrained(
+            source.directory, trust_remote_code=trust_remote_code, **source.keywords
+        )
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def load_skeleton(source: Source) -> PreTrainedModel:
+    """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
+    build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+    with _translated(source, "the config"):
+        config = AutoConfig.from_pretrained(source.directory, **source.keywords)
+        with torch.device("meta"):
+            return build(config)
+
+
+def load_model(
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    finite: bool = True,
+) -> PreTrainedModel:
+    """Load a causal LM whole, with every weight in `dtype`, on `device`, in eval mode.
+
+    Raises ModelError when a tensor is missing, of the wrong shape, or not finite. Training passes
+    `finite=False`: there the first loss tells, with step, rows and the exit code of a bad number.
+    """
+    loaded: Any
+    with _translated(source, "the weights"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source.directory,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if source.gguf else True,
+            output_loading_info=True,
+            **source.keywords,
+        )
+    model: PreTrainedModel = loaded[0]
+    _require_tensors(source, loaded[1])
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if source.gguf and quantizer is not None:
+        # The weights were unpacked: without these marks it is a plain model, which can be saved.
+        quantizer.remove_quantization_config(model)
+    model.to(device)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if finite and not torch.isfinite(parameter).all():
+            dtype_name = str(dtype).removeprefix("torch.")
+            raise ModelError(
+                f"model {source.name}: {name} holds values that are not finite in {dtype_name}"
+            )
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model {source.name}: {len(missing)} tensors are missing from its files, the first:"
+            f" {missing[0]}"
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        raise ModelError(
+            f"model {source.name}: the shape of {mismatched[0]} differs from its config.json"
+        )
+
+
+def head_name(model: PreTrainedModel) -> str | None:
+    """The path of the output head among the model's modules."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def choose_device() -> torch.device:
+    """CUDA where there is one, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen base: as asked, or the one that computes fast on this device.
+
+    bfloat16 matrix products run 2 to 2.5 times as fast as float32 ones on a CPU with avx512_bf16,
+    and far slower on one without.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on this device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 over the bytes of config and weight files: the same base, wherever it lies."""
+    digest = hashlib.sha256()
+    config = source.directory / "config.json"
+    for path in [
+        *([config] if config.is_file() and not source.gguf else []),
+        *source.weight_files(),
+    ]:
+        with path.open("rb") as file:
+            inner = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{inner}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""Plain records that rooms on different levels hand to each other. No torch at import."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+UNTRAINED = -100
+"""The label of a token that is not trained: torch's own default `ignore_index`."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    train: bool = True
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row: ids, and labels that are unshifted ids or UNTRAINED, of equal length."""
+
+    ids: list[int]
+    labels: list[int]
+    line: int  # 1-based line (or item) of the file it came from
+
+    @property
+    def n_trained(self) -> int:
+        return sum(label != UNTRAINED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch; every tensor is int64 of shape (rows, length).
+
+    Examples are told apart by `position_ids`, which restart at 0 with each; padding stands at the
+    end of a row and is a segment of its own. `labels` are unshifted, and UNTRAINED on the first
+    token of every example, which nothing predicts.
+    """
+
+    input_ids: "Tensor"
+    labels: "Tensor"
+    position_ids: "Tensor"
+    n_tokens: int  # real tokens, padding apart
+    lines: tuple[int, ...]  # where its examples came from, for messages
+
+    def to(self, device: "device") -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class DataState:
+    """Where the data stands after a batch: the rows before (epoch, row) have been handed out."""
+
+    epoch: int
+    row: int
+    rows: int = 0  # of that epoch; 0 before it is laid out
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data that are done."""
+        return self.epoch + (self.row / self.rows if self.rows else 0.0)

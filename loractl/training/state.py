@@ -1,0 +1,36 @@
+"""What a run knows beyond its tensors: plain numbers that a checkpoint keeps as JSON."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loractl.records import DataState
+
+
+@dataclass
+class TrainState:
+    """Where a run stands after `step` optimizer steps. Dropout is keyed by (seed, step): no RNG in
+    here."""
+
+    step: int = 0
+    data: DataState = field(default_factory=lambda: DataState(0, 0))
+    tokens: int = 0  # real tokens seen
+    trained_tokens: int = 0
+    best_eval_loss: float | None = None
+    evals_without_better: int = 0
+    loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> "TrainState":
+        """The state that `snapshot` wrote. Raises KeyError or TypeError for anything else."""
+        return cls(**{**plain, "data": DataState(**plain["data"])})
+
+    def note_eval(self, loss: float) -> None:
+        """Remember an evaluation, for early stopping."""
+        if self.best_eval_loss is None or loss < self.best_eval_loss:
+            self.best_eval_loss, self.evals_without_better = loss, 0
+        else:
+            self.evals_without_better += 1

@@ -1,0 +1,154 @@
+"""The training loop as a generator: one optimizer step a yield. The caller logs, evaluates and
+saves."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loractl.errors import NumericError
+from loractl.records import UNTRAINED, Batch, DataState
+from loractl.training.optim import LearningRate
+from loractl.training.state import TrainState
+
+Loss = Callable[[Batch], tuple[Tensor, int]]
+"""Batch -> (sum of the losses of its trained tokens, their number)."""
+
+LOWEST_LOSS_SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int  # counted from 1
+    epoch: float
+    loss: float  # mean over the window's trained tokens, in nats
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # real tokens of the window
+    trained_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays the same from step to step."""
+
+    learning_rate: LearningRate
+    max_grad_norm: float
+    seed: int
+    device: torch.device
+    scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
+
+
+def steps(
+    loss: Loss,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    windows: Iterable[tuple[list[Batch], DataState]],
+    state: TrainState,
+    recipe: Recipe,
+) -> Iterator[Step]:
+    """Train until `recipe.learning_rate.total` steps are done; `state` is brought up to date before
+    each yield.
+
+    The loss of a window is the sum over all its trained tokens divided once by their number, so
+    that a window gives the same step however it is cut into micro-batches. Raises NumericError
+    before the weights are touched when a loss or gradient is not finite, naming the step and the
+    rows.
+    """
+    total = recipe.learning_rate.total
+    for window, after in windows:
+        if state.step >= total:
+            return
+        began = time.perf_counter()
+        lr = recipe.learning_rate.at(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
+        # drew.
+        torch.manual_seed((recipe.seed * 1_000_003 + state.step) % 2**63)
+        trained = sum(int((batch.labels[:, 1:] != UNTRAINED).sum()) for batch in window)
+        mean = _backward(loss, window, trained, recipe, step=state.step + 1)
+        if state.step == 0:
+            _check_reached(parameters)
+        norm = _update(parameters, optimizer, recipe, window, step=state.step + 1)
+        tokens = sum(batch.n_tokens for batch in window)
+        state.step += 1
+        state.data = after
+        state.tokens += tokens
+        state.trained_tokens += trained
+        state.loss_scale = dict(recipe.scaler.state_dict())
+        seconds = time.perf_counter() - began
+        yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds)
+
+
+def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe, *, step: int) -> float:
+    """Add up the gradients of a window's mean loss; return that mean."""
+    sums = []
+    for batch in window:
+        loss_sum, _ = loss(batch.to(recipe.device))
+        recipe.scaler.scale(loss_sum / trained).backward()  # type: ignore[no-untyped-call]
+        sums.append(loss_sum.detach())
+    mean = float(torch.stack(sums).sum()) / trained
+    if not math.isfinite(mean):
+        bad = next(
+            (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]
+        )
+        raise NumericError(
+            f"step {step}: loss is {mean}, in the batch of {_rows(bad)}; {_advice(recipe)}"
+        )
+    return mean
+
+
+def _update(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    window: list[Batch],
+    *,
+    step: int,
+) -> float:
+    """Clip and apply the gradients; return their norm before clipping."""
+    scaler = recipe.scaler
+    scaler.unscale_(optimizer)
+    norm = float(nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm))
+    if not math.isfinite(norm) and not _may_lower(scaler):
+        lines = ", ".join(_rows(batch) for batch in window[:4])
+        raise NumericError(f"step {step}: gradient norm is {norm}, in {lines}; {_advice(recipe)}")
+    # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
+    # the scaler then leaves the weights as they are.
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _may_lower(scaler: torch.amp.GradScaler) -> bool:
+    return scaler.is_enabled() and scaler.get_scale() > LOWEST_LOSS_SCALE
+
+
+def _check_reached(parameters: Mapping[str, nn.Parameter]) -> None:
+    lost = [name for name, parameter in parameters.items() if parameter.grad is None]
+    if lost:
+        raise NumericError(
+            f"step 1: {len(lost)} of {len(parameters)} trained tensors got no gradient, the"
+            f" first: {lost[0]};"
+            " the model does not use them"
+        )
+
+
+def _rows(batch: Batch) -> str:
+    shown = ", ".join(str(line) for line in batch.lines[:8])
+    return f"rows {shown}{', ...' if len(batch.lines) > 8 else ''}"
+
+
+def _advice(recipe: Recipe) -> str:
+    return (
+        "the weights are those of the step before; try a lower learning_rate than"
+        f" {recipe.learning_rate.peak:g}"
+    )

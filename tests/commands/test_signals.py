@@ -1,0 +1,34 @@
+"""The first signal is remembered and the second interrupts; afterwards everything is as it was."""
+
+import os
+import signal
+
+import pytest
+
+from loractl.commands.signals import StopRequest
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_an_exit_code_and_nothing_more(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StopRequest() as stop:
+        assert stop.exit_code is None
+        os.kill(os.getpid(), number)
+        assert stop.exit_code == code
+    assert "stopping after this step" in capsys.readouterr().err
+
+
+def test_a_second_interrupt_raises_and_a_second_sigterm_only_waits() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 143
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_handlers_of_before_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

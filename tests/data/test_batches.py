@@ -1,0 +1,155 @@
+"""Order and batching: which rows a step takes depends on seed, epoch and index alone."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loractl.data.batches import (
+    BatchPlan,
+    collate,
+    count_windows,
+    epoch_rows,
+    in_order,
+    windows,
+)
+from loractl.records import UNTRAINED, Batch, DataState, Example
+
+
+def make(lengths: list[int]) -> list[Example]:
+    """Examples whose ids say which example and place they are: 1000 * number + place."""
+    found = []
+    for number, length in enumerate(lengths, 1):
+        ids = [1000 * number + place for place in range(length)]
+        labels = [UNTRAINED] * (length // 2) + ids[length // 2 :]
+        found.append(Example(ids, labels, line=number))
+    return found
+
+
+EXAMPLES = make([5, 30, 2, 17, 9, 30, 4, 11, 23, 3, 8])
+PLANS = [BatchPlan(2, 3, 32, packing, seed=4) for packing in (True, False)]
+START = DataState(0, 0)
+
+
+def plain(batch: Batch) -> list[object]:
+    tensors = (batch.input_ids, batch.labels, batch.position_ids)
+    return [*(t.tolist() for t in tensors), batch.n_tokens, batch.lines]
+
+
+def taken(plan: BatchPlan, n: int, start: DataState = START) -> list[tuple[list[Batch], DataState]]:
+    return list(itertools.islice(windows(EXAMPLES, plan, start), n))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
+def test_an_epoch_takes_every_example_once_in_an_order_of_its_own(plan: BatchPlan) -> None:
+    orders = [epoch_rows(EXAMPLES, plan, epoch) for epoch in range(3)]
+    for rows in orders:
+        assert sorted(itertools.chain(*rows)) == list(range(len(EXAMPLES)))
+    assert orders[0] != orders[1] != orders[2]
+    assert epoch_rows(EXAMPLES, plan, 1) == orders[1]
+    other = BatchPlan(2, 3, 32, plan.packing, seed=5)
+    assert epoch_rows(EXAMPLES, other, 0) != orders[0]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("split", [(1, 6), (2, 3), (3, 2), (6, 1)])
+def test_a_window_holds_the_same_rows_however_it_is_cut(
+    packing: bool, split: tuple[int, int]
+) -> None:
+    whole = taken(BatchPlan(6, 1, 32, packing), 5)
+    cut = taken(BatchPlan(*split, 32, packing), 5)
+    for (one, state), (several, same_state) in zip(whole, cut, strict=True):
+        assert state == same_state
+        lines = [Counter(line for batch in part for line in batch.lines) for part in (one, several)]
+        assert lines[0] == lines[1]
+        assert all(len(batch.input_ids) <= split[0] for batch in several)
+        assert sum(b.n_tokens for b in one) == sum(b.n_tokens for b in several)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
+def test_any_state_resumes_right_after_its_window(plan: BatchPlan) -> None:
+    plan = replace(plan, accumulation=1)
+    whole = taken(plan, 13)
+    assert {state.epoch for _, state in whole} >= {0, 1, 2}
+    for number, (_, state) in enumerate(whole):
+        rest = taken(plan, 12 - number, state)
+        assert [[plain(b) for b in part] for part, _ in rest] == [
+            [plain(b) for b in part] for part, _ in whole[number + 1 :]
+        ]
+        assert [after for _, after in rest] == [after for _, after in whole[number + 1 :]]
+
+
+def test_states_count_epochs_from_zero_to_whole_numbers() -> None:
+    plan = BatchPlan(2, 1, 32, packing=False)
+    done = [state.epochs for _, state in taken(plan, 12)]
+    assert done == sorted(done) and done[5] == 1.0 and done[11] == 2.0
+    assert done[0] == pytest.approx(2 / 11)
+
+
+@given(
+    st.lists(st.integers(2, 20), min_size=1, max_size=30),
+    st.integers(1, 4), st.integers(1, 3), st.booleans(),
+    st.integers(1, 3) | st.floats(0.05, 3.5),
+)  # fmt: skip
+def test_the_count_of_steps_is_what_iteration_gives(
+    lengths: list[int], batch_size: int, accumulation: int, packing: bool, epochs: float
+) -> None:
+    examples, plan = make(lengths), BatchPlan(batch_size, accumulation, 20, packing)
+    count = count_windows(examples, plan, epochs)
+    states = [after for _, after in itertools.islice(windows(examples, plan, START), count)]
+    assert count >= 1
+    done = [state.epochs for state in states]
+    whole_steps = (
+        count == 1 or done[-2] < epochs
+    )  # the step before the last had not yet done it all
+    assert whole_steps and (done[-1] >= epochs - 1e-9)
+
+
+def test_evaluation_takes_every_example_once_longest_rows_first() -> None:
+    for plan in PLANS:
+        batches = list(in_order(EXAMPLES, plan))
+        assert sorted(line for b in batches for line in b.lines) == list(range(1, 12))
+        lengths = [b.input_ids.shape[1] for b in batches]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_collated_rows_are_laid_out_end_to_end_with_padding_behind() -> None:
+    a, b, c = make([3, 2, 4])
+    batch = collate([[a, b], [c]])
+    assert batch.input_ids.tolist() == [[1000, 1001, 1002, 2000, 2001], [3000, 3001, 3002, 3003, 0]]
+    assert batch.labels.tolist() == [[-100, 1001, 1002, -100, 2001], [-100, -100, 3002, 3003, -100]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
+    assert (batch.n_tokens, batch.lines) == (9, (1, 2, 3))
+    assert all(t.dtype == torch.int64 for t in (batch.input_ids, batch.labels, batch.position_ids))
+
+
+def test_padding_behind_packed_examples_is_a_segment_of_its_own() -> None:
+    a, b, c = make([3, 2, 8])
+    batch = collate([[a, b], [c]])
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert batch.labels[0, 5:].tolist() == [UNTRAINED] * 3
+
+
+def test_no_example_trains_its_first_token_which_belongs_to_the_one_before() -> None:
+    ids = [7, 8, 9]
+    everything = [Example(ids, ids, line=i) for i in (1, 2)]
+    assert collate([everything]).labels.tolist() == [[-100, 8, 9, -100, 8, 9]]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
+def test_batches_of_a_window_hold_rows_of_like_length(plan: BatchPlan) -> None:
+    for window, _ in taken(plan, 4):
+        longest = [batch.input_ids.shape[1] for batch in window]
+        assert longest == sorted(longest, reverse=True)
+        for one, next_one in itertools.pairwise(window):
+            lengths = (next_one.input_ids != 0).sum(dim=1)
+            assert one.input_ids.shape[1] >= int(lengths.max())
+
+
+def test_moving_a_batch_keeps_what_it_says_of_itself() -> None:
+    batch = collate([make([3, 2])])
+    assert plain(batch.to(torch.device("cpu"))) == plain(batch)

@@ -1,0 +1,136 @@
+"""A file of rows -> examples: what is too long, what has nothing to train, and the account of
+it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from loractl.data import examples, sources
+from loractl.data.template import encode
+from loractl.errors import DataError
+from loractl.records import Message
+from tests.conftest import chat_rows, write_jsonl
+
+
+@pytest.fixture
+def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
+    def load(rows: list[Any], **options: Any) -> tuple[list[Any], examples.Account]:
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        defaults = {
+            "format": "auto",
+            "max_length": 512,
+            "train_on": "assistant",
+            "too_long": "error",
+        }
+        return examples.load(path, sources.read(path), tokenizer, **{**defaults, **options})
+
+    return load
+
+
+LENGTHS = "the lengths of chat_rows differ, so that a limit between them leaves some on each side"
+
+
+def lengths_of(load: Any) -> list[int]:
+    lengths = [len(example.ids) for example in load(chat_rows())[0]]
+    assert min(lengths) < 60 < max(lengths), LENGTHS
+    return lengths
+
+
+def test_the_account_adds_up_to_the_examples(load: Any, tmp_path: Path) -> None:
+    found, account = load(chat_rows())
+    assert (account.rows, account.examples) == (12, 12) and account.format == "messages"
+    assert account.tokens == sum(len(example.ids) for example in found)
+    assert account.trained_tokens == sum(example.n_trained for example in found)
+    assert account.longest == max(len(example.ids) for example in found)
+    assert account.sha256 == sources.file_hash(tmp_path / "rows.jsonl")
+    assert [example.line for example in found] == list(range(1, 13))
+    assert account.as_dict()["path"] == str(tmp_path / "rows.jsonl")
+
+
+def test_ids_and_labels_are_those_of_the_template(load: Any, tokenizer: Any) -> None:
+    row = {"prompt": "2 plus 2?", "completion": "4."}
+    ((example,), account) = load([row])
+    messages = [Message("user", "2 plus 2?"), Message("assistant", "4.")]
+    assert (example.ids, example.labels) == encode(tokenizer, messages, train_on="assistant")
+    assert account.format == "prompt-completion"
+
+
+def test_rows_that_are_too_long_are_refused_with_their_lines_and_the_longest(load: Any) -> None:
+    lengths = lengths_of(load)
+    lines = [str(i) for i, length in enumerate(lengths, 1) if length > 60]
+    with pytest.raises(DataError) as caught:
+        load(chat_rows(), max_length=60)
+    message = str(caught.value)
+    assert f"lines {', '.join(lines)} are longer than data.max_length 60" in message
+    assert f"the longest has {max(lengths)} tokens" in message
+
+
+def test_rows_that_are_too_long_are_dropped_and_counted(load: Any) -> None:
+    lengths = lengths_of(load)
+    found, account = load(chat_rows(), max_length=60, too_long="drop")
+    assert account.dropped_lines == [i for i, length in enumerate(lengths, 1) if length > 60]
+    assert [len(example.ids) for example in found] == [length for length in lengths if length <= 60]
+    assert account.rows == 12 and account.examples == len(found)
+    (warning,) = examples.warnings(account, max_length=60)
+    assert "left out: longer than 60 tokens" in warning
+
+
+def test_truncated_rows_lose_their_end_and_are_left_out_when_no_trained_token_stays(
+    load: Any,
+) -> None:
+    whole = {example.line: example for example in load(chat_rows())[0]}
+    found, account = load(chat_rows(), max_length=60, too_long="truncate")
+    long = {line for line, example in whole.items() if len(example.ids) > 60}
+    assert set(account.truncated_lines) == long
+    for example in found:
+        assert example.ids == whole[example.line].ids[:60]
+        assert example.labels == whole[example.line].labels[:60] and example.n_trained
+    assert set(account.untrained_lines) == whole.keys() - {example.line for example in found}
+    assert set(account.untrained_lines) <= long and account.untrained_lines
+    assert len(examples.warnings(account, max_length=60)) == 2
+
+
+def test_a_row_of_exactly_the_limit_is_not_too_long(load: Any) -> None:
+    lengths = lengths_of(load)
+    assert load(chat_rows(), max_length=max(lengths))[1].examples == 12
+
+
+def test_a_row_without_an_answer_is_left_out_with_its_line(load: Any) -> None:
+    rows = chat_rows(3)
+    rows[1] = {"messages": [{"role": "user", "content": "?"}]}
+    found, account = load(rows)
+    assert account.untrained_lines == [2] and [example.line for example in found] == [1, 3]
+    (warning,) = examples.warnings(account, max_length=512)
+    assert "line 2 is left out: no trained token" in warning
+
+
+def test_rows_of_which_none_has_an_answer_are_refused(load: Any) -> None:
+    with pytest.raises(DataError, match="no row has a trained token"):
+        load([{"messages": [{"role": "user", "content": "?"}]}] * 3)
+
+
+def test_rows_that_are_all_dropped_are_refused_for_their_length(load: Any) -> None:
+    with pytest.raises(DataError, match="all 12 rows are longer than data.max_length 5"):
+        load(chat_rows(), max_length=5, too_long="drop")
+
+
+def test_a_row_of_another_format_is_refused_and_both_formats_are_named(load: Any) -> None:
+    rows = [*chat_rows(2), {"prompt": "a", "completion": "b"}]
+    with pytest.raises(DataError, match=r":3: no field messages.*prompt-completion.*messages"):
+        load(rows)
+    with pytest.raises(DataError, match=r":1: no field text.*looks like messages.*are text"):
+        load(rows, format="text")
+
+
+def test_a_bad_row_is_named_with_file_and_line(load: Any, tmp_path: Path) -> None:
+    rows = [*chat_rows(2), {"messages": [{"role": "user", "content": 5}]}]
+    with pytest.raises(DataError) as caught:
+        load(rows)
+    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}:3: messages[0].content is int")
+
+
+def test_many_lines_are_shown_as_ten_and_a_count(load: Any) -> None:
+    with pytest.raises(DataError, match="10 and 2 more are longer"):
+        load(chat_rows(), max_length=5)

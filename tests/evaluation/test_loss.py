@@ -1,0 +1,49 @@
+"""The loss on held-out rows: one sum over one count, and the model left as it was."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loractl.data.batches import BatchPlan, in_order
+from loractl.evaluation.loss import mean_loss
+from loractl.models.objective import loss_sum
+from loractl.records import UNTRAINED, Example
+
+CPU = torch.device("cpu")
+EXAMPLES = [
+    Example(ids := list(range(3, 3 + n)), [UNTRAINED] * first + ids[first:], n)
+    for n, first in ((4, 3), (60, 1), (17, 9), (6, 1))
+]
+
+
+def test_it_is_the_mean_over_tokens_however_rows_are_batched(base: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama"))
+    loss = partial(loss_sum, model)
+    with torch.no_grad():
+        parts = [loss(next(iter(in_order([e], BatchPlan(1, 1, 64, False))))) for e in EXAMPLES]
+    expected = sum(float(total) for total, _ in parts) / sum(n for _, n in parts)
+    mean_of_means = sum(float(total) / n for total, n in parts) / len(parts)
+    for batch_size, packing in ((1, False), (4, False), (2, True)):
+        batches = in_order(EXAMPLES, BatchPlan(batch_size, 1, 64, packing))
+        found = mean_loss(model, loss, batches, CPU)
+        assert found == pytest.approx(expected, abs=1e-5) != pytest.approx(mean_of_means, abs=1e-3)
+
+
+def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
+    model = torch.nn.Dropout(0.5)
+    batches = list(in_order(EXAMPLES, BatchPlan(2, 1, 64, False)))
+    seen = []
+
+    def loss(batch: object) -> tuple[torch.Tensor, int]:
+        seen.append((model.training, torch.is_grad_enabled()))
+        return model(torch.ones(8)).sum(), 8
+
+    for mode in (True, False):
+        model.train(mode)
+        assert mean_loss(model, loss, batches, CPU) == 1.0
+        assert model.training is mode and torch.is_grad_enabled()
+    assert set(seen) == {(False, False)}

@@ -1,0 +1,123 @@
+"""The only printer: what goes where, and plain text wherever nobody looks at a terminal."""
+
+import io
+import sys
+
+import pytest
+
+from loractl import console
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_results_go_to_stdout_and_messages_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result("42")
+    console.note("working")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("42\n", "working\n")
+
+
+def test_a_terminal_gets_colour_unless_no_color_or_a_dumb_one_forbids_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert console.is_rich(Terminal()) and not console.is_rich(io.StringIO())
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    console.errors(["it broke"])
+    assert shown.getvalue() == "\x1b[31merror:\x1b[0m it broke\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not console.is_rich(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not console.is_rich(Terminal())
+
+
+def test_ten_errors_are_shown_whole_and_of_eleven_ten_and_a_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.errors([f"e{i}" for i in range(10)])
+    assert capsys.readouterr().err.splitlines() == [f"error: e{i}" for i in range(10)]
+    console.errors([f"e{i}" for i in range(11)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:10] == [f"error: e{i}" for i in range(10)]
+    assert lines[10:] == ["... and 1 more error (11 in all)"]
+
+
+def test_messages_to_a_reader_who_has_left_are_dropped_and_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Gone())
+    console.note("nobody hears this")
+    console.errors(["nor this"])
+
+
+def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
+    assert console.table(["name", "n"], [["a", "5"], ["long", "12"]]) == (
+        "name   n\na      5\nlong  12"
+    )
+    assert console.table(["name", "n"], []) == "name  n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (187, "3m07s"), (3600, "1h00m"), (7500, "2h05m")],
+)
+def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 MiB".replace("M", "K")),
+        (1.5 * 2**20, "1.5 MiB"),
+        (1023 * 1024, "1023 KiB"),
+        (1023.9 * 2**20, "1024 MiB"),
+        (2.25 * 2**30, "2.25 GiB"),
+    ],
+)
+def test_sizes_have_binary_units_and_no_exponents(n_bytes: float, text: str) -> None:
+    assert console.size(n_bytes) == text
+
+
+def test_progress_is_one_plain_line_every_so_many_steps_and_at_the_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with console.Progress(5, log_every=2) as progress:
+        for step in range(1, 6):
+            progress.step(step, f"loss {step}.0", seconds_left=5 - step)
+        progress.say("held-out loss 1.0")
+    assert capsys.readouterr().err.splitlines() == [
+        "step 2/5  loss 2.0  eta 3s",
+        "step 4/5  loss 4.0  eta 1s",
+        "step 5/5  loss 5.0  eta 0s",
+        "held-out loss 1.0",
+    ]
+
+
+def test_progress_on_a_terminal_is_live_and_leaves_it_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    with pytest.raises(KeyboardInterrupt), console.Progress(3, start=1) as progress:
+        progress.step(2, "loss [bold]1.0[/bold]", seconds_left=1)
+        progress.say("held-out loss [1.0]")
+        raise KeyboardInterrupt
+    text = shown.getvalue()
+    assert "2/3" in text and "held-out loss [1.0]" in text
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is back"

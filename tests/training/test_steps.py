@@ -1,0 +1,286 @@
+"""The training loop: a window's loss is divided once, bad numbers stop it, fp16 scales its loss."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from loractl.data.batches import BatchPlan, windows
+from loractl.errors import NumericError
+from loractl.lora.inject import adaptable, inject_
+from loractl.lora.ranks import RankSpec, resolve
+from loractl.models.forward import recompute_activations_
+from loractl.models.objective import loss_sum
+from loractl.records import UNTRAINED, Batch, DataState, Example
+from loractl.training.optim import LearningRate, adamw
+from loractl.training.state import TrainState
+from loractl.training.steps import Recipe, Step, steps
+
+CPU = torch.device("cpu")
+LENGTHS = [3, 90, 8, 41, 5, 17, 64, 4, 29, 6, 110, 12]
+
+
+def rows() -> list[Example]:
+    """Rows of 3 to 110 tokens, of which a different share of each is trained."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for line, length in enumerate(LENGTHS, 1):
+        ids = torch.randint(0, 300, (length,), generator=generator).tolist()
+        first = 1 + (line * 7) % (length - 1)
+        made.append(Example(ids, [UNTRAINED] * first + ids[first:], line))
+    return made
+
+
+@dataclass
+class Bench:
+    """A tiny model with adapters, ready to be trained."""
+
+    model: Any
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    recipe: Recipe
+
+    def run(self, plan: BatchPlan, loss: Any = None) -> Iterator[Step]:
+        given = windows(rows(), plan, self.state.data)
+        loss = loss or partial(loss_sum, self.model)
+        return steps(loss, self.parameters, self.optimizer, given, self.state, self.recipe)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+
+@pytest.fixture
+def bench(base: Callable[..., Path]) -> Callable[..., Bench]:
+    def make(
+        total: int = 20, lr: float = 2e-4, *, dropout: float = 0.0, dtype: str = "float32",
+        clip: float = 1.0, scale: float = 2.0**16,
+    ) -> Bench:  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(base("llama"), dtype=getattr(torch, dtype))
+        ranks = resolve(RankSpec(rank=4, alpha=8), adaptable(model), head="lm_head")
+        layers = inject_(model, ranks, dropout=dropout)
+        parameters = {}
+        for name, layer in layers.items():
+            parameters |= {f"{name}.A": layer.A, f"{name}.B": layer.B}
+        recipe = Recipe(
+            learning_rate=LearningRate(lr, "cosine", 0.1, total),
+            max_grad_norm=clip,
+            seed=0,
+            device=CPU,
+            scaler=torch.amp.GradScaler("cpu", init_scale=scale, enabled=dtype == "float16"),
+        )
+        optimizer = adamw(parameters, learning_rate=lr, weight_decay=0.01)
+        return Bench(model.train(), parameters, optimizer, TrainState(), recipe)
+
+    return make
+
+
+def assert_near(one: dict[str, Tensor], other: dict[str, Tensor], within: float) -> None:
+    worst = max(float((one[name] - other[name]).abs().max()) for name in one)
+    assert worst <= within, f"weights differ by {worst}"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_batch_and_accumulation_may_trade_places(
+    packing: bool, bench: Callable[..., Bench]
+) -> None:
+    losses, weights = [], []
+    for batch_size, accumulation in ((8, 1), (4, 2), (2, 4), (1, 8)):
+        made = bench()
+        plan = BatchPlan(batch_size, accumulation, 128, packing)
+        losses.append([step.loss for step in made.run(plan)])
+        weights.append(made.weights())
+    assert len(losses[0]) == 20 and losses[0][-1] != losses[0][0]
+    for loss, weight in zip(losses[1:], weights[1:], strict=True):
+        assert loss == pytest.approx(losses[0], abs=1e-6 * max(losses[0]))
+        assert_near(weight, weights[0], 1e-5)
+
+
+def test_the_loop_does_what_a_plain_loop_of_torch_does(bench: Callable[..., Bench]) -> None:
+    plan = BatchPlan(4, 2, 128, packing=False)
+    ours, plain = bench(clip=0.5), bench(clip=0.5)
+    done = list(ours.run(plan))
+    tensors = list(plain.parameters.values())
+    optimizer = torch.optim.AdamW(tensors, lr=1.0, weight_decay=0.01)
+    given = windows(rows(), plan, DataState(0, 0))
+    for step in range(20):
+        lines = [line for batch in next(given)[0] for line in batch.lines]
+        chosen = [example for line in lines for example in rows() if example.line == line]
+        nll, n = torch.zeros(()), 0
+        for example in chosen:
+            logits = plain.model(torch.tensor([example.ids])).logits[0].float()
+            targets = torch.tensor(example.labels)
+            keep = targets[1:] != UNTRAINED
+            nll = (
+                nll - logits[:-1][keep].log_softmax(-1).gather(1, targets[1:][keep][:, None]).sum()
+            )
+            n += int(keep.sum())
+        (nll / n).backward()
+        norm = torch.sqrt(sum(p.grad.square().sum() for p in tensors))  # type: ignore[union-attr, misc, arg-type]
+        for p in tensors:
+            p.grad = p.grad * min(1.0, 0.5 / float(norm))  # type: ignore[operator]
+        lr = 2e-4 * (
+            (step + 1) / 3 if step < 2 else 0.5 + 0.5 * math.cos(math.pi * (step - 2) / 18)
+        )
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        assert done[step].loss == pytest.approx(nll.item() / n, rel=1e-6)
+        assert done[step].grad_norm == pytest.approx(float(norm), rel=1e-4)
+        assert done[step].lr == pytest.approx(lr) and done[step].trained_tokens == n
+        assert done[step].tokens == sum(len(example.ids) for example in chosen)
+    assert_near(ours.weights(), plain.weights(), 2e-6)
+
+
+def test_state_is_up_to_date_at_each_yield_and_the_loop_ends_at_its_total(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench(5)
+    plan = BatchPlan(4, 1, 128, packing=False)
+    tokens = 0
+    for step in made.run(plan):
+        tokens += step.tokens
+        assert (made.state.step, made.state.tokens) == (step.step, tokens)
+        assert step.epoch == made.state.data.epochs
+    assert made.state.step == 5 and made.state.data == DataState(1, 8, 12)
+    assert list(made.run(plan)) == []
+
+
+def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(bench: Callable[..., Bench]) -> None:
+    plan = BatchPlan(3, 2, 128, packing=True)
+    whole = bench(6, dropout=0.3)
+    list(whole.run(plan))
+    cut = bench(6, dropout=0.3)
+    for step in cut.run(plan):
+        if step.step == 3:
+            break
+    torch.manual_seed(99)  # whatever else drew numbers in between
+    again = bench(6, dropout=0.3)
+    again.state = TrainState.restored(cut.state.snapshot())
+    with torch.no_grad():
+        for name, parameter in again.parameters.items():
+            parameter.copy_(cut.parameters[name])
+    again.optimizer.load_state_dict(cut.optimizer.state_dict())
+    list(again.run(plan))
+    assert all(torch.equal(again.parameters[name], p) for name, p in whole.parameters.items())
+    dry = bench(6)
+    list(dry.run(plan))
+    assert any(not torch.equal(dry.parameters[name], p) for name, p in whole.parameters.items())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**62, 2**63 - 1])
+def test_any_seed_that_the_config_takes_works(seed: int, bench: Callable[..., Bench]) -> None:
+    made = bench(1, dropout=0.1)
+    made.recipe = replace(made.recipe, seed=seed)
+    assert len(list(made.run(BatchPlan(2, 1, 128, packing=False)))) == 1
+
+
+def test_a_nan_in_a_weight_stops_the_first_step_before_anything_changes(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench()
+    with torch.no_grad():
+        made.model.model.layers[1].mlp.up_proj.base.weight[0, 0] = math.nan
+    before = made.weights()
+    with pytest.raises(NumericError, match=r"step 1: loss is nan, in the batch of rows \d+, \d+"):
+        list(made.run(BatchPlan(2, 2, 128, packing=False)))
+    assert_near(made.weights(), before, 0)
+    assert made.state.step == 0 and not made.optimizer.state
+
+
+def test_the_bad_rows_are_named_not_their_neighbours(bench: Callable[..., Bench]) -> None:
+    made = bench()
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        total, n = loss_sum(made.model, batch)
+        return (total * math.inf if 7 in batch.lines else total), n
+
+    with pytest.raises(NumericError, match=r"step \d: loss is inf, in the batch of rows 7;"):
+        list(made.run(BatchPlan(1, 12, 128, packing=False), loss))
+
+
+def test_a_learning_rate_far_too_high_stops_at_the_first_bad_number(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench(lr=1e30)
+    seen = []
+    with pytest.raises(NumericError, match=r"step 2: .*try a lower learning_rate than 1e\+30"):
+        for step in made.run(BatchPlan(4, 1, 128, packing=False)):
+            seen.append((step.loss, made.weights()))
+    assert len(seen) == 1 and math.isfinite(seen[0][0])
+    assert_near(made.weights(), seen[0][1], 0)
+    assert all(bool(torch.isfinite(value).all()) for value in seen[0][1].values())
+
+
+def test_a_gradient_that_is_not_finite_stops_even_where_the_loss_is(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench()
+    list(made.parameters.values())[3].register_hook(lambda grad: grad * math.nan)
+    before = made.weights()
+    with pytest.raises(NumericError, match="step 1: gradient norm is nan, in rows "):
+        list(made.run(BatchPlan(2, 1, 128, packing=False)))
+    assert_near(made.weights(), before, 0)
+
+
+def test_a_trained_tensor_that_the_model_does_not_use_stops_the_run(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench()
+    made.parameters["unused.A"] = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(NumericError, match=r"1 of 29 trained tensors got no gradient.* unused\.A"):
+        list(made.run(BatchPlan(2, 1, 128, packing=False)))
+
+
+def test_gradient_checkpointing_gives_the_same_bits(bench: Callable[..., Bench]) -> None:
+    plan = BatchPlan(4, 1, 128, packing=True)
+    plain, saving = bench(3, dropout=0.2), bench(3, dropout=0.2)
+    recompute_activations_(saving.model)
+    calls: list[int] = []
+    saving.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    norms = [[step.grad_norm for step in made.run(plan)] for made in (plain, saving)]
+    assert norms[0] == norms[1]
+    assert_near(saving.weights(), plain.weights(), 0)
+    assert len(calls) == 6, "each layer is computed twice a step"
+
+
+def test_fp16_with_a_scaled_loss_trains_about_like_float32(bench: Callable[..., Bench]) -> None:
+    plan = BatchPlan(2, 1, 32, packing=False)
+    exact, half = bench(3), bench(3, dtype="float16", scale=256.0)
+    short = [example for example in rows() if len(example.ids) < 32]
+    for made in (exact, half):
+        given = windows(short, plan, DataState(0, 0))
+        loss = partial(loss_sum, made.model)
+        done = list(steps(loss, made.parameters, made.optimizer, given, made.state, made.recipe))
+        assert len(done) == 3 and all(math.isfinite(step.loss) for step in done)
+    assert half.state.loss_scale["scale"] == 256.0
+    for name, parameter in half.parameters.items():
+        assert parameter.dtype == torch.float32
+        moved = (parameter - exact.parameters[name]).abs().max().item()
+        assert moved < 6e-4, f"{name}: three steps of 2e-4 move a weight by 6e-4 at most"
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(
+    bench: Callable[..., Bench],
+) -> None:
+    plan = BatchPlan(2, 1, 32, packing=False)
+    made = bench(2, dtype="float16", scale=2.0**40)  # over what fp16 can hold
+    before = made.weights()
+    first = next(iter(made.run(plan)))
+    assert not math.isfinite(first.grad_norm) and math.isfinite(first.loss)
+    assert_near(made.weights(), before, 0)
+    assert made.state.step == 1 and made.state.loss_scale["scale"] == 2.0**39
+
+
+def test_an_overflow_at_the_lowest_scale_stops_the_run(bench: Callable[..., Bench]) -> None:
+    made = bench(2, dtype="float16", scale=1.0)
+    list(made.parameters.values())[0].register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(NumericError, match="gradient norm is"):
+        list(made.run(BatchPlan(2, 1, 32, packing=False)))
