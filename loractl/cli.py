@@ -152,8 +152,7 @@ def doctor(as_json: Json = False) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; return its exit code. Errors that a person can fix are printed, others are
-    raised."""
+    """Run one command; return its exit code. What a person can fix is printed, else raised."""
     if argv and argv[0] in NOT_YET:
         console.errors([f"loractl {argv[0]}: not available in this version"])
         return 2

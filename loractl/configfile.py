@@ -42,7 +42,7 @@ class Loaded:
 def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Loaded:
     """Read and check a config; raise one ConfigError with a message for each thing wrong.
 
-    Without `paths_exist`, files that it names need not be there: the record of an older run is read so.
+    Without `paths_exist`, files that it names need not be there: so is the record of a run read.
     """
     document = _document(path)
     data, lines = document.value, document.lines

@@ -1,5 +1,4 @@
-"""The only printer: results go to stdout, everything else to stderr; plain unless it is a
-terminal."""
+"""The only printer: results to stdout, all else to stderr; plain unless it is a terminal."""
 
 import contextlib
 import os
@@ -25,8 +24,7 @@ def result(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a message about the work, to stderr. A reader who has left is no reason to stop the
-    work."""
+    """Print a message to stderr. A reader who has left is no reason to stop the work."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
@@ -41,8 +39,7 @@ def errors(messages: Sequence[str]) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out text in columns as wide as their widest cell; numbers (by their first row) to the
-    right."""
+    """Lay out text in columns as wide as their widest cell; numbers to the right."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(header))]
     lines = [

@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
-# A second thread gains nothing on models this small, and on a busy machine the two wait for each other:
+# A second thread gains nothing on models this small, and on a busy machine the two wait for each
+# other:
 # the tests of models/ took 88 s with two threads and 11 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -92,7 +93,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def base(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
 ) -> Callable[..., Path]:
-    """base("llama") -> a model directory with tokenizer, made once a session; never write into it."""
+    """base("llama") -> a model directory with tokenizer, made once; never write into it."""
     made: dict[tuple[str, str], Path] = {}
 
     def make(architecture: str = "llama", dtype: str = "float32", seed: int = 0) -> Path:
@@ -157,7 +158,7 @@ def train_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config_file(tmp_path: Path, train_file: Path, base: Callable[..., Path]) -> Callable[..., Path]:
-    """config_file("lora: {rank: 2}", ...) -> a config.yaml of a short run in a directory of its own.
+    """config_file("lora: {rank: 2}", ...) -> a config.yaml of a short run in its own directory.
 
     Each argument is a YAML mapping of one top-level section that replaces or extends the default's.
     """

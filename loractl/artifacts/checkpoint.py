@@ -114,8 +114,7 @@ def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
 
 
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with newer ones. Raises
-    StateError."""
+    """The newest valid checkpoint, and what was wrong with newer ones. Raises StateError."""
     wrong: list[str] = []
     for directory in reversed(published(checkpoints)):
         found = faults(directory)

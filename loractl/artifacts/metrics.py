@@ -1,5 +1,4 @@
-"""metrics.jsonl: a line a step and a line an evaluation, appended while training, cut back on
-resume."""
+"""metrics.jsonl: a line a step and a line an evaluation, appended, and cut back on resume."""
 
 import json
 from pathlib import Path

@@ -50,8 +50,7 @@ class RunDir:
         return self.path / "model"
 
     def status(self) -> Status:
-        """Whether a run stands here. Raises ConfigError for a file, or a directory that is
-        something else."""
+        """Whether a run stands here. Raises ConfigError for anything else that does."""
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"out: {path} is a file, expected a directory for the run")
@@ -61,8 +60,8 @@ class RunDir:
             return Status.ABSENT
         if not self.config.is_file():
             raise ConfigError(
-                f"out: {self.path} is not empty and holds no run (no config.yaml); choose another"
-                f" directory"
+                f"out: {self.path} is not empty and holds no run (no config.yaml);"
+                " choose another directory"
             )
         done = self.adapter.is_dir() or self.model.is_dir()
         return Status.FINISHED if done else Status.UNFINISHED
@@ -73,11 +72,10 @@ class RunDir:
         if resume and status is Status.ABSENT:
             raise StateError(f"{self.path}: no run to resume; train without --resume to start one")
         if status is not Status.ABSENT and not resume and not overwrite:
+            kind = "a finished" if status is Status.FINISHED else "an unfinished"
             raise StateError(
-                f"{self.path}: holds"
-                f" {'a finished' if status is Status.FINISHED else 'an unfinished'} run;"
-                " use --resume to continue it, --overwrite to replace it, or --out for another"
-                " directory"
+                f"{self.path}: holds {kind} run; use --resume to continue it, --overwrite to"
+                " replace it, or --out for another directory"
             )
         return status
 

@@ -1,5 +1,4 @@
-"""From a config to everything a run needs: base, tokenizer, data, adapters, optimizer. Nothing is
-written."""
+"""From a config to all that a run needs: base, tokenizer, data, adapters. Nothing is written."""
 
 import math
 import platform
@@ -206,15 +205,14 @@ def _max_length(config: RunConfig, positions: int | None) -> int:
     if positions is None or positions >= wanted:
         return wanted
     console.note(
-        f"note: data.max_length is {wanted}, but the model has {positions} positions; {positions}"
-        f" is used"
+        f"note: data.max_length is {wanted}, but the model has {positions} positions;"
+        f" {positions} is used"
     )
     return positions
 
 
 def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
-    """Read and tokenise the training rows and the held-out ones, and say what was cut or left
-    out."""
+    """Read and tokenise training rows and held-out ones; say what was cut or left out."""
     assert isinstance(data.train, str), "a list of sources is refused by the config"
     path = Path(data.train)
     encode = partial(
@@ -233,8 +231,8 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         if not rows or not held_rows:
             raise DataError(
                 f"data.eval: a share of {data.eval} leaves {len(held_rows)} of"
-                f" {len(rows) + len(held_rows)} rows to evaluate and {len(rows)} to train; change"
-                f" it"
+                f" {len(rows) + len(held_rows)} rows to evaluate and {len(rows)} to train;"
+                " change it"
             )
     elif data.eval is not None:
         held_path = Path(data.eval)
@@ -260,8 +258,7 @@ def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
         raise loaded.error(
             "train.warmup",
             f"{train.warmup:g} warmup steps are more than the {total} steps of the run; a value"
-            f" below 1"
-            " is a share of the steps",
+            " below 1 is a share of the steps",
         )
     return total
 
@@ -269,8 +266,7 @@ def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
 def _checkpointing_(
     model: PreTrainedModel, config: RunConfig, max_length: int, device: torch.device
 ) -> None:
-    """Turn gradient checkpointing on where it is asked for, or where memory would be short without
-    it."""
+    """Turn gradient checkpointing on where it is asked for, or where memory is short."""
     wanted = config.train.gradient_checkpointing
     if wanted == "auto":
         need = forward.activation_bytes(model, config.train.batch_size, max_length)

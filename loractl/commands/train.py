@@ -24,8 +24,7 @@ def run(
     extend: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Train as the config says. What a config or a run's state forbids is said before torch is
-    loaded."""
+    """Train as the config says. What config or run forbid is said before torch is loaded."""
     again = _resume_command(config, overrides, out)
     loaded = configfile.load(config, overrides)
     if out is not None:
@@ -60,8 +59,7 @@ def _resume_command(config: Path, overrides: list[str], out: str | None) -> str:
 
 
 def _is_longer(old: object, new: object) -> bool:
-    """Whether a run of `new` steps or epochs goes on beyond `old`; where one is not set, the data
-    tells."""
+    """Whether `new` steps or epochs go beyond `old`; where one is not set, the data tells."""
     return old is None or new is None or (isinstance(old, int | float) and new > old)  # type: ignore[operator]
 
 

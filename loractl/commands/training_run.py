@@ -1,5 +1,4 @@
-"""The heavy half of `loractl train`: assemble, train, evaluate, save. Imports torch, so `train`
-imports it late."""
+"""The heavy half of `loractl train`, which brings torch: assemble, train, evaluate, save."""
 
 import math
 import resource
@@ -94,8 +93,7 @@ class _Run:
         self.eval_losses: list[float] = []
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
-        """Step until the end, a signal, or no better evaluation for too long; save at the end of
-        each."""
+        """Step until the end, a signal, or no better evaluation for too long; then save."""
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
@@ -158,9 +156,8 @@ class _Run:
         for name, parameter in session.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise NumericError(
-                    f"step {self.state.step}: {name} is no longer finite after the step, and is"
-                    f" not saved;"
-                    f" try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
+                    f"step {self.state.step}: {name} is no longer finite after the step, and not"
+                    f" saved; try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
                 )
         files.sync(
             self.directory.metrics
@@ -179,8 +176,7 @@ class _Run:
         if self.stopped_early:
             console.note(
                 f"stopped early: no better held-out loss than {self.state.best_eval_loss:.4f} in"
-                f" the last"
-                f" {self.state.evals_without_better} evaluations"
+                f" the last {self.state.evals_without_better} evaluations"
             )
         if self.losses:
             console.note(
@@ -236,8 +232,7 @@ def _introduce(session: Session, state: TrainState) -> None:
     if session.layers:
         console.note(
             f"adapter  {trained:,} trained parameters ({trained / (in_all - trained):.2%} of the"
-            f" base)"
-            f" in {len(session.layers)} layers: {_kinds_of_layers(session)}"
+            f" base) in {len(session.layers)} layers: {_kinds_of_layers(session)}"
         )
     else:
         console.note(f"weights  all {trained:,} parameters are trained")

@@ -46,19 +46,17 @@ def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> list
 def count_windows(examples: Sequence[Example], plan: BatchPlan, epochs: float) -> int:
     """Optimizer steps that `epochs` passes take; the last window of a pass may be smaller."""
     whole = math.floor(epochs)
-    counts = [
-        math.ceil(len(epoch_rows(examples, plan, epoch)) / plan.window)
-        for epoch in range(math.ceil(epochs))
-    ]
-    part = math.ceil(counts[whole] * (epochs - whole)) if epochs > whole else 0
-    return sum(counts[:whole]) + part
+    rows = [len(epoch_rows(examples, plan, epoch)) for epoch in range(math.ceil(epochs))]
+    steps = sum(math.ceil(count / plan.window) for count in rows[:whole])
+    if epochs > whole:
+        steps += math.ceil(rows[whole] * (epochs - whole) / plan.window - 1e-9)
+    return steps
 
 
 def windows(
     examples: Sequence[Example], plan: BatchPlan, start: DataState
 ) -> Iterator[tuple[list[Batch], DataState]]:
-    """Yield windows without end, from `start` on, each with the state that resumes right after
-    it."""
+    """Yield windows without end, from `start` on, each with the state right after it."""
     state = start
     while True:
         rows = epoch_rows(examples, plan, state.epoch)

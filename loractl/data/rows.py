@@ -1,5 +1,4 @@
-"""A raw row -> messages, a function a format. An error names the field and what was expected of
-it."""
+"""A raw row -> messages, a function a format. An error names the field and what it should be."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,8 +64,7 @@ def prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
 
 
 def alpaca(fields: Mapping[str, Any]) -> list[Message]:
-    """{"instruction": ..., "input": ..., "output": ...}; input follows the instruction after a
-    blank line."""
+    """{"instruction", "input", "output"}; input follows the instruction after a blank line."""
     instruction, output = _text(fields, "instruction"), _text(fields, "output")
     extra = _text(fields, "input") if "input" in fields else ""
     user = f"{instruction}\n\n{extra}" if extra else instruction

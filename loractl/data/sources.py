@@ -1,5 +1,4 @@
-"""A path -> rows with the line each stands on. JSON lines, or one JSON array; what a row means is
-`rows`'."""
+"""A path -> rows with the line each stands on: JSON lines, or one JSON array."""
 
 import hashlib
 import json
@@ -72,8 +71,7 @@ def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
 
 
 def _unreadable(error: RecursionError | ValueError) -> str:
-    """Word what json raises for correct JSON: nesting beyond the stack, numbers beyond Python's
-    limit."""
+    """Word what json raises for nesting beyond the stack and numbers beyond Python's limit."""
     deep = isinstance(error, RecursionError)
     return f"not valid JSON: {'nested too deep' if deep else str(error).split(';')[0]}"
 
@@ -120,8 +118,7 @@ def _next(text: str, at: int) -> int:
 
 
 def split(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Split rows into (train, held out) by the hash of their content, so that duplicates stay
-    together."""
+    """Split rows into (train, held out) by their content's hash: duplicates stay together."""
     train: list[Row] = []
     held_out: list[Row] = []
     for row in rows:

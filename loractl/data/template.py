@@ -29,8 +29,7 @@ class Tokenizer(Protocol):
 
 
 class TemplateError(ValueError):
-    """A conversation that the chat template cannot render, or not so that its answers can be
-    told."""
+    """A conversation that the chat template cannot render so that its answers can be told."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def _span(
     if not (text.startswith(until) and until.startswith(before)):
         raise TemplateError(
             f"messages[{number}]: the chat template renders this answer otherwise once more"
-            f" messages"
-            " follow, so what is trained cannot be told; use train_on: last, or split the row"
+            " messages follow, so what is trained cannot be told; use train_on: last, or split"
+            " the row"
         )
     answer = messages[number].content.strip()
     tail = until[len(before) :].partition(answer)[2] if answer else until[len(before) :]
@@ -99,8 +98,7 @@ def _span(
 
 
 def _opening(tokenizer: Tokenizer, first: Message, until: str) -> str:
-    """What stands before the content of a first message: few templates render a prompt of no
-    messages."""
+    """What stands before the content of a first message: of none, few templates render a prompt."""
     other = "1" if first.content.strip().startswith("0") else "0"
     return os.path.commonprefix([until, _apply(tokenizer, [replace(first, content=other)])])
 
@@ -109,8 +107,7 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rend
     if [m.role for m in messages] != ["user", "assistant"]:
         raise TemplateError(
             "the tokenizer has no chat template, so a conversation cannot be rendered; use a"
-            " model with"
-            " one, or prompt and completion rows"
+            " model with one, or prompt and completion rows"
         )
     prompt = _bos(tokenizer) + messages[0].content
     completion = messages[1].content + (tokenizer.eos_token or "")

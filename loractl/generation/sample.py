@@ -62,15 +62,13 @@ def _positions(model: PreTrainedModel) -> int | None:
 
 def _require_room(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
     limit = _positions(model)
-    for number, prompt in enumerate(prompts, 1):
+    for prompt in prompts:
         if not prompt:
-            raise ModelError(
-                f"prompt {number}: no tokens; a model without a chat template needs text"
-            )
+            raise ModelError("an empty prompt: a model without a chat template needs text")
         if limit is not None and len(prompt) >= limit:
             raise ModelError(
-                f"prompt {number}: {len(prompt)} tokens, but the model has {limit} positions;"
-                f" shorten it"
+                f"a prompt has {len(prompt)} tokens, but the model has {limit} positions; shorten"
+                " it"
             )
 
 

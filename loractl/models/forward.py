@@ -1,5 +1,4 @@
-"""Run a causal LM on a batch: logits where tokens are trained, nowhere else; and the test of
-isolation."""
+"""Run a causal LM on a batch: logits where tokens are trained; and the test of isolation."""
 
 import inspect
 

@@ -1,5 +1,4 @@
-"""Batch -> (loss_sum, n_tokens): the sum is divided once, by whoever knows all the tokens it stands
-for."""
+"""Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step."""
 
 import torch
 import torch.nn.functional as F

@@ -14,14 +14,12 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
 }
-"""Share of the learning rate left when a share `done` in [0, 1] of the steps after warm-up is
-done."""
+"""Share of the learning rate left when a share `done` in [0, 1] of the later steps is done."""
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate of each step: linear warm-up to `peak`, then the schedule down over
-    `total`."""
+    """The learning rate of each step: linear warm-up to `peak`, then down the schedule."""
 
     peak: float
     schedule: str
@@ -71,8 +69,7 @@ def restore_state_(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put back what `state_tensors` gave. Raises KeyError when a part of a parameter's state is
-    missing."""
+    """Put back what `state_tensors` gave. Raises KeyError when a part of it is missing."""
     for name, parameter in parameters.items():
         if f"step.{name}" not in tensors:
             # In fp16 a run may have skipped every step so far: no state yet, for any parameter

@@ -8,8 +8,7 @@ from loractl.records import DataState
 
 @dataclass
 class TrainState:
-    """Where a run stands after `step` optimizer steps. Dropout is keyed by (seed, step): no RNG in
-    here."""
+    """Where a run stands after `step` optimizer steps. Dropout is keyed by (seed, step)."""
 
     step: int = 0
     data: DataState = field(default_factory=lambda: DataState(0, 0))

@@ -1,5 +1,4 @@
-"""The training loop as a generator: one optimizer step a yield. The caller logs, evaluates and
-saves."""
+"""The training loop as a generator: one optimizer step a yield. The caller logs and saves."""
 
 import math
 import time

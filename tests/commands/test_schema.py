@@ -77,7 +77,6 @@ def test_the_reference_replaces_what_is_between_the_markers() -> None:
         schema.with_reference("nothing")
 
 
-@pytest.mark.skipif(not README.exists(), reason="no README.md in this copy")
 def test_the_readme_is_up_to_date() -> None:
     text = README.read_text(encoding="utf-8")
     assert schema.with_reference(text) == text, "run scripts/config_reference"
