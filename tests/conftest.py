@@ -268,18 +268,20 @@ def gguf_base(
     base: Callable[..., Path],
     tokenizer: PreTrainedTokenizerFast,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], Path]:
+) -> Callable[..., Path]:
     """gguf_base("llama") -> the base of that name as a float32 .gguf file in the llama layout."""
 
-    def make(architecture: str = "llama") -> Path:
+    def make(architecture: str = "llama", splitting: str = "default") -> Path:
         path = tmp_path_factory.mktemp("gguf") / f"{architecture}.gguf"
-        save_gguf(base(architecture), tokenizer, path)
+        save_gguf(base(architecture), tokenizer, path, splitting=splitting)
         return path
 
     return make
 
 
-def save_gguf(directory: Path, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+def save_gguf(
+    directory: Path, tokenizer: PreTrainedTokenizerFast, path: Path, *, splitting: str = "default"
+) -> None:
     """Write a tiny Llama as GGUF: llama.cpp's names, and its order of the rows of q and k."""
     import gguf
     from safetensors.torch import load_file
@@ -301,7 +303,7 @@ def save_gguf(directory: Path, tokenizer: PreTrainedTokenizerFast, path: Path) -
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(splitting)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
     writer.add_token_merges([" ".join(pair) for pair in core["merges"]])

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from loractl.errors import ModelError
+from loractl.models import ggufbase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -134,10 +135,16 @@ def _translated(source: Source, what: str) -> Iterator[None]:
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:
     """Load the tokenizer, with the chat template that lies beside it. Raises ModelError."""
+    # A tokenizer.json beside a .gguf file is the model's own; what a GGUF holds is less.
+    rebuilt = bool(source.gguf) and not (source.directory / "tokenizer.json").is_file()
     with _translated(source, "the tokenizer"):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            source.directory, trust_remote_code=trust_remote_code, **source.keywords
+            source.directory,
+            trust_remote_code=trust_remote_code,
+            **(source.keywords if rebuilt else {}),
         )
+    if rebuilt:
+        ggufbase.restore_splitting_(tokenizer, source.weight_files()[0])
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"model {source.name}: its tokenizer gives no character offsets, which the masks need;"
@@ -187,6 +194,7 @@ def load_model(
             use_safetensors=None if source.gguf else True,
             output_loading_info=True,
             **source.keywords,
+            **(ggufbase.unpacking() if source.gguf else {}),
         )
     model: PreTrainedModel = loaded[0]
     _require_tensors(source, loaded[1])

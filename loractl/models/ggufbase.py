@@ -1,0 +1,48 @@
+"""What a base model in a GGUF file needs beyond what transformers 5.23 does with it."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import pre_tokenizers
+from transformers import GgufConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from loractl.errors import ModelError
+
+GPT2_SPLITTING = (None, "gpt-2", "default")
+"""Names of splitting rules in GGUF files that are those of GPT-2."""
+
+
+def unpacking() -> dict[str, Any]:
+    """Options that load plain weights; without them some layers may stay in their packed blocks."""
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def restore_splitting_(tokenizer: Tokenizer, path: Path) -> None:
+    """Put back how a tokenizer made from a GGUF file splits text before it merges bytes.
+
+    transformers gives every byte-pair tokenizer of a GGUF file the rules of GPT-2, whatever rules
+    the file names; with others the token ids would be wrong in silence. Raises ModelError for rules
+    that cannot be put back here.
+    """
+    from gguf import GGUFReader  # an extra; transformers has asked for it before this is reached
+
+    reader = GGUFReader(path)
+    kind, rules = (
+        field.contents() if (field := reader.get_field(f"tokenizer.ggml.{key}")) else None
+        for key in ("model", "pre")
+    )
+    if kind != "gpt2" or rules in GPT2_SPLITTING:
+        return
+    if rules != "smollm":
+        raise ModelError(
+            f"model {path}: its tokenizer splits text by the rules {rules!r}, which are"
+            " lost in loading a GGUF file; put its tokenizer.json and tokenizer_config.json beside it"
+        )
+    core: Any = tokenizer
+    core.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
