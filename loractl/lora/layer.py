@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STRIP = 1 << 22
+"""Values of a weight that are merged at a time: 32 MiB in float64."""
+
 
 class LoraLayer(nn.Module):
     """A frozen layer and its update. A and B rest in float32 and compute in their input's dtype.
@@ -58,19 +61,34 @@ class LoraLayer(nn.Module):
         h = F.linear(h, self.A.to(x.dtype))  # (..., r)
         return torch.add(y, F.linear(h, self.B.to(x.dtype)), alpha=self.scale)
 
+    def update_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop of s * B A in float64, laid out as the layer's weight."""
+        return self.B.detach()[start:stop].double() @ self.A.detach().double() * self.scale
+
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
-        return (self.B.detach() @ self.A.detach()) * self.scale  # (d_out, d_in)
+        return torch.cat([self.update_rows(*ends).float() for ends in _strips(self.weight)])
 
     def merged_weight(
         self, weight: Tensor | None = None, *, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """W + s * B A, computed in float32 and rounded once, to `dtype` or to that of W.
+        """W + s * B A as the nearest float32, rounded once to `dtype` or to that of W.
 
-        `weight` stands for the layer's own W when that has no values (meta).
+        `weight` stands for the layer's own W when that has no values (meta). The sum is in float64,
+        strip by strip: sums in float32 put up to 8e-4 of float16's values one step off.
         """
         W = (self.weight if weight is None else weight).detach()
-        return (W.float() + self.delta().to(W.device)).to(dtype or W.dtype)
+        merged = torch.empty_like(W, dtype=dtype or W.dtype)
+        for start, stop in _strips(W):
+            exact = W[start:stop].double() + self.update_rows(start, stop).to(W.device)
+            merged[start:stop] = exact.float().to(merged.dtype)
+        return merged
+
+
+def _strips(weight: Tensor) -> list[tuple[int, int]]:
+    """Rows of a matrix in strips of at most STRIP values."""
+    rows = max(1, STRIP // weight.shape[1])
+    return [(start, start + rows) for start in range(0, weight.shape[0], rows)]
 
 
 class LoraLinear(LoraLayer):
@@ -84,9 +102,9 @@ class LoraConv1D(LoraLayer):
 
     kind = "conv1d"
 
-    def delta(self) -> Tensor:
-        """The update as (d_in, d_out), like the weight of a Conv1D."""
-        return super().delta().T
+    def update_rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the update as (d_in, d_out), like the weight of a Conv1D."""
+        return _transposed_rows(self, start, stop)
 
 
 class LoraEmbedding(LoraLayer):
@@ -113,6 +131,11 @@ class LoraEmbedding(LoraLayer):
         update = F.linear(h, self.B.to(y.dtype)) * self.embed_scale
         return torch.add(y, update, alpha=self.scale)
 
-    def delta(self) -> Tensor:
-        """The update as (vocabulary, width)."""
-        return super().delta().T
+    def update_rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the update as (vocabulary, width)."""
+        return _transposed_rows(self, start, stop)
+
+
+def _transposed_rows(layer: LoraLayer, start: int, stop: int) -> Tensor:
+    """Rows of s * (B A)^T in float64: for weights that lie as (d_in, d_out)."""
+    return layer.A.detach()[:, start:stop].T.double() @ layer.B.detach().T.double() * layer.scale

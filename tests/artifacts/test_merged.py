@@ -109,8 +109,7 @@ def test_what_has_no_adapter_is_copied_bit_for_bit(
 def assert_one_rounding(found: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
     """At most 1e-4 of the elements differ from the exact ones rounded, each by one step.
 
-    These lie where the error of float32 crosses the middle between two neighbours; float16 has
-    eight times as many neighbours as bfloat16.
+    These lie where the nearest float32 is the very middle between two neighbours.
     """
     off = total = 0
     for name, tensor in found.items():
@@ -119,8 +118,7 @@ def assert_one_rounding(found: dict[str, Tensor], exact: dict[str, Tensor]) -> N
         differing = ours != theirs
         assert int((ours.int() - theirs.int()).abs().max()) <= 1, name
         off, total = off + int(differing.sum()), total + tensor.numel()
-    half = next(iter(found.values())).dtype == torch.float16
-    assert off <= (8 if half else 1) * max(1, total // 10_000)
+    assert off <= max(1, total // 10_000)
 
 
 @LOW
@@ -156,8 +154,10 @@ def test_a_low_precision_merge_is_the_float32_merge_rounded_once(
             exact[name] += delta.T if architecture == "gpt2" else delta
     assert_one_rounding(low, {name: tensor.to(dtype) for name, tensor in exact.items()})
 
+    # PEFT multiplies in float32, so its own last bit is open: the sums are compared, not the bits.
     theirs = peft_model(where, directory).merge_and_unload().state_dict()
-    assert_one_rounding(low, {name: theirs[name].to(dtype) for name in low})
+    for name, tensor in full.items():
+        torch.testing.assert_close(tensor, theirs[name].float(), rtol=1e-6, atol=1e-7)
 
 
 def resave(base: Path, directory: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:

@@ -100,7 +100,7 @@ def test_a_failed_merge_with_overwrite_leaves_what_stood_there(
     directory, out = adapter_dir(base("llama")), tmp_path / "out"
     assert merge(directory, out) == 0
     before = tree(out)
-    break_delta(monkeypatch, lambda delta: delta * 1.1)
+    break_update(monkeypatch, lambda update: update * 1.1)
     assert merge(directory, out, "--overwrite") == 4
     assert tree(out) == before
 
@@ -217,25 +217,27 @@ def test_a_run_of_every_weight_has_nothing_to_merge(
     assert_refused(capsys, "method: full has no adapter", str(tmp_path / "run" / "model"))
 
 
-def break_delta(
+def break_update(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor], only: str | None = None
 ) -> None:
     """Let the formula that merges be wrong: everywhere, or for the one layer of a shape."""
-    right = LoraLayer.delta
+    right = LoraLayer.update_rows
 
-    def wrong(self: LoraLayer) -> Tensor:
-        delta = right(self)
-        return change(delta) if only is None or only == str(tuple(delta.shape)) else delta
+    def wrong(self: LoraLayer, start: int, stop: int) -> Tensor:
+        update = right(self, 0, self.weight.shape[0])
+        if only is None or only == str(tuple(update.shape)):
+            update = change(update)
+        return update[start:stop]
 
-    monkeypatch.setattr(LoraLayer, "delta", wrong)
+    monkeypatch.setattr(LoraLayer, "update_rows", wrong)
 
 
 FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
-    "a scale 1.1 times as large": (lambda delta: delta * 1.1, None),
-    "a scale in one kind of layer": (lambda delta: delta * 1.1, "(48, 32)"),
+    "a scale 1.1 times as large": (lambda update: update * 1.1, None),
+    "a scale in one kind of layer": (lambda update: update * 1.1, "(48, 32)"),
     "updates left out": (torch.zeros_like, "(16, 32)"),
-    "square updates transposed": (lambda delta: delta.T, "(32, 32)"),
-    "an update in bfloat16": (lambda delta: delta.bfloat16().float(), None),
+    "square updates transposed": (lambda update: update.T, "(32, 32)"),
+    "an update in bfloat16": (lambda update: update.bfloat16().double(), None),
 }
 
 
@@ -252,7 +254,7 @@ def test_a_wrong_merge_fails_the_proof_and_leaves_nothing(
 ) -> None:
     directory = adapter_dir(base("llama"), size=ORDINARY)
     before = sorted(path.name for path in tmp_path.iterdir())
-    break_delta(monkeypatch, *FAULTS[fault])
+    break_update(monkeypatch, *FAULTS[fault])
     assert merge(directory, tmp_path / "out", "--dtype", dtype) == 4
     assert_refused(capsys, "FAILED", "tensors are wrong", "nothing was kept")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
