@@ -1,7 +1,8 @@
 """Plain records that rooms on different levels hand to each other. No torch at import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -17,6 +18,15 @@ class Message:
     role: str
     content: str
     train: bool = True
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as the row has them, for the chat template
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a row holds: its messages, and the tools that it declares to the model."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()  # JSON Schemas, for the chat template
 
 
 @dataclass(frozen=True)
