@@ -2,10 +2,14 @@
 
 Tensor names as PEFT 0.21 writes them: `base_model.model.<module>.lora_A.weight` (r, d_in) and
 `.lora_B.weight` (d_out, r); for embeddings `.lora_embedding_A` (r, vocabulary) and
-`.lora_embedding_B` (width, r). Beside adapter_config.json (`peftconfig`) lie the chat template and
-loractl.json, which PEFT leaves alone.
+`.lora_embedding_B` (width, r); with DoRA `.lora_magnitude_vector` (d_out). Beside
+adapter_config.json (`peftconfig`) lie the chat template and loractl.json, which PEFT leaves alone.
+
+An adapter that starts at parts of the base (PiSSA, OLoRA) is checkpointed as A, B and where they
+started, `.lora_A0.weight` and so on, and published as an update of the plain base, twice as wide.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 
 from loractl.artifacts import checkpoint, files, peftconfig
 from loractl.errors import ArtifactError
+from loractl.lora.dora import DoraLayer
 from loractl.lora.inject import adaptable, inject_, sizes
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError
@@ -30,6 +35,12 @@ SUFFIXES = {
     "conv1d": ("lora_A.weight", "lora_B.weight"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
 }
+STARTS = {
+    "linear": ("lora_A0.weight", "lora_B0.weight"),
+    "conv1d": ("lora_A0.weight", "lora_B0.weight"),
+    "embedding": ("lora_embedding_A0", "lora_embedding_B0"),
+}
+MAGNITUDE = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,13 @@ class Adapter:
     base: str | None  # base_model_name_or_path
     about: dict[str, Any]  # loractl.json, empty for adapters of other tools
     chat_template: str | None
+    formula: str = "lora"  # or dora
+    has_starts: bool = False  # whether A and B are counted from where they started
+
+    def suffixes(self, kind: str) -> tuple[str, ...]:
+        """The ends of the names of a module's tensors, those of A before those of B."""
+        starts = STARTS[kind] if self.has_starts else ()
+        return (*SUFFIXES[kind], *starts, *([MAGNITUDE] if self.formula == "dora" else []))
 
     @property
     def trained_on(self) -> str | None:
@@ -58,6 +76,30 @@ def parameters(layers: Mapping[str, LoraLayer]) -> dict[str, nn.Parameter]:
         suffix_A, suffix_B = SUFFIXES[layer.kind]
         named[f"{PREFIX}{name}.{suffix_A}"] = layer.A
         named[f"{PREFIX}{name}.{suffix_B}"] = layer.B
+        if isinstance(layer, DoraLayer):
+            named[f"{PREFIX}{name}.{MAGNITUDE}"] = layer.m
+    return named
+
+
+def checkpoint_tensors(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """What brings adapted layers back to the last bit: what is trained, and where it started."""
+    named: dict[str, Tensor] = dict(parameters(layers))
+    for name, layer in layers.items():
+        for suffix, start in zip(STARTS[layer.kind], (layer.A0, layer.B0), strict=True):
+            if start is not None:
+                named[f"{PREFIX}{name}.{suffix}"] = start
+    return named
+
+
+def plain_tensors(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """Adapted layers as an update of the plain base; twice as wide when they have starts.
+
+    `peftconfig.doubled` gives the config that goes with the wider ones.
+    """
+    named: dict[str, Tensor] = dict(parameters(layers))
+    for name, layer in layers.items():
+        for suffix, factor in zip(SUFFIXES[layer.kind], layer.factors(), strict=True):
+            named[f"{PREFIX}{name}.{suffix}"] = factor.detach()
     return named
 
 
@@ -122,6 +164,12 @@ def read(path: Path) -> Adapter:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise ArtifactError(f"{where}: {name} holds values that are not finite (NaN or Inf)")
+    has_starts = peftconfig.starts_at_parts(config)
+    if has_starts and not any(".lora_A0." in n or n.endswith("_A0") for n in tensors):
+        raise ArtifactError(
+            f"{directory / CONFIG}: init_lora_weights is {json.dumps(config['init_lora_weights'])},"
+            " which is not supported: it changes the base, by tensors that are not here"
+        )
     about, template = directory / ABOUT, directory / TEMPLATE
     return Adapter(
         directory=directory,
@@ -130,6 +178,8 @@ def read(path: Path) -> Adapter:
         base=config.get("base_model_name_or_path"),
         about=files.read_json(about) if about.is_file() else {},
         chat_template=files.read_text(template) if template.is_file() else None,
+        formula="dora" if config.get("use_dora") else "lora",
+        has_starts=has_starts,
     )
 
 
@@ -143,7 +193,7 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     expected = {
         f"{PREFIX}{name}.{suffix}": name
         for name, kind in kinds.items()
-        for suffix in SUFFIXES[kind]
+        for suffix in adapter.suffixes(kind)
     }
     where = adapter.directory / WEIGHTS
     brought = own_weights(adapter, kinds)
@@ -162,7 +212,7 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     missing = sorted(
         full
         for name in modules
-        for suffix in SUFFIXES[kinds[name]]
+        for suffix in adapter.suffixes(kinds[name])
         if (full := f"{PREFIX}{name}.{suffix}") not in adapter.tensors
     )
     if missing or not modules:
@@ -180,8 +230,12 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
 
 def _require_shapes(adapter: Adapter, name: str, kind: str, rank: int, weight: Tensor) -> None:
     d_in, d_out = sizes(kind, weight)
-    for suffix, shape in zip(SUFFIXES[kind], ((rank, d_in), (d_out, rank)), strict=True):
+    starts_A, starts_B = zip(SUFFIXES[kind], STARTS[kind], strict=True)
+    for suffix in adapter.suffixes(kind):
         full = f"{PREFIX}{name}.{suffix}"
+        shape: tuple[int, ...] = (d_out,)
+        if suffix in starts_A or suffix in starts_B:
+            shape = (rank, d_in) if suffix in starts_A else (d_out, rank)
         if (found := tuple(adapter.tensors[full].shape)) != shape:
             raise ArtifactError(
                 f"{adapter.directory / WEIGHTS}: {full} has shape {list(found)}, expected"
@@ -227,7 +281,8 @@ def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[s
 
     Raises ArtifactError, with the model untouched, when they do not fit.
     """
-    layers = inject_(model, ranks_of(adapter, model), dropout=dropout)
+    ranks = ranks_of(adapter, model)
+    layers = inject_(model, ranks, formula=adapter.formula, dropout=dropout)
     restore_(layers, adapter.tensors)
     return layers
 
@@ -237,3 +292,7 @@ def restore_(layers: Mapping[str, LoraLayer], tensors: Mapping[str, Tensor]) -> 
     with torch.no_grad():
         for name, parameter in parameters(layers).items():
             parameter.copy_(tensors[name])
+    for name, layer in layers.items():
+        A0, B0 = (tensors.get(f"{PREFIX}{name}.{suffix}") for suffix in STARTS[layer.kind])
+        if A0 is not None and B0 is not None:
+            layer.count_from_(A0, B0)

@@ -1,16 +1,18 @@
 """adapter_config.json as PEFT 0.21 has it: write ours, read anyone's, refuse what is not held."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loractl.errors import ArtifactError
+from loractl.lora.init import PART_INITS
 from loractl.lora.ranks import ModuleRank, RankSpec, is_named
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "use_dora": (False, None),
+    "use_dora": (True, False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
     "target_parameters": (None, []),
@@ -24,8 +26,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "kasa_config": (None,),
     "monteclora_config": (None,),
     "velora_config": (None,),
-    # pissa, olora, corda, loftq and lora_ga also change the base weight, which the adapter lacks.
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    # pissa, olora, corda, loftq and lora_ga also change the base weight, which the adapter lacks;
+    # our checkpoints of the first two hold where A and B started, which says as much.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora"),
 }
 """Fields that change what an adapter computes, and the values that this version holds."""
 
@@ -38,6 +41,8 @@ def content(
     kinds: Mapping[str, str],
     dropout: float,
     base: str,
+    init: str = "default",
+    formula: str = "lora",
 ) -> dict[str, Any]:
     """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`."""
     return {
@@ -50,15 +55,36 @@ def content(
         "target_modules": _shortest_names(list(ranks), all_modules),
         "bias": "none",
         "use_rslora": spec.scaling == "rslora",
-        "use_dora": False,
+        "use_dora": formula == "dora",
         "rank_pattern": {n: m.rank for n, m in ranks.items() if m.rank != spec.rank},
         "alpha_pattern": {n: m.alpha for n, m in ranks.items() if m.alpha != spec.alpha},
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "init_lora_weights": True,
+        "init_lora_weights": init if init in PART_INITS else True,
         "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
         "inference_mode": True,
+    }
+
+
+def starts_at_parts(config: Mapping[str, Any]) -> bool:
+    """Whether A and B start at parts of the base's weights, and are to be counted from there."""
+    return config.get("init_lora_weights") in PART_INITS
+
+
+def doubled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an adapter on the plain base that is twice as wide, with the same scales.
+
+    s = alpha / r, or alpha / sqrt(r) with rsLoRA: alpha grows as r does, or as its root.
+    """
+    wider = math.sqrt(2) if config["use_rslora"] else 2
+    return {
+        **config,
+        "r": 2 * config["r"],
+        "lora_alpha": wider * config["lora_alpha"],
+        "rank_pattern": {name: 2 * rank for name, rank in config["rank_pattern"].items()},
+        "alpha_pattern": {name: wider * a for name, a in config["alpha_pattern"].items()},
+        "init_lora_weights": True,
     }
 
 

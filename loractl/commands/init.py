@@ -49,6 +49,28 @@ train:
 seed: 0  # fixes order, dropout and initial values
 """,
     ),
+    "dora": (
+        "DoRA: LoRA with a trained length for each output, near full fine-tuning at a low rank.",
+        """\
+method: dora  # lora would leave the lengths out, and be faster
+
+lora:
+  rank: 16  # r: more learns more, and costs more memory
+  alpha: 32  # the update is scaled by alpha / rank
+  target_modules: all-linear  # every linear layer but the output head; or a list of names
+
+""",
+        """\
+train:
+  epochs: 3  # passes over the rows; or steps: N in its place
+  batch_size: 8  # rows a micro-batch; halve it when memory is short ...
+  gradient_accumulation: 1  # ... and double this: the step stays the same
+  learning_rate: 1e-4  # the peak; DoRA takes somewhat less than LoRA
+  save_every: 100  # steps between checkpoints, from which --resume goes on
+
+seed: 0  # fixes order, dropout and initial values
+""",
+    ),
     "full": (
         "Full fine-tuning: every weight is trained; takes about 16 bytes a weight.",
         """\
@@ -67,7 +89,7 @@ seed: 0  # fixes the order of the rows
 """,
     ),
 }
-NOT_YET = ("qlora", "dora", "adalora")
+NOT_YET = ("qlora", "adalora")
 
 
 def run(template: str, model: str | None, data: str | None, out: Path) -> int:

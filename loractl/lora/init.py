@@ -1,6 +1,8 @@
-"""Where an adapter starts: (rank, d_in, d_out) -> A and B.
+"""Where an adapter starts: (rank, d_in, d_out) -> A and B, or (weight, rank, scale) -> A and B.
 
-A is random and B zero (for embeddings the other way round), so that nothing changes at first.
+In the first kind A is random and B zero (for embeddings the other way round), so that nothing
+changes at first. In the second both are parts of the frozen weight, and the layer counts its update
+from them (`LoraLayer.count_from_`).
 """
 
 import math
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 Init = Callable[[int, int, int, torch.Generator], tuple[Tensor, Tensor]]
+PartInit = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 
 
 def default(rank: int, d_in: int, d_out: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,4 +38,26 @@ def embedding(
     return torch.zeros(rank, d_in, dtype=torch.float32), B
 
 
+def pissa(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The largest singular directions of W: B = U_r sqrt(S_r / s), A = sqrt(S_r / s) V_r^T.
+
+    PiSSA, arXiv 2404.02948, equations 2 and 3, with PEFT's division by the scale s, by which s B A
+    is the part of W itself. W (d_out, d_in) -> A (rank, d_in) and B (d_out, rank) in float32.
+    """
+    U, S, Vh = torch.linalg.svd(W.float(), full_matrices=False)
+    root = torch.sqrt(S[:rank] / scale)
+    return root[:, None] * Vh[:rank], U[:, :rank] * root
+
+
+def olora(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The first columns of W's QR: B = Q_r, A = R_r, so that B starts orthonormal.
+
+    OLoRA, arXiv 2406.01775, as PEFT has it: not divided by the scale. Shapes as in `pissa`.
+    """
+    Q, R = torch.linalg.qr(W.float())
+    return R[:rank], Q[:, :rank]
+
+
 INITS: dict[str, Init] = {"default": default, "gaussian": gaussian}
+PART_INITS: dict[str, PartInit] = {"pissa": pissa, "olora": olora}
+"""Those that start at parts of the weight; their rank is at most that of the weight."""

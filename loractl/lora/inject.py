@@ -1,18 +1,18 @@
 """Put adapters into a model and take them out; find what can carry one. Works on any nn.Module."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from loractl.lora.init import INITS, embedding
+from loractl.lora.dora import DoraConv1D, DoraEmbedding, DoraLinear
+from loractl.lora.init import INITS, PART_INITS, embedding
 from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
 from loractl.lora.ranks import ModuleRank
 
-LAYERS: dict[str, type[LoraLayer]] = {
-    "linear": LoraLinear,
-    "conv1d": LoraConv1D,
-    "embedding": LoraEmbedding,
+FORMULAS: dict[str, dict[str, type[LoraLayer]]] = {
+    "lora": {"linear": LoraLinear, "conv1d": LoraConv1D, "embedding": LoraEmbedding},
+    "dora": {"linear": DoraLinear, "conv1d": DoraConv1D, "embedding": DoraEmbedding},
 }
 
 
@@ -43,6 +43,15 @@ def sizes(kind: str, weight: torch.Tensor) -> tuple[int, int]:
     return (columns, rows) if kind == "linear" else (rows, columns)
 
 
+def shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """The shape of each named module's weight, as it lies."""
+    found = {}
+    for name in names:
+        rows, columns = model.get_parameter(f"{name}.weight").shape
+        found[name] = (rows, columns)
+    return found
+
+
 def freeze_(model: nn.Module) -> None:
     """Turn off the gradient of every parameter."""
     for parameter in model.parameters():
@@ -53,14 +62,15 @@ def inject_(
     model: nn.Module,
     ranks: Mapping[str, ModuleRank],
     *,
+    formula: str = "lora",
     init: str = "default",
     dropout: float = 0.0,
     seed: int = 0,
 ) -> dict[str, LoraLayer]:
     """Freeze the model and swap an adapted layer in for each module that `ranks` names.
 
-    Initial values depend on the seed and the order of the modules alone, not on device or dtype.
-    Returns the new layers by path.
+    Initial values depend on the seed and the order of the modules alone, not on device or dtype;
+    those of PiSSA and OLoRA on the weights instead. Returns the new layers by path.
     """
     freeze_(model)
     generator = torch.Generator().manual_seed(seed)
@@ -71,9 +81,16 @@ def inject_(
         assert kind is not None, f"{name} is a {type(base).__name__}, which carries no adapter"
         weight = base.weight
         assert isinstance(weight, torch.Tensor)
-        start = embedding if kind == "embedding" else INITS[init]
-        A, B = start(size.rank, *sizes(kind, weight), generator)
-        layers[name] = LAYERS[kind](base, A, B, scale=size.scale, dropout=dropout)
+        layer_class = FORMULAS[formula][kind]
+        if init in PART_INITS:
+            W = weight.detach().T if layer_class.transposed else weight.detach()
+            A, B = PART_INITS[init](W, size.rank, size.scale)
+        else:
+            start = embedding if kind == "embedding" else INITS[init]
+            A, B = start(size.rank, *sizes(kind, weight), generator)
+        layers[name] = layer_class(base, A, B, scale=size.scale, dropout=dropout)
+        if init in PART_INITS:
+            layers[name].count_from_(A, B)
     for name, layer in layers.items():
         _put(model, name, layer)
     return layers

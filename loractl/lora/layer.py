@@ -3,7 +3,12 @@
 From "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. The product
 B A, as large as W, is never formed in training: B (A x) costs r (d_in + d_out) a token, not
 d_in d_out. Merging and exporting see only `delta` and `merged_weight`.
+
+A layer that starts at parts of its own weight (PiSSA, OLoRA) counts its update from there:
+s (B A - B0 A0), so that W rests as it is.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +25,9 @@ class LoraLayer(nn.Module):
     """
 
     kind = ""
+    transposed = False  # whether the weight lies as (d_in, d_out)
+    A0: Tensor | None
+    B0: Tensor | None
 
     def __init__(
         self, base: nn.Module, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0
@@ -32,6 +40,8 @@ class LoraLayer(nn.Module):
         self.base = base
         self.A = nn.Parameter(A.to(device=device, dtype=torch.float32))  # (r, d_in)
         self.B = nn.Parameter(B.to(device=device, dtype=torch.float32))  # (d_out, r)
+        self.register_buffer("A0", None, persistent=False)
+        self.register_buffer("B0", None, persistent=False)
         self.scale = scale
         self.dropout = dropout
         self.enabled = True
@@ -52,22 +62,50 @@ class LoraLayer(nn.Module):
     def rank(self) -> int:
         return self.A.shape[0]
 
+    def count_from_(self, A0: Tensor, B0: Tensor) -> None:
+        """Let the update be s (B A - B0 A0): zero while A and B are where they start.
+
+        PiSSA and OLoRA are written with a residual base W - s B0 A0 in place of W. That is the same
+        function; but in bfloat16 the residual is rounded, and the sum no longer W.
+        """
+        self.A0 = A0.to(device=self.A.device, dtype=torch.float32, copy=True)
+        self.B0 = B0.to(device=self.B.device, dtype=torch.float32, copy=True)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (k, d_in) and B (d_out, k) of the update s * B A; k is r, or 2 r with a start.
+
+        B A - B0 A0 = (B - B0) A + B0 (A - A0): differences first, since the two products are as
+        large as W and would lose the update's digits to their own.
+        """
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         y: Tensor = self.base(x)
         if not self.enabled:
             return y
-        h = F.dropout(x, self.dropout, self.training)
-        h = F.linear(h, self.A.to(x.dtype))  # (..., r)
-        return torch.add(y, F.linear(h, self.B.to(x.dtype)), alpha=self.scale)
+        return torch.add(y, self.update(self.dropped(x)), alpha=self.scale)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input with dropout, in train mode."""
+        return F.dropout(x, self.dropout, self.training)
+
+    def update(self, x: Tensor) -> Tensor:
+        """B A x, without its scale: x (..., d_in) -> (..., d_out)."""
+        A, B = self.factors()
+        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
 
     def update_rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of s * B A in float64, laid out as the layer's weight."""
-        return self.B.detach()[start:stop].double() @ self.A.detach().double() * self.scale
+        A, B = (factor.detach().double() for factor in self.factors())
+        rows = A[:, start:stop].T @ B.T if self.transposed else B[start:stop] @ A
+        return rows * self.scale
 
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
-        return torch.cat([self.update_rows(*ends).float() for ends in _strips(self.weight)])
+        return torch.cat([self.update_rows(*ends).float() for ends in strips(self.weight)])
 
     def merged_weight(
         self, weight: Tensor | None = None, *, dtype: torch.dtype | None = None
@@ -79,13 +117,17 @@ class LoraLayer(nn.Module):
         """
         W = (self.weight if weight is None else weight).detach()
         merged = torch.empty_like(W, dtype=dtype or W.dtype)
-        for start, stop in _strips(W):
-            exact = W[start:stop].double() + self.update_rows(start, stop).to(W.device)
+        for start, stop, exact in self.merged_rows(W):
             merged[start:stop] = exact.float().to(merged.dtype)
         return merged
 
+    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """W + s * B A in float64, strip by strip: (start, stop, rows)."""
+        for start, stop in strips(W):
+            yield start, stop, W[start:stop].double() + self.update_rows(start, stop).to(W.device)
 
-def _strips(weight: Tensor) -> list[tuple[int, int]]:
+
+def strips(weight: Tensor) -> list[tuple[int, int]]:
     """Rows of a matrix in strips of at most STRIP values."""
     rows = max(1, STRIP // weight.shape[1])
     return [(start, start + rows) for start in range(0, weight.shape[0], rows)]
@@ -101,10 +143,7 @@ class LoraConv1D(LoraLayer):
     """LoRA on GPT-2's Conv1D, a linear layer whose weight lies as (d_in, d_out)."""
 
     kind = "conv1d"
-
-    def update_rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the update as (d_in, d_out), like the weight of a Conv1D."""
-        return _transposed_rows(self, start, stop)
+    transposed = True
 
 
 class LoraEmbedding(LoraLayer):
@@ -115,6 +154,7 @@ class LoraEmbedding(LoraLayer):
     """
 
     kind = "embedding"
+    transposed = True
 
     @property
     def embed_scale(self) -> Tensor:
@@ -122,20 +162,11 @@ class LoraEmbedding(LoraLayer):
         scale = getattr(self.base, "embed_scale", 1.0)
         return torch.as_tensor(scale, dtype=self.weight.dtype, device=self.weight.device)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def dropped(self, x: Tensor) -> Tensor:
+        return x
+
+    def update(self, x: Tensor) -> Tensor:
         """Look up ids x (...) -> (..., width)."""
-        y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
-        h = F.embedding(x, self.A.T.to(y.dtype))  # (..., r)
-        update = F.linear(h, self.B.to(y.dtype)) * self.embed_scale
-        return torch.add(y, update, alpha=self.scale)
-
-    def update_rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the update as (vocabulary, width)."""
-        return _transposed_rows(self, start, stop)
-
-
-def _transposed_rows(layer: LoraLayer, start: int, stop: int) -> Tensor:
-    """Rows of s * (B A)^T in float64: for weights that lie as (d_in, d_out)."""
-    return layer.A.detach()[:, start:stop].T.double() @ layer.B.detach().T.double() * layer.scale
+        A, B = self.factors()
+        h = F.embedding(x, A.T.to(self.weight.dtype))  # (..., r)
+        return F.linear(h, B.to(h.dtype)) * self.embed_scale

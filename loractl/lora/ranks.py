@@ -80,6 +80,18 @@ def sizes(spec: RankSpec, names: Iterable[str]) -> dict[str, ModuleRank]:
     return resolved
 
 
+def not_low(ranks: Mapping[str, ModuleRank], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """The modules where A and B hold no fewer values than the weight: r >= d k / (d + k).
+
+    `shapes` gives the (d, k) of each weight.
+    """
+    return [
+        name
+        for name, size in ranks.items()
+        if size.rank * sum(shapes[name]) >= math.prod(shapes[name])
+    ]
+
+
 def _first_fit(patterns: Mapping[str, float] | None, name: str, default: float, key: str) -> float:
     fitting = (value for pattern, value in (patterns or {}).items() if _fits(pattern, name, key))
     return next(fitting, default)

@@ -40,17 +40,43 @@ class LearningRate:
 
 
 def adamw(
-    parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    lora_plus_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over named parameters; biases and norms (one dimension) are not decayed."""
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() <= 1]
+    """AdamW over named parameters; biases and norms (one dimension) are not decayed.
+
+    Each group carries the `ratio` of its rate to the learning rate; whoever sets rates multiplies
+    by it. LoRA+ (arXiv 2402.12354) gives B and vectors `lora_plus_ratio`, by the groups of its
+    authors and of PEFT, and the rest 1.
+    """
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        vector = parameter.dim() <= 1
+        ratio = lora_plus_ratio if vector or is_B(name) else 1.0
+        members.setdefault((ratio, 0.0 if vector else weight_decay), []).append(parameter)
     groups = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((matrices, weight_decay), (vectors, 0.0))
-        if group
+        {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * learning_rate}
+        for (ratio, decay), group in members.items()
     ]
     return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+def set_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the rate of the next step, each group's in its ratio."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["ratio"]
+
+
+def is_B(name: str) -> bool:
+    """Whether a parameter, by PEFT's names, is the B of a linear layer.
+
+    An embedding's is none: its input is one-hot, so that the widths on which LoRA+ rests are not
+    those of its A and B. Both go at the plain rate (PEFT takes a fixed 1e-6, which trains nothing).
+    """
+    return ".lora_B." in name
 
 
 def state_tensors(

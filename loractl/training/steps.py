@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loractl.errors import NumericError
 from loractl.records import UNTRAINED, Batch, DataState
-from loractl.training.optim import LearningRate
+from loractl.training.optim import LearningRate, set_rate_
 from loractl.training.state import TrainState
 
 Loss = Callable[[Batch], tuple[Tensor, int]]
@@ -26,7 +26,7 @@ class Step:
     step: int  # counted from 1
     epoch: float
     loss: float  # mean over the window's trained tokens, in nats
-    lr: float
+    lr: float  # of A; with LoRA+ that of B is higher
     grad_norm: float  # before clipping
     tokens: int  # real tokens of the window
     trained_tokens: int
@@ -66,8 +66,7 @@ def steps(
             return
         began = time.perf_counter()
         lr = recipe.learning_rate.at(state.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_rate_(optimizer, lr)
         # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
         # drew.
         torch.manual_seed((recipe.seed * 1_000_003 + state.step) % 2**63)

@@ -200,10 +200,49 @@ def test_base_weights_that_peft_lays_beside_embedding_adapters_may_be_there(
         ours(where, tmp_path / "peft")
 
 
-def test_a_dora_adapter_of_peft_is_refused(base: Make, tmp_path: Path) -> None:
-    peft_saved(base("llama"), tmp_path / "peft", target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(ArtifactError, match="use_dora is true"):
-        read(tmp_path / "peft")
+DORAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("llama", {"target_modules": "all-linear", "lora_dropout": 0.1}),
+    "biases": ("phi3", {"target_modules": "all-linear", "use_rslora": True}),
+    "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "scaled-embedding": ("gemma3", {"target_modules": ["embed_tokens", "down_proj"]}),
+}
+
+
+@TIED
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning")
+@pytest.mark.parametrize("case", DORAS)
+def test_dora_adapters_of_peft_are_read_and_answer_alike(
+    case: str, base: Make, logits: Logits, tmp_path: Path
+) -> None:
+    architecture, settings = DORAS[case]
+    where = base(architecture)
+    settings = {"r": 4, "lora_alpha": 6, "use_dora": True, **settings}
+    expected = peft_saved(where, tmp_path / "peft", **settings)
+    assert_same(logits(ours(where, tmp_path / "peft")), expected, logits(where))
+
+
+def test_a_magnitude_too_few_too_short_or_unannounced_is_refused(
+    base: Make, tmp_path: Path
+) -> None:
+    where, directory = base("llama"), tmp_path / "peft"
+    peft_saved(where, directory, target_modules=["q_proj"], use_dora=True)
+    whole = load_file(directory / WEIGHTS)
+    name = next(n for n in sorted(whole) if n.endswith("lora_magnitude_vector"))
+    save_file({n: t for n, t in whole.items() if n != name}, directory / WEIGHTS)
+    with pytest.raises(ArtifactError, match=f"1 tensors are missing: {name}"):
+        ours(where, directory)
+    save_file({**whole, name: whole[name][:-1].clone()}, directory / WEIGHTS)
+    with pytest.raises(ArtifactError, match=rf"{name} has shape \[31\], expected \[32\]"):
+        ours(where, directory)
+    save_file(whole, directory / WEIGHTS)
+    config = json.loads((directory / CONFIG).read_text("utf-8"))
+    (directory / CONFIG).write_text(json.dumps({**config, "use_dora": False}), "utf-8")
+    with pytest.raises(ArtifactError, match=f"unexpected: {name}"):
+        ours(where, directory)
+    (directory / CONFIG).write_text(json.dumps({**config, "use_dora": "yes"}), "utf-8")
+    with pytest.raises(ArtifactError, match='use_dora is "yes"'):
+        read(directory)
 
 
 def test_a_pattern_that_is_no_regex_is_refused_by_its_file_and_field(

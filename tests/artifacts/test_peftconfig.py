@@ -25,7 +25,6 @@ def edit_config(directory: Path, changes: dict[str, Any]) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "use_dora": True,
     "modules_to_save": ["lm_head"],
     "bias": "all",
     "lora_bias": True,

@@ -14,7 +14,15 @@ from peft.utils.other import get_pattern_key
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loractl.lora.inject import adaptable
-from loractl.lora.ranks import RankSpec, UnmatchedError, parse_layers, resolve, sizes
+from loractl.lora.ranks import (
+    ModuleRank,
+    RankSpec,
+    UnmatchedError,
+    not_low,
+    parse_layers,
+    resolve,
+    sizes,
+)
 from loractl.models.load import head_name
 
 ATTENTION = {
@@ -272,3 +280,11 @@ def test_a_pattern_that_fits_no_targeted_module_is_refused(base: Base) -> None:
             f"lora.{field}",
             "'v_proj' matches no targeted module",
         )
+
+
+@pytest.mark.parametrize("d,k", [(32, 16), (64, 64), (5, 300), (1, 1)])
+def test_a_rank_is_low_while_a_and_b_hold_fewer_values_than_the_weight(d: int, k: int) -> None:
+    ranks = {str(rank): ModuleRank(rank, 1, 1) for rank in range(1, d + k)}
+    found = not_low(ranks, dict.fromkeys(ranks, (d, k)))
+    assert found == [str(rank) for rank in range(1, d + k) if rank * d + rank * k >= d * k]
+    assert found == [str(rank) for rank in range(1, d + k) if rank >= d * k / (d + k)]

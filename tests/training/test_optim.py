@@ -3,18 +3,25 @@ back."""
 
 import math
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from transformers import AutoModelForCausalLM
 
+from loractl.lora.layer import LoraLinear
 from loractl.training.optim import (
     SCHEDULES,
     LearningRate,
     adamw,
     restore_state_,
+    set_rate_,
     state_tensors,
 )
 
@@ -92,6 +99,83 @@ def test_matrices_decay_and_biases_and_norms_do_not() -> None:
         decayed = before[name] * (1 - 0.1 * 0.5) if parameter.dim() > 1 else before[name]
         torch.testing.assert_close(parameter.detach(), decayed)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_groups_of_lora_plus_are_those_of_peft(dora: bool, base: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama"), dtype=torch.float32)
+    targets = ["q_proj", "down_proj", "embed_tokens"]
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=targets, use_dora=dora))
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    theirs = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+    )
+    ours = adamw(parameters, learning_rate=1e-3, weight_decay=0.1, lora_plus_ratio=16.0)
+
+    def rates(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
+        return {
+            id(p): (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
+    assert rates(ours).keys() == rates(theirs).keys()
+    for name, parameter in parameters.items():
+        found, expected = rates(ours)[id(parameter)], rates(theirs)[id(parameter)]
+        if "embed_tokens" not in name:  # PEFT's 1e-6 for embeddings is no ratio
+            # PEFT decays a magnitude, which it takes for a matrix; ours, like a norm, is not
+            assert found == (expected[0], expected[1] if parameter.dim() > 1 else 0.0), name
+        elif parameter.dim() > 1:
+            assert found == (1e-3, 0.1), name
+    assert {lr for lr, _ in rates(ours).values()} == {1e-3, 1.6e-2}
+
+
+def test_a_rate_scales_every_group_in_its_ratio() -> None:
+    parameters = {
+        "x.lora_A.weight": nn.Parameter(torch.ones(2, 3)),
+        "x.lora_B.weight": nn.Parameter(torch.ones(3, 2)),
+    }
+    optimizer = adamw(parameters, learning_rate=1.0, weight_decay=0.0, lora_plus_ratio=8.0)
+    for rate in (0.5, 0.25, 0.0):
+        set_rate_(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, 8 * rate]
+
+
+def losses_of(p: float, q: float) -> list[float]:
+    """Losses of 20 steps with alpha / (p q), A p times as large, and rates p and q times as high.
+
+    B starts at zero. AdamW adds eps to the root of the averages, which are 1/p and 1/q of the
+    plain run's: eps goes with them.
+    """
+    torch.manual_seed(0)
+    frozen = nn.Linear(6, 5).requires_grad_(False)
+    layer = LoraLinear(frozen, torch.randn(3, 6), torch.zeros(5, 3), scale=1.5 / (p * q))
+    layer = layer.double()
+    with torch.no_grad():
+        layer.A.mul_(p)
+    x, target = torch.randn(9, 6).double(), torch.randn(9, 5).double()
+    named = {"x.lora_A.weight": layer.A, "x.lora_B.weight": layer.B}
+    optimizer = adamw(named, learning_rate=0.01 * p, weight_decay=0.0, lora_plus_ratio=q / p)
+    for group in optimizer.param_groups:
+        group["eps"] = 1e-8 / (p if group["params"][0] is layer.A else q)
+    rate = LearningRate(0.01 * p, "cosine", 0.1, 20)
+    losses = []
+    for step in range(rate.total):
+        set_rate_(optimizer, rate.at(step))
+        loss = (layer(x) - target).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("p,q", [(2.0, 1.0), (1.0, 16.0), (0.25, 8.0), (3.0, 0.7)])
+def test_lora_plus_trades_off_with_scale_and_start_exactly(p: float, q: float) -> None:
+    plain, other = losses_of(1.0, 1.0), losses_of(p, q)
+    assert plain[-1] < 0.9 * plain[0]
+    assert max(abs(a - b) for a, b in zip(plain, other, strict=True)) < 1e-12
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:

@@ -1,0 +1,61 @@
+"""The plot of `loractl inspect`: singular values of the updates, a panel a kind of module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loractl.errors import ConfigError
+
+ENDINGS = (".png", ".svg")
+COLUMNS = 4
+
+
+def require_plot(path: Path) -> None:
+    """Refuse, before any work, a plot that could not be drawn."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--plot: {path}, expected a name that ends in {' or '.join(ENDINGS)}")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        found = "is a directory" if path.is_dir() else "lies in no directory that exists"
+        raise ConfigError(f"--plot: {path} {found}")
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
+
+
+def draw(path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]) -> None:
+    """Draw each module's singular values, from the first layer (dark) to the last (light)."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    kinds: dict[str, list[Sequence[float]]] = {}
+    for name, values in spectra.items():
+        kinds.setdefault(kind_of(name), []).append(values)
+    columns = min(COLUMNS, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(1 + 3.0 * columns, 1 + 2.4 * rows), layout="constrained")
+    panels: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    colours = colormaps["viridis"]
+    for panel, (kind, ones) in zip(panels.flat, kinds.items(), strict=False):
+        for depth, values in enumerate(ones):
+            colour = colours(0.9 * depth / max(1, len(ones) - 1))
+            ranks = range(1, len(values) + 1)
+            panel.plot(ranks, values, color=colour, linewidth=1.2, marker="o", markersize=3)
+        panel.set_title(kind, fontsize=10)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+    # Only now: a limit set on one panel would end the scaling of all, and cut off what is higher.
+    largest = max(max(values) for values in spectra.values())
+    panels[0, 0].set_ylim(0, 1.05 * largest or 1.0)
+    for panel in list(panels.flat)[len(kinds) :]:
+        panel.set_visible(False)
+    figure.supxlabel("number of the singular value", fontsize=10)
+    figure.supylabel("singular value of dW", fontsize=10)
+    figure.suptitle(
+        "Singular values by kind of module; dark: first layer, light: last", fontsize=11
+    )
+    svg = path.suffix.lower() == ".svg"
+    canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
+    canvas.print_figure(path, dpi=150)

@@ -1,0 +1,142 @@
+"""DoRA: y = m (W x + s B A x) / ||W + s B A|| + bias, with one norm and one m for each output.
+
+From "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, equations 5 and 11: the norm
+is over the inputs, is a constant in the backward pass (section 4.3), and m starts at ||W||. Bias
+and dropout as in PEFT.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, strips
+
+_Seen = list[tuple[Tensor, int, torch.dtype, torch.device]]
+
+
+class DoraLayer(LoraLayer):
+    """What the three kinds of layer share: m (d_out,), in float32 as A and B, and the norm.
+
+    While A and B are where they start the layer answers bit for bit as its base: m is the norm by
+    the same computation, and what is added to the base's answer is zero.
+    """
+
+    def __init__(
+        self, base: nn.Module, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__(base, A, B, scale=scale, dropout=dropout)
+        self._seen: _Seen = []
+        self._norm: Tensor | None = None
+        self._squares: Tensor | None = None
+        hollow = self.weight.is_meta  # m is then read from a file
+        start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
+        self.m = nn.Parameter(start.detach().clone())  # (d_out,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: x (..., d_in) -> (..., d_out)."""
+        y: Tensor = self.base(x)
+        if not self.enabled:
+            return y
+        h = self.dropped(x)
+        update = self.update(h) * self.scale
+        # With dropout, all that DoRA adds to the base's answer is made from the dropped input.
+        plain = y if h is x else self.base(h)
+        if self.bias is not None:
+            plain = plain - self.bias
+        # g (Wx + u) = Wx + u + (g - 1)(Wx + u): exact at the start, where g is 1 and u is 0, and
+        # in bfloat16 a g near 1 keeps its digits.
+        less_one = (self.gain() - 1).to(y.dtype)
+        return y + update + less_one * (plain + update)
+
+    def gain(self) -> Tensor:
+        """m / ||W + s B A|| (d_out,), the norm without gradient; 1 where the norm is zero."""
+        norm = self.norm()
+        positive = norm > 0
+        ratio = self.m / torch.where(positive, norm, torch.ones_like(norm))
+        return torch.where(positive, ratio, torch.ones_like(norm))
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """||W + s B A|| over the inputs (d_out,), kept until A, B or their start change."""
+        now: _Seen = [
+            (tensor, tensor._version, tensor.dtype, tensor.device)
+            for tensor in (self.A, self.B, self.A0, self.B0, self.weight)
+            if tensor is not None
+        ]
+        same = len(now) == len(self._seen) and all(
+            new[0] is old[0] and new[1:] == old[1:]
+            for new, old in zip(now, self._seen, strict=True)
+        )
+        if self._norm is None or not same:
+            self._norm, self._seen = self._thin_norm(), now
+        return self._norm
+
+    def _thin_norm(self) -> Tensor:
+        """The root of ||W||^2 + 2 s <W, B A> + s^2 ||B A||^2, from products as thin as A and B.
+
+        W + s B A is never formed. Each term is off by about 1e-7 of itself in float32, so that the
+        norm is exact to 1e-6 unless the update takes away more than nine tenths of W.
+        """
+        A, B = self.factors()
+        cross = (self._weight_times(A.T) * B).sum(dim=1)
+        own = ((B @ (A @ A.T)) * B).sum(dim=1)
+        return self._root(self._square_sums() + 2 * self.scale * cross + self.scale**2 * own)
+
+    @staticmethod
+    def _root(squares: Tensor) -> Tensor:
+        return squares.clamp_min(0).sqrt()
+
+    def _weight_times(self, right: Tensor) -> Tensor:
+        """W @ right in the dtype of `right`: (d_in, k) -> (d_out, k), W converted in strips."""
+        W = self.weight
+        if W.dtype == right.dtype:
+            return W.T @ right if self.transposed else W @ right
+        parts = ((ends, W[slice(*ends)].to(right.dtype)) for ends in strips(W))
+        if not self.transposed:
+            return torch.cat([rows @ right for _, rows in parts])
+        product = right.new_zeros(W.shape[1], right.shape[1])
+        for ends, rows in parts:
+            product += rows.T @ right[slice(*ends)]
+        return product
+
+    def _square_sums(self) -> Tensor:
+        """||W||^2 over the inputs (d_out,), computed once for a dtype and device of A."""
+        known = self._squares
+        if known is None or (known.dtype, known.device) != (self.A.dtype, self.A.device):
+            parts = [self.weight[slice(*ends)].detach() for ends in strips(self.weight)]
+            dim = 0 if self.transposed else 1
+            sums = [rows.to(self.A.dtype).square().sum(dim=dim) for rows in parts]
+            known = torch.stack(sums).sum(dim=0) if self.transposed else torch.cat(sums)
+            self._squares = known
+        return known
+
+    def delta(self) -> Tensor:
+        """m (W + s B A) / ||W + s B A|| - W in float32, laid out as the layer's weight."""
+        W = self.weight.detach()
+        return torch.cat([(rows - W[a:b].double()).float() for a, b, rows in self.merged_rows(W)])
+
+    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """m (W + s B A) / ||W + s B A|| in float64, strip by strip, the norm in float64 too."""
+        dim = 0 if self.transposed else 1
+        sums = [rows.square().sum(dim=dim) for _, _, rows in super().merged_rows(W)]
+        norm = (torch.stack(sums).sum(dim=0) if self.transposed else torch.cat(sums)).sqrt()
+        m = self.m.detach().double().to(norm.device)
+        gain = torch.where(norm > 0, m / norm.clamp_min(1e-300), 1.0)
+        for start, stop, rows in super().merged_rows(W):
+            yield start, stop, rows * (gain if self.transposed else gain[start:stop, None])
+
+
+class DoraLinear(DoraLayer, LoraLinear):
+    """DoRA on nn.Linear: m has one value for each row of the weight."""
+
+
+class DoraConv1D(DoraLayer, LoraConv1D):
+    """DoRA on GPT-2's Conv1D: m has one value for each column of the weight."""
+
+
+class DoraEmbedding(DoraLayer, LoraEmbedding):
+    """DoRA on nn.Embedding: m has one value for each place of the width; the norm is over all ids.
+
+    `embed_scale` multiplies what comes out, as in PEFT, and takes no part in the norm.
+    """
