@@ -1,4 +1,5 @@
-"""The command line: signatures and help of every command. The only importer of typer; no torch.
+"""The command line: signatures and help of every command. No torch; typer is imported here and, for
+the commands of `adapters`, in `cli_adapters`, and nowhere else.
 
 Commands are imported when they run, so that `--help` and usage errors answer at once.
 """
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from loractl import console
+from loractl.cli_adapters import adapters_app
 from loractl.errors import INTERRUPTED, ConfigError, LoractlError, Stopped
 
 app = typer.Typer(
@@ -23,14 +25,11 @@ app = typer.Typer(
 )
 
 NOT_YET = (
-    "check",
     "export",
     "recommend",
     "estimate",
     "chat",
     "eval",
-    "inspect",
-    "adapters",
     "report",
     "sweep",
 )
@@ -45,7 +44,7 @@ Base = Annotated[
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    template: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(help="The training rows.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write it; - for stdout.")] = Path(
@@ -58,13 +57,28 @@ def init(
     return run(template, model, data, out)
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
+]
+
+
+@app.command(epilog="Example: loractl check config.yaml")
+def check(
+    config: Annotated[Path, typer.Argument(help="The YAML file.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> int:
+    """Try everything out: data, masks, lengths, memory, and one real step."""
+    from loractl.commands.check import run
+
+    return run(config, overrides or [], as_json=as_json)
+
+
 @app.command(epilog="Example: loractl train config.yaml --set lora.rank=16")
 def train(
     config: Annotated[Path, typer.Argument(help="The YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")
@@ -135,6 +149,26 @@ def generate(
     )
 
 
+app.add_typer(adapters_app, name="adapters")
+
+
+@app.command(epilog="Example: loractl inspect runs/name --against runs/other")
+def inspect(
+    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    against: Annotated[
+        Path | None, typer.Option(help="Another adapter: do they change the same directions?")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Singular values as .png or .svg.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show ranks, norms, singular values and effective ranks of an adapter."""
+    from loractl.commands.inspect import run
+
+    return run(adapter, against=against, plot=plot, as_json=as_json)
+
+
 @app.command(epilog="Example: loractl schema > loractl.schema.json")
 def schema() -> int:
     """Print the JSON Schema of the config, for editors."""
@@ -182,8 +216,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help_of(argv: Sequence[str]) -> str:
-    known = {command.name or "" for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
-    return f"loractl {argv[0]} --help" if argv and argv[0] in known else "loractl --help"
+    """The help of the command, or of the command within a group, that these words name."""
+    here, path = typer.main.get_command(app), ["loractl"]
+    for word in argv:
+        if word not in getattr(here, "commands", {}):
+            break
+        here = here.commands[word]  # type: ignore[attr-defined]
+        path.append(word)
+    return " ".join([*path, "--help"])
 
 
 def _storage(error: OSError) -> int:

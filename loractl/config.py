@@ -61,7 +61,9 @@ class LoraSection(Section):
         "standard", description="standard: alpha / rank; rslora: alpha / sqrt(rank)"
     )
     init: Literal["default", "gaussian", "pissa", "olora"] = Field(
-        "default", description="how A starts; B starts at zero, so that the adapter changes nothing"
+        "default",
+        description="how A and B start: default and gaussian at random and zero; pissa and olora "
+        "at the weight's main directions. Each changes nothing at first",
     )
     layers: list[Annotated[int, Field(ge=0)]] | str | None = Field(
         None, description="block numbers that get adapters: a list, or a range as '8-15'; null: all"
@@ -82,13 +84,18 @@ class SourceSection(Section):
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
         "auto", description="as data.format, for this source"
     )
-    weight: float = Field(1.0, gt=0, description="share of this source in the mixture")
+    weight: float = Field(
+        1.0, gt=0, description="how often an epoch takes each row: 2 twice, 0.5 a random half"
+    )
     split: str | None = Field(None, description="split of a hub data set")
 
 
 class DataSection(Section):
-    train: Annotated[str, Field(min_length=1)] | list[SourceSection] = Field(
-        description="path of the training rows: JSON lines or a JSON array"
+    train: (
+        Annotated[str, Field(min_length=1)] | Annotated[list[SourceSection], Field(min_length=1)]
+    ) = Field(
+        description="the training rows: a file (.jsonl, .json, .csv, .tsv, .parquet), a directory "
+        "of such files, a hub id, or a list of {path, format, weight, split}"
     )
     eval: Annotated[str, Field(min_length=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="held-out rows: a path, or a fraction of train (split by content)"
@@ -162,7 +169,9 @@ class TrainSection(Section):
 class RunConfig(Section):
     model: ModelSection = Field(description="the base model")
     method: Literal["lora", "dora", "adalora", "full"] = Field(
-        "lora", description="lora: a small trained update; full: every weight is trained"
+        "lora",
+        description="lora: a small trained update; dora: that and a trained length an output; "
+        "full: every weight is trained",
     )
     lora: LoraSection = Field(LoraSection(), description="the adapter")
     data: DataSection = Field(description="what is trained on")
@@ -178,15 +187,11 @@ ANY = None
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
-    "method": ("dora", "adalora"),
-    "lora.init": ("pissa", "olora"),
+    "method": ("adalora",),
     "lora.rank_schedule": ANY,
     "lora.modules_to_save": ANY,
     "lora.adalora": ANY,
-    "data.format": ("sharegpt",),
     "data.retain": ANY,
-    "data.columns": ANY,
-    "train.lora_plus_ratio": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.on_non_finite": ("skip",),
     "train.non_finite_limit": ANY,
@@ -206,8 +211,6 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
         if value in refused if refused is not None else value != default:
             what = "other than its default" if isinstance(value, Section) else repr(value)
             yield key, f"found {what}, which is not available in this version; remove it"
-    if isinstance(config.data.train, list):
-        yield "data.train", "found a list, which is not available in this version; give one path"
 
 
 def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -226,6 +229,8 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             "train.eval_every",
             "set, but data.eval names no held-out rows; set data.eval or remove it",
         )
+    if train.lora_plus_ratio != 1 and config.method == "full":
+        yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):

@@ -14,6 +14,7 @@ from typing import Any
 from loractl import strictyaml
 from loractl.config import RunConfig, conflicts, not_yet, resolve
 from loractl.errors import ConfigError
+from loractl.places import is_hub_data
 from loractl.schemacheck import Checked, check
 from loractl.strictyaml import YamlProblem
 from loractl.wording import closest, found, is_secret, printable
@@ -170,8 +171,13 @@ def _combinations(checked: Checked) -> Iterator[tuple[str, str]]:
 def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
     if checked.config is None:
         return
-    for key in _PATHS:
-        value = _get(checked.config, key)
+    train = checked.config.data.train
+    listed = (
+        {f"data.train[{i}].path": one.path for i, one in enumerate(train)}
+        if isinstance(train, list)
+        else {}
+    )
+    for key, value in {**{key: _get(checked.config, key) for key in _PATHS}, **listed}.items():
         if not isinstance(value, str) or checked.is_doubtful(key):
             continue
         if "://" in value:
@@ -182,7 +188,10 @@ def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
 
 def _missing_path(key: str, value: str, folder: Path) -> str | None:
     path = Path(os.path.expanduser(value))
-    is_hub_id = key.startswith("model.") and _HUB_ID.fullmatch(value) and path.suffix != ".gguf"
+    if key.startswith("model."):
+        is_hub_id = _HUB_ID.fullmatch(value) is not None and path.suffix != ".gguf"
+    else:
+        is_hub_id = is_hub_data(value)
     try:
         if path.exists():
             return None

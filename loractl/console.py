@@ -18,6 +18,11 @@ def is_rich(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def shows_colour() -> bool:
+    """Whether results may be coloured."""
+    return is_rich(sys.stdout)
+
+
 def result(text: str) -> None:
     """Print what the command was asked for, to stdout."""
     print(text, flush=True)
@@ -41,7 +46,7 @@ def errors(messages: Sequence[str]) -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out text in columns as wide as their widest cell; numbers to the right."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    right = [bool(rows) and rows[0][i][:1].isdigit() for i in range(len(header))]
+    right = [bool(rows) and rows[0][i].lstrip("-")[:1].isdigit() for i in range(len(header))]
     lines = [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)

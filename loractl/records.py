@@ -36,6 +36,12 @@ class Example:
     ids: list[int]
     labels: list[int]
     line: int  # 1-based line (or item) of the file it came from
+    path: str = ""  # of that file, where a run reads several
+
+    @property
+    def where(self) -> int | str:
+        """Where its row stands: line, or path:line where a run reads several files."""
+        return f"{self.path}:{self.line}" if self.path else self.line
 
     @property
     def n_trained(self) -> int:
@@ -55,7 +61,7 @@ class Batch:
     labels: "Tensor"
     position_ids: "Tensor"
     n_tokens: int  # real tokens, padding apart
-    lines: tuple[int, ...]  # where its examples came from, for messages
+    lines: tuple[int | str, ...]  # where its examples came from, for messages: line or path:line
 
     def to(self, device: "device") -> "Batch":
         """The same batch with its tensors on `device`."""

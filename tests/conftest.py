@@ -1,13 +1,17 @@
 """Tiny random models of several architectures, a tokenizer with a chat template, and small data."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
+os.environ["LORACTL_CACHE"] = tempfile.mkdtemp(prefix="loractl-cache-")
 # A second thread gains nothing on models this small, and on a busy machine the two wait for each
 # other:
 # the tests of models/ took 88 s with two threads and 11 s with one.
@@ -22,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+atexit.register(shutil.rmtree, os.environ["LORACTL_CACHE"], ignore_errors=True)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

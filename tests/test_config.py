@@ -94,15 +94,13 @@ def test_the_documentation_shows_every_key() -> None:
 
 REFUSED = {
     "model.quantization": "nf4",
-    "method": "dora",
-    "lora.init": "pissa",
+    "method": "adalora",
     "lora.rank_schedule": {10: 4},
     "lora.modules_to_save": ["lm_head"],
     "lora.adalora": {"every": 5},
     "data.format": "sharegpt",
     "data.retain": "general.jsonl",
     "data.columns": {"prompt": "question"},
-    "train.lora_plus_ratio": 16,
     "train.optimizer": "adamw-8bit",
     "train.on_non_finite": "skip",
     "train.non_finite_limit": 5,
@@ -118,17 +116,13 @@ def test_what_no_code_serves_is_refused_by_name(key: str) -> None:
     assert "Section(" not in found[0][1]
 
 
-def test_several_sources_are_not_available() -> None:
-    [(key, message)] = not_yet(config(data__train=[{"path": "a.jsonl"}]))
-    assert key == "data.train" and "not available in this version" in message
-
-
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
         ({"train__steps": 4, "train__epochs": 1}, "train.steps"),
         ({"train__steps": 4, "train__warmup": 5}, "train.warmup"),
         ({"train__eval_every": 4}, "train.eval_every"),
+        ({"train__lora_plus_ratio": 16, "method": "full"}, "train.lora_plus_ratio"),
         ({"train__early_stopping": 2, "data__eval": 0.1}, "train.early_stopping"),
         ({"lora__rank_pattern": {"": 4}}, "lora.rank_pattern"),
         ({"lora__alpha_pattern": {"": 4}}, "lora.alpha_pattern"),

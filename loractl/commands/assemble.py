@@ -4,9 +4,7 @@ import math
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,27 +16,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from loractl import console
 from loractl.artifacts import adapter as adapters
 from loractl.artifacts import peftconfig
-from loractl.config import DataSection, RunConfig
+from loractl.commands.reading import Data, load_data
+from loractl.config import RunConfig
 from loractl.configfile import Loaded
-from loractl.data import batches, examples, sources
-from loractl.errors import DataError, ModelError, NumericError
+from loractl.data import account, batches
+from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import mean_loss
-from loractl.lora.inject import adaptable, inject_
+from loractl.lora.init import PART_INITS
+from loractl.lora.inject import adaptable, inject_, shapes
 from loractl.lora.layer import LoraLayer
-from loractl.lora.ranks import RankSpec, UnmatchedError, resolve
+from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, resolve
 from loractl.models import forward, load
 from loractl.models.objective import loss_sum
-from loractl.records import Batch, DataState, Example
+from loractl.records import Batch, DataState
 from loractl.training.optim import LearningRate
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenised rows and the account of where they came from."""
-
-    train: list[Example]
-    held_out: list[Example]
-    accounts: dict[str, examples.Account]
 
 
 @dataclass(frozen=True)
@@ -122,12 +113,16 @@ def assemble(loaded: Loaded) -> Session:
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
+    for one in data.accounts.values():
+        for warning in account.warnings(one, max_length=max_length):
+            console.note(f"note: {warning}")
     plan = batches.BatchPlan(
         batch_size=config.train.batch_size,
         accumulation=config.train.gradient_accumulation,
         max_length=max_length,
         packing=config.data.packing,
         seed=config.seed,
+        parts=data.parts,
     )
     total_steps = _total_steps(loaded, data, plan)
     device = load.choose_device()
@@ -192,11 +187,41 @@ def _adapt_(model: PreTrainedModel, loaded: Loaded) -> tuple[dict[str, LoraLayer
         kinds=kinds,
         dropout=config.lora.dropout,
         base=config.model.name_or_path,
+        init=config.lora.init,
+        formula=config.method,
     )
+    _check_widths(loaded, ranks, shapes(model, ranks))
     layers = inject_(
-        model, ranks, init=config.lora.init, dropout=config.lora.dropout, seed=config.seed
+        model,
+        ranks,
+        formula=config.method,
+        init=config.lora.init,
+        dropout=config.lora.dropout,
+        seed=config.seed,
     )
     return layers, content
+
+
+def _check_widths(
+    loaded: Loaded, ranks: dict[str, ModuleRank], weights: dict[str, tuple[int, int]]
+) -> None:
+    """Say where an adapter is as large as its weight; refuse a start that has too few parts."""
+    if found := not_low(ranks, weights):
+        name = found[0]
+        d, k = weights[name]
+        console.note(
+            f"note: {len(found)} adapters hold no fewer values than their weights, the first:"
+            f" {name} of rank {ranks[name].rank}, which saves only below {d * k / (d + k):.4g};"
+            " lower lora.rank, or its own in lora.rank_pattern"
+        )
+    init = loaded.config.lora.init
+    for name, shape in weights.items():
+        if init in PART_INITS and ranks[name].rank > min(shape):
+            raise loaded.error(
+                "lora.init",
+                f"{init} starts at parts of the weights, and that of {name} has a lower rank than"
+                f" {ranks[name].rank}; lower lora.rank, or its own in lora.rank_pattern",
+            )
 
 
 def _max_length(config: RunConfig, positions: int | None) -> int:
@@ -209,43 +234,6 @@ def _max_length(config: RunConfig, positions: int | None) -> int:
         f" {positions} is used"
     )
     return positions
-
-
-def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
-    """Read and tokenise training rows and held-out ones; say what was cut or left out."""
-    assert isinstance(data.train, str), "a list of sources is refused by the config"
-    path = Path(data.train)
-    encode = partial(
-        examples.load,
-        tokenizer=tokenizer,
-        format=data.format,
-        max_length=max_length,
-        train_on=data.train_on,
-        too_long=data.too_long,
-    )
-    rows = list(sources.read(path))
-    held_rows: list[sources.Row] = []
-    held_path = path
-    if isinstance(data.eval, float):
-        rows, held_rows = sources.split(rows, data.eval)
-        if not rows or not held_rows:
-            raise DataError(
-                f"data.eval: a share of {data.eval} leaves {len(held_rows)} of"
-                f" {len(rows) + len(held_rows)} rows to evaluate and {len(rows)} to train;"
-                " change it"
-            )
-    elif data.eval is not None:
-        held_path = Path(data.eval)
-        held_rows = list(sources.read(held_path))
-    train, account = encode(path, rows)
-    accounts = {"train": account}
-    held_out: list[Example] = []
-    if held_rows:
-        held_out, accounts["eval"] = encode(held_path, held_rows)
-    for one in accounts.values():
-        for warning in examples.warnings(one, max_length=max_length):
-            console.note(f"note: {warning}")
-    return Data(train, held_out, accounts)
 
 
 def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:

@@ -1,7 +1,7 @@
 """`loractl generate`: text from a base model, or from a base with an adapter."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ class Prompt:
 
     messages: list[Message]
     adapter: str | None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,15 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
     found = []
     for row in sources.read(path):
         fields: dict[str, Any] = row.fields
+        tools: tuple[Mapping[str, Any], ...] = ()
         try:
+            if row.error is not None:
+                raise rows.RowError(row.error)
             if isinstance(fields.get("prompt"), str):
                 messages = [Message("user", fields["prompt"])]
             elif "messages" in fields:
-                messages = rows.messages(fields)
+                conversation = rows.messages(fields)
+                messages, tools = list(conversation.messages), conversation.tools
             else:
                 raise rows.RowError("expected a prompt (text) or messages")
         except rows.RowError as error:
@@ -116,7 +121,7 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
             raise DataError(
                 f"{path}:{row.line}: adapter {name!r}, expected one of --adapter: {names}"
             )
-        found.append(Prompt(messages, name))
+        found.append(Prompt(messages, name, tools))
     return found
 
 
@@ -145,7 +150,7 @@ def _answer(
         tokenizer.chat_template = (adapter and adapter.chat_template) or plain_template
         places = [i for i, prompt in enumerate(asked) if prompt.adapter == name]
         try:
-            ids = [prompt_ids(tokenizer, asked[i].messages) for i in places]
+            ids = [prompt_ids(tokenizer, asked[i].messages, asked[i].tools) for i in places]
         except TemplateError as error:
             raise DataError(f"prompt: {error}") from None
         if adapter is not None:

@@ -1,8 +1,6 @@
 """The heavy half of `loractl train`, which brings torch: assemble, train, evaluate, save."""
 
 import math
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ import torch
 
 from loractl import configfile, console
 from loractl.artifacts import adapter as adapters
-from loractl.artifacts import checkpoint, files, merged, metrics
+from loractl.artifacts import checkpoint, files, merged, metrics, peftconfig
 from loractl.artifacts.rundir import RunDir, Status
 from loractl.commands import restore
 from loractl.commands.assemble import Session, assemble
 from loractl.commands.signals import StopRequest
 from loractl.configfile import Loaded
 from loractl.errors import NumericError, Stopped
+from loractl.models import load
 from loractl.training.optim import adamw, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
@@ -36,6 +35,7 @@ def train(loaded: Loaded, directory: RunDir, *, resume: bool, again: str) -> int
         session.parameters,
         learning_rate=config.train.learning_rate,
         weight_decay=config.train.weight_decay,
+        lora_plus_ratio=config.train.lora_plus_ratio,
     )
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
     state = TrainState()
@@ -138,7 +138,7 @@ class _Run:
             "tokens": step.tokens,
             "trained_tokens": step.trained_tokens,
             "tokens_per_s": round(step.tokens / step.seconds, 1),
-            "peak_memory_bytes": _peak_memory(self.session.device),
+            "peak_memory_bytes": load.peak_memory(self.session.device),
         }
         metrics.append(self.directory.metrics, row)
 
@@ -165,7 +165,7 @@ class _Run:
         checkpoint.save(
             self.directory.checkpoints,
             self.state.step,
-            write_model=lambda path: _write_trained(session, path, self.state),
+            write_model=lambda path: write_trained(session, path, self.state),
             optimizer=state_tensors(self.optimizer, session.parameters),
             state={"train": self.state.snapshot(), "inputs": restore.inputs(session)},
             keep=session.config.train.keep_checkpoints,
@@ -198,16 +198,8 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _line(step: Step) -> str:
-    memory = console.size(_peak_memory(torch.device("cpu")))
+    memory = console.size(load.peak_memory(torch.device("cpu")))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated on CUDA, resident elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
 
 
 def _open(session: Session, directory: RunDir, state: TrainState) -> None:
@@ -226,7 +218,7 @@ def _introduce(session: Session, state: TrainState) -> None:
     """Say what is about to be trained, on what."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
-    account = session.data.accounts["train"]
+    read = session.data.of_train()
     dtype = str(session.dtype).removeprefix("torch.")
     console.note(f"model    {session.source.name} on {session.device.type}, {dtype}")
     if session.layers:
@@ -237,9 +229,10 @@ def _introduce(session: Session, state: TrainState) -> None:
     else:
         console.note(f"weights  all {trained:,} parameters are trained")
     console.note(
-        f"data     {account.examples:,} examples, {account.tokens:,} tokens,"
-        f" {account.trained_tokens:,}"
-        f" of them trained; {session.total_steps:,} steps"
+        f"data     {sum(one.examples for one in read):,} examples,"
+        f" {sum(one.tokens for one in read):,} tokens,"
+        f" {sum(one.trained_tokens for one in read):,} of them trained;"
+        f" {session.total_steps:,} steps"
     )
 
 
@@ -251,7 +244,7 @@ def _kinds_of_layers(session: Session) -> str:
     return ", ".join(f"{name} x{count}" for name, count in counts.items())
 
 
-def _write_trained(session: Session, directory: Path, state: TrainState) -> None:
+def write_trained(session: Session, directory: Path, state: TrainState) -> None:
     """Write what is trained, as a checkpoint keeps it: the adapter, or every weight in float32."""
     if not session.layers:
         files.write_tensors(
@@ -260,8 +253,20 @@ def _write_trained(session: Session, directory: Path, state: TrainState) -> None
         return
     adapters.write(
         directory,
-        session.parameters,
+        adapters.checkpoint_tensors(session.layers),
         config=session.adapter_config,
+        about={**session.about(), "step": state.step},
+        chat_template=_template(session),
+    )
+
+
+def write_final(session: Session, directory: Path, state: TrainState) -> None:
+    """Write the adapter as every reader takes it, on the plain base."""
+    config = session.adapter_config
+    adapters.write(
+        directory,
+        adapters.plain_tensors(session.layers),
+        config=peftconfig.doubled(config) if peftconfig.starts_at_parts(config) else config,
         about={**session.about(), "step": state.step},
         chat_template=_template(session),
     )
@@ -275,7 +280,7 @@ def _template(session: Session) -> str | None:
 def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:
     """Write the final adapter, or for method: full the complete model."""
     if session.layers:
-        files.publish(directory.adapter, lambda path: _write_trained(session, path, state))
+        files.publish(directory.adapter, lambda path: write_final(session, path, state))
         return directory.adapter
     about: dict[str, Any] = {**session.about(), "step": state.step}
     files.publish(

@@ -4,15 +4,20 @@ A window is what one optimizer step takes: `batch_size * accumulation` rows. Whi
 a pure function of (seed, epoch, index) and does not depend on how it is cut into micro-batches.
 """
 
+import hashlib
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from loractl.data.pack import pack
+from loractl.data.pack import Indices, Rows, pack
+from loractl.data.store import lengths_of
 from loractl.records import UNTRAINED, Batch, DataState, Example
+
+BUCKETS = 64
+"""Windows whose rows are sorted by length together where rows are padded."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,61 @@ class BatchPlan:
     max_length: int
     packing: bool
     seed: int = 0
+    parts: tuple[tuple[int, float], ...] = ()
+    """Of a mixture: how many examples each source has, and how often an epoch takes them."""
 
     @property
     def window(self) -> int:
         return self.batch_size * self.accumulation
 
 
-def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> list[list[int]]:
+def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> Rows:
     """The rows of an epoch, each a list of example indices, shuffled by (seed, epoch)."""
-    rng = random.Random(f"{plan.seed}/{epoch}")
-    order = list(range(len(examples)))
+    rng = _generator(plan.seed, epoch)
+    lengths = lengths_of(examples)
+    order = _drawn(len(examples), plan.parts, rng)
     rng.shuffle(order)
     if not plan.packing:
-        return [[index] for index in order]
-    packed = pack([len(examples[index].ids) for index in order], plan.max_length)
-    rows = [[order[place] for place in row] for row in packed]
-    rng.shuffle(rows)
-    return rows
+        return Rows.singles(_bucketed(order, lengths[order], plan.window, rng))
+    packed = pack(lengths[order], plan.max_length)
+    rows = Rows(order[packed.indices], packed.starts)
+    return rows.reordered(rng.permutation(len(rows)).astype(np.int32))
+
+
+def _generator(seed: int, epoch: int) -> np.random.RandomState:
+    """numpy's legacy generator: its streams are frozen, so an order holds for later versions."""
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4").astype(np.uint32))
+
+
+def _drawn(count: int, parts: tuple[tuple[int, float], ...], rng: np.random.RandomState) -> Indices:
+    """Indices of an epoch: those of a source of weight 2 twice, of weight 0.5 a random half."""
+    if not parts:
+        return np.arange(count, dtype=np.int32)
+    assert sum(size for size, _ in parts) == count, (parts, count)
+    taken, start = [], 0
+    for size, weight in parts:
+        whole = math.floor(weight)
+        taken += [np.arange(start, start + size)] * whole
+        taken.append(start + rng.permutation(size)[: round((weight - whole) * size)])
+        start += size
+    return np.concatenate(taken).astype(np.int32)
+
+
+def _bucketed(order: Indices, lengths: Indices, window: int, rng: np.random.RandomState) -> Indices:
+    """Let each window hold examples of like length: little padding, windows in random order.
+
+    The examples of `BUCKETS` windows are sorted together; what is left over makes the smaller
+    window at the end of the epoch.
+    """
+    whole = len(order) - len(order) % window
+    found = [order[whole:]]
+    for start in range(0, whole, BUCKETS * window):
+        stop = min(start + BUCKETS * window, whole)
+        by_length = np.argsort(-lengths[start:stop], kind="stable") + start
+        cut = by_length.reshape(-1, window)
+        found.insert(-1, order[cut[rng.permutation(len(cut))].reshape(-1)])
+    return np.concatenate(found)
 
 
 def count_windows(examples: Sequence[Example], plan: BatchPlan, epochs: float) -> int:
@@ -71,12 +114,14 @@ def windows(
 
 def in_order(examples: Sequence[Example], plan: BatchPlan) -> Iterator[Batch]:
     """Every example once, longest rows first: for evaluation, so that memory peaks at the start."""
-    lengths = [len(example.ids) for example in examples]
+    lengths = lengths_of(examples)
+    by_length = np.argsort(-lengths, kind="stable").astype(np.int32)
+    rows = pack(lengths, plan.max_length) if plan.packing else Rows.singles(by_length)
     if plan.packing:
-        rows = pack(lengths, plan.max_length)
-    else:
-        rows = [[i] for i in sorted(range(len(examples)), key=lambda i: -lengths[i])]
-    yield from micro_batches(examples, rows, plan.batch_size)
+        sizes = np.add.reduceat(lengths[rows.indices], rows.starts[:-1])
+        rows = rows.reordered(np.argsort(-sizes, kind="stable").astype(np.int32))
+    for start in range(0, len(rows), plan.batch_size):
+        yield from micro_batches(examples, rows[start : start + plan.batch_size], plan.batch_size)
 
 
 def micro_batches(
@@ -84,14 +129,9 @@ def micro_batches(
 ) -> list[Batch]:
     """Cut rows into micro-batches of like length, so that little of them is padding."""
 
-    def length(row: Sequence[int]) -> int:
-        return sum(len(examples[index].ids) for index in row)
-
-    ordered = sorted(rows, key=length, reverse=True)
-    return [
-        collate([[examples[index] for index in row] for row in ordered[start : start + batch_size]])
-        for start in range(0, len(ordered), batch_size)
-    ]
+    read = [[examples[index] for index in row] for row in rows]
+    read.sort(key=lambda row: sum(len(example.ids) for example in row), reverse=True)
+    return [collate(read[start : start + batch_size]) for start in range(0, len(read), batch_size)]
 
 
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
@@ -123,5 +163,5 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         labels=labels,
         position_ids=position_ids,
         n_tokens=sum(len(example.ids) for row in rows for example in row),
-        lines=tuple(example.line for row in rows for example in row),
+        lines=tuple(e.where for row in rows for e in row),
     )

@@ -1,128 +1,234 @@
-"""A file -> tokenised examples, and an account of what was read, trained, cut and left out."""
+"""A source of rows -> tokenised examples in a store, and an account of what became of them."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from loractl.data import rows, sources
-from loractl.data.template import TemplateError, Tokenizer, encode
-from loractl.errors import DataError
-from loractl.records import Example
+from loractl.data.account import Account
+from loractl.data.store import Cache, Store, Writer
+from loractl.data.template import TemplateError, Tokenizer, encode_many
+from loractl.errors import MOST_SHOWN, DataError
+from loractl.records import UNTRAINED, Conversation
 
-MOST_LINES = 10
+BATCH = 256
+"""Rows tokenised in one call: enough for the tokenizer's threads, few enough to hold."""
 
 
 @dataclass(frozen=True)
-class Account:
-    """What became of a file; goes to data.json."""
+class Reading:
+    """How the rows of a source become examples."""
 
-    path: str
-    sha256: str
     format: str
-    rows: int
-    examples: int
-    tokens: int
-    trained_tokens: int
-    longest: int  # tokens of the longest row as read
-    truncated_lines: list[int]
-    dropped_lines: list[int]  # longer than max_length
-    untrained_lines: list[int]  # left out: no trained token
+    max_length: int
+    train_on: str
+    too_long: str
+    columns: dict[str, str] = field(default_factory=dict)
+    split: str | None = None  # of a hub data set
+    held_out: float | None = None  # a share of the rows is kept apart by their content
+    part: str = "all"  # with held_out: "train" or "eval"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def takes(self, conversation: Conversation) -> bool:
+        """Whether a row belongs to the part that is read."""
+        if self.held_out is None or self.part == "all":
+            return True
+        return sources.held_out(conversation, self.held_out) == (self.part == "eval")
 
 
 def load(
-    path: Path,
-    raw: Iterable[sources.Row],
-    tokenizer: Tokenizer,
-    *,
-    format: str,
-    max_length: int,
-    train_on: str,
-    too_long: str,
-) -> tuple[list[Example], Account]:
-    """Tokenise rows. Raises DataError naming the line of a bad row, or when none can be trained."""
-    examples: list[Example] = []
-    truncated: list[int] = []
-    dropped: list[int] = []
-    untrained: list[int] = []
-    longest, n_rows = 0, 0
-    for row in raw:
-        n_rows += 1
+    name: str, tokenizer: Tokenizer, reading: Reading, *, cache: Cache | None = None
+) -> tuple[Store, Account]:
+    """Tokenise a source, or take its store from the cache.
+
+    Raises DataError with every bad row, the first ten of them named, or when none can be trained.
+    """
+    print_of_content = sources.fingerprint(name, reading.split)
+    account = Account(path=name, sha256=print_of_content, format=reading.format)
+
+    def make(writer: Writer) -> dict[str, Any]:
+        _tokenise(account, tokenizer, reading, writer)
+        return {"account": account.as_dict()}
+
+    place = (cache or Cache.default()).open(_key(print_of_content, name, tokenizer, reading), make)
+    store = Store(place)
+    return store, Account.from_dict({**store.account["account"], "path": name})
+
+
+def _key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str:
+    """A hash of all that decides about ids and labels: rows, template, settings and this code."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = {
+        "content": content,
+        "name": name,  # stands in messages and in the index
+        "reading": asdict(reading),
+        "tokenizer": backend.to_str() if backend is not None else repr(tokenizer),
+        "template": tokenizer.chat_template,
+        "special": [tokenizer.bos_token, tokenizer.eos_token],
+        "code": [_code(), version("transformers"), version("tokenizers")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _code() -> str:
+    """A hash of this room's own source: a store that older code made is made again."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def conversations(
+    name: str, reading: Reading, on_error: Callable[[str], None]
+) -> Iterator[tuple[sources.Row, Conversation, str]]:
+    """Yield (row, conversation, format) of every good row of the part that is read.
+
+    The format of the first row is that of the source. A bad row is told to `on_error`.
+    """
+    format = reading.format
+    for row in sources.read(name, reading.split):
+        if row.error is not None:
+            on_error(f"{row.path}:{row.line}: {row.error}")
+            continue
+        fields = row.fields
         try:
-            format = rows.detect(row.fields) if format == "auto" else format
-            ids, labels = encode(tokenizer, rows.FORMATS[format](row.fields), train_on=train_on)
-        except (rows.RowError, TemplateError) as error:
-            raise DataError(f"{path}:{row.line}: {error}{_schema(row, format)}") from None
-        longest = max(longest, len(ids))
-        if len(ids) > max_length:
-            if too_long != "truncate":
-                dropped.append(row.line)
-                continue
-            truncated.append(row.line)
-            ids, labels = ids[:max_length], labels[:max_length]
-        example = Example(ids, labels, row.line)
-        if example.n_trained:
-            examples.append(example)
-        else:
-            untrained.append(row.line)
-    over = f"longer than data.max_length {max_length} (the longest has {longest} tokens)"
-    if dropped and too_long == "error":
-        fix = "raise it, or set data.too_long to truncate or drop"
-        raise DataError(f"{path}: {_lines(dropped)} {over}; {fix}")
-    if len(dropped) == n_rows:
-        raise DataError(f"{path}: all {n_rows} rows are {over}; raise it")
-    if not examples:
-        raise DataError(
-            f"{path}: nothing to train on: no row has a trained token (train_on: {train_on} trains"
-            " what the assistant answers)"
-        )
-    account = Account(
-        path=str(path),
-        sha256=sources.file_hash(path),
-        format=format,
-        rows=n_rows,
-        examples=len(examples),
-        tokens=sum(len(example.ids) for example in examples),
-        trained_tokens=sum(example.n_trained for example in examples),
-        longest=longest,
-        truncated_lines=truncated,
-        dropped_lines=dropped,
-        untrained_lines=untrained,
-    )
-    return examples, account
+            fields = rows.rename(fields, reading.columns)
+            if format == "auto":
+                format = _detected(row, fields, reading)
+            conversation = rows.FORMATS[format](fields)
+        except rows.RowError as error:
+            on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
+            continue
+        if reading.takes(conversation):
+            yield row, conversation, format
 
 
-def _schema(row: sources.Row, format: str) -> str:
+def _detected(row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
+    """The format of a source, from its first row; of none, every other row would fail alike."""
+    try:
+        return rows.detect(fields, reading.columns)
+    except rows.RowError as error:
+        raise DataError(f"{row.path}:{row.line}: {error}") from None
+
+
+def _other_format(fields: Any, format: str) -> str:
     """Say when a bad row is a good one of another format than the rows before it."""
     try:
-        other = rows.detect(row.fields)
+        other = rows.detect(fields)
     except rows.RowError:
         return ""
-    return f"; the row looks like {other}, the file's rows are {format}" if other != format else ""
+    if other == format or format == "auto":
+        return ""
+    return f"; the row looks like {other}, the file's rows are {format}"
 
 
-def _lines(lines: list[int]) -> str:
-    shown = ", ".join(str(line) for line in lines[:MOST_LINES])
-    more = f" and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
-    return (
-        f"{'lines' if len(lines) > 1 else 'line'} {shown}{more} {'are' if len(lines) > 1 else 'is'}"
-    )
+class TooLongError(DataError):
+    """Rows are longer than max_length, which is an error; the account says how long all are."""
+
+    def __init__(self, message: str, account: Account) -> None:
+        super().__init__(message)
+        self.account = account
 
 
-def warnings(account: Account, *, max_length: int) -> list[str]:
-    """What a person should know about an account before training: a line each."""
-    notes = []
-    for lines, what in (
-        (account.truncated_lines, f"cut to {max_length} tokens"),
-        (account.dropped_lines, f"left out: longer than {max_length} tokens"),
-        (
-            account.untrained_lines,
-            "left out: no trained token (no assistant answer, or it was cut off)",
-        ),
-    ):
-        if lines:
-            notes.append(f"{account.path}: {_lines(lines)} {what}")
-    return notes
+class _BadRows:
+    """Keeps the first ten messages and counts the rest."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.count = 0
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        if len(self.messages) < MOST_SHOWN:
+            self.messages.append(message)
+
+    def raise_if_any(self) -> None:
+        if not self.count:
+            return
+        if self.count > len(self.messages):
+            shown = len(self.messages)
+            self.messages[-1] += f"; and {self.count - shown} more bad rows ({self.count} in all)"
+        raise DataError(*self.messages)
+
+
+def _tokenise(account: Account, tokenizer: Tokenizer, reading: Reading, writer: Writer) -> None:
+    bad, lengths = _BadRows(), Counter[int]()
+    several = Path(account.path).is_dir()
+    found = conversations(account.path, reading, bad.add)
+    while batch := list(islice(found, BATCH)):
+        encoded = encode_many(
+            tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
+        )
+        for (row, _, format), result in zip(batch, encoded, strict=True):
+            account.rows, account.format = account.rows + 1, format
+            if isinstance(result, TemplateError):
+                bad.add(f"{row.path}:{row.line}: {result}")
+            elif not bad.count:
+                lengths[len(result[0])] += 1
+                where = f"{row.path}:{row.line}" if several else row.line
+                _keep(account, writer, reading, result, row, where)
+    bad.raise_if_any()
+    account.measure_(lengths)
+    _refuse_empty(account, reading)
+
+
+def _keep(
+    account: Account,
+    writer: Writer,
+    reading: Reading,
+    encoded: tuple[list[int], list[int]],
+    row: sources.Row,
+    where: int | str,
+) -> None:
+    """Write one example, cut or left out as the settings say."""
+    ids, labels = encoded
+    trained = _n_trained(labels)
+    if len(ids) > reading.max_length:
+        ids, labels = ids[: reading.max_length], labels[: reading.max_length]
+        if (kept := _n_trained(labels)) < trained:
+            account.lost_answer.add(where)
+        if reading.too_long != "truncate":
+            account.dropped.add(where)
+            return
+        account.truncated.add(where)
+        trained = kept
+    if not trained:
+        account.untrained.add(where)
+        return
+    writer.append(ids, labels, row.path, row.line)
+    account.examples += 1
+    account.tokens += len(ids)
+    account.trained_tokens += trained
+
+
+def _n_trained(labels: list[int]) -> int:
+    return len(labels) - labels.count(UNTRAINED)
+
+
+def _refuse_empty(account: Account, reading: Reading) -> None:
+    """Refuse what is too long where that is an error, and what leaves nothing to train."""
+    name, dropped = account.path, account.dropped
+    over = f"longer than data.max_length {reading.max_length} (the longest has {account.longest}"
+    over += f" tokens; {account.keeps_99_percent} would keep 99 % of the rows)"
+    if dropped.count and reading.too_long == "error":
+        fix = "raise it, or set data.too_long to truncate or drop"
+        lost = f"{account.lost_answer.count} of them would lose tokens of an answer"
+        message = f"{name}: {dropped} {dropped.are} {over}; {lost}; {fix}"
+        raise TooLongError(message, account)
+    if dropped.count and dropped.count == account.rows:
+        raise TooLongError(f"{name}: all {account.rows} rows are {over}; raise it", account)
+    if not account.rows and reading.held_out is not None:
+        raise DataError(
+            f"data.eval: a share of {reading.held_out} leaves no row of {name} to"
+            f" {'evaluate' if reading.part == 'eval' else 'train'}; change it"
+        )
+    if not account.examples:
+        raise DataError(
+            f"{name}: nothing to train on: no row has a trained token (train_on:"
+            f" {reading.train_on} trains what the assistant answers)"
+        )

@@ -1,83 +1,71 @@
-"""A raw row -> messages, a function a format. An error names the field and what it should be."""
+"""The fields of a row -> a conversation, a function a format; which format, and renamed columns.
 
-from collections.abc import Callable, Mapping
+An error names the field, what was found and what it should be; single messages are read by `turns`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from loractl.records import Message
+from loractl.data import turns
+from loractl.data.turns import RowError as RowError
+from loractl.data.turns import kind, names
+from loractl.records import Conversation, Message
+from loractl.wording import closest
 
-ROLES = ("system", "user", "assistant", "tool")
-Rows = Callable[[Mapping[str, Any]], list[Message]]
-
-
-class RowError(ValueError):
-    """A row that does not have the form of its format; the caller adds file and line."""
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    if name not in fields:
-        raise RowError(f"no field {name}, found {_names(fields)}")
-    value = fields[name]
-    if not isinstance(value, str):
-        raise RowError(f"{name} is {_kind(value)}, expected text")
-    return value
+Fields = Mapping[str, Any]
 
 
-def _names(fields: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in list(fields)[:8]) or "nothing"
+def messages(fields: Fields) -> Conversation:
+    """{"messages": [{"role", "content"}, ...]}, as OpenAI has it."""
+    return _conversation(fields, _turns(fields, "messages"))
 
 
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+def sharegpt(fields: Fields) -> Conversation:
+    """{"conversations": [{"from", "value"}, ...]}; role and content do as well."""
+    return _conversation(fields, _turns(fields, "conversations"))
 
 
-def messages(fields: Mapping[str, Any]) -> list[Message]:
-    """{"messages": [{"role", "content"}, ...]}; "train": false on a message leaves it untrained."""
-    if "messages" not in fields:
-        raise RowError(f"no field messages, found {_names(fields)}")
-    turns = fields["messages"]
-    if not isinstance(turns, list) or not turns:
-        found = "an empty list" if turns == [] else _kind(turns)
-        raise RowError(f"messages is {found}, expected a list of messages")
-    return [_message(turn, f"messages[{number}]") for number, turn in enumerate(turns)]
+def prompt_completion(fields: Fields) -> Conversation:
+    """{"prompt", "completion"}: two texts, or two lists of messages, as TRL has it.
+
+    Answers that stand in a list of prompts are not trained: only the completion is.
+    """
+    prompt, completion = fields.get("prompt"), fields.get("completion")
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        asked, answer = _text(fields, "prompt"), _text(fields, "completion")
+        return _conversation(fields, [Message("user", asked), Message("assistant", answer)])
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, list):
+            found = kind(value) if name in fields else "missing"
+            raise RowError(f"{name} is {found}, expected a list of messages as the other field is")
+    given = [
+        replace(message, train=message.train and message.role != "assistant")
+        for message in _turns(fields, "prompt")
+    ]
+    return _conversation(fields, [*given, *_turns(fields, "completion")])
 
 
-def _message(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError(f"{where} is {_kind(turn)}, expected an object with role and content")
-    role = turn.get("role")
-    if role not in ROLES:
-        found = repr(role) if "role" in turn else "missing"
-        raise RowError(f"{where}.role is {found}, expected one of {', '.join(ROLES)}")
-    if not isinstance(turn.get("content"), str):
-        found = _kind(turn["content"]) if "content" in turn else "missing"
-        raise RowError(f"{where}.content is {found}, expected text")
-    train = turn.get("train", True)
-    if not isinstance(train, bool):
-        raise RowError(f"{where}.train is {_kind(train)}, expected true or false")
-    return Message(role, turn["content"], train)
+def alpaca(fields: Fields) -> Conversation:
+    """{"instruction", "output"}, and maybe input, which follows the instruction after a blank line.
 
-
-def prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
-    """{"prompt": ..., "completion": ...}"""
-    prompt, completion = _text(fields, "prompt"), _text(fields, "completion")
-    return [Message("user", prompt), Message("assistant", completion)]
-
-
-def alpaca(fields: Mapping[str, Any]) -> list[Message]:
-    """{"instruction", "input", "output"}; input follows the instruction after a blank line."""
+    "history": [[question, answer], ...] goes before, as LLaMA-Factory has it.
+    """
     instruction, output = _text(fields, "instruction"), _text(fields, "output")
-    extra = _text(fields, "input") if "input" in fields else ""
-    user = f"{instruction}\n\n{extra}" if extra else instruction
-    return [Message("user", user), Message("assistant", output)]
+    asked = "\n\n".join(filter(None, [instruction, _optional_text(fields, "input")]))
+    return _conversation(
+        fields, [*_history(fields), Message("user", asked), Message("assistant", output)]
+    )
 
 
-def text(fields: Mapping[str, Any]) -> list[Message]:
+def text(fields: Fields) -> Conversation:
     """{"text": ...}: plain text, trained whole; carried as one message without a role."""
-    return [Message("", _text(fields, "text"))]
+    return Conversation((Message("", _text(fields, "text")),))
 
 
-FORMATS: dict[str, Rows] = {
+FORMATS: dict[str, Callable[[Fields], Conversation]] = {
     "messages": messages,
+    "sharegpt": sharegpt,
     "prompt-completion": prompt_completion,
     "alpaca": alpaca,
     "text": text,
@@ -85,16 +73,149 @@ FORMATS: dict[str, Rows] = {
 
 SIGNS = {
     "messages": {"messages"},
+    "sharegpt": {"conversations"},
     "prompt-completion": {"prompt", "completion"},
     "alpaca": {"instruction", "output"},
     "text": {"text"},
 }
+"""The fields that a row of each format must have; the more structured formats come first."""
+
+FIELDS = frozenset().union(*SIGNS.values(), {"input", "history", "system", "tools"})
+"""Every field that some format reads: what a column may be renamed to."""
 
 
-def detect(fields: Mapping[str, Any]) -> str:
-    """The format whose fields this row has; the first of `SIGNS` where several fit."""
-    for name, needed in SIGNS.items():
-        if needed <= fields.keys():
-            return name
+def _text(fields: Fields, name: str) -> str:
+    if name not in fields:
+        raise RowError(f"no field {name}, found {names(fields)}")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {kind(value)}, expected text")
+    return value
+
+
+def _optional_text(fields: Fields, name: str) -> str:
+    """A field that may be missing, null or blank: tables have a cell for it in every row."""
+    value = _text(fields, name) if fields.get(name) is not None else ""
+    return value if value.strip() else ""
+
+
+def _turns(fields: Fields, name: str) -> list[Message]:
+    if name not in fields:
+        raise RowError(f"no field {name}, found {names(fields)}")
+    value = fields[name]
+    found = (turns.as_list(value) or value) if isinstance(value, str) else value
+    if not isinstance(found, list) or not found:
+        what = "an empty list" if found == [] else kind(found)
+        raise RowError(f"{name} is {what}, expected a list of messages")
+    return [turns.message(turn, f"{name}[{number}]") for number, turn in enumerate(found)]
+
+
+def _conversation(fields: Fields, found: list[Message]) -> Conversation:
+    """Put what every format of conversations may have beside them to the messages of a row."""
+    system = _optional_text(fields, "system")
+    own = found[0].content if found[0].role == "system" else None
+    if system and own is None:
+        found = [Message("system", system), *found]
+    elif system and own != system:
+        raise RowError("system stands beside the messages and among them, expected it once")
+    return Conversation(tuple(found), turns.tools(fields.get("tools")))
+
+
+def _history(fields: Fields) -> list[Message]:
+    value = fields.get("history")
+    value = turns.as_list(value) if isinstance(value, str) and value.strip() else value or []
+    if not isinstance(value, list):
+        found = kind(fields["history"])
+        raise RowError(f"history is {found}, expected a list of [question, answer]")
+    found_turns = []
+    for number, pair in enumerate(value):
+        whole = isinstance(pair, list) and len(pair) == 2
+        if not whole or not all(isinstance(part, str) for part in pair):
+            raise RowError(f"history[{number}] is {kind(pair)}, expected [question, answer]")
+        found_turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return found_turns
+
+
+def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Give columns our names: `columns` is our field -> their column, inner ones as a.b.
+
+    A column that got a name of ours loses its own. Raises RowError for one that is not there.
+    """
+    if not columns:
+        return dict(fields)
+    moved = {ours: _column(fields, ours, theirs) for ours, theirs in columns.items()}
+    taken = set(columns.values())
+    return {**{name: value for name, value in fields.items() if name not in taken}, **moved}
+
+
+def _column(fields: Fields, ours: str, theirs: str) -> Any:
+    if theirs in fields:
+        return fields[theirs]
+    value: Any = fields
+    inner = theirs.split(".")
+    for depth, name in enumerate(inner):
+        if not isinstance(value, Mapping) or name not in value:
+            where = f" in {'.'.join(inner[:depth])}" if depth else ""
+            found = names(value) if isinstance(value, Mapping) else kind(value)
+            near = closest(name, map(str, value)) if isinstance(value, Mapping) else None
+            hint = f"; did you mean {'.'.join([*inner[:depth], near])}?" if near else ""
+            raise RowError(f"data.columns.{ours}: no column {name}{where}, found {found}{hint}")
+        value = value[name]
+    return value
+
+
+def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
+    """The format whose fields this row has, the first of `SIGNS` where several fit.
+
+    One that reads a field in `mapped` (those that columns were renamed to) goes before all others.
+    Raises RowError with the columns to rename, where that can be guessed.
+    """
+    filled = {name for name, value in fields.items() if value is not None}
+    for present in (filled, set(fields)):
+        fitting = [name for name, needed in SIGNS.items() if needed <= present]
+        wanted = [name for name in fitting if SIGNS[name] & set(mapped)]
+        if fitting:
+            return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
-    raise RowError(f"found the fields {_names(fields)}, expected those of a format ({known})")
+    guess = _guess(fields)
+    hint = f"; name them in the config: data.columns: {guess}" if guess else ""
+    raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
+
+
+_ALSO = {
+    "messages": ("conversation", "chat", "dialog", "dialogue", "turns", "history"),
+    "conversations": (),
+    "prompt": ("question", "query", "problem", "user", "human", "input", "instruction", "source"),
+    "completion": ("answer", "response", "solution", "assistant", "reply", "output", "target"),
+    "instruction": (),
+    "output": ("response", "answer", "completion"),
+    "text": ("content", "document", "body"),
+    "input": ("context",),  # the one that a format may leave out, and would be lost unseen
+}
+"""What others call the fields of our formats, the likelier first."""
+
+
+def _guess(fields: Fields) -> str:
+    """The `data.columns` that make a format of these fields, if one can be seen in them."""
+    for format in ("messages", "sharegpt", "alpaca", "prompt-completion", "text"):
+        found = {ours: _called(fields, ours) for ours in sorted(SIGNS[format], reverse=True)}
+        if format in ("messages", "sharegpt"):
+            found = {
+                ours: theirs if isinstance(fields.get(theirs or ""), list) else None
+                for ours, theirs in found.items()
+            }
+        if all(found.values()) and len(set(found.values())) == len(found):
+            if format == "alpaca" and (more := _called(fields, "input")):
+                found["input"] = more
+            moved = ", ".join(f"{ours}: {name}" for ours, name in found.items() if ours != name)
+            return f"{{{moved}}}"
+    return ""
+
+
+def _called(fields: Fields, ours: str) -> str | None:
+    lower = {str(name).lower(): str(name) for name in fields}
+    for word in (ours, *_ALSO[ours]):
+        if word in lower:
+            return lower[word]
+    near = closest(ours, lower, 0.8)
+    return lower[near] if near else None

@@ -1,134 +1,199 @@
-"""A path -> rows with the line each stands on: JSON lines, or one JSON array."""
+"""A path or the id of a data set on the hub -> rows with the place where each stands.
+
+Also what decides about them by content: a source's fingerprint, and which rows are held out. What
+a row means is for `rows`.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from loractl.data import hubdata, jsonfiles, tables
+from loractl.data.files import Row as Row
+from loractl.data.files import missing
 from loractl.errors import DataError
+from loractl.places import is_hub_data
+from loractl.records import Conversation, Message
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": jsonfiles.read,
+    ".ndjson": jsonfiles.read,
+    ".json": jsonfiles.read,
+    ".csv": tables.separated,
+    ".tsv": tables.separated,
+    ".parquet": tables.parquet,
+}
+"""By a file's ending; all but .parquet may be followed by .gz."""
+
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
+"""Files that datasets wrote: what stands before is the whole name of the split, as train_sft."""
+
+NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""Files that stand beside the rows of a data set and describe them."""
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the names of files that say which split they are: those of the hub."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One raw row: the 1-based line on which it begins, and its fields."""
+def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, a directory or a data set on the hub, one at a time.
 
-    line: int
-    fields: dict[str, Any]
-
-
-def read(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON-lines file or of a JSON array.
-
-    A byte-order mark, CRLF and blank lines are skipped. Raises DataError with the line of the first
-    fault, and for a file without rows.
+    A directory is one that `save_to_disk` wrote, or the data files in it, or those in its `data/`
+    where it has none itself, as clones from the hub do; of files named by split those of `split`.
+    Blank lines are skipped; a row that cannot be read comes with an error and without fields.
+    Without `split`: train, where there are splits. Raises DataError for what cannot be read whole,
+    and where there are no rows.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: a directory, expected a .jsonl or .json file")
-    if path.suffix not in (".jsonl", ".json", ".ndjson"):
-        raise DataError(
-            f"{path}: reading {path.suffix or 'such'} files is not available in this version;"
-            f" .jsonl or .json is"
-        )
-    found = False
-    for row in _items(path) if _is_array(path) else _lines(path):
-        found = True
+    empty = True
+    for row in _rows(source, split):
+        empty = False
         yield row
-    if not found:
-        raise DataError(f"{path}: no examples, the file is empty")
+    if empty:
+        raise DataError(f"{source}: no examples in it, expected rows")
 
 
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+def _rows(source: str | Path, split: str | None) -> Iterator[Row]:
+    path = Path(source)
+    if path.is_dir():
+        if hubdata.is_saved(path):
+            yield from hubdata.saved(path, split)
+            return
+        for file in _data_files(path, split):
+            yield from READERS[_ending(file)](file)
+    elif is_hub_data(str(source)):
+        yield from hubdata.streamed(str(source), split)
+    else:
+        yield from _reader(path, split)(path)
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if raw.strip():
-                yield Row(number, _object(path, number, raw))
+def _reader(path: Path, split: str | None) -> Callable[[Path], Iterator[Row]]:
+    if not exists(str(path)):
+        raise missing(path)
+    if _ending(path) not in READERS:
+        found = path.suffix or "no ending"
+        raise DataError(f"{path}: found {found}, expected {', '.join(READERS)} or a directory")
+    if split not in (None, "train"):
+        raise DataError(f"{path}: no split {split}, a file has no splits; remove split")
+    return READERS[_ending(path)]
 
 
-def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
-    try:
-        text = raw.decode("utf-8")
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}:{number}: {_unreadable(error)}") from None
-    return _mapping(path, number, value, escapes="\\u" in text)
+def exists(source: str) -> bool:
+    """Whether a source is a path at which something is. Reads nothing."""
+    return os.path.exists(source)
 
 
-def _unreadable(error: RecursionError | ValueError) -> str:
-    """Word what json raises for nesting beyond the stack and numbers beyond Python's limit."""
-    deep = isinstance(error, RecursionError)
-    return f"not valid JSON: {'nested too deep' if deep else str(error).split(';')[0]}"
+def fingerprint(source: str | Path, split: str | None = None) -> str:
+    """A hash of all the bytes that `read` would read; of a data set on the hub, of its revision.
 
-
-def _mapping(path: Path, number: int, value: Any, *, escapes: bool) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{number}: found {type(value).__name__}, expected a JSON object")
-    if (
-        escapes
-    ):  # only an escape can bring a surrogate without its other half, which no tokenizer takes
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{path}:{number}: a \\u escape is half a character (a lone surrogate); remove it"
-            ) from None
-    return value
-
-
-def _items(path: Path) -> Iterator[Row]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        json.loads(text)  # so that what follows need not look for faults
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8; convert the file to UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}: {_unreadable(error)}") from None
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    at = _next(text, text.index("[") + 1)
-    while text[at] != "]":
-        line, counted = line + text.count("\n", counted, at), at
-        item, at = decoder.raw_decode(text, at)
-        yield Row(line, _mapping(path, line, item, escapes="\\u" in text[counted:at]))
-        at = _next(text, at)
-
-
-def _next(text: str, at: int) -> int:
-    """Where the next item of an array begins, or the array ends."""
-    while text[at] in " \t\r\n,":
-        at += 1
-    return at
-
-
-def split(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Split rows into (train, held out) by their content's hash: duplicates stay together."""
-    train: list[Row] = []
-    held_out: list[Row] = []
-    for row in rows:
-        content = json.dumps(row.fields, sort_keys=True, ensure_ascii=False).encode()
-        share = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
-        (held_out if share < fraction else train).append(row)
-    return train, held_out
+    Of a single file it is the file's SHA-256. Raises DataError.
+    """
+    path = Path(source)
+    if path.is_dir():
+        whole = hubdata.is_saved(path)
+        files = sorted(path.rglob("*")) if whole else _data_files(path, split)
+        parts = [
+            f"{file.relative_to(path).as_posix()} {file_hash(file)}"
+            for file in files
+            if file.is_file()
+        ]
+        parts += [f"split {split}"] if whole and split else []
+    elif is_hub_data(str(source)):
+        parts = [f"{source} {split or 'train'} {hubdata.revision(str(source))}"]
+    else:
+        _reader(path, split)
+        return file_hash(path)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def held_out(conversation: Conversation, fraction: float) -> bool:
+    """Whether a conversation is among the share that is kept from training.
+
+    Its content alone decides, so duplicates stay together whatever else their rows hold and in
+    whatever format they are, and a row stays where it is when others come.
+    """
+    parts: list[Any] = [_content(message) for message in conversation.messages]
+    text = json.dumps([parts, list(conversation.tools)], sort_keys=True, default=str)
+    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return share < fraction
+
+
+def _content(message: Message) -> list[Any]:
+    # The id of a call is another one in every recording of the same conversation.
+    calls = [{k: v for k, v in call.items() if k != "id"} for call in message.tool_calls]
+    return [message.role, message.content.replace("\r\n", "\n").strip(), calls]
+
+
+def _ending(path: Path) -> str:
+    """The ending in `READERS` that a file has, or nothing."""
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    ending = os.path.splitext(plain)[1]
+    return ending if ending in READERS and (plain == name or ending != ".parquet") else ""
+
+
+def _data_files(directory: Path, split: str | None) -> list[Path]:
+    """The files of a directory that `read` reads, sorted by name. Raises DataError."""
+    try:
+        folders = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+        found = _here(directory) or (_here(directory / "data") if "data" in folders else [])
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be read: {error.strerror}") from None
+    if not found:
+        inside = f"; it has the folders {', '.join(folders[:8])}: give one" if folders else ""
+        raise DataError(f"{directory}: no data files in it ({', '.join(READERS)}){inside}")
+    return _of_split(directory, found, split)
+
+
+def _here(directory: Path) -> list[Path]:
+    return sorted(
+        entry
+        for entry in directory.iterdir()
+        if _ending(entry)
+        and entry.is_file()
+        and not entry.name.startswith((".", "_"))
+        and entry.name not in NOT_ROWS
+    )
+
+
+def _of_split(directory: Path, files: list[Path], split: str | None) -> list[Path]:
+    """The files of one split where their names tell splits; all of them where none does."""
+    splits = {file: split_of(file.name) for file in files}
+    named = sorted({name for name in splits.values() if name})
+    wanted = _split_named([split or "train"]) or split
+    if not named and wanted == "train":
+        return files
+    if wanted not in named:
+        found = f"its files are of {', '.join(named)}" if named else "its files name no splits"
+        raise DataError(f"{directory}: no split {split or 'train'}, {found}; set split")
+    if unnamed := [file.name for file in files if not splits[file]]:
+        what = f"{', '.join(unnamed[:3])} names no split as the other files do"
+        raise DataError(f"{directory}: {what}; move it away, or list the files one by one")
+    return [file for file in files if splits[file] == wanted]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's name tells: train-00000-of-00001.parquet, my_test.csv."""
+    if shard := _SHARD.match(name):
+        return _split_named([shard[1]]) or shard[1]
+    return _split_named(re.split(r"[^a-z]+", name.lower()))
+
+
+def _split_named(words: Collection[str]) -> str | None:
+    return next((split for split, known in SPLITS.items() if set(known) & set(words)), None)

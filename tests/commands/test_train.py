@@ -306,7 +306,7 @@ def test_a_fraction_that_leaves_no_rows_is_refused(
     config_file: Config, capsys: Capture, tmp_path: Path
 ) -> None:
     assert train(config_file("data: {eval: 0.0001}")) == 2
-    assert "leaves 0 of 12 rows to evaluate" in capsys.readouterr().err
+    assert "a share of 0.0001 leaves no row" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -31,6 +31,8 @@ def make(lengths: list[int]) -> list[Example]:
 
 
 EXAMPLES = make([5, 30, 2, 17, 9, 30, 4, 11, 23, 3, 8])
+FROZEN_PADDED = [1, 5, 8, 3, 7, 4, 0, 6, 9, 10, 2]
+FROZEN_PACKED = [[1, 2], [5], [8, 4], [10, 0, 9], [3, 7, 6]]
 PLANS = [BatchPlan(2, 3, 32, packing, seed=4) for packing in (True, False)]
 START = DataState(0, 0)
 
@@ -46,13 +48,13 @@ def taken(plan: BatchPlan, n: int, start: DataState = START) -> list[tuple[list[
 
 @pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
 def test_an_epoch_takes_every_example_once_in_an_order_of_its_own(plan: BatchPlan) -> None:
-    orders = [epoch_rows(EXAMPLES, plan, epoch) for epoch in range(3)]
+    orders = [list(epoch_rows(EXAMPLES, plan, epoch)) for epoch in range(3)]
     for rows in orders:
         assert sorted(itertools.chain(*rows)) == list(range(len(EXAMPLES)))
     assert orders[0] != orders[1] != orders[2]
-    assert epoch_rows(EXAMPLES, plan, 1) == orders[1]
+    assert list(epoch_rows(EXAMPLES, plan, 1)) == orders[1]
     other = BatchPlan(2, 3, 32, plan.packing, seed=5)
-    assert epoch_rows(EXAMPLES, other, 0) != orders[0]
+    assert list(epoch_rows(EXAMPLES, other, 0)) != orders[0]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -153,3 +155,43 @@ def test_batches_of_a_window_hold_rows_of_like_length(plan: BatchPlan) -> None:
 def test_moving_a_batch_keeps_what_it_says_of_itself() -> None:
     batch = collate([make([3, 2])])
     assert plain(batch.to(torch.device("cpu"))) == plain(batch)
+
+
+def test_padded_windows_hold_examples_of_like_length_in_random_order() -> None:
+    examples = make([1 + 37 * i % 101 for i in range(403)])
+    plan = BatchPlan(8, 1, 128, packing=False, seed=1)
+    sizes = [[len(examples[i].ids) for (i,) in rows] for rows in window_rows(examples, plan, 0)]
+    assert [len(window) for window in sizes] == [8] * 50 + [3]
+    padded = sum(max(window) * len(window) for window in sizes)
+    assert sum(map(sum, sizes)) / padded > 0.95
+    tops = [max(window) for window in sizes]
+    assert tops != sorted(tops) and tops != sorted(tops, reverse=True)
+    other = [[len(examples[i].ids) for (i,) in rows] for rows in window_rows(examples, plan, 1)]
+    assert other != sizes
+
+
+def window_rows(examples: list[Example], plan: BatchPlan, epoch: int) -> list[list[list[int]]]:
+    rows = epoch_rows(examples, plan, epoch)
+    return [rows[start : start + plan.window] for start in range(0, len(rows), plan.window)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_epoch_takes_each_source_as_often_as_its_weight_says(packing: bool) -> None:
+    examples = make([5 + i % 7 for i in range(40)])
+    parts = ((10, 2.0), (20, 0.5), (10, 1.3))
+    plan = BatchPlan(4, 1, 32, packing, parts=parts)
+    halves = []
+    for epoch in range(2):
+        taken = Counter(i for row in epoch_rows(examples, plan, epoch) for i in row)
+        assert all(taken[i] == 2 for i in range(10))
+        halves.append({i for i in range(10, 30) if taken[i]})
+        assert len(halves[-1]) == 10 and all(taken[i] <= 1 for i in range(10, 30))
+        assert sorted(taken[i] for i in range(30, 40)) == [1] * 7 + [2] * 3
+    assert halves[0] != halves[1]
+
+
+def test_orders_are_those_of_earlier_versions() -> None:
+    """A frozen order: runs that are resumed by a later version must go on with the same rows."""
+    padded, packed = (list(epoch_rows(EXAMPLES, plan, 0)) for plan in reversed(PLANS))
+    assert [row for (row,) in padded] == FROZEN_PADDED
+    assert packed == FROZEN_PACKED

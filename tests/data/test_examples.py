@@ -1,6 +1,7 @@
 """A file of rows -> examples: what is too long, what has nothing to train, and the account of
 it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loractl.data import examples, sources
+from loractl.data.account import Account, warnings
+from loractl.data.store import Cache
 from loractl.data.template import encode
 from loractl.errors import DataError
 from loractl.records import Message
@@ -16,7 +19,7 @@ from tests.conftest import chat_rows, write_jsonl
 
 @pytest.fixture
 def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
-    def load(rows: list[Any], **options: Any) -> tuple[list[Any], examples.Account]:
+    def load(rows: list[Any], **options: Any) -> tuple[list[Any], Account]:
         path = write_jsonl(tmp_path / "rows.jsonl", rows)
         defaults = {
             "format": "auto",
@@ -24,7 +27,9 @@ def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
             "train_on": "assistant",
             "too_long": "error",
         }
-        return examples.load(path, sources.read(path), tokenizer, **{**defaults, **options})
+        reading = examples.Reading(**{**defaults, **options})
+        store, account = examples.load(str(path), tokenizer, reading, cache=Cache(tmp_path / "c"))
+        return list(store), account
 
     return load
 
@@ -70,10 +75,10 @@ def test_rows_that_are_too_long_are_refused_with_their_lines_and_the_longest(loa
 def test_rows_that_are_too_long_are_dropped_and_counted(load: Any) -> None:
     lengths = lengths_of(load)
     found, account = load(chat_rows(), max_length=60, too_long="drop")
-    assert account.dropped_lines == [i for i, length in enumerate(lengths, 1) if length > 60]
+    assert account.dropped.first == [i for i, length in enumerate(lengths, 1) if length > 60]
     assert [len(example.ids) for example in found] == [length for length in lengths if length <= 60]
     assert account.rows == 12 and account.examples == len(found)
-    (warning,) = examples.warnings(account, max_length=60)
+    (warning,) = warnings(account, max_length=60)
     assert "left out: longer than 60 tokens" in warning
 
 
@@ -83,13 +88,13 @@ def test_truncated_rows_lose_their_end_and_are_left_out_when_no_trained_token_st
     whole = {example.line: example for example in load(chat_rows())[0]}
     found, account = load(chat_rows(), max_length=60, too_long="truncate")
     long = {line for line, example in whole.items() if len(example.ids) > 60}
-    assert set(account.truncated_lines) == long
+    assert set(account.truncated.first) == long
     for example in found:
         assert example.ids == whole[example.line].ids[:60]
         assert example.labels == whole[example.line].labels[:60] and example.n_trained
-    assert set(account.untrained_lines) == whole.keys() - {example.line for example in found}
-    assert set(account.untrained_lines) <= long and account.untrained_lines
-    assert len(examples.warnings(account, max_length=60)) == 2
+    assert set(account.untrained.first) == whole.keys() - {example.line for example in found}
+    assert set(account.untrained.first) <= long and account.untrained.first
+    assert len(warnings(account, max_length=60)) == 2
 
 
 def test_a_row_of_exactly_the_limit_is_not_too_long(load: Any) -> None:
@@ -101,8 +106,8 @@ def test_a_row_without_an_answer_is_left_out_with_its_line(load: Any) -> None:
     rows = chat_rows(3)
     rows[1] = {"messages": [{"role": "user", "content": "?"}]}
     found, account = load(rows)
-    assert account.untrained_lines == [2] and [example.line for example in found] == [1, 3]
-    (warning,) = examples.warnings(account, max_length=512)
+    assert account.untrained.first == [2] and [example.line for example in found] == [1, 3]
+    (warning,) = warnings(account, max_length=512)
     assert "line 2 is left out: no trained token" in warning
 
 
@@ -134,3 +139,62 @@ def test_a_bad_row_is_named_with_file_and_line(load: Any, tmp_path: Path) -> Non
 def test_many_lines_are_shown_as_ten_and_a_count(load: Any) -> None:
     with pytest.raises(DataError, match="10 and 2 more are longer"):
         load(chat_rows(), max_length=5)
+
+
+def test_every_bad_row_is_named_up_to_ten_and_counted(load: Any, tmp_path: Path) -> None:
+    bad = [{"messages": [{"role": "user", "content": 5}]}] * 13
+    with pytest.raises(DataError) as caught:
+        load([*chat_rows(2), *bad])
+    messages = caught.value.messages
+    assert len(messages) == 10
+    for number, message in enumerate(messages, 3):
+        assert message.startswith(f"{tmp_path / 'rows.jsonl'}:{number}: messages[0].content")
+    assert messages[-1].endswith("and 3 more bad rows (13 in all)")
+
+
+def test_columns_of_other_names_are_mapped(load: Any) -> None:
+    row = {"question": "2 plus 2?", "answer": {"text": "4."}}
+    columns = {"prompt": "question", "completion": "answer.text"}
+    (found,), account = load([row], columns=columns)
+    (same,), _ = load([{"prompt": "2 plus 2?", "completion": "4."}])
+    assert (found.ids, found.labels) == (same.ids, same.labels)
+    assert account.format == "prompt-completion"
+    with pytest.raises(DataError, match=":1: .*question"):
+        load([row], columns={"prompt": "qestion", "completion": "answer.text"})
+
+
+def test_the_parts_of_a_split_are_the_whole_and_share_no_content(load: Any) -> None:
+    rows = [*chat_rows(40), *({**row, "id": i} for i, row in enumerate(chat_rows(40)))]
+    parts = {part: load(rows, held_out=0.3, part=part)[0] for part in ("train", "eval")}
+    assert sorted(e.line for part in parts.values() for e in part) == list(range(1, 81))
+    contents = [{tuple(e.ids) for e in part} for part in parts.values()]
+    assert all(contents) and not contents[0] & contents[1]
+
+
+def test_the_store_is_taken_again_until_rows_template_or_settings_change(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path, cache = write_jsonl(tmp_path / "rows.jsonl", chat_rows(5)), Cache(tmp_path / "c")
+
+    def made(tokenizer: Any = tokenizer, **options: Any) -> int:
+        before = set(cache.root.glob("*"))
+        settings = {
+            "format": "auto", "max_length": 512, "train_on": "assistant", "too_long": "error"
+        }  # fmt: skip
+        examples.load(
+            str(path), tokenizer, examples.Reading(**{**settings, **options}), cache=cache
+        )
+        return len(set(cache.root.glob("*")) - before)
+
+    assert [made(), made(), made(train_on="last"), made(max_length=500)] == [1, 0, 1, 1]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = other.chat_template.replace("assistant", "model")
+    assert [made(other), made()] == [1, 0]
+    write_jsonl(path, chat_rows(6))
+    assert made() == 1
+
+
+def test_a_store_has_no_rows_of_a_source_with_a_bad_one(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        load([*chat_rows(2), {"messages": 5}])
+    assert list((tmp_path / "c").iterdir()) == []

@@ -211,12 +211,11 @@ def test_padding_like_the_end_token_takes_nothing_from_the_mask() -> None:
     assert labels.count(TOKENIZER.eos_token_id) == 2 < ids.count(TOKENIZER.eos_token_id)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_by_the_message_it_rewrites() -> None:
+def test_a_template_that_rewrites_earlier_turns_trains_them_as_it_writes_them() -> None:
     tokenizer = with_template(REWRITING)
     thoughts = [Message("user", "a"), Message("assistant", "<think>t</think>b")]
     longer = [*thoughts, Message("user", "c"), Message("assistant", "<think>t</think>d")]
-    with pytest.raises(TemplateError, match=r"messages\[1\].*train_on: last"):
-        encode(tokenizer, longer, train_on="assistant")
+    assert trained(tokenizer, longer) == "b<|im_end|>|<think>t</think>d<|im_end|>"
     assert trained(tokenizer, longer, "last") == "<think>t</think>d<|im_end|>"
     assert trained(tokenizer, thoughts) == "<think>t</think>b<|im_end|>"
 

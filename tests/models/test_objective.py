@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from loractl.data import examples, sources
+from loractl.data import examples
 from loractl.data.batches import collate
 from loractl.data.pack import pack
 from loractl.models.objective import loss_sum
@@ -28,13 +28,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(rows: Path, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    options: dict[str, Any] = {
-        "format": "auto",
-        "max_length": 256,
-        "train_on": "assistant",
-        "too_long": "error",
-    }
-    found, _ = examples.load(rows, sources.read(rows), tokenizer, **options)
+    store, _ = examples.load(
+        str(rows), tokenizer, examples.Reading("auto", 256, "assistant", "error")
+    )
+    found = list(store)
     lengths = [len(example.ids) for example in found]
     assert max(lengths) > 2.5 * min(lengths)
     return found

@@ -1,0 +1,57 @@
+"""`loractl check`: everything that training would find out, before it starts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loractl import configfile, console
+from loractl.artifacts.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `ok`, a `note` to know of, or a `fix` to make."""
+
+    state: str
+    what: str  # a word or two: the name of the thing
+    text: str  # a line: what was found and, unless ok, what to do
+
+
+def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
+    """Check a config as far as one real step. Returns 0 when `train` would start.
+
+    Raises what `train` would raise: what is wrong with the file is said before torch is loaded.
+    """
+    loaded = configfile.load(config, overrides)
+    assert loaded.config.out is not None, "resolve() fills out in"
+    directory = RunDir(Path(loaded.config.out))
+
+    # Imported here, not above: what is wrong with a config is said before torch is loaded.
+    from loractl.commands.checking import examine
+
+    report = examine(loaded)
+    if as_json:
+        console.result(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        for line in report.lines(colour=console.shows_colour()):
+            console.result(line)
+    # Last, since data can be worth a look although the run's directory is taken.
+    directory.require(resume=False, overwrite=False)
+    return 0
+
+
+def findings_as_text(findings: list[Finding], *, colour: bool) -> list[str]:
+    """A line a finding, those to act on last, where they are read."""
+    order = {"ok": 0, "note": 1, "fix": 2}
+    codes = {"ok": "32", "note": "33", "fix": "31"}
+    width = max((len(one.what) for one in findings), default=0)
+    lines = []
+    for one in sorted(findings, key=lambda one: order[one.state]):
+        state = f"\x1b[{codes[one.state]}m{one.state:4}\x1b[0m" if colour else f"{one.state:4}"
+        lines.append(f"{state}  {one.what:{width}}  {one.text}")
+    return lines
+
+
+def findings_as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
+    return [{"state": one.state, "what": one.what, "text": one.text} for one in findings]

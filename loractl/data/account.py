@@ -1,0 +1,115 @@
+"""What became of the rows that were read: counts, lengths, and lines of those cut or left out."""
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MOST_LINES = 10  # in a message
+MOST_KEPT = 1000  # in an account
+BARS = 10
+
+
+@dataclass
+class Lines:
+    """How many rows something happened to, and where the first thousand of them stand."""
+
+    count: int = 0
+    first: list[int | str] = field(default_factory=list)
+
+    def add(self, where: int | str) -> None:
+        self.count += 1
+        if len(self.first) < MOST_KEPT:
+            self.first.append(where)
+
+    def __str__(self) -> str:
+        shown = ", ".join(str(line) for line in self.first[:MOST_LINES])
+        more = f" and {self.count - MOST_LINES} more" if self.count > MOST_LINES else ""
+        return f"{'lines' if self.count > 1 else 'line'} {shown}{more}"
+
+    @property
+    def are(self) -> str:
+        return "are" if self.count > 1 else "is"
+
+
+@dataclass
+class Account:
+    """What became of one source; goes to data.json."""
+
+    path: str
+    sha256: str
+    format: str
+    rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0  # tokens of the longest row as read
+    keeps_99_percent: int = 0  # the max_length that leaves 99 % of the rows whole
+    lengths: list[tuple[int, int]] = field(default_factory=list)  # (up to tokens, rows)
+    truncated: Lines = field(default_factory=Lines)
+    lost_answer: Lines = field(default_factory=Lines)  # too long, with trained tokens beyond
+    dropped: Lines = field(default_factory=Lines)  # longer than max_length
+    untrained: Lines = field(default_factory=Lines)  # left out: no trained token
+    weight: float = 1.0  # how often an epoch takes each row
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Account":
+        """Read what `as_dict` gave."""
+        names = ("truncated", "lost_answer", "dropped", "untrained")
+        lines = {name: Lines(**content[name]) for name in names}
+        lengths = [(upper, count) for upper, count in content["lengths"]]
+        return Account(**{**content, **lines, "lengths": lengths})
+
+    def measure_(self, found: Counter[int]) -> None:
+        """Fill in what the lengths of all rows say: length -> how many rows have it."""
+        self.longest = max(found, default=0)
+        self.keeps_99_percent = quantile(found, 0.99)
+        self.lengths = histogram(found)
+
+
+def quantile(found: Counter[int], share: float) -> int:
+    """The smallest length that at least `share` of all rows do not exceed."""
+    below, wanted = 0, share * found.total()
+    for length in sorted(found):
+        below += found[length]
+        if below >= wanted:
+            return length
+    return 0
+
+
+def histogram(found: Counter[int]) -> list[tuple[int, int]]:
+    """(upper length, rows) of at most ten bars of equal, round width."""
+    longest = max(found, default=0)
+    if not longest:
+        return []
+    raw = longest / BARS
+    scale = 10 ** math.floor(math.log10(max(raw, 1)))
+    width = next(int(scale * step) for step in (1, 2, 2.5, 5, 10) if int(scale * step) >= raw)
+    bars = [0] * math.ceil(longest / width)
+    for length, count in found.items():
+        bars[max(0, math.ceil(length / width) - 1)] += count
+    return [((number + 1) * width, count) for number, count in enumerate(bars)]
+
+
+def warnings(account: Account, *, max_length: int) -> list[str]:
+    """What a person should know about an account before training: a line each."""
+    notes = []
+    cut = account.lost_answer.count
+    keeps = f"; data.max_length {account.keeps_99_percent} would keep 99 % of the rows whole"
+    for lines, what in (
+        (
+            account.truncated,
+            f"cut to {max_length} tokens, {cut or 'none'} of them within an answer{keeps}",
+        ),
+        (account.dropped, f"left out: longer than {max_length} tokens{keeps}"),
+        (
+            account.untrained,
+            "left out: no trained token (no assistant answer, or it was cut off)",
+        ),
+    ):
+        if lines.count:
+            notes.append(f"{account.path}: {lines} {lines.are} {what}")
+    return notes

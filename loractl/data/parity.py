@@ -1,0 +1,68 @@
+"""Proof that generation begins an answer with the token ids that training saw before it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from loractl.data.rendering import Tokenizer
+from loractl.data.template import prompt_ids, render, token_range, tokenize
+from loractl.records import Message
+
+SHOWN = 60  # characters of a text in a message
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An answer before which generation and training see other tokens."""
+
+    number: int  # of its message
+    at: int  # the first token that differs
+    prompt: str  # what generation sees from there up to the answer
+    trained: str  # what training has there, or the first token of the answer
+
+    def __str__(self) -> str:
+        seen, trained = (repr(text[:SHOWN])[1:-1] for text in (self.prompt, self.trained))
+        return (
+            f"messages[{self.number}]: from token {self.at} on, generation sees '{seen}' and"
+            f" training '{trained}'"
+        )
+
+
+def token_parity(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    train_on: str = "assistant",
+) -> list[Difference]:
+    """Every trained answer whose prompt is not exactly how its training row begins.
+
+    None, and what is trained follows what generation sees, token for token. Some templates open a
+    generation with a block of thoughts that a rendered answer has not (DeepSeek-R1), and some
+    tokenizers join the end of a prompt with the beginning of an answer. An answer that opens a
+    conversation has no prompt. Raises TemplateError.
+    """
+    rendered = render(tokenizer, messages, train_on=train_on, tools=tools)
+    ((ids, offsets),) = tokenize(tokenizer, [rendered.text])
+    found = []
+    for number, (start, end) in zip(rendered.numbers, rendered.spans, strict=False):
+        if not number:
+            continue
+        first, _ = token_range(offsets, start, end)
+        prompt = prompt_ids(tokenizer, messages[:number], tools)
+        if ids[:first] == prompt:
+            continue
+        pairs = zip(ids[:first], prompt, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(first, len(prompt)))
+        seen, trained = (
+            tokenizer.decode(part[at:]) for part in (prompt, ids[: max(first, at + 1)])
+        )
+        found.append(Difference(number, at, seen, trained))
+    return found
+
+
+def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether the token that begins a sequence stands twice in a row somewhere in these."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and (bos, bos) in pairwise(ids)

@@ -1,0 +1,207 @@
+"""A chat template and a conversation -> text. Where the answers stand in it is for spans.py."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Any, Protocol
+
+import jinja2
+
+from loractl.records import Message
+
+DATE = date(2024, 7, 26)
+"""What templates are told is today: Llama 3's own default. A row read again tomorrow, or after a
+resume, has the same token ids, and so has the prompt of a generation."""
+
+OTHER_DATE = date(2031, 12, 7)  # differs from DATE in every part
+
+# What jinja, the sandbox and the filters raise when a template cannot take a conversation.
+REFUSALS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
+class Tokenizer(Protocol):
+    """What this room needs of a tokenizer."""
+
+    chat_template: Any
+    eos_token: str | None
+    bos_token: str | None
+    bos_token_id: int | None
+    added_tokens_encoder: dict[str, int]
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def get_chat_template(self, chat_template: Any = None, tools: Any = None) -> str: ...
+
+    def decode(self, token_ids: Any, **options: Any) -> Any: ...
+
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+
+
+class TemplateError(ValueError):
+    """A conversation that the chat template cannot render so that its answers can be told."""
+
+
+class Renders:
+    """The texts of one conversation, each rendered once. Every method may raise TemplateError."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.messages = tuple(messages)
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._texts: dict[tuple[int, bool, int, bool], str] = {}
+        self._mark = ""
+
+    def text(
+        self, n: int, *, prompt: bool = False, marked: int = -1, without_calls: bool = False
+    ) -> str:
+        """The first n messages as the template writes them.
+
+        With `prompt`, and what opens the next answer; with `marked`, and `mark` in place of the
+        content of that message; with `without_calls`, but the tool calls of the last one.
+        """
+        key = (n, prompt, marked, without_calls)
+        if key not in self._texts:
+            messages = list(self.messages[:n])
+            if marked >= 0:
+                messages[marked] = replace(messages[marked], content=self.mark)
+            if without_calls:
+                messages[-1] = replace(messages[-1], tool_calls=())
+            self._texts[key] = apply(self._tokenizer, messages, self._tools, prompt=prompt)
+        return self._texts[key]
+
+    @property
+    def whole(self) -> str:
+        return self.text(len(self.messages))
+
+    @property
+    def mark(self) -> str:
+        """A character that stands nowhere in this conversation."""
+        if not self._mark:
+            known = "".join([self.whole, *(m.content for m in self.messages)])
+            self._mark = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in known)
+        return self._mark
+
+
+def apply(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    prompt: bool = False,
+    today: date = DATE,
+) -> str:
+    """Render messages, and with `prompt` what opens the next answer. Raises TemplateError."""
+    try:
+        return _apply(tokenizer, messages, tools, prompt, today)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template refuses the row: {error}") from None
+    except REFUSALS as error:
+        for n in range(1, len(messages)):
+            if str(error) in _complaint(tokenizer, messages[:n], tools, today):
+                break
+        else:
+            n = len(messages)
+        raise TemplateError(
+            f"messages[{n - 1}]: the chat template refuses the row: {error}"
+        ) from None
+
+
+def _complaint(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    today: date,
+) -> str:
+    try:
+        _apply(tokenizer, messages, tools, False, today)
+    except REFUSALS as error:
+        return str(error)
+    return ""
+
+
+def _apply(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    today: date,
+) -> str:
+    options: dict[str, Any] = {}
+    if tools:
+        options["tools"] = [dict(tool) for tool in tools]
+    if "strftime_now" in str(tokenizer.chat_template):
+        template = tokenizer.get_chat_template(None, options.get("tools"))
+        options["chat_template"] = FIXED_DATE + template
+        options["date_parts"] = list(_date_parts(today))
+    text: str = tokenizer.apply_chat_template(
+        [_plain(message) for message in messages],
+        tokenize=False,
+        add_generation_prompt=prompt,
+        **options,
+    )
+    return text
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [dict(call) for call in message.tool_calls]
+    return plain
+
+
+# transformers gives templates the clock as a global, and turns functions that are passed beside the
+# messages into text ("<function>"), so a macro stands before the template and hides the global.
+# The one newline after the last block is trimmed: nothing is added to the text.
+FIXED_DATE = (
+    "{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}"
+    "{% for name, value in date_parts %}"
+    "{% set ns.text = ns.text.replace(name, value) %}{% endfor %}"
+    "{{ ns.text }}{% endmacro %}\n"
+)
+
+
+def _date_parts(day: date) -> Iterator[tuple[str, str]]:
+    """What each part of a strftime format stands for, the names in English on every machine."""
+    months = "January February March April May June July August September October November December"
+    weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+    month, weekday = months.split()[day.month - 1], weekdays.split()[day.weekday()]
+    yield from (("%-d", str(day.day)), ("%-m", str(day.month)), ("%e", f"{day.day:>2}"))
+    yield from (("%d", f"{day.day:02}"), ("%m", f"{day.month:02}"), ("%Y", str(day.year)))
+    yield from (("%y", f"{day.year % 100:02}"), ("%B", month), ("%b", month[:3]))
+    yield from (("%A", weekday), ("%a", weekday[:3]), ("%F", day.isoformat()))
+    yield from (("%j", f"{day.timetuple().tm_yday:03}"), ("%x", f"{day:%m/%d/%y}"))
+    yield from (("%H", "12"), ("%I", "12"), ("%M", "00"), ("%S", "00"), ("%p", "PM"))
+    yield ("%%", "%")
+
+
+def writes_date(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> bool:
+    """Whether the template writes today's date into this conversation. Raises TemplateError.
+
+    Here it writes DATE instead; other programs that serve the model will write their own.
+    """
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return False
+    texts = {apply(tokenizer, messages, tools, today=day) for day in (DATE, OTHER_DATE)}
+    return len(texts) > 1
+
+
+def writes_tools(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether the template tells the model of the tools of this conversation.
+
+    Many templates know no tools and silently leave them out. Raises TemplateError.
+    """
+    return apply(tokenizer, messages, tools) != apply(tokenizer, messages)

@@ -1,0 +1,181 @@
+"""Where the answers of a conversation stand in its rendered text, for any chat template.
+
+An answer begins where the generation prompt ends and goes up to what ends its turn. Most templates
+render earlier turns alike whatever follows, and a difference of texts tells. For those that do not
+(Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows where it stands.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+from loractl.data.rendering import Renders, TemplateError
+
+
+@dataclass(frozen=True)
+class Span:
+    """The characters of one answer in the whole text."""
+
+    number: int  # of its message
+    start: int
+    end: int
+    ended: bool  # False: the template writes nothing after an answer that would end it
+
+
+def find(renders: Renders, number: int) -> Span:
+    """Where the answer messages[number] stands. Raises TemplateError where that cannot be told."""
+    text, until = renders.whole, renders.text(number + 1)
+    if number:
+        before = renders.text(number, prompt=True)
+        alike, start = until.startswith(before), len(before)
+    else:  # few templates render a prompt of no messages
+        alike, start = True, _content(renders, 0, 1)[0]
+    if alike and text.startswith(until):
+        end = len(until)
+        if renders.messages[number].content.strip() not in until[start:]:
+            _content(renders, number, number + 1)  # raises if it is left out
+        ending = _turn_end(renders, number)
+    else:
+        start, end, ending = _find_in_whole(renders, number)
+    # Space after an end-of-turn token is the template's; space that itself ends the turn is the
+    # model's.
+    if ending.strip():
+        end = start + len(text[start:end].rstrip())
+    return Span(number, start, end, ended=ending != "")
+
+
+def is_ended(renders: Renders, number: int) -> bool:
+    """Whether the template writes something after an answer that is the last message."""
+    return _turn_end(renders, number) != ""
+
+
+def check_all_is_written(renders: Renders) -> None:
+    """Raise TemplateError if the template silently leaves out what a message says or calls."""
+    for number, message in enumerate(renders.messages):
+        n = len(renders.messages)
+        if message.content.strip() not in renders.whole:
+            shown = renders.text(n, marked=number)
+            if renders.mark not in shown:
+                what = f"what this {message.role} message says"
+                raise _error(number, f"the chat template leaves out {what}")
+        if message.tool_calls and renders.text(number + 1) == renders.text(
+            number + 1, without_calls=True
+        ):
+            raise _error(number, "the chat template leaves out the tool_calls of this message")
+
+
+def _turn_end(renders: Renders, number: int) -> str:
+    """What the template writes after messages[number] as the last: "" only if that is nothing."""
+    message, n = renders.messages[number], number + 1
+    if message.tool_calls:
+        # Calls stand after the content: an answer without them shows what ends a turn.
+        bare = renders.text(n, marked=number, without_calls=True)
+        return bare.rpartition(renders.mark)[2]
+    until, answer = renders.text(n), message.content.strip()
+    closing = until.rstrip()[-1:]
+    if answer and closing != answer[-1]:
+        return closing  # the usual case, and cheap: whatever this is of, it is not the answer
+    return until[_content(renders, number, n)[1] :]
+
+
+def _content(renders: Renders, number: int, n: int, *, prompt: bool = False) -> tuple[int, int]:
+    """From where to where the content of messages[number] stands in the first n as text.
+
+    Where the template adds to a content or takes from it (thoughts), what differs is within.
+    """
+    text = renders.text(n, prompt=prompt)
+    marked = renders.text(n, prompt=prompt, marked=number)
+    count = marked.count(renders.mark)
+    if count != 1:
+        times = "leaves out what this message says" if not count else "repeats what it says"
+        raise _error(number, f"the chat template {times}, so what is trained cannot be told")
+    prefix, _, suffix = marked.partition(renders.mark)
+    start = len(prefix) if text.startswith(prefix) else len(_whole_marks(_common(text, prefix)))
+    tail = len(suffix) if text.endswith(suffix) else len(_common(text[::-1], suffix[::-1]))
+    if start < len(prefix) and tail < len(suffix):
+        raise _error(
+            number,
+            "the chat template renders the messages around this one otherwise, as its content is,"
+            " so what is trained cannot be told",
+        )
+    if start == len(prefix):
+        return start, max(len(text) - tail, start)
+    return min(start, len(text) - tail), len(text) - tail
+
+
+def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
+    """(start, end, what ends it) of an answer that is rendered otherwise when others follow."""
+    text = renders.whole
+    start, end = _content(renders, number, len(renders.messages))
+    tail = _ending(renders, number, text[end:])
+    if number:
+        # Between the message before and the content stands what prompts the answer, and then what
+        # the template adds to it (an empty block of thoughts), which generation has to write too.
+        opening = _after(renders, number - 1, number, prompt=True)
+        after = _content(renders, number - 1, len(renders.messages))[1]
+        common = _common(opening, text[after:start])
+        if text[after:end].startswith(opening):
+            common = opening
+        elif common != text[after:start]:
+            common = _whole_marks(common)
+        if opening and not common:
+            raise _error(
+                number,
+                f"the chat template prompts an answer with {opening!r} and begins this one with"
+                f" {text[after:start]!r}, so what is trained cannot be told",
+            )
+        start = after + len(common)
+    return start, end + len(tail), tail
+
+
+def _ending(renders: Renders, number: int, following: str) -> str:
+    """What ends an answer, of the text that follows its content in the whole conversation."""
+    alone = _after(renders, number, number + 1)
+    if following.startswith(alone):
+        return alone
+    # A token that ends every text may stand after the last answer's own end (Phi-3). The end is
+    # then what precedes the next prompt.
+    prompted = _after(renders, number, number + 1, prompt=True)
+    prompt = _prompt(renders, number) if number else ""
+    ending = prompted.removesuffix(prompt) if prompt else ""
+    if not (
+        prompted.endswith(prompt)
+        and ending.strip()
+        and following.startswith(ending)
+        and alone.startswith(ending.rstrip())
+    ):
+        raise _error(
+            number,
+            f"the chat template ends this answer with {alone[:40]!r} where it is the last and goes"
+            f" on with {following[:40]!r} here, so what ends it cannot be told; use train_on: last,"
+            " or split the row",
+        )
+    return ending
+
+
+def _prompt(renders: Renders, number: int) -> str:
+    """What asks for the answer messages[number], without the end of the message before it."""
+    asked = _after(renders, number - 1, number, prompt=True)
+    plain = _after(renders, number - 1, number)
+    common = _common(asked, plain)
+    return asked[len(common if common in (asked, plain) else _whole_marks(common)) :]
+
+
+def _after(renders: Renders, number: int, n: int, *, prompt: bool = False) -> str:
+    """What follows the content of messages[number] in the first n messages."""
+    end = _content(renders, number, n, prompt=prompt)[1]
+    return renders.text(n, prompt=prompt)[end:]
+
+
+def _common(a: str, b: str) -> str:
+    return os.path.commonprefix([a, b])
+
+
+def _whole_marks(text: str) -> str:
+    """A common beginning, without the part of a role marker that two markers happen to share."""
+    found = re.match(r".*[\s>\]:]", text, re.DOTALL)
+    return found[0] if found else ""
+
+
+def _error(number: int, why: str) -> TemplateError:
+    return TemplateError(f"messages[{number}]: {why}")

@@ -1,0 +1,231 @@
+"""Tokenised examples on disk: one writer, one reader that holds lengths alone in memory.
+
+A store is a directory of `tokens` (int32 a token: its id, or ~id where it is not trained), `index`
+(where each example begins, and where its row stands) and `lengths`, with `account.json` beside
+them. It is published by one rename and verified by its hashes, so that a half-written or damaged
+one is made again, never read.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from loractl.errors import StorageError
+from loractl.records import UNTRAINED, Example
+
+FILES = ("tokens", "index", "lengths")
+ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
+UNUSED_DAYS = 30
+
+Lengths = npt.NDArray[np.int32]
+
+
+class Writer:
+    """Appends examples to a store that is being made; memory stays at 4 bytes an example."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = {name: (directory / name).open("wb") for name in FILES}
+        self.hashes = {name: hashlib.sha256() for name in FILES}
+        self.n_tokens = 0
+        self.paths: list[str] = []
+
+    def append(self, ids: list[int], labels: list[int], path: str, line: int) -> None:
+        """Add one example; its row stands on `line` of `path`."""
+        if not self.paths or self.paths[-1] != path:
+            self.paths.append(path)
+        values = np.array(ids, dtype="<i4")
+        values[np.array(labels) == UNTRAINED] ^= -1  # ~id
+        self._write("tokens", values.tobytes())
+        self._write("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
+        self._write("lengths", len(ids).to_bytes(4, "little"))
+        self.n_tokens += len(ids)
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.files[name].write(data)
+        self.hashes[name].update(data)
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Bring the files to disk; return what `account.json` must say of them."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {
+            "paths": self.paths,
+            "sha256": {name: found.hexdigest() for name, found in self.hashes.items()},
+        }
+
+
+class Store(Sequence[Example]):
+    """The examples of a finished store, read one at a time as they are asked for."""
+
+    def __init__(self, directory: Path, *, named: bool = False) -> None:
+        """`named` lets every example carry the path of its file, for runs that read several."""
+        self.account: dict[str, Any] = json.loads((directory / "account.json").read_text())
+        self.lengths: Lengths = np.fromfile(directory / "lengths", dtype="<i4")
+        self.named = named or len(self.account["paths"]) > 1
+        # Read by pread, not mapped: mapped pages would count as memory of this process.
+        self.tokens = _opened(self, directory / "tokens")
+        self.places = _opened(self, directory / "index")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Example]: ...
+    def __getitem__(self, number: int | slice) -> Example | Sequence[Example]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        entry = os.pread(self.places, ENTRY.size, number * ENTRY.size)
+        first, line, file = ENTRY.unpack(entry)
+        data = os.pread(self.tokens, 4 * int(self.lengths[number]), 4 * first)
+        values = np.frombuffer(data, dtype="<i4")
+        trained = values >= 0
+        return Example(
+            ids=np.where(trained, values, ~values).tolist(),
+            labels=np.where(trained, values, UNTRAINED).tolist(),
+            line=line,
+            path=self.account["paths"][file] if self.named else "",
+        )
+
+
+def _opened(owner: object, path: Path) -> int:
+    """A descriptor that is closed when its owner goes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    weakref.finalize(owner, os.close, descriptor)
+    return descriptor
+
+
+class Mixture(Sequence[Example]):
+    """Several stores one after the other; how often an epoch takes each is for `batches`."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = stores
+        self.starts = [0, *accumulate(len(store) for store in stores)]
+        self.lengths: Lengths = np.concatenate([store.lengths for store in stores])
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Example]: ...
+    def __getitem__(self, number: int | slice) -> Example | Sequence[Example]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        part = bisect_right(self.starts, number) - 1
+        return self.stores[part][number - self.starts[part]]
+
+
+def lengths_of(examples: Sequence[Example]) -> Lengths:
+    """Tokens of each example, without reading those that lie in a store."""
+    if isinstance(examples, Store | Mixture):
+        return examples.lengths
+    return np.array([len(example.ids) for example in examples], dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The directory in which stores are kept from run to run, by a key of all that made them."""
+
+    root: Path
+
+    @staticmethod
+    def default() -> "Cache":
+        """$LORACTL_CACHE, or loractl in the user's cache directory."""
+        home = os.environ.get("LORACTL_CACHE")
+        if home:
+            return Cache(Path(home) / "tokens")
+        xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Cache(Path(xdg) / "loractl" / "tokens")
+
+    def open(self, key: str, make: Callable[[Writer], dict[str, Any]]) -> Path:
+        """The directory of the store of this key, made by `make` where there is no whole one.
+
+        `make` appends to the writer and returns what account.json says. Raises StorageError where
+        neither the cache nor the temporary directory can be written.
+        """
+        place = self.root / key[:32]
+        if is_whole(place):
+            with contextlib.suppress(OSError):
+                os.utime(place)
+            return place
+        with self._beside(place) as working:
+            with contextlib.closing(Writer(working)) as writer:
+                account = make(writer)
+                account |= writer.finish()
+            (working / "account.json").write_text(json.dumps(account))
+            shutil.rmtree(place, ignore_errors=True)
+            try:
+                os.rename(working, place)
+            except OSError:
+                # Another run made the same store meanwhile, or the cache is not writable.
+                if not is_whole(place):
+                    raise StorageError(f"{place}: the token cache cannot be written") from None
+        return place
+
+    @contextlib.contextmanager
+    def _beside(self, place: Path) -> Iterator[Path]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._forget_unused()
+            working = Path(mkdtemp(prefix=f".{place.name}-", dir=self.root))
+        except OSError as error:
+            raise StorageError(
+                f"{self.root}: the token cache cannot be written: {error.strerror}; set"
+                " LORACTL_CACHE to a directory that can"
+            ) from None
+        try:
+            yield working
+        except OSError as error:
+            raise StorageError(
+                f"{working}: the token cache cannot be written: {error.strerror}; set LORACTL_CACHE"
+                " to a directory with more space"
+            ) from None
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+    def _forget_unused(self) -> None:
+        """Remove stores that no run has opened for a month, and what killed runs left."""
+        for entry in self.root.iterdir():
+            days = 1 if entry.name.startswith(".") else UNUSED_DAYS
+            if time.time() - entry.stat().st_mtime > days * 86400:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a store is complete and its files are those that were written."""
+    try:
+        account = json.loads((directory / "account.json").read_text())
+        return all(_sha256(directory / name) == account["sha256"][name] for name in FILES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,85 @@
+"""That generation begins where training does is proved token by token, and what differs is said."""
+
+import pytest
+
+from loractl.data.parity import doubled_bos, token_parity
+from loractl.data.template import encode, prompt_ids
+from loractl.records import UNTRAINED, Message
+from tests.data.test_template_golden import CASES, CONVERSATIONS, TOOL, template_tokenizer
+
+# A generation prompt that opens thoughts, where a rendered answer has none.
+DIFFER = {
+    "deepseek_r1.chat",
+    "deepseek_r1.thoughts",
+    "qwen3_prompted.chat",
+    "qwen3_prompted.thoughts",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_trained_follows_what_generation_sees(case: str) -> None:
+    name, conversation = case.split(".")
+    tokenizer, messages = template_tokenizer(name), CONVERSATIONS[conversation]
+    tools = (TOOL,) if conversation == "tools" else ()
+    found = token_parity(tokenizer, messages, tools)
+    assert bool(found) == (case in DIFFER)
+    ids, labels = encode(tokenizer, messages, train_on="last", tools=tools)
+    first = next(n for n, label in enumerate(labels) if label != UNTRAINED)
+    same = ids[:first] == prompt_ids(tokenizer, messages[:-1], tools)
+    assert same == (not token_parity(tokenizer, messages, tools, train_on="last"))
+
+
+def test_thoughts_that_only_a_prompt_opens_are_shown_for_each_answer() -> None:
+    first, second = token_parity(template_tokenizer("deepseek_r1"), CONVERSATIONS["chat"])
+    assert (first.number, first.prompt, first.trained) == (2, "<think>\n", "I")
+    assert (second.number, second.prompt, second.trained) == (4, "<think>\n", "A")
+    assert str(first) == (
+        f"messages[2]: from token {first.at} on, generation sees '<think>\\n' and training 'I'"
+    )
+    (only,) = token_parity(template_tokenizer("qwen3_prompted"), CONVERSATIONS["chat"])
+    assert only.number == 2, "the last answer has an empty block after the one the prompt opens"
+
+
+def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
+    tokenizer = template_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    messages = [Message("user", "x"), Message("assistant", "is the fox")]
+    (found,) = token_parity(tokenizer, messages)
+    assert (found.prompt, found.trained) == (" ", " is")
+    ids, labels = encode(tokenizer, messages, train_on="assistant")
+    assert tokenizer.decode([t for t in labels if t != UNTRAINED]) == " the fox<|im_end|>"
+    assert tokenizer.decode(ids) == "user: x<|im_end|>assistant: is the fox<|im_end|>"
+
+
+def test_an_answer_that_opens_a_conversation_or_is_not_trained_has_nothing_to_prove() -> None:
+    tokenizer = template_tokenizer("deepseek_r1")
+    assert token_parity(tokenizer, [Message("assistant", "Hello.")]) == []
+    quiet = [Message("user", "x"), Message("assistant", "y", train=False)]
+    assert token_parity(tokenizer, quiet) == []
+    assert token_parity(tokenizer, [Message("", "Plain text.")]) == []
+
+
+def test_without_a_template_the_completion_follows_its_prompt() -> None:
+    tokenizer = template_tokenizer("chatml")
+    tokenizer.chat_template = None
+    row = [Message("user", "2 plus 2 is"), Message("assistant", " 4")]
+    assert token_parity(tokenizer, row) == []
+    (joined,) = token_parity(tokenizer, [Message("user", "a "), Message("assistant", "is it")])
+    assert joined.number == 1
+
+
+def test_a_doubled_bos_is_seen() -> None:
+    tokenizer = template_tokenizer("llama3")
+    ids, _ = encode(tokenizer, CONVERSATIONS["chat"], train_on="assistant")
+    assert ids.count(tokenizer.bos_token_id) == 1 and not doubled_bos(tokenizer, ids)
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    assert doubled_bos(tokenizer, encode(tokenizer, CONVERSATIONS["chat"], train_on="last")[0])
+    mistral = template_tokenizer("mistral_v1")
+    mistral.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    said = [Message("user", mistral.bos_token + "x"), Message("assistant", "y")]
+    assert doubled_bos(mistral, prompt_ids(mistral, said[:1]))
+    mistral.bos_token = None
+    assert not doubled_bos(mistral, [1, 1])

@@ -1,0 +1,175 @@
+"""One message: every spelling that is read, and what is said of one that is wrong."""
+
+from typing import Any
+
+import pytest
+
+from loractl.data import turns
+from loractl.data.rows import RowError
+from loractl.records import Message
+
+USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, "é"]}}}
+
+
+def message(turn: Any) -> Message:
+    return turns.message(turn, "messages[1]")
+
+
+def test_both_spellings_of_a_message_and_mixed_ones_are_read() -> None:
+    for turn in (
+        USER,
+        {"from": "human", "value": "hi"},
+        {"from": "user", "content": "hi"},
+        {"role": "user", "value": "hi"},
+        {**USER, "from": "web", "value": "other", "id": 3},
+    ):
+        assert message(turn) == Message("user", "hi")
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("system", "system"), ("human", "user"), ("user", "user"), ("gpt", "assistant"),
+        ("assistant", "assistant"), ("chatgpt", "assistant"), ("bing", "assistant"),
+        ("function_call", "assistant"), ("observation", "tool"), ("tool", "tool"),
+        ("function_response", "tool"), ("developer", "system"),
+    ],
+)  # fmt: skip
+def test_every_role_of_sharegpt_is_one_of_ours(name: str, role: str) -> None:
+    assert message({"from": name, "value": "x"}) == Message(role, "x")
+
+
+def test_a_developer_is_a_system() -> None:
+    assert message({"role": "developer", "content": "x"}) == Message("system", "x")
+
+
+@pytest.mark.parametrize(
+    ("marks", "train"),
+    [
+        ({"train": False}, False), ({"train": True}, True), ({"train": None}, True),
+        ({"weight": 0}, False), ({"weight": 1}, True), ({"weight": 0.0}, False),
+        ({"weight": None, "train": False}, False), ({"train": False, "weight": 0}, False),
+    ],
+)  # fmt: skip
+def test_a_message_may_be_kept_out_of_training(marks: dict[str, Any], train: bool) -> None:
+    for turn in ({"role": "assistant", "content": "x"}, {"from": "gpt", "value": "x"}):
+        assert message({**turn, **marks}) == Message("assistant", "x", train)
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    assert message({"role": "user", "content": parts}) == Message("user", "a b")
+
+
+def test_arguments_written_as_json_text_are_read_and_all_else_of_a_call_is_kept() -> None:
+    for arguments in ('{"a": [1, "\\u00e9"]}', {"a": [1, "é"]}):
+        call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+        for content in ({}, {"content": None}, {"content": ""}):
+            found = message({"role": "assistant", "tool_calls": [call], **content})
+            assert found == Message("assistant", "", True, (CALL,))
+        bare = {"name": "f", "arguments": arguments}
+        found = message({"role": "assistant", "content": "x", "tool_calls": [bare]})
+        assert found.tool_calls == (CALL["function"],) and found.content == "x"
+    for nothing in ("", " ", "{}", {}):
+        empty = {"function": {"name": "f", "arguments": nothing}}
+        found = message({"role": "assistant", "tool_calls": [empty]})
+        assert found.tool_calls == ({"function": {"name": "f", "arguments": {}}},)
+
+
+def test_calls_that_are_null_or_none_are_no_calls() -> None:
+    for calls in (None, []):
+        assert message({**USER, "tool_calls": calls}) == Message("user", "hi")
+
+
+ROLES = "expected one of system, user, assistant, tool, developer"
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ("hi", "messages[1] is str, expected an object with role and content"),
+        (None, "messages[1] is null, expected an object"),
+        ({"speaker": "x", "text": "y"}, f"messages[1].role is missing, {ROLES}; the message has"
+         " speaker, text"),
+        ({"content": "x"}, f"messages[1].role is missing, {ROLES}; the message has content"),
+        ({"role": "asistant", "content": "x"},
+         f"messages[1].role is 'asistant', {ROLES}; did you mean assistant?"),
+        ({"role": "User", "content": "x"}, "is 'User', " + ROLES + "; did you mean user?"),
+        ({"role": "human", "content": "x"}, "is 'human', " + ROLES + "; did you mean user?"),
+        ({"role": "function", "content": "x"}, "did you mean tool?"),
+        ({"role": ["user"], "content": "x"}, "messages[1].role is list ['user'], expected one of"),
+        ({"role": None, "content": "x"}, "messages[1].role is null"),
+        ({"role": "zzz" * 99, "content": "x"}, "zzz, expected one of"),
+        ({"from": "humann", "value": "x"}, "messages[1].from is 'humann', expected one of system,"
+         " human, user, gpt"),
+        ({"from": "GPT", "value": "x"}, "did you mean gpt?"),
+        ({"role": "assistant"}, "messages[1].content is missing, expected text"),
+        ({"from": "gpt"}, "messages[1].value is missing, expected text"),
+        ({"role": "user", "content": 5}, "messages[1].content is int, expected text"),
+        ({"role": "user", "content": None}, "messages[1].content is null, expected text"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "content is null"),
+        ({"role": "user", "content": []}, "messages[1].content is an empty list"),
+        ({"role": "user", "content": ["a"]}, "messages[1].content[0] is str, expected an object"),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]},
+         "messages[1].content[1].type is 'image_url', expected 'text'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content[0].text is missing"),
+        ({**USER, "train": 1}, "messages[1].train is int, expected true or false"),
+        ({**USER, "weight": 0.5}, "messages[1].weight is 0.5, expected 0 or 1"),
+        ({**USER, "weight": True}, "messages[1].weight is True, expected 0 or 1"),
+        ({**USER, "weight": "0"}, "messages[1].weight is '0', expected 0 or 1"),
+        ({**USER, "weight": 0, "train": True}, "expected one of them"),
+        ({**USER, "reasoning_content": "hm"}, "messages[1].reasoning_content is not handed"),
+        ({**USER, "function_call": {"name": "f"}}, "messages[1].function_call is OpenAI's old"),
+        ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls stands in a message of user"),
+    ],
+)  # fmt: skip
+def test_a_wrong_message_is_named_by_its_path(turn: Any, words: str) -> None:
+    with pytest.raises(RowError) as caught:
+        message(turn)
+    assert words in str(caught.value) or (
+        "zzz" in words and str(caught.value).startswith("messages[1].role is 'zzz")
+    )
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        ("f()", "tool_calls is str, expected a list of calls"),
+        (["f"], "tool_calls[0] is str, expected an object"),
+        ([CALL, {"id": 1}], "tool_calls[1] has no name"),
+        ([{"function": {"arguments": {}}}], "tool_calls[0].function has no name"),
+        ([{"function": "f"}], "tool_calls[0].function has no name"),
+        ([{"function": {"name": "f", "arguments": "{"}}], "arguments is not valid JSON"),
+        ([{"function": {"name": "f", "arguments": "[1]"}}], "function.arguments is list"),
+        ([{"name": "f", "arguments": 3}], "tool_calls[0].arguments is int, expected an object"),
+    ],
+)
+def test_a_wrong_call_is_named_by_its_path(calls: Any, words: str) -> None:
+    with pytest.raises(RowError) as caught:
+        message({"role": "assistant", "content": "x", "tool_calls": calls})
+    assert str(caught.value).startswith("messages[1].tool_calls") and words in str(caught.value)
+
+
+def test_tools_are_read_from_a_list_or_its_json_text() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]
+    text = '[{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]'
+    assert turns.tools(tools) == turns.tools(text) == tuple(tools)
+    assert [turns.tools(value) for value in (None, [], "", " ", "[]")] == [()] * 5
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ({}, "tools is dict, expected a list of tools"),
+        ("{}", "tools is text that is no JSON list"),
+        ("[", "tools is text that is no JSON list"),
+        (["f"], r"tools\[0\] is str, expected an object"),
+        ([{"name": "f"}, {"function": {}}], r"tools\[1\].function.name is missing"),
+        ([{"description": "f"}], r"tools\[0\].name is missing"),
+    ],
+)
+def test_wrong_tools_are_named(tools: Any, words: str) -> None:
+    with pytest.raises(RowError, match=words):
+        turns.tools(tools)
