@@ -13,7 +13,7 @@ from loractl.commands.check import Finding
 from loractl.commands.reading import sources_of
 from loractl.data import batches, examples
 from loractl.data.parity import doubled_bos, token_parity
-from loractl.data.rendering import TemplateError, writes_date
+from loractl.data.rendering import TemplateError, writes_date, writes_tools
 from loractl.data.store import lengths_of
 from loractl.records import UNTRAINED, Conversation, Example
 
@@ -41,6 +41,7 @@ def data_findings(session: Session) -> Iterator[Finding]:
             "the chat template writes today's date; a fixed one stands in for it, in training and"
             " in generate alike",
         )
+    yield from _tools(session, rows)
     yield _filling(session)
     yield _twice(session)
 
@@ -151,6 +152,25 @@ def _is_dated(session: Session, rows: Sequence[Conversation]) -> bool:
         with contextlib.suppress(TemplateError):
             return writes_date(session.tokenizer, conversation.messages, conversation.tools)
     return False
+
+
+def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
+    """Whether the tools that rows declare reach the model: many templates drop them unseen."""
+    declaring = [row for row in rows if row.tools]
+    if not declaring:
+        return
+    first = declaring[0]
+    with contextlib.suppress(TemplateError):
+        if writes_tools(session.tokenizer, first.messages, first.tools):
+            yield ok(
+                "tools", f"{len(declaring)} of {len(rows)} rows declare tools, and are so read"
+            )
+            return
+    yield note(
+        "tools",
+        f"{len(declaring)} of {len(rows)} rows declare tools, which the chat template leaves out;"
+        " describe them in the system message, or use a model whose template knows tools",
+    )
 
 
 def _filling(session: Session) -> Finding:

@@ -109,6 +109,16 @@ def test_a_template_that_opens_generation_otherwise_is_found(
     assert found["state"] == "note" and "<x>" in found["text"]
 
 
+def test_tools_that_the_template_leaves_out_are_told(
+    config_file: Config, capsys: Capture, tmp_path: Path
+) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    rows = [{**row, "tools": [tool]} for row in chat_rows()]
+    path = write_jsonl(tmp_path / "tools.jsonl", rows)
+    found = finding(check(config_file(f"data: {{train: {path}}}"), capsys), "tools")
+    assert found["state"] == "note" and "12 of 12 rows declare tools" in found["text"]
+
+
 def test_an_unusual_learning_rate_is_told(config_file: Config, capsys: Capture) -> None:
     for rate, state in (("1e-6", "note"), ("2e-4", "ok"), ("0.5", "note")):
         config = config_file("train: {steps: 2}")
