@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.artifacts import files
@@ -32,6 +31,9 @@ from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable, merge_
 from loractl.lora.layer import LoraLayer
 from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INDEX = "model.safetensors.index.json"
 COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
@@ -95,7 +97,7 @@ def _refuse_quantized(source: Source) -> None:
         )
 
 
-def _is_tied(model: PreTrainedModel) -> bool:
+def _is_tied(model: "PreTrainedModel") -> bool:
     """Whether the output head is the embedding table; asked before adapters go in."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is model.get_input_embeddings().weight
@@ -139,7 +141,7 @@ def own_dtype(source: Source) -> torch.dtype:
     return float_dtypes(source).most_common(1)[0][0]
 
 
-def _plan(source: Source, skeleton: PreTrainedModel, adapter: Adapter) -> Plan | None:
+def _plan(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
     """Find each adapted weight in the files; None when they lay weights out otherwise.
 
     When a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
@@ -234,7 +236,7 @@ def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch
     return Written(untie, dtype)
 
 
-def _save(model: PreTrainedModel, directory: Path, dtype: torch.dtype) -> None:
+def _save(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
     model.to(dtype)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         _require_finite(name, parameter.detach())
@@ -261,7 +263,7 @@ def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, unti
 
 def write_model_(
     directory: Path,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype,

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loractl.artifacts import files
 from loractl.artifacts.merged import shards
@@ -16,13 +15,16 @@ from loractl.errors import ArtifactError, ModelError
 from loractl.lora.inject import adaptable
 from loractl.models.load import Source, head_name, load_skeleton
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Side:
     """One of the two: where each tensor stands, by the name it has in the model."""
 
     source: Source
-    skeleton: PreTrainedModel  # on the meta device
+    skeleton: "PreTrainedModel"  # on the meta device
     places: Mapping[str, tuple[Path, str]]  # name in the model -> shard, name in the files
     tied: str | None  # the head's tensor, where it is the embedding table
     shapes: Mapping[str, tuple[int, ...]]

@@ -13,17 +13,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from loractl.artifacts.adapter import Adapter, load_
 from loractl.artifacts.merged import float_dtypes
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adapters, kind_of, merge_, sizes
 from loractl.models.load import Source, load_model, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FP32_TOLERANCE = 1e-5
 ROUNDING_FACTOR = 4.0
@@ -105,7 +108,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     )
 
 
-def _probe(model: PreTrainedModel) -> Tensor:
+def _probe(model: "PreTrainedModel") -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)

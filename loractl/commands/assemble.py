@@ -5,12 +5,11 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import console
@@ -31,6 +30,9 @@ from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState
 from loractl.training.optim import LearningRate
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Session:
@@ -39,7 +41,7 @@ class Session:
     config: RunConfig
     source: load.Source
     base_fingerprint: str
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype  # of the products; weights that are trained rest in float32
@@ -172,7 +174,9 @@ def _locate(loaded: Loaded) -> load.Source:
         raise loaded.error("model.name_or_path", str(error)) from None
 
 
-def _adapt_(model: PreTrainedModel, loaded: Loaded) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
+def _adapt_(
+    model: "PreTrainedModel", loaded: Loaded
+) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
     """Put fresh adapters into the model; return them and the content of adapter_config.json."""
     config = loaded.config
     spec, kinds = rank_spec(config), adaptable(model)
@@ -252,7 +256,7 @@ def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
 
 
 def _checkpointing_(
-    model: PreTrainedModel, config: RunConfig, max_length: int, device: torch.device
+    model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
 ) -> None:
     """Turn gradient checkpointing on where it is asked for, or where memory is short."""
     wanted = config.train.gradient_checkpointing

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Sampling:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -55,12 +59,12 @@ def generate(
     return texts
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def _positions(model: "PreTrainedModel") -> int | None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _require_room(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+def _require_room(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> None:
     limit = _positions(model)
     for prompt in prompts:
         if not prompt:
@@ -72,14 +76,14 @@ def _require_room(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> N
             )
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+def stop_ids(model: "PreTrainedModel", tokenizer: Tokenizer) -> list[int]:
     """Ids that end an answer: what the model's generation config names, and the tokenizer's own."""
     named = getattr(model.generation_config, "eos_token_id", None)
     ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
     return sorted(i for i in ids if isinstance(i, int))
 
 
-def _config(model: PreTrainedModel, tokenizer: Tokenizer, sampling: Sampling) -> GenerationConfig:
+def _config(model: "PreTrainedModel", tokenizer: Tokenizer, sampling: Sampling) -> GenerationConfig:
     stops = stop_ids(model, tokenizer)
     pad = tokenizer.pad_token_id
     if pad is None:

@@ -1,16 +1,19 @@
 """Run a causal LM on a batch: logits where tokens are trained; and the test of isolation."""
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loractl.errors import ModelError
 from loractl.records import UNTRAINED, Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def trained_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+
+def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits that predict the trained tokens of a batch, and the ids of those tokens.
 
     This is the one place that shifts: the logits at position t are for the label at t + 1. Returns
@@ -38,7 +41,7 @@ def trained_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor
     return logits[trained[:, columns]], targets[trained]
 
 
-def check_isolation(model: PreTrainedModel) -> None:
+def check_isolation(model: "PreTrainedModel") -> None:
     """Prove on two short random examples that packed ones neither see nor shift each other.
 
     Raises ModelError where a model leaks. Costs three short forward passes.
@@ -78,7 +81,7 @@ def check_isolation(model: PreTrainedModel) -> None:
         )
 
 
-def recompute_activations_(model: PreTrainedModel) -> None:
+def recompute_activations_(model: "PreTrainedModel") -> None:
     """Keep only what enters each block for the backward pass, and compute the block again there."""
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
@@ -87,7 +90,7 @@ def recompute_activations_(model: PreTrainedModel) -> None:
         model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]
 
 
-def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+def activation_bytes(model: "PreTrainedModel", rows: int, length: int) -> int:
     """A rough size of what one micro-batch keeps for its backward pass, without checkpointing.
 
     Per token and layer about 34 values of the hidden size (Korthikanti et al., arXiv 2205.05198,

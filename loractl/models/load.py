@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from loractl.errors import ModelError
 from loractl.models import ggufbase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -165,7 +168,7 @@ def positions(source: Source, *, trust_remote_code: bool = False) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def load_skeleton(source: Source) -> PreTrainedModel:
+def load_skeleton(source: Source) -> "PreTrainedModel":
     """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
@@ -181,7 +184,7 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     finite: bool = True,
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Load a causal LM whole, with every weight in `dtype`, on `device`, in eval mode.
 
     Raises ModelError when a tensor is missing, of the wrong shape, or not finite. Training passes
@@ -226,7 +229,7 @@ def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
         )
 
 
-def head_name(model: PreTrainedModel) -> str | None:
+def head_name(model: "PreTrainedModel") -> str | None:
     """The path of the output head among the model's modules."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return next((name for name, module in model.named_modules() if module is head), None)

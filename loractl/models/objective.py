@@ -1,16 +1,20 @@
 """Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loractl.models.forward import trained_logits
 from loractl.records import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def loss_sum(
-    model: PreTrainedModel, batch: Batch, *, autocast: torch.dtype | None = None
+    model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropies of the trained tokens in nats, as a float32 scalar, and their
     number.
