@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -21,6 +22,11 @@ def is_rich(stream: IO[str]) -> bool:
 def shows_colour() -> bool:
     """Whether results may be coloured."""
     return is_rich(sys.stdout)
+
+
+def width() -> int | None:
+    """Columns of the terminal that results go to; None where they are not cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def result(text: str) -> None:

@@ -1,6 +1,7 @@
 """`loractl check`: everything that training would find out, before it starts."""
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,22 +35,29 @@ def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
     if as_json:
         console.result(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
     else:
-        for line in report.lines(colour=console.shows_colour()):
+        for line in report.lines(colour=console.shows_colour(), width=console.width()):
             console.result(line)
     # Last, since data can be worth a look although the run's directory is taken.
     directory.require(resume=False, overwrite=False)
     return 0
 
 
-def findings_as_text(findings: list[Finding], *, colour: bool) -> list[str]:
-    """A line a finding, those to act on last, where they are read."""
+def findings_as_text(
+    findings: list[Finding], *, colour: bool, width: int | None = None
+) -> list[str]:
+    """A line a finding, those to act on last, where they are read; wrapped to `width` columns."""
     order = {"ok": 0, "note": 1, "fix": 2}
     codes = {"ok": "32", "note": "33", "fix": "31"}
-    width = max((len(one.what) for one in findings), default=0)
+    words = max((len(one.what) for one in findings), default=0)
+    left = 8 + words
     lines = []
     for one in sorted(findings, key=lambda one: order[one.state]):
         state = f"\x1b[{codes[one.state]}m{one.state:4}\x1b[0m" if colour else f"{one.state:4}"
-        lines.append(f"{state}  {one.what:{width}}  {one.text}")
+        text = [one.text]
+        if width is not None and width > 2 * left:
+            text = textwrap.wrap(one.text, width - left)
+        lines.append(f"{state}  {one.what:{words}}  {text[0]}")
+        lines += [" " * left + more for more in text[1:]]
     return lines
 
 

@@ -49,7 +49,7 @@ class Report:
             "seconds": round(self.seconds, 2),
         }
 
-    def lines(self, *, colour: bool) -> Iterator[str]:
+    def lines(self, *, colour: bool, width: int | None = None) -> Iterator[str]:
         """The report as it is read: what is trained, how long rows are, what was found."""
         how = "in green" if colour else "between ⟦ and ⟧"
         for where, stretches in self.previews:
@@ -64,7 +64,7 @@ class Report:
             )
             yield from checkpreview.histogram(account, self.max_length)
         yield ""
-        yield from findings_as_text(self.findings, colour=colour)
+        yield from findings_as_text(self.findings, colour=colour, width=width)
         yield ""
         yield from self._step_lines()
 

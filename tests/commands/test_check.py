@@ -178,3 +178,9 @@ def test_colour_marks_trained_text_and_control_characters_are_shown_as_such() ->
 def test_findings_to_act_on_come_last() -> None:
     found = [Finding("fix", "a", "1"), Finding("ok", "bc", "2"), Finding("note", "d", "3")]
     assert findings_as_text(found, colour=False) == ["ok    bc  2", "note  d   3", "fix   a   1"]
+
+
+def test_findings_are_wrapped_beside_their_names() -> None:
+    found = [Finding("ok", "bc", "one two three four five six seven")]
+    lines = findings_as_text(found, colour=False, width=30)
+    assert lines == ["ok    bc  one two three four", "          five six seven"]
