@@ -3,10 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from loractl.errors import MOST_SHOWN, DataError
 from loractl.records import UNTRAINED, Conversation
 
 BATCH = 256
-"""Rows tokenised in one call: enough for the tokenizer's threads, few enough to hold."""
+BATCH_CHARACTERS = 400_000
+"""Rows and text tokenised in one call: enough for the tokenizer's threads, few enough to hold."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _code() -> str:
 
 def conversations(
     name: str, reading: Reading, on_error: Callable[[str], None]
-) -> Iterator[tuple[sources.Row, Conversation, str]]:
+) -> Iterator["Found"]:
     """Yield (row, conversation, format) of every good row of the part that is read.
 
     The format of the first row is that of the source. A bad row is told to `on_error`.
@@ -135,6 +135,10 @@ class TooLongError(DataError):
         self.account = account
 
 
+Found = tuple[sources.Row, Conversation, str]
+"""A row, what it holds, and the format in which it was read."""
+
+
 class _BadRows:
     """Keeps the first ten messages and counts the rest."""
 
@@ -160,7 +164,7 @@ def _tokenise(account: Account, tokenizer: Tokenizer, reading: Reading, writer: 
     bad, lengths = _BadRows(), Counter[int]()
     several = Path(account.path).is_dir()
     found = conversations(account.path, reading, bad.add)
-    while batch := list(islice(found, BATCH)):
+    for batch in _batches(found):
         encoded = encode_many(
             tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
         )
@@ -175,6 +179,20 @@ def _tokenise(account: Account, tokenizer: Tokenizer, reading: Reading, writer: 
     bad.raise_if_any()
     account.measure_(lengths)
     _refuse_empty(account, reading)
+
+
+def _batches(found: Iterable[Found]) -> Iterator[list[Found]]:
+    """Rows to tokenise together: a token takes some 250 bytes there, its place in the text most."""
+    batch: list[Found] = []
+    characters = 0
+    for one in found:
+        batch.append(one)
+        characters += sum(len(message.content) for message in one[1].messages)
+        if len(batch) == BATCH or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _keep(

@@ -13,7 +13,7 @@ from loractl.data.account import Account, warnings
 from loractl.data.store import Cache
 from loractl.data.template import encode
 from loractl.errors import DataError
-from loractl.records import Message
+from loractl.records import Conversation, Message
 from tests.conftest import chat_rows, write_jsonl
 
 
@@ -198,3 +198,14 @@ def test_a_store_has_no_rows_of_a_source_with_a_bad_one(load: Any, tmp_path: Pat
     with pytest.raises(DataError):
         load([*chat_rows(2), {"messages": 5}])
     assert list((tmp_path / "c").iterdir()) == []
+
+
+@pytest.mark.parametrize(("characters", "most"), [(10, 256), (1000, 256), (100_000, 4), (10**6, 1)])
+def test_rows_are_tokenised_by_their_text_as_well_as_their_number(
+    characters: int, most: int
+) -> None:
+    """Batches of 256 rows of 17 kB took 900 MB."""
+    row = sources.Row(1, {}, "a.jsonl")
+    conversation = Conversation((Message("", "x" * characters),))
+    sizes = [len(batch) for batch in examples._batches([(row, conversation, "text")] * 600)]
+    assert sum(sizes) == 600 and max(sizes) == most
