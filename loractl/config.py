@@ -142,7 +142,9 @@ class TrainSection(Section):
         "adamw", description="how the optimizer keeps its state"
     )
     on_non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="what to do when a loss or gradient is not finite"
+        "stop",
+        description="what to do when a loss or gradient is not finite: stop, or leave the weights "
+        "alone and go on",
     )
     non_finite_limit: Positive = Field(3, description="steps skipped in a row before the run stops")
     cache_trunk: Literal["auto", "off"] = Field(
@@ -193,8 +195,6 @@ NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "lora.adalora": ANY,
     "data.retain": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
-    "train.on_non_finite": ("skip",),
-    "train.non_finite_limit": ANY,
     "train.report_to": ANY,
 }
 """Settings of the contract that no code serves in this version; `configfile` refuses them."""
@@ -231,6 +231,8 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if train.lora_plus_ratio != 1 and config.method == "full":
         yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
+    if train.non_finite_limit != 3 and train.on_non_finite != "skip":
+        yield "train.non_finite_limit", "is of on_non_finite: skip; set that, or remove it"
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):

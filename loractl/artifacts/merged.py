@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -30,12 +30,12 @@ from loractl.artifacts.adapter import (
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable, merge_
 from loractl.lora.layer import LoraLayer
+from loractl.models.basedir import INDEX, is_inside
 from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INDEX = "model.safetensors.index.json"
 COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
 FLOATS = {
@@ -83,6 +83,19 @@ def write(
     if adapter.chat_template:
         (directory / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8")
     return written
+
+
+def bytes_of(source: Source, dtype: torch.dtype | None) -> int | None:
+    """Bytes that a merge will take on disk, without the tokenizer's; None for a GGUF."""
+    if source.gguf:
+        return None
+    try:
+        found = float_dtypes(source)
+    except SafetensorError:
+        return None  # told when it is read
+    widest = max((kind.itemsize for kind in found), default=1)
+    total = sum(path.stat().st_size for path in shards(source))
+    return total if dtype is None else total * dtype.itemsize // widest
 
 
 def _refuse_quantized(source: Source) -> None:
@@ -249,6 +262,8 @@ def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, unti
     """Copy config, tokenizer and chat template; correct what the merge changed in the config."""
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
+            if not is_inside(path, base):  # what is copied from a stranger's link might be a secret
+                raise ArtifactError(f"{path}: links to {path.resolve()}, out of the base; copy it")
             shutil.copyfile(path, directory / path.name)
     config: dict[str, Any] = files.read_json(base / "config.json")
     if dtype is not None:

@@ -60,7 +60,7 @@ def run(
                 " --dtype float32 keeps its effect whole"
             )
 
-    files.publish(out, write)
+    files.publish(out, write, needs=merged.bytes_of(source, target))
     for line in lines:
         console.note(line)
     console.result(str(out))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loractl.artifacts import adapter as adapters
-from loractl.artifacts import files
+from loractl.artifacts import checkpoint
 from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, load_, ranks_of, read
 from loractl.errors import ArtifactError
 
@@ -410,8 +410,9 @@ def test_a_run_that_trained_every_weight_has_no_adapter(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_no_adapter(base: Make, adapter_dir: Make) -> None:
     directory = adapter_dir(base("llama"))
     where = directory / WEIGHTS
-    entry = {"size": where.stat().st_size, "sha256": files.sha256(where)}
-    files.write_json(directory / "manifest.json", {"step": 1, "files": {WEIGHTS: entry}})
+    for name in (checkpoint.OPTIMIZER, checkpoint.STATE):
+        (directory / name).write_text("{}")
+    checkpoint.seal(directory, 1)
     read(directory)
     content = bytearray(where.read_bytes())
     content[-3] ^= 1
