@@ -73,8 +73,7 @@ class RunDir:
         """Check that training may start, or go on, here. Raises ConfigError or StateError."""
         status = self.status()
         lock.require_free(self.path)
-        was_begun = (self.path / lock.NAME).exists()  # and killed before it wrote anything else
-        if resume and status is Status.ABSENT and not was_begun:
+        if resume and status is Status.ABSENT and not self.was_killed():
             raise StateError(f"{self.path}: no run to resume; train without --resume to start one")
         if status is not Status.ABSENT and not resume and not overwrite:
             kind = "a finished" if status is Status.FINISHED else "an unfinished"
@@ -83,6 +82,10 @@ class RunDir:
                 " replace it, or --out for another directory"
             )
         return status
+
+    def was_killed(self) -> bool:
+        """Whether the last run here had no time to take its lock away; asked while none runs."""
+        return (self.path / lock.NAME).exists()
 
     def clear_(self) -> None:
         """Remove what a run writes but its config.yaml, which the next one replaces; other files

@@ -50,6 +50,10 @@ def run(
         if refused:
             raise StateError(*_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
+            if directory.was_killed():  # when all was written
+                with RunLock(directory.path) as held:
+                    held.keep()
+                    directory.sweep_()
             console.note(f"{directory.path}: already complete")
             return 0
 
