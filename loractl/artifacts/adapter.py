@@ -171,7 +171,7 @@ def read(path: Path) -> Adapter:
             " which is not supported: it changes the base, by tensors that are not here"
         )
     about, template = directory / ABOUT, directory / TEMPLATE
-    return Adapter(
+    found = Adapter(
         directory=directory,
         spec=spec,
         tensors=tensors,
@@ -181,6 +181,8 @@ def read(path: Path) -> Adapter:
         formula="dora" if config.get("use_dora") else "lora",
         has_starts=has_starts,
     )
+    checkpoint.require_there(directory)
+    return found
 
 
 def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:

@@ -111,9 +111,19 @@ def _step_of(directory: Path) -> int:
 def faults(directory: Path) -> list[str]:
     """What is wrong with a checkpoint, a line each: an empty list means that it is valid."""
     found = _faults(directory)
-    if found and not directory.is_dir():  # a run removes its oldest ones at once, by their name
-        return [f"{directory}: removed while it was read: a run keeps only its newest checkpoints"]
-    return found
+    return found if directory.is_dir() else [_GONE.format(directory)]
+
+
+_GONE = "{}: removed while it was read: a run keeps only its newest checkpoints"
+
+
+def require_there(directory: Path) -> None:
+    """Raise ArtifactError if a directory that was read is gone: what was read may not be all of it.
+
+    A run that removes a checkpoint takes its name away first, so that one that is there is whole.
+    """
+    if not directory.is_dir():
+        raise ArtifactError(_GONE.format(directory))
 
 
 def _faults(directory: Path) -> list[str]:

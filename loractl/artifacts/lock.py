@@ -122,11 +122,14 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def _held(directory: Path, descriptor: int) -> StateError:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        who = f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
-        who = "another process"  # which has not written its name yet
+    who = "another process"
+    for _ in range(5):
+        try:
+            holder = json.loads(os.pread(descriptor, 4096, 0))
+            who = f"process {holder['pid']} on {holder['host']}"
+            break
+        except (ValueError, KeyError, TypeError):
+            time.sleep(0.02)  # it has the lock and will write its name
     return StateError(
         f"{directory}: {who} is writing this run; wait for it, stop it, or choose another --out"
     )

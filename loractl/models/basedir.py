@@ -50,11 +50,17 @@ def _require_inside(name: str, directory: Path) -> None:
         if not isinstance(shards, dict):
             raise ModelError(f"model {name}: {index}: expected an object with weight_map")
         for shard in sorted({str(value) for value in shards.values()}):
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or shard in ("", ".", ".."):
                 raise ModelError(
                     f"model {name}: {index}: names the shard {shard[:100]!r}, expected the name of"
                     " a file in the same directory"
                 )
+
+
+def brings_code(directory: Path) -> bool:
+    """Whether the config of a checked base names Python code of its own."""
+    config = directory / "config.json"
+    return config.is_file() and "auto_map" in _read(str(directory), config)
 
 
 def is_inside(path: Path, directory: Path) -> bool:

@@ -107,6 +107,11 @@ def _translated(source: Source, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {source.name}: {what} needs Python code that the model brings, which is not"
+                " run; if you trust it, train with model.trust_remote_code: true"
+            ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelError(
             f"model {source.name}: {what} cannot be loaded: {first.strip()[:300]}"
