@@ -14,7 +14,7 @@ from tests.faults.conftest import FULL, Process, Warm, Whole, finish
 
 CALLS = (
     "mkdir", "write", "pwrite64", "ftruncate", "rename", "renameat", "fsync", "chmod", "unlink",
-    "unlinkat", "rmdir", "openat",
+    "unlinkat", "rmdir", "openat", "flock",
 )  # fmt: skip
 REFUSED = ("mkdir", "write", "pwrite64", "rename", "renameat", "fsync", "openat")
 STRACE = shutil.which("strace")
@@ -25,12 +25,14 @@ needs_strace = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def cut(warm: Warm, whole: Callable[..., Whole], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed after the checkpoint before its last: one save and the adapter are to come."""
+    """A run killed before its last checkpoint: a save, a rotation and the adapter are to come."""
     expected = whole()
     run = tmp_path_factory.mktemp("cut") / "run"
-    shutil.copytree(expected.run, run)
+    keep = ("--set", "train.keep_checkpoints=3")
+    assert warm.run("train", expected.config, "--out", run, *keep).code == 0
     shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoints" / f"step-{expected.steps:06d}")
+    assert len(list((run / "checkpoints").iterdir())) == 2
     return run
 
 
@@ -67,10 +69,12 @@ def numbers(warm: Warm, whole: Whole, cut: Path, call: str, where: Path) -> Iter
         yield from range(1, count + 1)
     elif count:
         yield from sorted({max(1, round(count * share)) for share in (0.6, 1.0)})
+    else:
+        raise AssertionError(f"a save makes no call of {call}")
 
 
 @needs_strace
-@pytest.mark.parametrize("call", CALLS if FULL else ("rename", "fsync", "write", "unlink"))
+@pytest.mark.parametrize("call", CALLS if FULL else ("rename", "fsync", "write", "unlinkat"))
 def test_a_save_killed_at_any_call_is_resumed_unaided(
     call: str, warm: Warm, whole: Callable[..., Whole], cut: Path, tmp_path: Path
 ) -> None:

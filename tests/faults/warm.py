@@ -36,9 +36,17 @@ def start(argv: list[str], log: str, hold: bool, limits: dict[str, int]) -> int:
         os.dup2(out, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, limit in limits.items():
+        if name == "AS_ABOVE":  # beyond what is taken already
+            name, limit = "AS", limit + taken()
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     os.read(read_end, 1)  # ends when the other end is closed
     os._exit(run(argv))
+
+
+def taken() -> int:
+    """Bytes of address space of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(argv: list[str]) -> int:
@@ -78,6 +86,7 @@ def main() -> None:
 
     import loractl.artifacts.merged
     import loractl.artifacts.proof
+    import loractl.cli
     import loractl.commands.merge
     import loractl.commands.training_run  # noqa: F401
 
