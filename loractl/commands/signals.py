@@ -26,6 +26,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.exit_code: int | None = None
         self._at_once = False
+        self._left = False
         self._before: dict[int, Any] = {}
 
     @contextlib.contextmanager
@@ -69,6 +70,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.exit_code = self.exit_code or (INTERRUPTED if number == signal.SIGINT else TERMINATED)
         if self._at_once:
+            self._left = True
             raise Stopped(self.exit_code)
 
     def _watch(self) -> None:
@@ -79,7 +81,7 @@ class StopRequest:
                 if number not in (signal.SIGINT, signal.SIGTERM):
                     continue
                 seen += 1
-                if seen == 1 and not self._at_once:
+                if seen == 1 and not (self._at_once or self._left):
                     console.note(
                         "stopping after this step; Ctrl-C again leaves at once, with the last"
                         " checkpoint"
