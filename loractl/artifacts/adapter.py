@@ -181,7 +181,7 @@ def read(path: Path) -> Adapter:
         formula="dora" if config.get("use_dora") else "lora",
         has_starts=has_starts,
     )
-    checkpoint.require_there(directory)
+    checkpoint.require_published(directory)
     return found
 
 

@@ -117,13 +117,19 @@ def faults(directory: Path) -> list[str]:
 _GONE = "{}: removed while it was read: a run keeps only its newest checkpoints"
 
 
-def require_there(directory: Path) -> None:
-    """Raise ArtifactError if a directory that was read is gone: what was read may not be all of it.
+def require_published(directory: Path) -> None:
+    """Raise ArtifactError if what was read may not be all: a directory that is gone, or half done.
 
-    A run that removes a checkpoint takes its name away first, so that one that is there is whole.
+    A run that removes a checkpoint takes its name away first, so that one that is there is whole;
+    and one that is being written has a name of its own.
     """
     if not directory.is_dir():
         raise ArtifactError(_GONE.format(directory))
+    if files.HALF.fullmatch(directory.resolve().name):
+        raise ArtifactError(
+            f"{directory}: is being written, or was left half-written by a process that was killed;"
+            " name a finished one"
+        )
 
 
 def _faults(directory: Path) -> list[str]:

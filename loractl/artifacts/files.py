@@ -21,7 +21,8 @@ from loractl.errors import ArtifactError, StorageError
 OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
 }  # fmt: skip
-_HALF = re.compile(r"\.(?P<name>.+)\.(?:tmp|old)-(?P<pid>\d+)")
+HALF = re.compile(r"\.(?P<name>.+)\.(?:tmp|old)-(?P<pid>\d+)")
+"""The names of what is being written, or removed, and by which process."""
 
 
 @contextlib.contextmanager
@@ -175,7 +176,7 @@ def _give_name(beside: Path, final: Path) -> None:
 def _sweep(final: Path) -> None:
     """Remove what processes that are no more left of this name."""
     for path in final.parent.iterdir():
-        match = _HALF.fullmatch(path.name)
+        match = HALF.fullmatch(path.name)
         if match and match["name"] == final.name and not _lives(int(match["pid"])):
             _delete(path)
 

@@ -5,6 +5,7 @@ what a killed one leaves of it holds nobody up. No torch: a second starter is to
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from loractl.errors import StateError
+from loractl.errors import StateError, StorageError
 
 NAME = ".lock"
 
@@ -91,6 +92,14 @@ class RunLock:
                     os.close(descriptor)
                     raise held from None
                 time.sleep(0.02)  # it may be someone who only looks: `require_free`
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                raise StorageError(
+                    f"{self.path}: this disk takes no locks ({error.strerror}); choose an --out on"
+                    " another one"
+                ) from None
             except BaseException:
                 os.close(descriptor)
                 raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from loractl import console
 from loractl.artifacts import files
+from loractl.artifacts.adapter import checkpoint_tensors
 from loractl.artifacts.rundir import RunDir
 from loractl.commands.assemble import Session
 from loractl.errors import ConfigError, is_out_of_memory
@@ -16,9 +17,10 @@ BESIDE = 64 << 10
 
 
 def of_checkpoint(session: Session) -> int:
-    """Bytes of a checkpoint: what is trained in float32, and AdamW's two averages of it."""
+    """Bytes of a checkpoint: what is written of the model, and AdamW's two averages, in float32."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
-    return 3 * 4 * trained + BESIDE
+    written = sum(tensor.numel() for tensor in checkpoint_tensors(session.layers).values())
+    return 4 * (2 * trained + (written or trained)) + BESIDE
 
 
 def require(session: Session, directory: RunDir, state: TrainState) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from loractl import console
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import basedir, ggufbase
 
@@ -104,9 +105,16 @@ def _translated(source: Source, what: str) -> Iterator[None]:
         yield
     except (SafetensorError, struct.error) as error:  # struct.error: a GGUF file that ends early
         raise ModelError(f"model {source.name}: {what} truncated or corrupt: {error}") from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+    except (
+        OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, MemoryError
+    ) as error:  # fmt: skip
         if is_out_of_memory(error):
-            raise
+            on_disk = console.size(sum(path.stat().st_size for path in source.weight_files()))
+            raise ModelError(
+                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the memory there"
+                " is; model.dtype: bfloat16 takes half of what float32 takes, or name a smaller"
+                " model"
+            ) from None
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model {source.name}: {what} needs Python code that the model brings, which is not"

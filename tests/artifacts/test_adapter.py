@@ -421,6 +421,12 @@ def test_a_damaged_checkpoint_is_no_adapter(base: Make, adapter_dir: Make) -> No
         read(directory)
 
 
+def test_what_is_half_written_is_no_adapter(base: Make, adapter_dir: Make) -> None:
+    directory = adapter_dir(base("llama"), name=".step-000002.tmp-77")
+    with pytest.raises(ArtifactError, match="left half-written by a process that was killed"):
+        read(directory)
+
+
 def test_files_have_the_mode_of_new_files(base: Make, adapter_dir: Make) -> None:
     old = os.umask(0o027)
     try:

@@ -134,3 +134,18 @@ def test_a_second_interrupt_does_not_wait_for_a_long_step(
     assert process.wait() == 130 and time.monotonic() - began < 2, process.said
     assert json.dumps(rows(run)) == before, "the step was not long enough to be cut"
     assert checkpoint.newest_valid(run / "checkpoints")[1] == []
+
+
+def test_a_merge_that_is_ended_leaves_nothing_and_what_a_kill_leaves_is_swept(
+    warm: Warm, whole: Callable[..., Whole], tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = warm.start("merge", whole().run, "--out", out)
+        wait_until(process, lambda: any(tmp_path.iterdir()))
+        process.send(number)
+        assert process.wait() == code, process.said
+        assert "Traceback" not in process.said
+        assert bool(list(tmp_path.iterdir())) == (code == -9)
+    assert warm.run("merge", whole().run, "--out", out).code == 0
+    assert list(tmp_path.iterdir()) == [out]
