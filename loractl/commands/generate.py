@@ -132,7 +132,7 @@ def _answer(
     sampling: "Sampling",
     dtype: str,
 ) -> list[str]:
-    from loractl.artifacts.adapter import load_
+    from loractl.artifacts.matching import load_
     from loractl.data.template import TemplateError, prompt_ids
     from loractl.generation.sample import generate
     from loractl.lora.inject import remove_
