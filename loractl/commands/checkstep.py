@@ -34,6 +34,8 @@ class StepReport:
     save_seconds: float  # write, read back and compare
     estimated_bytes: int
     peak_bytes: int  # resident, or allocated on CUDA
+    moved: int  # trained tensors that the step changed
+    tensors: int
     still: int  # layers, or tensors trained whole, that the step left as they were
 
 
@@ -89,6 +91,8 @@ def one_step(session: Session) -> StepReport:
         save_seconds=time.perf_counter() - began,
         estimated_bytes=estimate,
         peak_bytes=load.peak_memory(session.device),
+        moved=len(moved),
+        tensors=len(parameters),
         still=_still(session, moved),
     )
 

@@ -138,7 +138,7 @@ class AdaptedExperts(nn.Module):
         weighted = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        summed = weighted[back].view(len(hidden), k, -1).sum(dim=1)
+        summed = weighted[back].view(*top_k_index.shape, y.shape[-1]).sum(dim=1)
         return summed.to(hidden.dtype)
 
     def _product(self, name: str, x: Tensor, ids: Tensor, counts: list[int]) -> Tensor:

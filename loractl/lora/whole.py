@@ -48,10 +48,10 @@ class WholeModule(nn.Module):
         return functional_call(self.tuned, self.rounded(), args, kwargs)
 
     def swap_weights_(self) -> dict[str, nn.Parameter]:
-        """Put the tuned values into the frozen module; return the parameters that stood there."""
+        """Put copies of the tuned values into the frozen module; return what stood there."""
         old = dict(self.base.named_parameters())
         for name, values in self.rounded().items():
-            set_parameter_(self.base, name, nn.Parameter(values.detach(), requires_grad=False))
+            set_parameter_(self.base, name, nn.Parameter(values.detach().clone(), False))
         return old
 
 

@@ -37,16 +37,18 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         "llama",
         [
             "method: adalora",
-            "lora: {rank: 8, adalora: {initial_rank: 4, target_rank: 2, warmup_steps: 1, final_steps: 1,"
-            " every: 1}, dropout: 0.1, scaling: rslora}",
+            "lora: {rank: 8, dropout: 0.1, scaling: rslora}",
+            "lora: {adalora: {initial_rank: 4, target_rank: 2, warmup_steps: 1, final_steps: 1,"
+            " every: 1}}",
         ],
     ),
     "adalora-embedding": (
         "gpt2",
         [
             "method: adalora",
-            "lora: {rank: 8, adalora: {initial_rank: 3, target_rank: 1, warmup_steps: 0, final_steps: 2,"
-            " every: 1, orthogonality: 0.0}, target_modules: [c_attn, wte]}",
+            "lora: {rank: 8, target_modules: [c_attn, wte]}",
+            "lora: {adalora: {initial_rank: 3, target_rank: 1, warmup_steps: 0, final_steps: 2,"
+            " every: 1, orthogonality: 0.0}}",
             "train: {learning_rate: 3e-2}",
         ],
     ),
