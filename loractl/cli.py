@@ -44,7 +44,7 @@ Base = Annotated[
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
+    template: Annotated[str, typer.Option(help="lora, dora, adalora or full.")] = "lora",
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(help="The training rows.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write it; - for stdout.")] = Path(
