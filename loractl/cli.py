@@ -137,7 +137,8 @@ def generate(
     as_json: Json = False,
 ) -> int:
     """Answer prompts with a base model or an adapter."""
-    from loractl.commands.generate import Options, run
+    from loractl.commands.answering import Options
+    from loractl.commands.generate import run
 
     return run(
         prompts=prompt or [],
