@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from loractl.config import NOT_YET, RunConfig, conflicts, not_yet, resolve
+from loractl.config import NOT_YET, RunConfig, not_yet, resolve
 from loractl.configfile import load
+from loractl.conflicts import conflicts
 from loractl.strictyaml import parse
 
 CONTRACT = """\

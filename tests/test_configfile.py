@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loractl.config import RunConfig, conflicts, not_yet, resolve
+from loractl.config import RunConfig, not_yet, resolve
 from loractl.configfile import Loaded, dump, load
+from loractl.conflicts import conflicts
 from loractl.errors import ConfigError
 
 GOOD = """\

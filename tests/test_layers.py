@@ -29,7 +29,7 @@ LEVELS = {
     **dict.fromkeys(
         ("config", "configfile", "errors", "records", "console"), 0
     ),  # and the parts of configfile:
-    **dict.fromkeys(("strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
+    **dict.fromkeys(("conflicts", "strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
     "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "schema",

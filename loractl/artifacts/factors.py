@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from loractl.artifacts import files
-from loractl.artifacts.adapter import CONFIG, PREFIX, STARTS, SUFFIXES, WEIGHTS, Adapter, write
+from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, write
+from loractl.artifacts.peftnames import PREFIX, STARTS, SUFFIXES
 from loractl.errors import ArtifactError
 from loractl.lora.ranks import UnmatchedError, sizes
 from loractl.lora.spectrum import Factors

@@ -1,12 +1,11 @@
 """An adapter from its files into a hub, all of it or nothing."""
 
-import torch
 from torch import nn
 
-from loractl.artifacts.adapter import Adapter, ranks_of, restore_
-from loractl.lora.hub import Hub
-from loractl.lora.inject import FORMULAS, kind_of, sizes
-from loractl.lora.layer import LoraLayer
+from loractl.artifacts.adapter import Adapter
+from loractl.artifacts.matching import load_
+from loractl.lora.hub import Hub, StandIn, stand_ins
+from loractl.lora.inject import remove_
 
 
 def add_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
@@ -17,19 +16,12 @@ def add_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
     hub.add_(name, layers_of(adapter, model))
 
 
-def layers_of(adapter: Adapter, model: nn.Module) -> dict[str, LoraLayer]:
-    """An adapter's layers over the modules of a model, by path; the model is left alone.
+def layers_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
+    """What an adapter has in the place of modules of a model, by path; the model is as it was.
 
     Raises ArtifactError when the two do not fit.
     """
-    layers = {}
-    for path, size in ranks_of(adapter, model).items():
-        base = model.get_submodule(path)
-        kind, weight = kind_of(base), base.weight
-        assert kind is not None and isinstance(weight, torch.Tensor), f"{path} carries no adapter"
-        d_in, d_out = sizes(kind, weight)
-        # Memory of their own: what was read may be a map of the file, which can change.
-        A, B = torch.empty(size.rank, d_in), torch.empty(d_out, size.rank)
-        layers[path] = FORMULAS[adapter.formula][kind](base, A, B, scale=size.scale)
-    restore_(layers, adapter.tensors)
-    return layers
+    load_(model, adapter)
+    found = stand_ins(model)
+    remove_(model)
+    return found

@@ -137,7 +137,7 @@ def _adapters(talk: "Conversation", rest: str) -> None:
     hub = talk.speakers.hub
     rows = [[_title(None), "", "", ""]]
     for name in hub.names:
-        ranks = sorted({layer.rank for layer in hub.layers(name).values()})
+        ranks = hub.ranks(name)
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
         rows.append([name, span, str(len(hub.layers(name))), console.size(hub.n_bytes(name))])
     marked = [["*" if row[0] == _title(talk.active) else "", *row] for row in rows]

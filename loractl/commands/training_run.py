@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from loractl import configfile, console
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import checkpoint, files, merged, metrics, peftconfig
+from loractl.artifacts import checkpoint, files, merged, metrics
 from loractl.artifacts.rundir import RunDir, Status
 from loractl.commands import restore
+from loractl.commands.adapting import rank_policy
 from loractl.commands.assemble import Session, assemble
+from loractl.commands.saving import write_final, write_trained
 from loractl.commands.signals import StopRequest
 from loractl.configfile import Loaded
 from loractl.errors import NumericError, Stopped
@@ -39,8 +40,9 @@ def train(loaded: Loaded, directory: RunDir, *, resume: bool, again: str) -> int
     )
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
     state = TrainState()
+    ranks = rank_policy(config, session.layers, optimizer, session.total_steps)
     if resume:
-        state = restore.restore_(session, optimizer, scaler, directory)
+        state = restore.restore_(session, optimizer, scaler, directory, ranks)
     else:
         directory.clear_()
     _open(session, directory, state)
@@ -52,6 +54,7 @@ def train(loaded: Loaded, directory: RunDir, *, resume: bool, again: str) -> int
         seed=config.seed,
         device=session.device,
         scaler=scaler,
+        ranks=ranks,
     )
     run = _Run(session, directory, optimizer, state, recipe)
     # A kill may have come between the last step of a run that stopped early and its adapter.
@@ -165,7 +168,7 @@ class _Run:
         checkpoint.save(
             self.directory.checkpoints,
             self.state.step,
-            write_model=lambda path: write_trained(session, path, self.state),
+            write_model=lambda path: write_trained(session, path, self.state, self.recipe.ranks),
             optimizer=state_tensors(self.optimizer, session.parameters),
             state={"train": self.state.snapshot(), "inputs": restore.inputs(session)},
             keep=session.config.train.keep_checkpoints,
@@ -242,39 +245,6 @@ def _kinds_of_layers(session: Session) -> str:
         last = name.rpartition(".")[2]
         counts[last] = counts.get(last, 0) + 1
     return ", ".join(f"{name} x{count}" for name, count in counts.items())
-
-
-def write_trained(session: Session, directory: Path, state: TrainState) -> None:
-    """Write what is trained, as a checkpoint keeps it: the adapter, or every weight in float32."""
-    if not session.layers:
-        files.write_tensors(
-            directory / restore.MODEL, {n: p.cpu() for n, p in session.parameters.items()}
-        )
-        return
-    adapters.write(
-        directory,
-        adapters.checkpoint_tensors(session.layers),
-        config=session.adapter_config,
-        about={**session.about(), "step": state.step},
-        chat_template=_template(session),
-    )
-
-
-def write_final(session: Session, directory: Path, state: TrainState) -> None:
-    """Write the adapter as every reader takes it, on the plain base."""
-    config = session.adapter_config
-    adapters.write(
-        directory,
-        adapters.plain_tensors(session.layers),
-        config=peftconfig.doubled(config) if peftconfig.starts_at_parts(config) else config,
-        about={**session.about(), "step": state.step},
-        chat_template=_template(session),
-    )
-
-
-def _template(session: Session) -> str | None:
-    template = session.tokenizer.chat_template
-    return template if isinstance(template, str) else None
 
 
 def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, strips
 
-_Seen = list[tuple[Tensor, int, torch.dtype, torch.device]]
+_Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
 
 
 class DoraLayer(LoraLayer):
@@ -57,7 +57,7 @@ class DoraLayer(LoraLayer):
     def norm(self) -> Tensor:
         """||W + s B A|| over the inputs (d_out,), kept until A, B or their start change."""
         now: _Seen = [
-            (tensor, tensor._version, tensor.dtype, tensor.device)
+            (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
             for tensor in (self.A, self.B, self.A0, self.B0, self.weight)
             if tensor is not None
         ]

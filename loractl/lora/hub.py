@@ -7,15 +7,19 @@ another one for each row of a batch. For inference alone.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loractl.lora.inject import adapters
+from loractl.lora.experts import AdaptedExperts, LoraExperts
 from loractl.lora.layer import LoraLayer
+from loractl.lora.whole import WholeModule
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
+StandIn = LoraLayer | AdaptedExperts | WholeModule
+"""What an adapter has in the place of a module of the base, its `base`."""
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class MixedRowsError(ValueError):
@@ -37,10 +41,10 @@ class Hub:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        assert not adapters(model), "the model has an adapter of its own already"
+        assert not stand_ins(model), "the model has an adapter of its own already"
         self._model = model
-        self._adapters: dict[str, Mapping[str, LoraLayer]] = {}  # name -> module -> layer
-        self._layers: dict[str, dict[str, LoraLayer]] = {}  # module -> name -> layer
+        self._adapters: dict[str, Mapping[str, StandIn]] = {}  # name -> module -> layer
+        self._layers: dict[str, dict[str, StandIn]] = {}  # module -> name -> layer
         self._hooks: dict[str, RemovableHandle] = {}
         self._active: str | _Rows | None = None
 
@@ -48,12 +52,17 @@ class Hub:
     def names(self) -> tuple[str, ...]:
         return tuple(self._adapters)
 
-    def layers(self, name: str) -> Mapping[str, LoraLayer]:
-        """The layers of an adapter by the path of the module that each stands for."""
+    def layers(self, name: str) -> Mapping[str, StandIn]:
+        """What an adapter brings, by the path of the module that each stands for."""
         return self._adapters[name]
 
-    def add_(self, name: str, layers: Mapping[str, LoraLayer]) -> None:
-        """Take in an adapter: layers over modules of this model, by path.
+    def ranks(self, name: str) -> list[int]:
+        """The different ranks of an adapter's layers, the lowest first."""
+        inner = (module for one in self._adapters[name].values() for module in one.modules())
+        return sorted({module.rank for module in inner if isinstance(module, LoraLayer)})
+
+    def add_(self, name: str, layers: Mapping[str, StandIn]) -> None:
+        """Take in an adapter: what would stand in for modules of this model, by path.
 
         It costs the memory of its own tensors; see `n_bytes`. Raises ValueError for a name that is
         taken.
@@ -68,7 +77,8 @@ class Hub:
             known = self._layers.setdefault(path, {})
             known[name] = layer
             if path not in self._hooks:
-                self._hooks[path] = layer.base.register_forward_hook(self._hook(path, known))
+                hook = self._hook(path, layer.base, known)
+                self._hooks[path] = layer.base.register_forward_hook(hook, with_kwargs=True)
 
     def remove_(self, name: str) -> None:
         """Let go of an adapter and its memory. If it is in use, the base answers from now on."""
@@ -117,41 +127,65 @@ class Hub:
         """Bytes of an adapter's tensors in memory, which rest in float32."""
         return sum(tensor.nbytes for tensor in own_tensors(self._adapters[name]))
 
-    def _hook(self, path: str, layers: Mapping[str, LoraLayer]) -> Hook:
-        def adapt(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+    def _hook(self, path: str, base: nn.Module, layers: Mapping[str, StandIn]) -> Hook:
+        def adapt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
             active = self._active
+            if module is not base:  # a copy of it, which takes the hook along
+                return None
             if isinstance(active, _Rows):
-                return _adapt_rows(path, layers, active, args[0], y)
+                groups = [(layers[name], rows) for name, rows in active.groups if name in layers]
+                return _adapt_rows(path, groups, active.n_rows, args, kwargs, y)
             layer = layers.get(active) if active is not None else None
-            return None if layer is None else layer.adapt(args[0], y)
+            return None if layer is None else _adapt(layer, args, kwargs, y)
 
         return adapt
 
 
-def own_tensors(layers: Mapping[str, LoraLayer]) -> Iterator[Tensor]:
-    """The tensors that an adapter's layers bring, those of the base apart."""
+def stand_ins(model: nn.Module) -> dict[str, StandIn]:
+    """What stands in a model for modules of its base, by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, StandIn) and not isinstance(module, LoraExperts)
+    }
+
+
+def own_tensors(layers: Mapping[str, StandIn]) -> Iterator[Tensor]:
+    """The tensors that an adapter brings, those of the base apart."""
     for layer in layers.values():
         own = [*layer.named_parameters(), *layer.named_buffers()]
         yield from (tensor for name, tensor in own if not name.startswith("base."))
 
 
+def _adapt(layer: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
+    """What a layer answers where the base answers y."""
+    if isinstance(layer, LoraLayer):
+        return layer.adapt(args[0], y)
+    return layer(*args, **kwargs)  # not from y: the products of experts, or another module's own
+
+
 def _adapt_rows(
-    path: str, layers: Mapping[str, LoraLayer], active: _Rows, x: Tensor, y: Tensor
-) -> Tensor | None:
+    path: str,
+    groups: Sequence[tuple[StandIn, Tensor]],
+    n_rows: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    y: Any,
+) -> Any:
     """Write the outputs of adapted rows over those of the base, a group of rows at a time."""
-    groups = [(layers[name], rows) for name, rows in active.groups if name in layers]
     if not groups:
         return None
+    x = args[0]
     # An input without the dimension of tokens is none of rows, also where its length happens to
     # be their number: the tokens that a router sends to an expert, say.
-    is_ids = not x.is_floating_point()
-    if x.shape[0] != active.n_rows or x.dim() < (2 if is_ids else 3):
+    least = 3 if x.is_floating_point() else 2
+    if len(args) + len(kwargs) > 1 or x.dim() < least or x.shape[0] != n_rows:
         raise MixedRowsError(
-            f"{path}: an input of shape {list(x.shape)}, expected {active.n_rows} rows first; the"
-            " rows of one batch cannot have different adapters here"
+            f"{path}: an input of shape {list(x.shape)}, expected {n_rows} rows first; the rows of"
+            " one batch cannot have different adapters here"
         )
     for layer, rows in groups:
         rows = rows.to(x.device)
-        adapted = layer.adapt(x.index_select(0, rows), y.index_select(0, rows))
+        adapted = _adapt(layer, (x.index_select(0, rows),), {}, y.index_select(0, rows))
         y.index_copy_(0, rows, adapted)  # y is the module's fresh output, which nobody else holds
     return y

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,22 @@ Loss = Callable[[Batch], tuple[Tensor, int]]
 """Batch -> (sum of the losses of its trained tokens, their number)."""
 
 LOWEST_LOSS_SCALE = 1.0
+
+
+class RankPolicy(Protocol):
+    """What changes ranks while a run goes on, and what it adds to the loss."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that is added once to the mean loss of a step."""
+
+    def after_update(self, step: int) -> None:
+        """Called after step `step`, counted from 1, was applied, with its gradients still there."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint keeps of it."""
+
+    def restore_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class Recipe:
     seed: int
     device: torch.device
     scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
+    ranks: RankPolicy | None = None
 
 
 def steps(
@@ -75,6 +93,9 @@ def steps(
         if state.step == 0:
             _check_reached(parameters)
         norm = _update(parameters, optimizer, recipe, window, step=state.step + 1)
+        if recipe.ranks is not None:
+            recipe.ranks.after_update(state.step + 1)
+        optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.n_tokens for batch in window)
         state.step += 1
         state.data = after
@@ -86,12 +107,15 @@ def steps(
 
 
 def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe, *, step: int) -> float:
-    """Add up the gradients of a window's mean loss; return that mean."""
+    """Add up the gradients of a window's mean loss and of the penalty; return that mean alone."""
     sums = []
     for batch in window:
         loss_sum, _ = loss(batch.to(recipe.device))
         recipe.scaler.scale(loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         sums.append(loss_sum.detach())
+    penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
+    if penalty is not None:
+        recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
     mean = float(torch.stack(sums).sum()) / trained
     if not math.isfinite(mean):
         bad = next(
@@ -122,7 +146,6 @@ def _update(
     # the scaler then leaves the weights as they are.
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loractl.artifacts import merged
-from loractl.artifacts.adapter import PREFIX, read
+from loractl.artifacts.adapter import read
+from loractl.artifacts.peftnames import PREFIX
 from loractl.artifacts.proof import Proof, prove
 from loractl.errors import ArtifactError
 from loractl.models.load import locate
