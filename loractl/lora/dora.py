@@ -33,11 +33,8 @@ class DoraLayer(LoraLayer):
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer: x (..., d_in) -> (..., d_out)."""
-        y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output from its input and the base's answer y = base(x)."""
         h = self.dropped(x)
         update = self.update(h) * self.scale
         # With dropout, all that DoRA adds to the base's answer is made from the dropped input.

@@ -93,8 +93,10 @@ class LoraLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
+        return self.adapt(x, y) if self.enabled else y
+
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output from its input and the base's answer y = base(x)."""
         return torch.add(y, self.update(self.dropped(x)), alpha=self.scale)
 
     def dropped(self, x: Tensor) -> Tensor:
