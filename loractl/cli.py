@@ -37,7 +37,6 @@ NOT_YET = (
     "export",
     "recommend",
     "estimate",
-    "chat",
     "eval",
     "report",
     "sweep",
@@ -53,7 +52,7 @@ Base = Annotated[
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
+    template: Annotated[str, typer.Option(help="lora, dora, adalora or full.")] = "lora",
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(help="The training rows.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write it; - for stdout.")] = Path(
@@ -123,6 +122,18 @@ def merge(
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
 
 
+Model = Annotated[str | None, typer.Option(help="The base, or a run of method: full.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME=DIR", help="An adapter; repeatable."),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
+Dtype = Annotated[str, typer.Option(help="As model.dtype of a config.")]
+
+
 @app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
 def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
@@ -130,23 +141,18 @@ def generate(
         Path | None,
         typer.Option(help="JSON lines of {prompt} or {messages}, with an adapter each."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The base, or a run of method: full.")] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter; repeatable.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: always the likeliest token.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")] = 0,
-    dtype: Annotated[str, typer.Option(help="As model.dtype of a config.")] = "auto",
+    model: Model = None,
+    adapter: Adapters = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> int:
     """Answer prompts with a base model or an adapter."""
-    from loractl.commands.generate import Options, run
+    from loractl.commands.answering import Options
+    from loractl.commands.generate import run
 
     return run(
         prompts=prompt or [],
@@ -156,6 +162,24 @@ def generate(
         options=Options(max_new_tokens, temperature, top_p, seed, dtype),
         as_json=as_json,
     )
+
+
+@app.command(epilog="Example: loractl chat --adapter tuned=runs/name --adapter other=runs/other")
+def chat(
+    model: Model = None,
+    adapter: Adapters = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+) -> int:
+    """Talk with a base and its adapters, held in memory together; /help lists the commands."""
+    from loractl.commands.answering import Options
+    from loractl.commands.chat import run
+
+    options = Options(max_new_tokens, temperature, top_p, seed, dtype)
+    return run(model=model, adapters=adapter or [], options=options)
 
 
 app.add_typer(adapters_app, name="adapters")

@@ -36,7 +36,7 @@ class ModelSection(Section):
 
 
 class AdaloraSection(Section):
-    initial_rank: Rank = Field(12, description="rank of each module at the start")
+    initial_rank: Rank = Field(12, description="rank of each module at the start, in place of rank")
     target_rank: Rank = Field(8, description="average rank at the end")
     warmup_steps: int = Field(200, ge=0, description="steps before the budget falls")
     final_steps: int = Field(1000, ge=0, description="steps at the end with the final budget")
@@ -49,7 +49,8 @@ class AdaloraSection(Section):
 class LoraSection(Section):
     rank: Rank = Field(8, description="r: the width of the update B A")
     alpha: Amount | None = Field(
-        None, description="the update is scaled by alpha / rank; null: 2 x rank"
+        None,
+        description="the update is scaled by alpha / rank; null: 2 x rank (adalora: initial_rank)",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: Annotated[list[str], Field(min_length=1)] | str = Field(
@@ -68,14 +69,20 @@ class LoraSection(Section):
     layers: list[Annotated[int, Field(ge=0)]] | str | None = Field(
         None, description="block numbers that get adapters: a list, or a range as '8-15'; null: all"
     )
-    rank_schedule: dict[int, Rank] = Field({}, description="step -> rank, for a rank that changes")
+    rank_schedule: dict[Positive, Rank] = Field(
+        {},
+        description="step -> rank of every module after it; the scale stays that of the first rank",
+    )
     rank_pattern: dict[str, Rank] = Field(
         {}, description="module name or regex -> its own rank, where it differs"
     )
     alpha_pattern: dict[str, Amount] = Field(
         {}, description="module name or regex -> its own alpha, where it differs"
     )
-    modules_to_save: list[str] = Field([], description="modules that are trained whole and saved")
+    modules_to_save: list[str] = Field(
+        [],
+        description="modules that are trained whole and saved beside the adapter: names or paths",
+    )
     adalora: AdaloraSection = Field(AdaloraSection(), description="settings of method: adalora")
 
 
@@ -173,7 +180,7 @@ class RunConfig(Section):
     method: Literal["lora", "dora", "adalora", "full"] = Field(
         "lora",
         description="lora: a small trained update; dora: that and a trained length an output; "
-        "full: every weight is trained",
+        "adalora: an update whose ranks go where they matter; full: every weight is trained",
     )
     lora: LoraSection = Field(LoraSection(), description="the adapter")
     data: DataSection = Field(description="what is trained on")
@@ -189,10 +196,6 @@ ANY = None
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
-    "method": ("adalora",),
-    "lora.rank_schedule": ANY,
-    "lora.modules_to_save": ANY,
-    "lora.adalora": ANY,
     "data.retain": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
@@ -213,38 +216,12 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield key, f"found {what}, which is not available in this version; remove it"
 
 
-def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for settings that are right one by one but not together."""
-    train, data = config.train, config.data
-    if train.steps is not None and train.epochs is not None:
-        yield "train.steps", "found together with train.epochs, expected one of them; remove one"
-    if train.steps is not None and train.warmup >= 1 and train.warmup > train.steps:
-        yield (
-            "train.warmup",
-            f"{train.warmup:.15g} warmup steps are more than train.steps ({train.steps}), expected "
-            "fewer; a value below 1 is a share of the steps",
-        )
-    if train.eval_every is not None and data.eval is None:
-        yield (
-            "train.eval_every",
-            "set, but data.eval names no held-out rows; set data.eval or remove it",
-        )
-    if train.lora_plus_ratio != 1 and config.method == "full":
-        yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
-    if train.non_finite_limit != 3 and train.on_non_finite != "skip":
-        yield "train.non_finite_limit", "is of on_non_finite: skip; set that, or remove it"
-    if train.early_stopping is not None and train.eval_every is None:
-        yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
-    for name in ("rank_pattern", "alpha_pattern"):
-        if "" in getattr(config.lora, name):
-            yield f"lora.{name}", "an empty module name, expected a name or a regex"
-
-
 def resolve(config: RunConfig, *, name: str) -> RunConfig:
     """Fill in the defaults that depend on other settings; `name` is the config file's stem."""
     lora, train = config.lora, config.train
     if lora.alpha is None:
-        lora = lora.model_copy(update={"alpha": 2 * lora.rank})
+        first = lora.adalora.initial_rank if config.method == "adalora" else lora.rank
+        lora = lora.model_copy(update={"alpha": 2 * first})
     if train.epochs is None and train.steps is None:
         train = train.model_copy(update={"epochs": 1})
     out = config.out if config.out is not None else f"runs/{name}"

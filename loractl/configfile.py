@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from loractl import strictyaml
-from loractl.config import RunConfig, conflicts, not_yet, resolve
+from loractl.config import RunConfig, not_yet, resolve
+from loractl.conflicts import conflicts
 from loractl.errors import ConfigError
 from loractl.places import is_hub_data
 from loractl.schemacheck import Checked, check

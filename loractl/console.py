@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from loractl.errors import MOST_SHOWN
+from loractl.errors import MOST_SHOWN, DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -32,6 +32,47 @@ def width() -> int | None:
 def result(text: str) -> None:
     """Print what the command was asked for, to stdout."""
     print(text, flush=True)
+
+
+def piece(text: str) -> None:
+    """Print a part of a result, which goes on with the next one."""
+    print(text, end="", flush=True)
+
+
+def is_interactive() -> bool:
+    """Whether a person types what is read."""
+    return sys.stdin.isatty()
+
+
+def ask(prompt: str) -> str | None:
+    """Read a line: at a terminal after a prompt and with its editing, else as it comes.
+
+    None at the end of the input (Ctrl-D). Raises DataError for what is no UTF-8 text.
+    """
+    try:
+        if is_interactive():
+            return _typed(prompt)
+        line = sys.stdin.readline()
+        line.encode()  # some locales let bytes that are no text through, as surrogates
+        return line.rstrip("\r\n") if line else None
+    except UnicodeError as error:
+        raise DataError(f"stdin: not UTF-8 text: {error}") from None
+
+
+def _typed(prompt: str) -> str | None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  with it input() edits its line and recalls earlier ones
+    if not sys.stdout.isatty():  # results go to a file, and the prompt must not
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    try:
+        return input(prompt)
+    except EOFError:
+        note("")  # what follows begins a line of its own
+        return None
+    except KeyboardInterrupt:
+        note("")
+        raise
 
 
 def note(text: str) -> None:

@@ -62,6 +62,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("Phi3", {**SHAPE, "pad_token_id": 0}),
     "opt": ("OPT", OPT),
     "gpt-neox": ("GPTNeoX", NEOX),
+    "mixtral": ("Mixtral", {**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt2": ("GPT2", {**GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
 }
 CAUSAL = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
@@ -197,7 +198,7 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
     `embedding` as a target means the input embedding, by whatever name the model has it, and
     `head` the output head.
     """
-    from loractl.artifacts import adapter, peftconfig
+    from loractl.artifacts import adapter, peftconfig, peftnames
     from loractl.lora.inject import adaptable, inject_
     from loractl.lora.ranks import RankSpec, resolve
     from loractl.models import load
@@ -223,13 +224,13 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
         layers = inject_(model, ranks)
         torch.manual_seed(7)
         with torch.no_grad():
-            for parameter in adapter.parameters(layers).values():
+            for parameter in peftnames.parameters(layers).values():
                 parameter.normal_(std=size)
         directory = tmp_path / name
         directory.mkdir()
         adapter.write(
             directory,
-            adapter.parameters(layers),
+            peftnames.parameters(layers),
             config=content,
             about={"base": {"fingerprint": load.fingerprint(source), "name_or_path": str(base)}},
             chat_template=CHATML,

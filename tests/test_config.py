@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from loractl.config import NOT_YET, RunConfig, conflicts, not_yet, resolve
+from loractl.config import NOT_YET, RunConfig, not_yet, resolve
 from loractl.configfile import load
+from loractl.conflicts import conflicts
 from loractl.strictyaml import parse
 
 CONTRACT = """\
@@ -94,10 +95,6 @@ def test_the_documentation_shows_every_key() -> None:
 
 REFUSED = {
     "model.quantization": "nf4",
-    "method": "adalora",
-    "lora.rank_schedule": {10: 4},
-    "lora.modules_to_save": ["lm_head"],
-    "lora.adalora": {"every": 5},
     "data.format": "sharegpt",
     "data.retain": "general.jsonl",
     "data.columns": {"prompt": "question"},
@@ -116,28 +113,9 @@ def test_what_no_code_serves_is_refused_by_name(key: str) -> None:
     assert "Section(" not in found[0][1]
 
 
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"train__steps": 4, "train__epochs": 1}, "train.steps"),
-        ({"train__steps": 4, "train__warmup": 5}, "train.warmup"),
-        ({"train__eval_every": 4}, "train.eval_every"),
-        ({"train__lora_plus_ratio": 16, "method": "full"}, "train.lora_plus_ratio"),
-        ({"train__early_stopping": 2, "data__eval": 0.1}, "train.early_stopping"),
-        ({"lora__rank_pattern": {"": 4}}, "lora.rank_pattern"),
-        ({"lora__alpha_pattern": {"": 4}}, "lora.alpha_pattern"),
-    ],
-)
-def test_what_combines_badly_is_named(settings: dict[str, Any], key: str) -> None:
-    assert [name for name, _ in conflicts(config(**settings))] == [key]
-
-
-def test_warmup_may_take_all_the_steps_or_a_share_of_them() -> None:
-    assert not list(conflicts(config(train__steps=4, train__warmup=4)))
-    assert not list(conflicts(config(train__steps=1, train__warmup=0.5)))
-
-
 def test_defaults_follow_other_settings() -> None:
+    ranks = {"initial_rank": 6, "target_rank": 3}
+    assert resolve(config(method="adalora", lora__adalora=ranks), name="n").lora.alpha == 12
     found = resolve(config(lora__rank=4, train__steps=9), name="mine")
     assert (found.lora.alpha, found.train.epochs, found.out) == (8, None, "runs/mine")
     kept = resolve(config(lora__alpha=3, train__epochs=2, out="here"), name="mine")

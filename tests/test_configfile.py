@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loractl.config import RunConfig, conflicts, not_yet, resolve
+from loractl.config import RunConfig, not_yet, resolve
 from loractl.configfile import Loaded, dump, load
+from loractl.conflicts import conflicts
 from loractl.errors import ConfigError
 
 GOOD = """\
@@ -103,7 +104,7 @@ def test_all_errors_are_reported_at_once_in_the_order_of_the_file() -> None:
 model:
   name_or_path: /no/such/model
   dtype: bf32
-method: adalora
+  quantization: nf4
 lora:
   rakn: 4
   rank: 8
@@ -118,8 +119,8 @@ train:
   early_stopping: 3
 """
     found = refused(text, ["seed=x"])
-    named = "model.name_or_path model.dtype method lora.rakn lora.dropout lora.rank data.train"
-    named += " data.max_length train.warmup train.early_stopping seed"
+    named = "model.name_or_path model.dtype model.quantization lora.rakn lora.dropout lora.rank"
+    named += " data.train data.max_length train.warmup train.early_stopping seed"
     assert [message.split(": ")[1] for message in found] == named.split()
     lines = [int(message.split(":")[1]) for message in found[:-1]]
     assert lines == [2, 3, 4, 6, 8, 9, 11, 12, 15, 16]

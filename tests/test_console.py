@@ -121,3 +121,18 @@ def test_progress_on_a_terminal_is_live_and_leaves_it_as_it_was(
     text = shown.getvalue()
     assert "2/3" in text and "held-out loss [1.0]" in text
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is back"
+
+
+def test_lines_are_read_as_they_come_where_nobody_types_and_nothing_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" one \r\n\nthree"))
+    assert [console.ask("> ") for _ in range(4)] == [" one ", "", "three", None]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_pieces_of_a_result_are_printed_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    console.piece("a")
+    console.piece("b")
+    console.result("c")
+    assert capsys.readouterr() == ("abc\n", "")

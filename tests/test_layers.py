@@ -29,10 +29,11 @@ LEVELS = {
     **dict.fromkeys(
         ("config", "configfile", "errors", "records", "console"), 0
     ),  # and the parts of configfile:
-    **dict.fromkeys(("strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
+    **dict.fromkeys(("conflicts", "strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
-    "init", "check", "train", "merge", "generate", "adapters", "inspect", "schema", "doctor",
+    "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "schema",
+    "doctor",
 )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ print(json.dumps([codes, heavy]))
 def test_help_usage_errors_and_config_errors_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
     helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
-    wrong = [["trian"], ["train"], ["train", "--bogus", "x"], ["export"], ["generate"]]
+    wrong = [["trian"], ["train"], ["train", "--bogus", "x"], ["export"], ["generate"], ["chat"]]
     config = [["train", str(tmp_path / "bad.yaml")], ["train", str(tmp_path / "absent.yaml")]]
     argv = json.dumps([*helps, *wrong, *config])
     done = subprocess.run([sys.executable, "-c", LIGHT, argv], capture_output=True, check=True)

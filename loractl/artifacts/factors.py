@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from loractl.artifacts import files
-from loractl.artifacts.adapter import CONFIG, PREFIX, STARTS, SUFFIXES, WEIGHTS, Adapter, write
+from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, write
+from loractl.artifacts.peftnames import PREFIX, STARTS, SUFFIXES
 from loractl.errors import ArtifactError
-from loractl.lora.ranks import UnmatchedError, sizes
+from loractl.lora.experts import PRODUCTS, unpacked
+from loractl.lora.ranks import UnmatchedError, is_named, sizes
 from loractl.lora.spectrum import Factors
 
 OWN_COPY = ".base_layer.weight"  # PEFT lays copies of adapted tables and heads beside an adapter
@@ -35,7 +37,8 @@ class Update:
 def updates(adapter: Adapter) -> dict[str, Update]:
     """The update of every module by its path, in the order of layers.
 
-    Raises ArtifactError for halves and wrong shapes.
+    Fused experts come one by one, as <parameter>[0] and so on. Raises ArtifactError for halves and
+    wrong shapes.
     """
     where = adapter.directory / WEIGHTS
     pairs: dict[str, tuple[str, Tensor, Tensor]] = {}
@@ -56,6 +59,8 @@ def updates(adapter: Adapter) -> dict[str, Update]:
         raise ArtifactError(
             f"{where}: holds {first}, expected names such as {PREFIX}<module>.lora_A.weight"
         )
+    experts = _experts(adapter, list(pairs))
+    pairs = {experts.get(module, module): pair for module, pair in pairs.items()}
     try:
         ranks = sizes(adapter.spec, pairs)
     except UnmatchedError as error:
@@ -65,7 +70,8 @@ def updates(adapter: Adapter) -> dict[str, Update]:
     for module in sorted(pairs, key=in_order):
         kind, A, B = pairs[module]
         size = ranks[module]
-        if not (A.dim() == B.dim() == 2 and A.shape[0] == B.shape[1] == size.rank):
+        stack = A.shape[0] // size.rank if module in experts.values() else 1
+        if not (A.dim() == B.dim() == 2 and A.shape[0] == B.shape[1] == size.rank * stack):
             raise ArtifactError(
                 f"{where}: {PREFIX}{module}: A has shape {list(A.shape)} and B {list(B.shape)},"
                 f" expected [{size.rank}, d_in] and [d_out, {size.rank}] (the rank r of {CONFIG} is"
@@ -73,7 +79,26 @@ def updates(adapter: Adapter) -> dict[str, Update]:
             )
         if adapter.has_starts:
             A, B = _counted_from_start(adapter, f"{PREFIX}{module}", kind, A, B)
-        found[module] = Update(kind, Factors(A, B, size.scale), size.alpha)
+        if module not in experts.values():
+            found[module] = Update(kind, Factors(A, B, size.scale), size.alpha)
+            continue
+        for e, (A_e, B_e) in enumerate(zip(*unpacked(A, B, stack), strict=True)):
+            found[f"{module}[{e}]"] = Update(kind, Factors(A_e, B_e, size.scale), size.alpha)
+    return found
+
+
+def _experts(adapter: Adapter, stems: list[str]) -> dict[str, str]:
+    """The parameter that each module of a file stands for where it is one of fused experts.
+
+    PEFT nests the parameters of one module, the first of the model's order innermost.
+    """
+    found: dict[str, str] = {}
+    for stem in (stem for stem in stems if not stem.endswith(".base_layer")):
+        full = [f"{stem}.{product}" for product in PRODUCTS]
+        named = [name for name in full if any(is_named(name, t) for t in adapter.parameters)]
+        levels = [stem + ".base_layer" * behind for behind in range(len(named))]
+        if named and all(level in stems for level in levels):
+            found |= dict(zip(levels, reversed(named), strict=True))
     return found
 
 
@@ -112,6 +137,11 @@ def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
     Raises ArtifactError when it holds anything else that is no low-rank update, such as the
     magnitudes of DoRA: then its change of a weight is more than s B A.
     """
+    if adapter.parameters:
+        raise ArtifactError(
+            f"{adapter.directory / CONFIG}: target_parameters: updates of fused experts cannot be"
+            f" {doing}"
+        )
     rest = others(adapter)
     strange = sorted(name for name in rest if not name.endswith(OWN_COPY))
     if strange:

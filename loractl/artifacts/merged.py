@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.artifacts import files
-from loractl.artifacts.adapter import (
-    ABOUT,
-    TEMPLATE,
-    Adapter,
-    load_,
-    own_weights,
-    ranks_of,
-    require_same,
-)
+from loractl.artifacts.adapter import ABOUT, TEMPLATE, Adapter
+from loractl.artifacts.matching import load_, own_weights, ranks_of, require_same
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable, merge_
 from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import EXPERTS
+from loractl.lora.whole import wholes
 from loractl.models.basedir import INDEX, is_inside
 from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
 
@@ -51,6 +46,7 @@ class Plan:
     """Which tensors of the base's files change, and by what."""
 
     updates: Mapping[str, LoraLayer]  # tensor name in the files -> its adapted layer
+    replaced: Mapping[str, Tensor]  # tensor name in the files -> its value, trained whole
     untied: Mapping[str, str]  # tensor to add -> the tensor whose old value it starts from
     untie: bool
 
@@ -83,19 +79,6 @@ def write(
     if adapter.chat_template:
         (directory / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8")
     return written
-
-
-def bytes_of(source: Source, dtype: torch.dtype | None) -> int | None:
-    """Bytes that a merge will take on disk, without the tokenizer's; None for a GGUF."""
-    if source.gguf:
-        return None
-    try:
-        found = float_dtypes(source)
-    except SafetensorError:
-        return None  # told when it is read
-    widest = max((kind.itemsize for kind in found), default=1)
-    total = sum(path.stat().st_size for path in shards(source))
-    return total if dtype is None else total * dtype.itemsize // widest
 
 
 def _refuse_quantized(source: Source) -> None:
@@ -164,34 +147,46 @@ def _plan(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan
     places = _places(source)
     prefix = skeleton.base_model_prefix + "."
 
-    def in_files(module: str) -> str | None:
-        full = f"{module}.weight"
+    def in_files(full: str) -> str | None:
         options = (full, full.removeprefix(prefix), prefix + full)
         return next((name for name in options if name in places), None)
 
     for module, copy in own_weights(adapter, adaptable(skeleton)).items():
-        if name := in_files(module):
+        if name := in_files(f"{module}.weight"):
             with safe_open(places[name], framework="pt") as file:
                 require_same(adapter, module, copy, file.get_tensor(name))
     tied = _is_tied(skeleton)
-    table = skeleton.get_input_embeddings()
-    embedding = next(name for name, module in skeleton.named_modules() if module is table)
-    head = head_name(skeleton) or ""
-    layers = load_(skeleton, adapter)
-    untie = tied and (head in layers or embedding in layers)
+    embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
+    changes: dict[str, LoraLayer | Tensor] = {}
+    for module, layer in load_(skeleton, adapter).items():
+        changes[module if layer.kind in EXPERTS else f"{module}.weight"] = layer
+    for path, whole in wholes(skeleton).items():
+        changes |= {f"{path}.{inner}": t for inner, t in whole.tuned.state_dict().items()}
+    untie = tied and (head in changes or embedding in changes)
     untied: dict[str, str] = {}
     if untie and in_files(head) is None:
         old = in_files(embedding)
         if old is None:
             return None
-        untied[f"{head}.weight"] = old
+        untied[head] = old
     updates: dict[str, LoraLayer] = {}
-    for module, layer in layers.items():
-        place = f"{head}.weight" if untied and module == head else in_files(module)
+    replaced: dict[str, Tensor] = {}
+    for full, change in changes.items():
+        place = full if full in untied else in_files(full)
         if place is None:
             return None
-        updates[place] = layer
-    return Plan(updates, untied, untie)
+        if isinstance(change, Tensor):
+            replaced[place] = change
+        else:
+            updates[place] = change
+    return Plan(updates, replaced, untied, untie)
+
+
+def _table_name(model: "PreTrainedModel") -> str:
+    """The path of the module that embeds the input."""
+    table = model.get_input_embeddings()
+    found: str = next(name for name, module in model.named_modules() if module is table)
+    return found
 
 
 def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtype | None) -> None:
@@ -219,7 +214,9 @@ def _merged_tensors(
         for name, start in starts.items():
             old, layer = file.get_tensor(start), plan.updates.get(name)
             target = dtype if dtype is not None and old.is_floating_point() else old.dtype
-            new = old.to(target) if layer is None else layer.merged_weight(old, dtype=target)
+            new = plan.replaced.get(name, old).to(target)
+            if layer is not None:
+                new = layer.merged_weight(old, dtype=target)
             _require_finite(f"{shard.name}: {name}", new)
             yield name, new
 
@@ -236,11 +233,10 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
     """Merge in memory: for bases whose files lay weights out otherwise, such as GGUF."""
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    tied, table, head = _is_tied(model), model.get_input_embeddings(), head_name(model)
-    embedding = next(name for name, module in model.named_modules() if module is table)
-    layers = load_(model, adapter)
+    tied = _is_tied(model)
+    load_(model, adapter)
     merge_(model)
-    untie = tied and (head in layers or embedding in layers)
+    untie = tied and not _is_tied(model)
     if untie:
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False

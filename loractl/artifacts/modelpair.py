@@ -13,6 +13,7 @@ from loractl.artifacts import files
 from loractl.artifacts.merged import shards
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.inject import adaptable
+from loractl.lora.ranks import EXPERTS
 from loractl.models.load import Source, head_name, load_skeleton
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def _side(source: Source) -> Side:
     if own is not None:  # what a file holds beside the table is not what the model uses
         places.pop(own, None)
         shapes[own] = known[own]
+    fused = [name for name, kind in adaptable(skeleton).items() if kind in EXPERTS]
+    if fused:
+        raise ModelError(
+            f"{source.name}: has fused experts such as {fused[0]}, which cannot be compared yet"
+        )
     missing = [name for name in adaptable(skeleton) if f"{name}.weight" not in shapes]
     if missing:
         raise ModelError(

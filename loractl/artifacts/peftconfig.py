@@ -8,14 +8,12 @@ from typing import Any
 
 from loractl.errors import ArtifactError
 from loractl.lora.init import PART_INITS
-from loractl.lora.ranks import ModuleRank, RankSpec, is_named
+from loractl.lora.ranks import EXPERTS, ModuleRank, RankSpec, is_named
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (True, False, None),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
@@ -43,26 +41,34 @@ def content(
     base: str,
     init: str = "default",
     formula: str = "lora",
+    whole: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`."""
+    """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`.
+
+    `whole` are the paths of modules that are trained whole.
+    """
+    layers = [name for name in ranks if kinds[name] not in EXPERTS]
+    experts = [name for name in ranks if kinds[name] in EXPERTS]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "lora_dropout": dropout,
-        "target_modules": _shortest_names(list(ranks), all_modules),
+        # PEFT takes none beside fused experts, and says so even to those who only read
+        "lora_dropout": dropout if not experts else 0.0,
+        "target_modules": _shortest_names(layers, all_modules),
+        "target_parameters": experts or None,
         "bias": "none",
         "use_rslora": spec.scaling == "rslora",
         "use_dora": formula == "dora",
         "rank_pattern": {n: m.rank for n, m in ranks.items() if m.rank != spec.rank},
         "alpha_pattern": {n: m.alpha for n, m in ranks.items() if m.alpha != spec.alpha},
-        "modules_to_save": None,
+        "modules_to_save": list(whole) or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "init_lora_weights": init if init in PART_INITS else True,
-        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
+        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in layers),
         "inference_mode": True,
     }
 
@@ -121,6 +127,10 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
         value = config.get(field) or {}
         if not isinstance(value, dict) or not all(map(_is_positive, value.values())):
             raise refuse(field, "an object of numbers above 0")
+    for field in ("modules_to_save", "target_parameters"):
+        value = config.get(field) or []
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            raise refuse(field, "a list of names")
     if config.get("use_rslora") not in (True, False, None):
         raise refuse("use_rslora", "true or false")
     if not isinstance(config.get("base_model_name_or_path"), str | None):

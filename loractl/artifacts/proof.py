@@ -10,7 +10,7 @@ merged weight but for one rounding. Every other tensor must be the base's, bit f
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from loractl.artifacts.adapter import Adapter, load_
+from loractl.artifacts.adapter import Adapter
+from loractl.artifacts.matching import load_
 from loractl.artifacts.merged import float_dtypes
 from loractl.errors import ArtifactError
-from loractl.lora.inject import adapters, kind_of, merge_, sizes
+from loractl.lora.experts import LoraExperts
+from loractl.lora.inject import adapters, merge_, sizes, weight_of
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import EXPERTS
+from loractl.lora.whole import wholes
 from loractl.models.load import Source, load_model, locate
 
 if TYPE_CHECKING:
@@ -77,7 +82,8 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     ArtifactError when the adapter changes nothing at all.
     """
     cpu = torch.device("cpu")
-    coarsest = max(float_dtypes(locate(str(merged))), key=lambda found: torch.finfo(found).eps)
+    dtypes = float_dtypes(locate(str(merged)))
+    coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
     model = load_model(source, dtype=torch.float32, device=cpu)
     ids = _probe(model)
     base = _logits(model, ids)
@@ -89,7 +95,13 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
         raise ArtifactError(
             f"{adapter.directory}: the adapter changes nothing: its update is zero everywhere"
         )
-    columns = {name: _columns(layer, layer.base) for name, layer in layers.items()}
+    columns = {name: (layer.kind, _columns(layer)) for name, layer in layers.items()}
+    wanted = {
+        f"{path}.{inner}": tensor
+        for path, whole in wholes(model).items()
+        for inner, tensor in whole.tuned.state_dict().items()
+    }
+    adapted = {name if kind in EXPERTS else f"{name}.weight" for name, (kind, _) in columns.items()}
     largest = float(expected.abs().max())
     bound = FP32_TOLERANCE * max(1.0, largest)
     if coarsest != torch.float32:
@@ -104,7 +116,11 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
         top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).float().mean()),
         effect=effect,
         dtype=str(coarsest).removeprefix("torch."),
-        wrong=(*_wrong_updates(model, columns, coarsest), *_changed(model, untouched, columns)),
+        wrong=(
+            *_wrong_updates(model, columns, coarsest),
+            *_wrong_wholes(model, wanted, dtypes),
+            *_changed(model, untouched, adapted | wanted.keys()),
+        ),
     )
 
 
@@ -138,41 +154,76 @@ def _rounding_effect(model: nn.Module, ids: Tensor, expected: Tensor, dtype: tor
     return float((_logits(model, ids) - expected).abs().max())
 
 
-def _columns(layer: nn.Module, base: nn.Module) -> Tensor:
-    """What a layer, adapted or not, answers to some unit vectors: (n, d_out) in float64.
+def _columns(layer: LoraLayer) -> Tensor:
+    """What an adapted layer answers to some unit vectors: (n, d_out) in float64.
 
     These are columns of its weight as the forward pass applies it: bias and embed_scale taken out.
+    Of fused experts, one after the other: (n experts, d_out).
     """
-    kind, weight = kind_of(base), base.weight
-    assert kind is not None and isinstance(weight, Tensor)
-    d_in = sizes(kind, weight)[0]
-    generator = torch.Generator().manual_seed(2)
-    indices = torch.randperm(d_in, generator=generator)[:COLUMNS]
     exact = {name: value.detach().double() for name, value in layer.named_parameters()}
-    if kind == "embedding":
+    if isinstance(layer, LoraExperts):
+        return _columns_of_experts(layer, exact)
+    indices = _indices(layer.kind, layer.weight)
+    if layer.kind == "embedding":
         rows: Tensor = functional_call(layer, exact, (indices,))
-        return rows / float(getattr(base, "embed_scale", 1.0))
+        return rows / float(getattr(layer.base, "embed_scale", 1.0))
+    d_in = sizes(layer.kind, layer.weight)[0]
     x = torch.zeros(len(indices) + 1, d_in, dtype=torch.float64)
     x[torch.arange(len(indices)), indices] = 1.0
     y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: the bias alone
     return y[:-1] - y[-1]
 
 
+def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
+    """The same of each expert: its product and update, as `AdaptedExperts` adds them."""
+    W = layer.weight.detach().double()
+    x = torch.eye(sizes(layer.kind, W)[0], dtype=torch.float64)[_indices(layer.kind, W)]
+    counts = [len(x)] * layer.n_experts
+    with torch.no_grad():
+        update: Tensor = functional_call(layer, dict(exact), (x.repeat(len(counts), 1), counts))
+    return _plain_columns(layer.kind, W) + update * layer.scale
+
+
+def _indices(kind: str, weight: Tensor) -> Tensor:
+    """The inputs that are looked at: the same for a layer and its merged weight."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randperm(sizes(kind, weight)[0], generator=generator)[:COLUMNS]
+
+
+def _plain_columns(kind: str, weight: Tensor) -> Tensor:
+    """The same columns of a plain weight, (n, d_out) or (n experts, d_out), in float64."""
+    W = weight.detach().double()
+    indices = _indices(kind, W)
+    columns = W[..., indices].mT if kind in ("linear", "experts") else W[..., indices, :]
+    return columns.reshape(-1, columns.shape[-1])
+
+
 def _wrong_updates(
-    model: nn.Module, columns: Mapping[str, Tensor], dtype: torch.dtype
+    model: nn.Module, columns: Mapping[str, tuple[str, Tensor]], dtype: torch.dtype
 ) -> list[str]:
     """Adapted weights that are not the exact ones rounded once to `dtype` (or finer)."""
     info = torch.finfo(dtype)
     wrong = []
-    for name, exact in columns.items():
-        module = model.get_submodule(name)
-        error = (_columns(module, module) - exact).abs()
+    for name, (kind, exact) in columns.items():
+        error = (_plain_columns(kind, weight_of(model, name, kind)) - exact).abs()
         size = exact.abs().clamp(min=info.tiny)  # below it the steps of a format grow no smaller
         _, exponent = torch.frexp(size)  # 2^(exponent - 1) <= size < 2^exponent
         step = info.eps * torch.exp2(exponent.double() - 1)
         if not bool((error <= step / 2 + FP32_NOISE * exact.abs().max()).all()):
-            wrong.append(f"{name}.weight")
+            wrong.append(name if kind in EXPERTS else f"{name}.weight")
     return wrong
+
+
+def _wrong_wholes(
+    model: nn.Module, wanted: Mapping[str, Tensor], dtypes: Iterable[torch.dtype]
+) -> list[str]:
+    """Tensors of modules trained whole that are not the adapter's, rounded once to one of these."""
+    found = model.state_dict()
+    return [
+        name
+        for name, tensor in wanted.items()
+        if not any(torch.equal(found[name], tensor.to(dtype).float()) for dtype in dtypes)
+    ]
 
 
 def _digests(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
@@ -183,10 +234,8 @@ def _digests(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
     }
 
 
-def _changed(
-    model: nn.Module, untouched: Mapping[str, str], adapted: Mapping[str, Tensor]
-) -> list[str]:
+def _changed(model: nn.Module, untouched: Mapping[str, str], adapted: Iterable[str]) -> list[str]:
     """Tensors without an adapter that differ from the base's, or are missing or new."""
     found = _digests(model, None)
-    names = sorted((found.keys() | untouched.keys()) - {f"{name}.weight" for name in adapted})
+    names = sorted((found.keys() | untouched.keys()) - set(adapted))
     return [name for name in names if found.get(name) != untouched.get(name)]

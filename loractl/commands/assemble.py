@@ -13,18 +13,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import console
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import peftconfig
+from loractl.commands.adapting import Adapted, adapt_, check_phases
 from loractl.commands.reading import Data, load_data
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
 from loractl.data import account, batches
 from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import mean_loss
-from loractl.lora.init import PART_INITS
-from loractl.lora.inject import adaptable, inject_, shapes
 from loractl.lora.layer import LoraLayer
-from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, resolve
+from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
 from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState
@@ -46,7 +43,8 @@ class Session:
     device: torch.device
     dtype: torch.dtype  # of the products; weights that are trained rest in float32
     layers: dict[str, LoraLayer]  # empty for method: full
-    adapter_config: dict[str, Any]  # the content of adapter_config.json
+    whole: dict[str, WholeModule]  # trained whole, beside the adapters
+    module_names: tuple[str, ...]  # of the plain base
     parameters: dict[str, nn.Parameter]  # what is trained, by name
     data: Data
     plan: batches.BatchPlan
@@ -90,21 +88,6 @@ class Session:
         }
 
 
-def rank_spec(config: RunConfig) -> RankSpec:
-    """The part of the config that decides where adapters go."""
-    lora = config.lora
-    assert lora.alpha is not None, "resolve() fills alpha in"
-    return RankSpec(
-        rank=lora.rank,
-        alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        scaling=lora.scaling,
-        layers=lora.layers,
-        rank_pattern=lora.rank_pattern,
-        alpha_pattern=lora.alpha_pattern,
-    )
-
-
 def assemble(loaded: Loaded) -> Session:
     """Load and check everything. Cheap faults come first: names, then data, then weights.
 
@@ -127,6 +110,7 @@ def assemble(loaded: Loaded) -> Session:
         parts=data.parts,
     )
     total_steps = _total_steps(loaded, data, plan)
+    check_phases(loaded, total_steps)
     device = load.choose_device()
     dtype = load.choose_dtype(config.model.dtype, device)
     full = config.method == "full"
@@ -138,14 +122,13 @@ def assemble(loaded: Loaded) -> Session:
         trust_remote_code=remote,
         finite=False,
     )
-    layers: dict[str, LoraLayer] = {}
-    adapter_config: dict[str, Any] = {}
+    adapted = Adapted({}, {}, ())
     if full:
         model.requires_grad_(True)
         parameters = dict(model.named_parameters())
     else:
-        layers, adapter_config = _adapt_(model, loaded)
-        parameters = adapters.parameters(layers)
+        adapted = adapt_(model, loaded)
+        parameters = adapted.parameters()
     if config.data.packing:
         forward.check_isolation(model)
     _checkpointing_(model, config, max_length, device)
@@ -157,8 +140,9 @@ def assemble(loaded: Loaded) -> Session:
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
-        layers=layers,
-        adapter_config=adapter_config,
+        layers=adapted.layers,
+        whole=adapted.whole,
+        module_names=adapted.module_names,
         parameters=parameters,
         data=data,
         plan=plan,
@@ -178,60 +162,6 @@ def _locate(loaded: Loaded) -> load.Source:
             " model.trust_remote_code: true would run it"
         )
     return source
-
-
-def _adapt_(
-    model: "PreTrainedModel", loaded: Loaded
-) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
-    """Put fresh adapters into the model; return them and the content of adapter_config.json."""
-    config = loaded.config
-    spec, kinds = rank_spec(config), adaptable(model)
-    try:
-        ranks = resolve(spec, kinds, head=load.head_name(model))
-    except UnmatchedError as error:
-        raise loaded.error(error.key, str(error)) from None
-    content = peftconfig.content(
-        ranks,
-        [name for name, _ in model.named_modules()],
-        spec=spec,
-        kinds=kinds,
-        dropout=config.lora.dropout,
-        base=config.model.name_or_path,
-        init=config.lora.init,
-        formula=config.method,
-    )
-    _check_widths(loaded, ranks, shapes(model, ranks))
-    layers = inject_(
-        model,
-        ranks,
-        formula=config.method,
-        init=config.lora.init,
-        dropout=config.lora.dropout,
-        seed=config.seed,
-    )
-    return layers, content
-
-
-def _check_widths(
-    loaded: Loaded, ranks: dict[str, ModuleRank], weights: dict[str, tuple[int, int]]
-) -> None:
-    """Say where an adapter is as large as its weight; refuse a start that has too few parts."""
-    if found := not_low(ranks, weights):
-        name = found[0]
-        d, k = weights[name]
-        console.note(
-            f"note: {len(found)} adapters hold no fewer values than their weights, the first:"
-            f" {name} of rank {ranks[name].rank}, which saves only below {d * k / (d + k):.4g};"
-            " lower lora.rank, or its own in lora.rank_pattern"
-        )
-    init = loaded.config.lora.init
-    for name, shape in weights.items():
-        if init in PART_INITS and ranks[name].rank > min(shape):
-            raise loaded.error(
-                "lora.init",
-                f"{init} starts at parts of the weights, and that of {name} has a lower rank than"
-                f" {ranks[name].rank}; lower lora.rank, or its own in lora.rank_pattern",
-            )
 
 
 def _max_length(config: RunConfig, positions: int | None) -> int:

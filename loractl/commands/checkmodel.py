@@ -29,7 +29,7 @@ def _adapted(session: Session) -> Iterator[Finding]:
         return
     counts: dict[tuple[str, int], int] = {}
     for name, layer in session.layers.items():
-        key = (name.rpartition(".")[2], layer.A.shape[0])
+        key = (name.rpartition(".")[2], layer.rank)
         counts[key] = counts.get(key, 0) + 1
     listed = ", ".join(f"{name} x{count} (rank {rank})" for (name, rank), count in counts.items())
     yield ok("adapters", f"every entry of lora.target_modules matches: {listed}")
@@ -74,13 +74,11 @@ def _learning_rate(session: Session) -> Finding:
 
 def step_findings(session: Session, step: StepReport) -> Iterator[Finding]:
     """What the step showed: gradients everywhere, a file that reads back, memory."""
-    # Only B moves in the first step: its zeros give A no gradient yet.
-    expected = step.tensors // 2 if session.layers else step.tensors
-    if step.moved < expected:
+    if step.still:
         yield fix(
             "gradients",
-            f"{expected - step.moved} of {expected} trained tensors did not move in a step: they"
-            " get no gradient; leave their modules out of lora.target_modules",
+            f"{step.still} adapters or trained tensors did not move in a step: they get no"
+            " gradient; leave their modules out of lora.target_modules",
         )
     else:
         yield ok("gradients", "every adapter moved in the step")

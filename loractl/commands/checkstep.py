@@ -9,9 +9,9 @@ import torch
 
 from loractl.artifacts import adapter as adapters
 from loractl.artifacts import files
-from loractl.commands import restore
+from loractl.commands.adapting import rank_policy
 from loractl.commands.assemble import Session
-from loractl.commands.training_run import write_trained
+from loractl.commands.saving import MODEL, write_trained
 from loractl.data import batches
 from loractl.errors import NumericError
 from loractl.models import forward, load
@@ -36,6 +36,7 @@ class StepReport:
     peak_bytes: int  # resident, or allocated on CUDA
     moved: int  # trained tensors that the step changed
     tensors: int
+    still: int  # layers, or tensors trained whole, that the step left as they were
 
 
 def heaviest(session: Session) -> Batch:
@@ -68,13 +69,14 @@ def one_step(session: Session) -> StepReport:
         seed=session.config.seed,
         device=session.device,
         scaler=torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16),
+        ranks=rank_policy(session.config, session.layers, optimizer, session.total_steps),
     )
     before = {name: _mark(tensor) for name, tensor in parameters.items()}
     estimate = estimated_bytes(session, batch)
     session.model.train()
     windows = iter([([batch], DataState(0, 1, 1))])
     step = next(steps(session.loss, parameters, optimizer, windows, state, recipe))
-    moved = [name for name, tensor in parameters.items() if _mark(tensor) != before[name]]
+    moved = {name for name, tensor in parameters.items() if _mark(tensor) != before[name]}
     if not moved:
         raise NumericError("the step changed no trained tensor; this config would train nothing")
     began = time.perf_counter()
@@ -91,7 +93,20 @@ def one_step(session: Session) -> StepReport:
         peak_bytes=load.peak_memory(session.device),
         moved=len(moved),
         tensors=len(parameters),
+        still=_still(session, moved),
     )
+
+
+def _still(session: Session, moved: set[str]) -> int:
+    """How much got no gradient. Of a layer B (or E) moves first: its zeros give A none yet."""
+    alone = set(session.parameters)
+    still = 0
+    for layer in session.layers.values():
+        own = {id(p) for p in layer.parameters(recurse=False)}
+        names = {name for name, p in session.parameters.items() if id(p) in own}
+        alone -= names
+        still += not (names & moved)
+    return still + len(alone - moved)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[float, float]:
@@ -108,9 +123,8 @@ def _save_and_reload(session: Session, optimizer: torch.optim.Optimizer, state: 
             path / "optimizer.safetensors", state_tensors(optimizer, session.parameters)
         )
         if session.layers:
-            found = adapters.read(path).tensors
-        else:
-            found = files.read_tensors(path / restore.MODEL)
+            adapters.read(path)  # as every command that takes an adapter reads it
+        found = files.read_tensors(path / (adapters.WEIGHTS if session.layers else MODEL))
         for name, parameter in session.parameters.items():
             if name not in found or not torch.equal(found[name], parameter.detach().cpu()):
                 raise NumericError(f"{name}: what was read back is not what was saved")

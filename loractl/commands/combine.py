@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import console
 from loractl.commands.adapters import about_made, require_effect
-from loractl.commands.generate import parse_adapters
+from loractl.commands.answering import parse_adapters
 from loractl.commands.outdir import check_out
 from loractl.errors import ArtifactError, ConfigError
 

@@ -71,6 +71,33 @@ train:
 seed: 0  # fixes order, dropout and initial values
 """,
     ),
+    "adalora": (
+        "AdaLoRA: the ranks that all modules share go where they matter most.",
+        """\
+method: adalora  # lora would give every module the same rank
+
+lora:
+  alpha: 24  # the update is scaled by alpha / initial_rank
+  target_modules: all-linear  # every linear layer but the output head; or a list of names
+  adalora:
+    initial_rank: 12  # of each module at the start
+    target_rank: 8  # the average at the end; some modules get more, some none
+    warmup_steps: 50  # with all ranks
+    final_steps: 100  # at the end, with the ranks that were chosen; those between let ranks fall
+    every: 10  # steps between two choices
+
+""",
+        """\
+train:
+  steps: 500  # more than warmup_steps and final_steps together
+  batch_size: 8  # rows a micro-batch; halve it when memory is short ...
+  gradient_accumulation: 1  # ... and double this: the step stays the same
+  learning_rate: 1e-3  # the peak; AdaLoRA starts slower than LoRA, and takes more
+  save_every: 100  # steps between checkpoints, from which --resume goes on
+
+seed: 0  # fixes order, dropout and initial values
+""",
+    ),
     "full": (
         "Full fine-tuning: every weight is trained; takes about 16 bytes a weight.",
         """\
@@ -89,7 +116,7 @@ seed: 0  # fixes the order of the rows
 """,
     ),
 }
-NOT_YET = ("qlora", "adalora")
+NOT_YET = ("qlora",)
 
 
 def run(template: str, model: str | None, data: str | None, out: Path) -> int:

@@ -53,8 +53,8 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
 
 
 def kind_of(module: str) -> str:
-    """The last name of a module's path, which layers share: q_proj."""
-    return module.rpartition(".")[2]
+    """The last name of a module's path, which layers, and experts, share: q_proj."""
+    return module.rpartition(".")[2].partition("[")[0]
 
 
 def measure(update: "Update") -> dict[str, Any]:

@@ -3,15 +3,15 @@
 import torch
 
 from loractl import configfile, console
+from loractl.artifacts import adalorafiles, checkpoint, matching, metrics
 from loractl.artifacts import adapter as adapters
-from loractl.artifacts import checkpoint, metrics
 from loractl.artifacts.rundir import RunDir, Status
 from loractl.commands.assemble import Session
+from loractl.commands.saving import MODEL
 from loractl.errors import StateError
 from loractl.training.optim import restore_state_
 from loractl.training.state import TrainState
-
-MODEL = "model.safetensors"
+from loractl.training.steps import RankPolicy
 
 
 def inputs(session: Session) -> dict[str, str]:
@@ -52,6 +52,7 @@ def restore_(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     directory: RunDir,
+    ranks: RankPolicy | None = None,
 ) -> TrainState:
     """Bring model and optimizer to the newest valid checkpoint. Raises StateError."""
     found, wrong = checkpoint.newest_valid(directory.checkpoints)
@@ -77,7 +78,9 @@ def restore_(
             " of this config; train for longer"
         )
     if session.layers:
-        adapters.restore_(session.layers, found.tensors(adapters.WEIGHTS))
+        matching.restore_(session.layers, found.tensors(adapters.WEIGHTS), session.whole)
+        if ranks is not None and (found.directory / adalorafiles.STATE).is_file():
+            ranks.restore_(found.tensors(adalorafiles.STATE))
     else:
         tensors = found.tensors(MODEL)
         with torch.no_grad():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from loractl import console
 from loractl.artifacts import files
-from loractl.artifacts.adapter import checkpoint_tensors
+from loractl.artifacts.peftnames import checkpoint_tensors
 from loractl.artifacts.rundir import RunDir
 from loractl.commands.assemble import Session
 from loractl.errors import ConfigError, is_out_of_memory
@@ -19,7 +19,9 @@ BESIDE = 64 << 10
 def of_checkpoint(session: Session) -> int:
     """Bytes of a checkpoint: what is written of the model, and AdamW's two averages, in float32."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
-    written = sum(tensor.numel() for tensor in checkpoint_tensors(session.layers).values())
+    written = sum(
+        tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
+    )
     return 4 * (2 * trained + (written or trained)) + BESIDE
 
 

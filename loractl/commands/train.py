@@ -110,7 +110,7 @@ def _flat(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 

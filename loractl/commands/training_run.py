@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from loractl import configfile, console
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import checkpoint, files, merged, metrics, peftconfig
+from loractl.artifacts import checkpoint, files, merged, metrics
 from loractl.artifacts.rundir import RunDir, Status
 from loractl.commands import restore, room
+from loractl.commands.adapting import rank_policy
 from loractl.commands.assemble import Session, assemble
+from loractl.commands.saving import write_final, write_trained
 from loractl.commands.signals import StopRequest
 from loractl.commands.telling import conclude, introduce
 from loractl.configfile import Loaded
@@ -37,8 +38,9 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
     )
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
     state = TrainState()
+    ranks = rank_policy(config, session.layers, optimizer, session.total_steps)
     if resume:
-        state = restore.restore_(session, optimizer, scaler, directory)
+        state = restore.restore_(session, optimizer, scaler, directory, ranks)
     skips = config.train.on_non_finite == "skip"
     recipe = Recipe(
         learning_rate=session.learning_rate,
@@ -47,6 +49,7 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
         device=session.device,
         scaler=scaler,
         non_finite_limit=config.train.non_finite_limit if skips else 1,
+        ranks=ranks,
     )
     room.require(session, directory, state)
     run = _Run(session, directory, optimizer, state, recipe)
@@ -204,7 +207,7 @@ class _Run:
         checkpoint.save(
             self.directory.checkpoints,
             self.state.step,
-            write_model=lambda path: write_trained(session, path, self.state),
+            write_model=lambda path: write_trained(session, path, self.state, self.recipe.ranks),
             optimizer=state_tensors(self.optimizer, session.parameters),
             state={"train": self.state.snapshot(), "inputs": restore.inputs(session)},
             keep=session.config.train.keep_checkpoints,
@@ -234,39 +237,6 @@ def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bo
     files.replace_text(directory.config, configfile.dump(session.config))
     accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
     files.replace_text(directory.data, files.as_json(accounts))
-
-
-def write_trained(session: Session, directory: Path, state: TrainState) -> None:
-    """Write what is trained, as a checkpoint keeps it: the adapter, or every weight in float32."""
-    if not session.layers:
-        files.write_tensors(
-            directory / restore.MODEL, {n: p.cpu() for n, p in session.parameters.items()}
-        )
-        return
-    adapters.write(
-        directory,
-        adapters.checkpoint_tensors(session.layers),
-        config=session.adapter_config,
-        about={**session.about(), "step": state.step},
-        chat_template=_template(session),
-    )
-
-
-def write_final(session: Session, directory: Path, state: TrainState) -> None:
-    """Write the adapter as every reader takes it, on the plain base."""
-    config = session.adapter_config
-    adapters.write(
-        directory,
-        adapters.plain_tensors(session.layers),
-        config=peftconfig.doubled(config) if peftconfig.starts_at_parts(config) else config,
-        about={**session.about(), "step": state.step},
-        chat_template=_template(session),
-    )
-
-
-def _template(session: Session) -> str | None:
-    template = session.tokenizer.chat_template
-    return template if isinstance(template, str) else None
 
 
 def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:

@@ -1,14 +1,16 @@
 """Token ids in, text out: batched generation with a KV cache, through transformers' `generate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.generation.streamers import BaseStreamer
 
 from loractl.errors import ModelError
+from loractl.lora.hub import Hub, MixedRowsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,38 +27,148 @@ class Sampling:
     batch_size: int = 32
 
 
+@dataclass(frozen=True)
+class PerRow:
+    """Which adapter of a model's hub answers which prompt; None: the base."""
+
+    hub: Hub
+    names: Sequence[str | None]
+
+
 def generate(
     model: "PreTrainedModel",
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    *,
+    per_row: PerRow | None = None,
 ) -> list[str]:
     """The model's continuation of each prompt, in the order given, special tokens left out.
 
-    Prompts of like length share a batch, padded on the left. A draw depends on seed and batch
-    alone. An answer ends at the latest where the model's positions do. Raises ModelError for a
-    prompt that leaves none of them, or that has no tokens.
+    Prompts of like length share a batch, padded on the left, whichever adapters answer them; where
+    the model cannot mix adapters in a batch, those of one adapter do. A draw depends on seed and
+    batch alone. An answer ends at the latest where the model's positions do. Raises ModelError for
+    a prompt that leaves none of them, or that has no tokens.
     """
     _require_room(model, prompts)
+    if per_row is None:
+        return _in_batches(model, tokenizer, prompts, sampling, lambda batch: None)
+    hub, names = per_row.hub, per_row.names
+    try:
+        return _in_batches(
+            model,
+            tokenizer,
+            prompts,
+            sampling,
+            lambda batch: hub.use_rows([names[i] for i in batch]),
+        )
+    except MixedRowsError:  # by the first mixed batch, at its first token
+        texts = [""] * len(prompts)
+        for name in dict.fromkeys(names):
+            places = [i for i, one in enumerate(names) if one == name]
+            hub.use(name)
+            own = generate(model, tokenizer, [prompts[i] for i in places], sampling)
+            for place, text in zip(places, own, strict=True):
+                texts[place] = text
+        return texts
+    finally:
+        hub.use(None)
+
+
+def _in_batches(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    announce: Callable[[Sequence[int]], None],
+) -> list[str]:
+    """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     config = _config(model, tokenizer, sampling)
-    limit = _positions(model)
     torch.manual_seed(sampling.seed)
     for start in range(0, len(order), sampling.batch_size):
-        taken = order[start : start + sampling.batch_size]
-        ids, mask = _left_padded([prompts[i] for i in taken], int(config.pad_token_id or 0))
-        if limit is not None:
-            config.max_new_tokens = min(sampling.max_new_tokens, limit - ids.shape[1])
-        with torch.no_grad():
-            out = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=config,
-            )
-        for index, answer in zip(taken, out[:, ids.shape[1] :].tolist(), strict=True):
-            texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
+        batch = order[start : start + sampling.batch_size]
+        announce(batch)
+        answers = _continue(model, [prompts[i] for i in batch], config, sampling)
+        for index, answer in zip(batch, answers, strict=True):
+            texts[index] = _decode(tokenizer, answer)
     return texts
+
+
+def _continue(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    sampling: Sampling,
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """The ids that follow each prompt of one batch, padded at the end."""
+    ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
+    limit = _positions(model)
+    if limit is not None:
+        config.max_new_tokens = min(sampling.max_new_tokens, limit - ids.shape[1])
+    with torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            streamer=streamer,
+        )
+    answers: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return answers
+
+
+def stream(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    tell: Callable[[str], None],
+) -> str:
+    """One prompt's continuation, as `generate` gives it, told in pieces while it comes.
+
+    The pieces joined are the text that is returned. Raises ModelError as `generate` does.
+    """
+    _require_room(model, [prompt])
+    config = _config(model, tokenizer, sampling)
+    torch.manual_seed(sampling.seed)
+    pieces = _Pieces(tokenizer, tell)
+    _continue(model, [prompt], config, sampling, pieces)
+    return pieces.told
+
+
+class _Pieces(BaseStreamer):
+    """Tells the text of one answer as far as it stands, whatever tokens may follow."""
+
+    def __init__(self, tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
+        self.told = ""
+        self._tokenizer = tokenizer
+        self._tell = tell
+        self._ids: list[int] | None = None  # None until the prompt, which comes first, has passed
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        # A character may end with the next token, and a decoder may drop a space before it.
+        text = _decode(self._tokenizer, self._ids).rstrip()
+        if not text.endswith("\ufffd"):
+            self._advance(text)
+
+    def end(self) -> None:
+        self._advance(_decode(self._tokenizer, self._ids or []))
+
+    def _advance(self, text: str) -> None:
+        if len(text) > len(self.told) and text.startswith(self.told):
+            piece = text[len(self.told) :]
+            self.told = text
+            self._tell(piece)
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _positions(model: "PreTrainedModel") -> int | None:

@@ -16,34 +16,43 @@ from torch import Tensor, nn
 
 from loractl.lora.inject import adapters
 from loractl.lora.spectrum import Factors, lost_energy, rank_keeping, svd
+from loractl.lora.whole import set_parameter_, wholes
 
 Kept = Mapping[str, nn.Parameter]
 
 
 def merge_(model: nn.Module) -> Kept:
-    """Put the update of every adapted layer into its weight, each rounded once to its dtype.
+    """Put the update of every adapted layer into its weight, each rounded once to its dtype, and
+    every module that is trained whole in the place of the frozen one.
 
     The layers then cost what plain ones do. Returns the weights as they were, which `unmerge_`
     puts back. That is the price: the bytes of the adapted weights once more. (W + dW) - dW would
     need none, and be a rounding off.
     """
-    kept = {}
+    kept: dict[str, nn.Parameter] = {}
     for name, layer in adapters(model).items():
         assert layer.enabled, f"{name} is merged or switched off already"
-        weight = layer.base.weight
-        assert isinstance(weight, nn.Parameter)
-        kept[name] = weight
-        layer.base.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
+        merged = nn.Parameter(layer.merged_weight(), requires_grad=False)
+        kept[name] = layer.swap_weight_(merged)
         layer.enabled = False
+    for name, module in wholes(model).items():
+        assert module.enabled, f"{name} is merged or switched off already"
+        kept |= {f"{name}:{inner}": old for inner, old in module.swap_weights_().items()}
+        module.enabled = False
     return kept
 
 
 def unmerge_(model: nn.Module, kept: Kept) -> None:
     """Put back what `merge_` returned: the same tensors, so bitwise, and shared where they were."""
-    layers = adapters(model)
+    layers, modules = adapters(model), wholes(model)
     for name, weight in kept.items():
-        layers[name].base.weight = weight
-        layers[name].enabled = True
+        path, _, inner = name.partition(":")
+        if path in layers:
+            layers[path].swap_weight_(weight)
+            layers[path].enabled = True
+        else:
+            set_parameter_(modules[path].base, inner, weight)
+            modules[path].enabled = True
 
 
 @dataclass(frozen=True)

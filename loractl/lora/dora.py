@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, strips
 
-_Seen = list[tuple[Tensor, int, torch.dtype, torch.device]]
+_Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
 
 
 class DoraLayer(LoraLayer):
@@ -33,11 +33,8 @@ class DoraLayer(LoraLayer):
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer: x (..., d_in) -> (..., d_out)."""
-        y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output from its input and the base's answer y = base(x)."""
         h = self.dropped(x)
         update = self.update(h) * self.scale
         # With dropout, all that DoRA adds to the base's answer is made from the dropped input.
@@ -60,7 +57,7 @@ class DoraLayer(LoraLayer):
     def norm(self) -> Tensor:
         """||W + s B A|| over the inputs (d_out,), kept until A, B or their start change."""
         now: _Seen = [
-            (tensor, tensor._version, tensor.dtype, tensor.device)
+            (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
             for tensor in (self.A, self.B, self.A0, self.B0, self.weight)
             if tensor is not None
         ]

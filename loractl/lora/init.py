@@ -38,6 +38,13 @@ def embedding(
     return torch.zeros(rank, d_in, dtype=torch.float32), B
 
 
+def triplets(rank: int, d_in: int, d_out: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A and B from N(0, 0.02^2): for AdaLoRA, whose values E are zero. Shapes as in `default`."""
+    A = torch.randn(rank, d_in, generator=generator, dtype=torch.float32)
+    B = torch.randn(d_out, rank, generator=generator, dtype=torch.float32)
+    return A * 0.02, B * 0.02
+
+
 def pissa(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """The largest singular directions of W: B = U_r sqrt(S_r / s), A = sqrt(S_r / s) V_r^T.
 

@@ -1,18 +1,39 @@
 """Put adapters into a model and take them out; find what can carry one. Works on any nn.Module."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from loractl.lora.adalora import AdaloraConv1D, AdaloraEmbedding, AdaloraLinear
 from loractl.lora.dora import DoraConv1D, DoraEmbedding, DoraLinear
-from loractl.lora.init import INITS, PART_INITS, embedding
+from loractl.lora.experts import (
+    AdaptedExperts,
+    LoraExperts,
+    LoraExpertsTransposed,
+    packed,
+    products_of,
+)
+from loractl.lora.init import INITS, PART_INITS, Init, PartInit, embedding, triplets
 from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
-from loractl.lora.ranks import ModuleRank
+from loractl.lora.ranks import EXPERTS, ModuleRank
+from loractl.lora.whole import WholeModule, wholes
 
 FORMULAS: dict[str, dict[str, type[LoraLayer]]] = {
-    "lora": {"linear": LoraLinear, "conv1d": LoraConv1D, "embedding": LoraEmbedding},
+    "lora": {
+        "linear": LoraLinear,
+        "conv1d": LoraConv1D,
+        "embedding": LoraEmbedding,
+        "experts": LoraExperts,
+        "experts-transposed": LoraExpertsTransposed,
+    },
     "dora": {"linear": DoraLinear, "conv1d": DoraConv1D, "embedding": DoraEmbedding},
+    "adalora": {
+        "linear": AdaloraLinear,
+        "conv1d": AdaloraConv1D,
+        "embedding": AdaloraEmbedding,
+    },
 }
 
 
@@ -33,21 +54,39 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def adaptable(model: nn.Module) -> dict[str, str]:
-    """Map the path of every layer that can carry an adapter to its kind, in the model's order."""
-    return {name: kind for name, module in model.named_modules() if (kind := kind_of(module))}
+    """Map the path of every layer that can carry an adapter to its kind, in the model's order.
+
+    Fused experts are named by the path of their parameter.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if kind := kind_of(module):
+            found[name] = kind
+        found |= {f"{name}.{inner}": kind for inner, kind in products_of(module).items()}
+    return found
+
+
+def weight_of(model: nn.Module, name: str, kind: str) -> torch.Tensor:
+    """The weight that an adapter of this name is for."""
+    return model.get_parameter(name if kind in EXPERTS else f"{name}.weight")
 
 
 def sizes(kind: str, weight: torch.Tensor) -> tuple[int, int]:
-    """(d_in, d_out) of a layer of this kind: for an embedding (vocabulary, width)."""
-    rows, columns = weight.shape
-    return (columns, rows) if kind == "linear" else (rows, columns)
+    """(d_in, d_out) of a layer, or of one expert, of this kind; of an embedding (ids, width)."""
+    rows, columns = weight.shape[-2:]
+    return (columns, rows) if kind in ("linear", "experts") else (rows, columns)
 
 
-def shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """The shape of each named module's weight, as it lies."""
+def stacked(weight: torch.Tensor) -> int:
+    """How many matrices stand in a weight: the experts of a stack, else 1."""
+    return weight.shape[0] if weight.dim() == 3 else 1
+
+
+def shapes(model: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """The shape of the weight of each name (to its kind), or of one of its experts, as it lies."""
     found = {}
-    for name in names:
-        rows, columns = model.get_parameter(f"{name}.weight").shape
+    for name, kind in names.items():
+        rows, columns = weight_of(model, name, kind).shape[-2:]
         found[name] = (rows, columns)
     return found
 
@@ -74,26 +113,61 @@ def inject_(
     """
     freeze_(model)
     generator = torch.Generator().manual_seed(seed)
+    kinds = adaptable(model)
     layers: dict[str, LoraLayer] = {}
     for name, size in ranks.items():
-        base = model.get_submodule(name)
-        kind = kind_of(base)
-        assert kind is not None, f"{name} is a {type(base).__name__}, which carries no adapter"
-        weight = base.weight
-        assert isinstance(weight, torch.Tensor)
-        layer_class = FORMULAS[formula][kind]
+        assert name in kinds, f"{name} carries no adapter"
+        weight = weight_of(model, name, kinds[name])
+        layer_class = FORMULAS[formula][kinds[name]]
         if init in PART_INITS:
-            W = weight.detach().T if layer_class.transposed else weight.detach()
-            A, B = PART_INITS[init](W, size.rank, size.scale)
+            A, B = _parts(layer_class, weight.detach(), PART_INITS[init], size)
         else:
-            start = embedding if kind == "embedding" else INITS[init]
-            A, B = start(size.rank, *sizes(kind, weight), generator)
-        layers[name] = layer_class(base, A, B, scale=size.scale, dropout=dropout)
+            start, (d_in, d_out) = (
+                random_start(formula, init, kinds[name]),
+                sizes(kinds[name], weight),
+            )
+            A, B = start(size.rank * stacked(weight), d_in, d_out, generator)
+        options: dict[str, Any] = {"scale": size.scale, "dropout": dropout}
+        path, _, last = name.rpartition(".")
+        if kinds[name] in EXPERTS:
+            options["parameter"] = last
+        base = model.get_submodule(path if kinds[name] in EXPERTS else name)
+        layers[name] = layer_class(base, A, B, **options)
         if init in PART_INITS:
             layers[name].count_from_(A, B)
-    for name, layer in layers.items():
-        _put(model, name, layer)
+    _stand_in_(model, layers)
     return layers
+
+
+def _parts(
+    layer_class: type[LoraLayer], weight: torch.Tensor, init: PartInit, size: ModuleRank
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B as parts of a weight, or of each expert's."""
+    W = weight.mT if layer_class.transposed else weight
+    if W.dim() == 2:
+        return init(W, size.rank, size.scale)
+    pairs = [init(W_e, size.rank, size.scale) for W_e in W]
+    return packed(torch.stack([A for A, _ in pairs]), torch.stack([B for _, B in pairs]))
+
+
+def _stand_in_(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
+    """Put each layer in its place; those of one experts module into one module in its place."""
+    experts: dict[str, dict[str, LoraExperts]] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, LoraExperts):
+            path, _, last = name.rpartition(".")
+            experts.setdefault(path, {})[last] = layer
+        else:
+            _put(model, name, layer)
+    for path, inner in experts.items():
+        _put(model, path, AdaptedExperts(model.get_submodule(path), inner))
+
+
+def random_start(formula: str, init: str, kind: str) -> Init:
+    """How A and B of a fresh layer, or of fresh directions of one, are drawn."""
+    if formula == "adalora":
+        return triplets
+    return embedding if kind == "embedding" else INITS[init]
 
 
 def adapters(model: nn.Module) -> dict[str, LoraLayer]:
@@ -102,19 +176,24 @@ def adapters(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def remove_(model: nn.Module) -> None:
-    """Put every base layer back in its place."""
-    for name, layer in adapters(model).items():
-        _put(model, name, layer.base)
+    """Put every base module back in its place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraExperts):
+            continue  # its AdaptedExperts goes
+        if isinstance(module, LoraLayer | AdaptedExperts | WholeModule):
+            _put(model, name, module.base)
 
 
 def merge_(model: nn.Module) -> None:
-    """Put every base layer back with the update in its weight, rounded once to the weight's dtype.
+    """Put every base module back with the update in its weight, rounded once to its dtype.
 
     A weight that another module shares (a tied head) is replaced on this layer alone.
     """
-    for name, layer in adapters(model).items():
-        layer.base.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
-        _put(model, name, layer.base)
+    for layer in adapters(model).values():
+        layer.swap_weight_(nn.Parameter(layer.merged_weight(), requires_grad=False))
+    for module in wholes(model).values():
+        module.swap_weights_()
+    remove_(model)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

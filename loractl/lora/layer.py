@@ -33,11 +33,10 @@ class LoraLayer(nn.Module):
         self, base: nn.Module, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        weight = base.weight
-        assert isinstance(weight, Tensor)
+        self.attach_(base)
+        weight = self.weight
         # Over a base without values (meta) A and B stay where they are: merging needs only B A.
         device = A.device if weight.is_meta else weight.device
-        self.base = base
         self.A = nn.Parameter(A.to(device=device, dtype=torch.float32))  # (r, d_in)
         self.B = nn.Parameter(B.to(device=device, dtype=torch.float32))  # (d_out, r)
         self.register_buffer("A0", None, persistent=False)
@@ -46,12 +45,22 @@ class LoraLayer(nn.Module):
         self.dropout = dropout
         self.enabled = True
 
+    def attach_(self, base: nn.Module) -> None:
+        self.base = base
+
     @property
     def weight(self) -> Tensor:
         """The frozen weight, under the name by which models look at their own layers."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def swap_weight_(self, weight: nn.Parameter) -> nn.Parameter:
+        """Put another weight in the place of the frozen one, on this layer alone; return that."""
+        old = self.base.weight
+        assert isinstance(old, nn.Parameter)
+        self.base.weight = weight
+        return old
 
     @property
     def bias(self) -> Tensor | None:
@@ -84,8 +93,10 @@ class LoraLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
+        return self.adapt(x, y) if self.enabled else y
+
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output from its input and the base's answer y = base(x)."""
         return torch.add(y, self.update(self.dropped(x)), alpha=self.scale)
 
     def dropped(self, x: Tensor) -> Tensor:
@@ -128,8 +139,8 @@ class LoraLayer(nn.Module):
 
 
 def strips(weight: Tensor) -> list[tuple[int, int]]:
-    """Rows of a matrix in strips of at most STRIP values."""
-    rows = max(1, STRIP // weight.shape[1])
+    """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
+    rows = max(1, STRIP // weight[0].numel())
     return [(start, start + rows) for start in range(0, weight.shape[0], rows)]
 
 

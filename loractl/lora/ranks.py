@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-LINEAR = ("linear", "conv1d")
+EXPERTS = ("experts", "experts-transposed")  # parameters that hold the weights of all experts
+LINEAR = ("linear", "conv1d", *EXPERTS)
 SEPARATE_QV = {"q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"}
 FUSED_QKV = {"c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "in_proj_qkv", "att_proj"}
 
@@ -17,6 +18,11 @@ SCALES: dict[str, Callable[[float, int], float]] = {
     "standard": lambda alpha, rank: alpha / rank,  # LoRA, arXiv 2106.09685, section 4.1
     "rslora": lambda alpha, rank: alpha / math.sqrt(rank),  # rsLoRA, arXiv 2312.03732, theorem 3.2
 }
+
+
+def alpha_of(scale: float, rank: int, scaling: str) -> float:
+    """The alpha that gives this scale at this rank."""
+    return scale / SCALES[scaling](1.0, rank)
 
 
 class UnmatchedError(ValueError):

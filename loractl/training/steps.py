@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,22 @@ Loss = Callable[[Batch], tuple[Tensor, int]]
 """Batch -> (sum of the losses of its trained tokens, their number)."""
 
 LOWEST_LOSS_SCALE = 1.0
+
+
+class RankPolicy(Protocol):
+    """What changes ranks while a run goes on, and what it adds to the loss."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that is added once to the mean loss of a step."""
+
+    def after_update(self, step: int) -> None:
+        """Called after step `step`, counted from 1, was applied, with its gradients still there."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint keeps of it."""
+
+    def restore_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class Recipe:
     device: torch.device
     scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
     non_finite_limit: int = 1  # steps in a row whose numbers are not finite: the last one stops
+    ranks: RankPolicy | None = None
 
 
 class _NotFinite(NumericError):
@@ -96,6 +114,10 @@ def steps(
             optimizer.zero_grad(set_to_none=True)
             state.skipped += 1
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
+        # After a step that was skipped too: a schedule goes on, and there are no gradients to read.
+        if recipe.ranks is not None:
+            recipe.ranks.after_update(state.step + 1)
+        optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.n_tokens for batch in window)
         state.step += 1
         state.data = after
@@ -107,12 +129,15 @@ def steps(
 
 
 def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe) -> float:
-    """Add up the gradients of a window's mean loss; return that mean."""
+    """Add up the gradients of a window's mean loss and of the penalty; return that mean alone."""
     sums = []
     for batch in window:
         loss_sum, _ = loss(batch.to(recipe.device))
         recipe.scaler.scale(loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         sums.append(loss_sum.detach())
+    penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
+    if penalty is not None:
+        recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
     mean = float(torch.stack(sums).sum()) / trained
     if not math.isfinite(mean):
         bad = next(
@@ -142,7 +167,6 @@ def _update(
     # the scaler then leaves the weights as they are.
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loractl.artifacts import adapter as adapters
 from loractl.artifacts import checkpoint
-from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, load_, ranks_of, read
+from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, read
+from loractl.artifacts.matching import load_, ranks_of
 from loractl.errors import ArtifactError
 
 Make = Callable[..., Path]

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from loractl.artifacts import merged
-from loractl.artifacts.adapter import TEMPLATE, WEIGHTS, load_, read
+from loractl.artifacts.adapter import TEMPLATE, WEIGHTS, read
+from loractl.artifacts.matching import load_
 from loractl.errors import ArtifactError
 from loractl.models.load import load_model, load_tokenizer, locate
 

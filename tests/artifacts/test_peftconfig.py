@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts.adapter import CONFIG, ranks_of, read
+from loractl.artifacts.adapter import CONFIG, read
+from loractl.artifacts.matching import ranks_of
 from loractl.artifacts.peftconfig import NEUTRAL
 from loractl.errors import ArtifactError
 
@@ -25,10 +26,8 @@ def edit_config(directory: Path, changes: dict[str, Any]) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "modules_to_save": ["lm_head"],
     "bias": "all",
     "lora_bias": True,
-    "target_parameters": ["mlp.experts.gate_up_proj"],
     "trainable_token_indices": [1, 2],
     "layer_replication": [[0, 2], [1, 2]],
     "alora_invocation_tokens": [5],
@@ -58,7 +57,7 @@ def test_what_is_not_held_here_is_refused_by_its_field(
 def test_every_field_of_pefts_config_is_known_to_be_neutral_or_is_refused() -> None:
     read_or_ignored = {
         "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-        "base_model_name_or_path",  # read
+        "base_model_name_or_path", "modules_to_save", "target_parameters",  # read
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
         "target_modules_to_tie", "modules_to_tie",  # told by the names of the tensors
         "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",

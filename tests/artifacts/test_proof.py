@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loractl.artifacts import merged
-from loractl.artifacts.adapter import PREFIX, read
+from loractl.artifacts.adapter import read
+from loractl.artifacts.peftnames import PREFIX
 from loractl.artifacts.proof import Proof, prove
 from loractl.errors import ArtifactError
 from loractl.models.load import locate
@@ -239,3 +240,58 @@ def test_the_proof_is_the_same_every_time(base: Make, adapter_dir: Make, tmp_pat
     first: Any = merge.prove()
     torch.manual_seed(99)
     assert merge.prove() == first
+
+
+def write_trained(base: Path, directory: Path, settings: dict[str, Any]) -> Path:
+    """An adapter of random values with whole modules or experts, as PEFT writes it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, **settings))
+    torch.manual_seed(5)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(directory)
+    return directory
+
+
+WHOLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "norm": (
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]},
+        "model.norm.weight",
+    ),
+    "tied-head": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        "lm_head.weight",
+    ),
+    "experts": (
+        "mixtral",
+        {"target_parameters": ["gate_up_proj", "down_proj"]},
+        "model.layers.1.block_sparse_moe.experts.2.w2.weight",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@DTYPES
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_modules_and_experts_are_proven_and_one_wrong_tensor_of_them_is_named(
+    name: str, dtype: torch.dtype, base: Make, tmp_path: Path
+) -> None:
+    architecture, settings, tensor = WHOLE[name]
+    where = base(architecture)
+    adapter = write_trained(where, tmp_path / "adapter", settings)
+    merge = Merge.write(where, adapter, tmp_path / "out", dtype)
+    proof = merge.prove()
+    assert proof.holds and proof.wrong == (), str(proof)
+    good = load_file(merge.out / "model.safetensors")[tensor]
+    wrong = good.clone()
+    wrong.view(-1)[0] = wrong.view(-1)[0] * 1.25 + 0.25
+    merge.replace(tensor, wrong)
+    found = merge.prove().wrong
+    assert len(found) == 1 and found[0].endswith(("norm.weight", "lm_head.weight", "down_proj"))

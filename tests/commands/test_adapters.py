@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts.adapter import ABOUT, CONFIG, WEIGHTS, load_, read
+from loractl.artifacts.adapter import ABOUT, CONFIG, WEIGHTS, read
 from loractl.artifacts.factors import updates
+from loractl.artifacts.matching import load_
 from loractl.cli import main
 from loractl.lora.inject import adapters
 

@@ -9,9 +9,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loractl.cli import main
-from tests.conftest import chat_rows, write_jsonl
+from tests.conftest import CHATML, chat_rows, write_jsonl
 
 Capture = pytest.CaptureFixture[str]
+RANKS = {"thin": 2, "wide": 8}
 SHORT = ("--max-new-tokens", "8", "--dtype", "float32")
 
 
@@ -38,6 +39,11 @@ def ask(capsys: Capture, *arguments: str) -> list[str]:
     capsys.readouterr()
     assert main(["generate", *SHORT, *arguments]) == 0
     return capsys.readouterr().out.splitlines()
+
+
+def texts_of(capsys: Capture, file: Path, *arguments: str) -> list[str]:
+    rows = ask(capsys, "--prompts", str(file), "--json", *arguments)
+    return [json.loads(row)["text"] for row in rows]
 
 
 def test_an_adapter_answers_as_it_was_trained_and_the_base_otherwise(
@@ -89,6 +95,30 @@ def test_rows_of_a_file_name_their_adapter_and_keep_their_order(
         assert row["text"] == expected if expected else row["text"] not in by_name.values()
     plain = ask(capsys, "--prompts", str(file), *adapters)
     assert plain == [row["text"] for row in found]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_rows_of_several_adapters_get_the_texts_of_runs_with_one_adapter_each(
+    architecture: str, base: Any, adapter_dir: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    """OPT cannot mix adapters in a batch. One adapter was trained with a template of its own."""
+    where, names = base(architecture), ["thin", None, "wide"]
+    made = {name: adapter_dir(where, name, rank=r, size=0.3) for name, r in RANKS.items()}
+    shout = CHATML.replace("m['content']", "(m['content'] | upper)")
+    (made["wide"] / "chat_template.jinja").write_text(shout)
+    flags = [part for name, path in made.items() for part in ("--adapter", f"{name}={path}")]
+    rows = [
+        {"prompt": f"Is it {i}? {'So. ' * (i % 4)}", "adapter": names[i % 3]} for i in range(12)
+    ]
+    file = write_jsonl(tmp_path / "all.jsonl", rows)  # type: ignore[arg-type]
+    mixed = texts_of(capsys, file, *flags)
+    for name in names:
+        own = [row for row in rows if row["adapter"] == name]
+        file = write_jsonl(tmp_path / "own.jsonl", own)  # type: ignore[arg-type]
+        one = [f"--adapter={name}={made[name]}"] if name else ["--model", str(where)]
+        texts = texts_of(capsys, file, *one)
+        assert texts == [t for t, row in zip(mixed, rows, strict=True) if row["adapter"] == name]
+        assert len(set(texts)) > 1
 
 
 def test_with_one_adapter_null_asks_the_base(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loractl.artifacts import adapter as adapters
+from loractl.artifacts import matching
 from loractl.cli import main
 from loractl.models import load
 
@@ -32,6 +33,41 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "pissa": ("llama", ["lora: {init: pissa, dropout: 0.2}", EMBEDDING]),
     "pissa-conv1d": ("gpt2", ["lora: {init: pissa, scaling: rslora, rank_pattern: {c_fc: 2}}"]),
     "olora": ("qwen3", ["lora: {init: olora, alpha: 3, alpha_pattern: {q_proj: 5}}"]),
+    "adalora": (
+        "llama",
+        [
+            "method: adalora",
+            "lora: {rank: 8, dropout: 0.1, scaling: rslora}",
+            "lora: {adalora: {initial_rank: 4, target_rank: 2, warmup_steps: 1, final_steps: 1,"
+            " every: 1}}",
+        ],
+    ),
+    "adalora-embedding": (
+        "gpt2",
+        [
+            "method: adalora",
+            "lora: {rank: 8, target_modules: [c_attn, wte]}",
+            "lora: {adalora: {initial_rank: 3, target_rank: 1, warmup_steps: 0, final_steps: 2,"
+            " every: 1, orthogonality: 0.0}}",
+            "train: {learning_rate: 3e-2}",
+        ],
+    ),
+    "grows": ("llama", ["lora: {rank: 2, rank_schedule: {1: 5}, scaling: rslora}", EMBEDDING]),
+    "shrinks": ("gpt2", ["lora: {rank: 6, rank_schedule: {2: 3, 3: 2}, dropout: 0.1}"]),
+    "dora-grows-and-shrinks": ("qwen3", ["method: dora", "lora: {rank_schedule: {1: 6, 3: 2}}"]),
+    "whole-norms": ("llama", ["lora: {modules_to_save: [norm, input_layernorm]}"]),
+    "whole-head": ("llama-tied", ["lora: {modules_to_save: [lm_head], target_modules: minimal}"]),
+    "whole-table": ("gpt2", ["lora: {modules_to_save: [wte, wpe], target_modules: minimal}"]),
+    "whole-mlp": (
+        "gemma3",
+        ["method: dora", "lora: {modules_to_save: [layers.1.mlp], target_modules: attention}"],
+    ),
+    "experts": ("mixtral", ["lora: {rank: 2, dropout: 0.1, scaling: rslora}"]),
+    "experts-pissa": ("mixtral", ["lora: {rank: 2, init: pissa, target_modules: [down_proj]}"]),
+    "experts-whole": (
+        "mixtral",
+        ["lora: {modules_to_save: [gate], target_modules: [down_proj, gate_up_proj]}"],
+    ),
     "dora-pissa": ("gemma3", ["method: dora", "lora: {init: pissa, scaling: rslora}"]),
 }
 
@@ -44,7 +80,7 @@ def worst(found: Tensor, expected: Tensor) -> float:
 def with_adapter(base: Path, directory: Path) -> Any:
     source = load.locate(str(base))
     model = load.load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    adapters.load_(model, adapters.read(directory))
+    matching.load_(model, adapters.read(directory))
     return model
 
 

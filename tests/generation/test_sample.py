@@ -9,8 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from loractl.artifacts import adapter as adapters
+from loractl.artifacts import spoke
 from loractl.errors import ModelError
-from loractl.generation.sample import Sampling, generate, stop_ids
+from loractl.generation.sample import PerRow, Sampling, generate, stop_ids, stream
+from loractl.lora.hub import Hub, MixedRowsError
 from tests.conftest import ARCHITECTURES
 
 PROMPTS = [[5, 9, 40], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [300, 20], [30] * 6]
@@ -120,3 +123,90 @@ def test_answers_end_where_the_models_positions_do(load: Any, tokenizer: Any) ->
 def test_a_prompt_without_tokens_is_refused(load: Any, tokenizer: Any) -> None:
     with pytest.raises(ModelError, match="an empty prompt"):
         generate(load("llama"), tokenizer, [[1], []], Sampling(max_new_tokens=1))
+
+
+NAMES = ["thin", None, "wide", "thin", "wide"]
+"""Which adapter answers which of PROMPTS."""
+
+
+def hub_of(model: Any, where: Path, adapter_dir: Callable[..., Path]) -> Hub:
+    hub = Hub(model)
+    for name, rank in (("thin", 2), ("wide", 8)):
+        directory = adapter_dir(where, name, rank=rank, size=0.3)
+        spoke.add_(hub, model, name, adapters.read(directory))
+    return hub
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt-neox", "opt"])
+def test_prompts_with_an_adapter_each_get_what_their_adapters_say_alone(
+    name: str, batch_size: int, load: Any, base: Any, tokenizer: Any, adapter_dir: Any
+) -> None:
+    model, sampling = load(name), Sampling(max_new_tokens=12, batch_size=batch_size)
+    hub = hub_of(model, base(name), adapter_dir)
+    alone = {}
+    for adapter in ("thin", "wide", None):
+        hub.use(adapter)
+        alone[adapter] = generate(model, tokenizer, PROMPTS, sampling)
+    found = generate(model, tokenizer, PROMPTS, sampling, per_row=PerRow(hub, NAMES))
+    assert found == [alone[adapter][row] for row, adapter in enumerate(NAMES)]
+    assert not set(alone["thin"]) & set(alone[None]) and alone["wide"] != alone["thin"]
+    assert generate(model, tokenizer, PROMPTS, sampling) == alone[None], "left in use"
+
+
+def test_opt_which_flattens_its_rows_is_asked_one_adapter_at_a_time(
+    load: Any, base: Any, tokenizer: Any, adapter_dir: Any
+) -> None:
+    model = load("opt")
+    hub = hub_of(model, base("opt"), adapter_dir)
+    hub.use_rows(["thin", "wide"])
+    with pytest.raises(MixedRowsError, match="fc1"):
+        model(torch.tensor([[1, 2], [3, 4]]))
+
+
+def test_draws_of_a_mixed_batch_come_again_with_their_seed(
+    load: Any, base: Any, tokenizer: Any, adapter_dir: Any
+) -> None:
+    model = load("llama")
+    rows = PerRow(hub_of(model, base("llama"), adapter_dir), NAMES)
+    drawn = [
+        generate(model, tokenizer, PROMPTS, Sampling(8, temperature=2.0, seed=s), per_row=rows)
+        for s in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_answer_told_in_pieces_is_the_one_that_comes_whole(
+    name: str, temperature: float, load: Any, tokenizer: Any
+) -> None:
+    model, sampling = load(name), Sampling(40, temperature=temperature)
+    most = 0
+    for prompt in PROMPTS:
+        pieces: list[str] = []
+        text = stream(model, tokenizer, prompt, sampling, pieces.append)
+        assert [text] == generate(model, tokenizer, [prompt], sampling)
+        assert "".join(pieces) == text and all(pieces)
+        most = max(most, len(pieces))
+    assert most > 5
+
+
+def test_a_character_of_several_tokens_is_told_when_it_is_whole(tokenizer: Any) -> None:
+    from loractl.generation.sample import _Pieces
+
+    text = "a 東京 \n  é b"
+    pieces: list[str] = []
+    telling = _Pieces(tokenizer, pieces.append)
+    telling.put(torch.tensor([[5, 6]]))  # the prompt
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > len(text)
+    for one in ids:
+        telling.put(torch.tensor([one]))
+    telling.end()
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and len(pieces) > 3
+
+
+def test_an_answer_in_pieces_is_refused_where_a_whole_one_is(load: Any, tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="an empty prompt"):
+        stream(load("llama"), tokenizer, [], Sampling(1), print)

@@ -66,8 +66,8 @@ def test_merging_and_unmerging_restores_the_base_bitwise_and_its_sharing(
     ranks = {name: ModuleRank(3, 6, 2.0) for name in ("embed", "conv", "linear")}
     layers = inject_(model, ranks, formula=formula)
     for layer in layers.values():
-        nn.init.normal_(layer.A)
-        nn.init.normal_(layer.B)
+        for parameter in layer.parameters(recurse=False):
+            nn.init.normal_(parameter)
     ids = torch.arange(11)
     adapted = model(ids).detach()
     for _ in range(3):  # nothing drifts

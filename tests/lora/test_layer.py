@@ -1,7 +1,6 @@
 """The layers against the formula written out, and what of it must hold exactly."""
 
 import copy
-import math
 from collections.abc import Callable
 
 import pytest
@@ -230,78 +229,3 @@ def test_models_find_weight_and_bias_of_an_adapted_layer() -> None:
     layer = make("linear")
     assert layer.weight is layer.base.weight and layer.bias is layer.base.bias
     assert make("linear-no-bias").bias is None and make("embedding").bias is None
-
-
-def sgd_descent(rank: int, scale: float) -> tuple[float, float]:
-    """(-<dW, G>, ||G A^T||^2) of one SGD step of learning rate 1 from the start."""
-    d = 256
-    generator = torch.Generator().manual_seed(rank)
-    A, B = default(rank, d, d, generator)
-    layer = LoraLinear(nn.Linear(d, d, bias=False).requires_grad_(False), A, B, scale=scale)
-    G = torch.randn(d, d, generator=torch.Generator().manual_seed(5))
-    (layer(torch.eye(d)) * G.T).sum().backward()  # dL/dW = G
-    torch.optim.SGD(layer.parameters(), lr=1.0).step()
-    return -float((layer.delta() * G).sum()), float((G @ A.T).square().sum())
-
-
-@pytest.mark.parametrize(
-    "scaling,expected",
-    [("standard", {4: 1.0, 16: 1 / 4, 64: 1 / 16}), ("rslora", {4: 1.0, 16: 1.0, 64: 1.0})],
-)
-def test_one_sgd_step_descends_by_scale_squared_times_rank(
-    scaling: str, expected: dict[int, float]
-) -> None:
-    alpha = 16
-    descents = {}
-    for rank in expected:
-        scale = alpha / rank if scaling == "standard" else alpha / math.sqrt(rank)
-        descents[rank], projected = sgd_descent(rank, scale)
-        assert descents[rank] == pytest.approx(scale**2 * projected, rel=1e-4)
-    for rank, ratio in expected.items():
-        assert descents[rank] / descents[4] == pytest.approx(ratio, rel=0.1)
-
-
-def test_the_first_step_of_adam_is_independent_of_the_rank() -> None:
-    d, draws = 32, 20
-    G = torch.randn(d, d, generator=torch.Generator().manual_seed(5))
-    direction = G / G.norm(dim=1, keepdim=True)
-    moved = {}
-    for rank in (4, 16, 64):
-        total = 0.0
-        for draw in range(draws):
-            A, B = default(rank, d, d, torch.Generator().manual_seed(draw))
-            base = nn.Linear(d, d, bias=False).requires_grad_(False)
-            layer = LoraLinear(base, A, B, scale=16 / rank)
-            (layer(torch.eye(d)) * G.T).sum().backward()
-            torch.optim.Adam(layer.parameters(), lr=1e-3).step()
-            total -= float((layer.delta() * direction).sum())
-        moved[rank] = total / draws
-    assert moved[16] / moved[4] == pytest.approx(1, abs=0.05)
-    assert moved[64] / moved[4] == pytest.approx(1, abs=0.05)
-
-
-def adam_run(p: float, q: float, steps: int = 20) -> list[float]:
-    """Losses with alpha / (p q), A p times as large, and learning rates p and q times as high."""
-    torch.manual_seed(0)
-    base = nn.Linear(6, 5).requires_grad_(False)
-    A, B = torch.randn(3, 6), torch.randn(5, 3)  # B not zero: A's first gradient would be 0 / 0
-    layer = LoraLinear(base, A * p, B * q, scale=1.5 / (p * q)).double()
-    x, target = torch.randn(9, 6).double(), torch.randn(9, 5).double()
-    optimizer = torch.optim.Adam(
-        [{"params": [layer.A], "lr": 0.01 * p}, {"params": [layer.B], "lr": 0.01 * q}], eps=0.0
-    )
-    losses = []
-    for _ in range(steps):
-        loss = (layer(x) - target).square().mean()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses
-
-
-@pytest.mark.parametrize("p,q", [(2.0, 1.0), (1.0, 4.0), (0.5, 8.0)])
-def test_scale_start_and_learning_rates_trade_off_exactly_under_adam(p: float, q: float) -> None:
-    plain, other = adam_run(1.0, 1.0), adam_run(p, q)
-    assert plain[-1] < plain[0]
-    assert max(abs(a - b) for a, b in zip(plain, other, strict=True)) < 1e-12

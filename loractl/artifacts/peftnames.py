@@ -1,0 +1,131 @@
+"""The tensors of an adapter under PEFT's names.
+
+As PEFT 0.21 writes them: `base_model.model.<module>.lora_A.weight` (r, d_in) and `.lora_B.weight`
+(d_out, r); for embeddings `.lora_embedding_A` (r, vocabulary) and `.lora_embedding_B` (width, r);
+with DoRA `.lora_magnitude_vector` (d_out). AdaLoRA has `.lora_A`, `.lora_B` and `.lora_E` (r, 1).
+Fused experts stand under their module: the last adapted parameter of it plainly, each one before
+with one `.base_layer` more. A module trained whole has its own names.
+
+An adapter that starts at parts of the base (PiSSA, OLoRA) is checkpointed as A, B and where they
+started, `.lora_A0.weight` and so on, and published as an update of the plain base, twice as wide.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from loractl.lora.adalora import AdaloraLayer
+from loractl.lora.dora import DoraLayer
+from loractl.lora.experts import LoraExperts
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import EXPERTS
+from loractl.lora.whole import WholeModule
+
+PREFIX = "base_model.model."
+LINEAR_ENDS = ("lora_A.weight", "lora_B.weight")
+SUFFIXES = {
+    **dict.fromkeys(("linear", "conv1d", *EXPERTS), LINEAR_ENDS),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
+STARTS = {
+    **dict.fromkeys(("linear", "conv1d", *EXPERTS), ("lora_A0.weight", "lora_B0.weight")),
+    "embedding": ("lora_embedding_A0", "lora_embedding_B0"),
+}
+TRIPLETS = {
+    **dict.fromkeys(("linear", "conv1d"), ("lora_A", "lora_B", "lora_E")),
+    "embedding": ("lora_embedding_A", "lora_embedding_B", "lora_embedding_E"),
+}
+MAGNITUDE = "lora_magnitude_vector"
+
+
+def stems(kinds: Mapping[str, str], order: Iterable[str]) -> dict[str, str]:
+    """What stands before the suffixes of each adapted module, by its path.
+
+    `kinds` maps the adapted paths to their kinds; `order` gives every path that could be adapted,
+    in the model's order, which tells the first parameter of an experts module from the last.
+    """
+    found = {}
+    inner: dict[str, list[str]] = {}
+    for name in order:
+        if name not in kinds:
+            continue
+        found[name] = f"{PREFIX}{name}"
+        if kinds[name] in EXPERTS:
+            inner.setdefault(name.rpartition(".")[0], []).append(name)
+    for module, names in inner.items():
+        for behind, name in enumerate(reversed(names)):
+            found[name] = PREFIX + module + ".base_layer" * behind
+    return found
+
+
+def stems_of(layers: Mapping[str, LoraLayer]) -> dict[str, str]:
+    """`stems` of the adapted layers of a model."""
+    order: dict[str, None] = {}
+    for name, layer in layers.items():
+        module = name.rpartition(".")[0]
+        if isinstance(layer, LoraExperts):
+            inner = [part for part, _ in layer.base.named_parameters(recurse=False)]
+            order |= dict.fromkeys(f"{module}.{part}" for part in inner)
+        order[name] = None
+    return stems({name: layer.kind for name, layer in layers.items()}, order)
+
+
+def parameters(
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+) -> dict[str, nn.Parameter]:
+    """The trained tensors of adapted layers, and of modules trained whole, by PEFT's names."""
+    named: dict[str, nn.Parameter] = {}
+    for name, stem in stems_of(layers).items():
+        layer = layers[name]
+        if isinstance(layer, AdaloraLayer):
+            values = (layer.A, layer.B, layer.E)
+            pairs = zip(TRIPLETS[layer.kind], values, strict=True)
+            named |= {f"{stem}.{suffix}": value for suffix, value in pairs}
+            continue
+        suffix_A, suffix_B = SUFFIXES[layer.kind]
+        named[f"{stem}.{suffix_A}"] = layer.A
+        named[f"{stem}.{suffix_B}"] = layer.B
+        if isinstance(layer, DoraLayer):
+            named[f"{stem}.{MAGNITUDE}"] = layer.m
+    for path, module in (whole or {}).items():
+        named |= {f"{PREFIX}{path}.{inner}": p for inner, p in module.tuned.named_parameters()}
+    return named
+
+
+def buffers(whole: Mapping[str, WholeModule]) -> dict[str, Tensor]:
+    """What modules trained whole hold beside parameters, which PEFT saves with them."""
+    found: dict[str, Tensor] = {}
+    for path, module in whole.items():
+        trained = {inner for inner, _ in module.tuned.named_parameters(remove_duplicate=False)}
+        rest = {n: t for n, t in module.tuned.state_dict().items() if n not in trained}
+        found |= {f"{PREFIX}{path}.{inner}": tensor for inner, tensor in rest.items()}
+    return found
+
+
+def checkpoint_tensors(
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+) -> dict[str, Tensor]:
+    """What brings adapted layers back to the last bit: what is trained, and where it started."""
+    named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
+    for name, stem in stems_of(layers).items():
+        layer = layers[name]
+        for suffix, start in zip(STARTS[layer.kind], (layer.A0, layer.B0), strict=True):
+            if start is not None:
+                named[f"{stem}.{suffix}"] = start
+    return named
+
+
+def plain_tensors(
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+) -> dict[str, Tensor]:
+    """Adapted layers as an update of the plain base; twice as wide when they have starts.
+
+    `peftconfig.doubled` gives the config that goes with the wider ones. Not for AdaLoRA, whose
+    ranks are its own (`adalorafiles`).
+    """
+    named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
+    for name, stem in stems_of(layers).items():
+        layer = layers[name]
+        for suffix, factor in zip(SUFFIXES[layer.kind], layer.factors(), strict=True):
+            named[f"{stem}.{suffix}"] = factor.detach()
+    return named

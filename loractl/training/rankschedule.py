@@ -1,0 +1,80 @@
+"""`lora.rank_schedule`: the rank of every adapter changes after given steps, and AdamW's state with
+it. A function of (seed, step) alone, so that a checkpoint keeps nothing of it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from loractl.lora.dynamic import Moments, resized
+from loractl.lora.inject import random_start, sizes
+from loractl.lora.layer import LoraLayer
+
+
+class RankSchedule:
+    """Serves as a RankPolicy (`steps`)."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, LoraLayer],
+        schedule: Mapping[int, int],
+        optimizer: torch.optim.Optimizer,
+        *,
+        init: str,
+        seed: int,
+    ) -> None:
+        """`schedule` maps steps, counted from 1, to the rank from then on."""
+        self.layers = layers
+        self.schedule = schedule
+        self.optimizer = optimizer
+        self.init = init
+        self.seed = seed
+
+    def penalty(self) -> Tensor | None:
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to put back: ranks come with the adapter's own tensors."""
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """Change every rank if this step is one of the schedule's."""
+        rank = self.schedule.get(step)
+        if rank is None:
+            return
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        for layer in self.layers.values():
+            self._resize_(layer, rank, generator)
+
+    def _resize_(self, layer: LoraLayer, rank: int, generator: torch.Generator) -> None:
+        d_in, d_out = sizes(layer.kind, layer.weight)
+        start = random_start("lora", self.init, layer.kind)
+        new = resized(
+            layer.A.detach(),
+            layer.B.detach(),
+            rank,
+            lambda missing: start(missing, d_in, d_out, generator),
+            self._moments(layer),
+        )
+        # The parameters stay the same objects: whoever holds them, the optimizer too, goes on.
+        replace_(layer.A, new.A)
+        replace_(layer.B, new.B)
+        if new.moments is not None:
+            of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
+            of_A["exp_avg"], of_A["exp_avg_sq"] = new.moments.A, new.moments.A_squares
+            of_B["exp_avg"], of_B["exp_avg_sq"] = new.moments.B, new.moments.B_squares
+
+    def _moments(self, layer: LoraLayer) -> Moments | None:
+        of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
+        if not of_A or not of_B:
+            return None  # in fp16 every step so far may have been skipped
+        return Moments(of_A["exp_avg"], of_B["exp_avg"], of_A["exp_avg_sq"], of_B["exp_avg_sq"])
+
+
+def replace_(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter other values, of another shape even. Its gradient goes."""
+    parameter.grad = None
+    parameter.data = values.to(parameter.device).contiguous()
