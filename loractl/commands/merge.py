@@ -70,7 +70,7 @@ def run(
 
 
 def _bytes_of(source: "load.Source", dtype: "torch.dtype | None") -> int | None:
-    """Bytes that the weights of a merge take on disk; None for a GGUF, and a base that is damaged."""
+    """Bytes that a merge takes on disk; None for a GGUF, and for a base that is damaged."""
     from safetensors import SafetensorError
 
     from loractl.artifacts import merged
