@@ -22,7 +22,7 @@ FULL = bool(os.environ.get("LORACTL_FAULTS"))
 """Set by `scripts/test --faults`: every fault is tried, not a sample."""
 TIMES = ("tokens_per_s", "peak_memory_bytes")
 
-CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {"data": {"packing": False}},
     "dropout-accumulation-shuffle": {
         "lora": {"dropout": 0.2},
@@ -33,6 +33,19 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"packing": True, "max_length": 128, "eval": 0.25},
         "train": {"batch_size": 2, "eval_every": 3, "early_stopping": 50},
     },
+    "adalora": {
+        "method": "adalora",
+        "lora": {
+            "adalora": {
+                "initial_rank": 6,
+                "target_rank": 3,
+                "warmup_steps": 2,
+                "final_steps": 2,
+                "every": 1,
+            }
+        },
+    },
+    "rank-schedule": {"lora": {"rank_schedule": {3: 6, 6: 2}}},
 }
 
 
@@ -151,7 +164,9 @@ def whole(
                 "train": {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "save_every": 2},
             }
             for section, values in CONFIGS[name].items():
-                config[section] = {**config[section], **values}
+                config[section] = (
+                    {**config[section], **values} if isinstance(values, dict) else values
+                )
             path = directory / "config.yaml"
             path.write_text(yaml.safe_dump(config))
             for out in ("first", "whole"):  # the second finds its tokens in the cache
