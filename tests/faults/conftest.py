@@ -36,13 +36,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "adalora": {
         "method": "adalora",
         "lora": {
+            "rank": 8,  # the default: AdaLoRA starts at its own
             "adalora": {
                 "initial_rank": 6,
                 "target_rank": 3,
                 "warmup_steps": 2,
                 "final_steps": 2,
                 "every": 1,
-            }
+            },
         },
     },
     "rank-schedule": {"lora": {"rank_schedule": {3: 6, 6: 2}}},
