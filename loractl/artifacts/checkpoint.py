@@ -64,8 +64,7 @@ def save(
             seal(directory, step)
 
         files.publish(final, write, needs=needs)
-    with files.told(checkpoints):
-        _rotate(checkpoints, final, keep)
+    rotate(checkpoints, step, keep)
     return final
 
 
@@ -79,16 +78,17 @@ def seal(directory: Path, step: int) -> None:
     files.write_json(directory / MANIFEST, {**content, "sha256": _digest(content)})
 
 
-def _rotate(checkpoints: Path, newest: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` valid ones; `newest` is known to be valid.
+def rotate(checkpoints: Path, step: int, keep: int) -> None:
+    """Remove what is older than the newest `keep` valid ones; that of `step` is known to be valid.
 
-    Hashing takes longer than writing: only those that may stay are verified.
+    Hashing takes longer than writing: only those that may stay are verified. Raises StorageError.
     """
     valid = 0
     for directory in reversed(published(checkpoints)):
         if valid >= keep:
-            files.remove(directory)
-        elif directory == newest or not faults(directory):
+            with files.told(directory):
+                files.remove(directory)
+        elif _step_of(directory) == step or not faults(directory):
             valid += 1
 
 

@@ -229,6 +229,9 @@ def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bo
     directory.sweep_()
     if resumed:
         metrics.keep_until(directory.metrics, state.step, evaluated=not state.eval_pending)
+        # A kill may have come between a save and the removal of the oldest one.
+        keep = session.config.train.keep_checkpoints
+        checkpoint.rotate(directory.checkpoints, state.step, keep)
     else:
         directory.clear_()
     for final in (directory.adapter, directory.model):
