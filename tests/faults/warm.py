@@ -9,6 +9,7 @@ fork.
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from typing import Any
@@ -52,6 +53,7 @@ def taken() -> int:
 def run(argv: list[str]) -> int:
     from loractl.cli import entry
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     sys.argv = ["loractl", *argv]
     try:
         entry()
