@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -255,3 +256,18 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_at_the_prompt_it_leaves(
     screen.wait_for("base> ")
     screen.type("half a line\x03")
     assert screen.process.wait(60) == 130
+
+
+def test_through_a_pipe_ctrl_c_ends_the_whole_conversation(adapters: dict[str, Path]) -> None:
+    pages = ("--adapter", f"thin={adapters['thin']}", "--max-new-tokens", "480")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loractl.cli", "chat", "--dtype", "float32", *pages],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    process.stdin.write(b"hi\nand then?\n")
+    process.stdin.flush()
+    os.read(process.stdout.fileno(), 1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in err
