@@ -5,16 +5,25 @@ Commands are imported when they run, so that `--help` and usage errors answer at
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from loractl import console
 from loractl.cli_adapters import adapters_app
-from loractl.errors import INTERRUPTED, ConfigError, LoractlError, Stopped
+from loractl.errors import (
+    INTERRUPTED,
+    TERMINATED,
+    ConfigError,
+    LoractlError,
+    Stopped,
+    is_out_of_memory,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -237,6 +246,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     except OSError as error:
         return _storage(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        console.errors(["out of memory; use a smaller model, a lower dtype or a larger machine"])
+        return ConfigError.exit_code
 
 
 def _help_of(argv: Sequence[str]) -> str:
@@ -261,7 +275,12 @@ def _storage(error: OSError) -> int:
 
 
 def entry() -> None:
-    """The `loractl` program."""
+    """The `loractl` program. SIGTERM ends it as Ctrl-C does, so that nothing half-written stays."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Stopped(TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)
     sys.exit(main(sys.argv[1:]))
 
 

@@ -149,7 +149,9 @@ class TrainSection(Section):
         "adamw", description="how the optimizer keeps its state"
     )
     on_non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="what to do when a loss or gradient is not finite"
+        "stop",
+        description="what to do when a loss or gradient is not finite: stop, or leave the weights "
+        "alone and go on",
     )
     non_finite_limit: Positive = Field(3, description="steps skipped in a row before the run stops")
     cache_trunk: Literal["auto", "off"] = Field(
@@ -196,8 +198,6 @@ NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
     "data.retain": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
-    "train.on_non_finite": ("skip",),
-    "train.non_finite_limit": ANY,
     "train.report_to": ANY,
 }
 """Settings of the contract that no code serves in this version; `configfile` refuses them."""

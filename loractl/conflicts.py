@@ -23,6 +23,8 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if train.lora_plus_ratio != 1 and config.method == "full":
         yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
+    if train.non_finite_limit != 3 and train.on_non_finite != "skip":
+        yield "train.non_finite_limit", "is of on_non_finite: skip; set that, or remove it"
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):

@@ -76,9 +76,15 @@ def _typed(prompt: str) -> str | None:
 
 
 def note(text: str) -> None:
-    """Print a message to stderr. A reader who has left is no reason to stop the work."""
-    with contextlib.suppress(BrokenPipeError):
+    """Print a message to stderr. That nobody can read it, or no disk take it, stops no work."""
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def leave_terminal() -> None:
+    """Show the cursor again, for a process that ends without closing its live line."""
+    if is_rich(sys.stderr):
+        note("\x1b[?25h")
 
 
 def errors(messages: Sequence[str]) -> None:

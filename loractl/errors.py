@@ -1,7 +1,7 @@
 """Every error a person can fix, and the exit code it ends the command with.
 
 LoractlError      1   (never raised itself: a child says what went wrong)
-├─ ConfigError    2   the YAML file, a flag, a combination of settings
+├─ ConfigError    2   the YAML file, a flag, settings that do not go together or need more memory
 ├─ DataError      2   rows that cannot be trained on
 ├─ ModelError     2   a base model that cannot be read or used
 ├─ ArtifactError  2   adapter, checkpoint or output files
@@ -56,9 +56,24 @@ class StorageError(LoractlError):
     exit_code = 5
 
 
-class Stopped(Exception):
-    """A signal stopped the run after its state was saved; carries the exit code to leave with."""
+class Stopped(BaseException):
+    """A signal stopped the command; carries the exit code to leave with.
+
+    No Exception, as KeyboardInterrupt is none: raised while a library loads files, it must not be
+    taken for a fault of theirs.
+    """
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch could not get memory; on a CPU torch has no class for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )

@@ -123,7 +123,7 @@ def read(path: Path) -> Adapter:
             " which is not supported: it changes the base, by tensors that are not here"
         )
     about, template = directory / ABOUT, directory / TEMPLATE
-    return Adapter(
+    found = Adapter(
         directory=directory,
         spec=spec,
         tensors=tensors,
@@ -135,3 +135,5 @@ def read(path: Path) -> Adapter:
         whole=tuple(config.get("modules_to_save") or ()),
         parameters=tuple(config.get("target_parameters") or ()),
     )
+    checkpoint.require_published(directory)
+    return found

@@ -1,9 +1,11 @@
 """Checkpoints: checkpoints/step-000100/ with tensors, optimizer, state and a manifest of hashes.
 
 A checkpoint is published by one rename after every file is synced, and valid while its manifest
-verifies. Which one is newest is computed from what verifies, never stored.
+verifies: by the size and SHA-256 of every file, and by a SHA-256 of its own. Which one is newest is
+computed from what verifies, never stored.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,11 +47,12 @@ def save(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
+    needs: int | None = None,
 ) -> Path:
-    """Publish the checkpoint of a step, then remove the oldest valid ones beyond `keep`.
+    """Publish the checkpoint of a step, then remove those older than the newest `keep` valid ones.
 
-    `write_model` puts the model's own files into the directory it is given. A checkpoint of this
-    step that verifies is left as it is. Raises StorageError.
+    `write_model` puts the model's own files into the directory it is given; `needs` are the bytes
+    of all. A checkpoint of this step that verifies is left as it is. Raises StorageError.
     """
     final = checkpoints / f"step-{step:06d}"
     if not (final.exists() and not faults(final)):
@@ -58,17 +61,39 @@ def save(
             write_model(directory)
             files.write_tensors(directory / OPTIMIZER, optimizer)
             files.write_json(directory / STATE, state)
-            manifest = {
-                path.name: {"size": path.stat().st_size, "sha256": files.sha256(path)}
-                for path in sorted(directory.iterdir())
-            }
-            files.write_json(directory / MANIFEST, {"step": step, "files": manifest})
+            seal(directory, step)
 
-        files.publish(final, write)
-    valid = [path for path in published(checkpoints) if not faults(path)]
-    for old in valid[:-keep]:
-        files.remove(old)
+        files.publish(final, write, needs=needs)
+    with files.told(checkpoints):
+        _rotate(checkpoints, final, keep)
     return final
+
+
+def seal(directory: Path, step: int) -> None:
+    """Write the manifest of what lies in a directory."""
+    listed = {
+        path.name: {"size": path.stat().st_size, "sha256": files.sha256(path)}
+        for path in sorted(directory.iterdir())
+    }
+    content = {"step": step, "files": listed}
+    files.write_json(directory / MANIFEST, {**content, "sha256": _digest(content)})
+
+
+def _rotate(checkpoints: Path, newest: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep` valid ones; `newest` is known to be valid.
+
+    Hashing takes longer than writing: only those that may stay are verified.
+    """
+    valid = 0
+    for directory in reversed(published(checkpoints)):
+        if valid >= keep:
+            files.remove(directory)
+        elif directory == newest or not faults(directory):
+            valid += 1
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(files.as_json(content).encode()).hexdigest()
 
 
 def published(checkpoints: Path) -> list[Path]:
@@ -85,16 +110,45 @@ def _step_of(directory: Path) -> int:
 
 def faults(directory: Path) -> list[str]:
     """What is wrong with a checkpoint, a line each: an empty list means that it is valid."""
+    found = _faults(directory)
+    return found if directory.is_dir() else [_GONE.format(directory)]
+
+
+_GONE = "{}: removed while it was read: a run keeps only its newest checkpoints"
+
+
+def require_published(directory: Path) -> None:
+    """Raise ArtifactError if what was read may not be all: a directory that is gone, or half done.
+
+    A run that removes a checkpoint takes its name away first, so that one that is there is whole;
+    and one that is being written has a name of its own.
+    """
+    if not directory.is_dir():
+        raise ArtifactError(_GONE.format(directory))
+    if files.HALF.fullmatch(directory.resolve().name):
+        raise ArtifactError(
+            f"{directory}: is being written, or was left half-written by a process that was killed;"
+            " name a finished one"
+        )
+
+
+def _faults(directory: Path) -> list[str]:
+    where = directory / MANIFEST
     try:
-        manifest = files.read_json(directory / MANIFEST)
-    except ArtifactError as error:
+        text = files.read_text(where)
+        manifest = files.read_json(where)
+    except (ArtifactError, OSError) as error:
         return [str(error)]
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    # The text too: JSON reads the same without its last newline.
+    if manifest.get("sha256") != _digest(content) or text != files.as_json(manifest):
+        return [f"{where}: its SHA-256 is not that of its content: damaged"]
     listed = manifest.get("files")
-    if not isinstance(listed, dict) or not listed:
-        return [f"{directory / MANIFEST}: lists no files: damaged"]
+    if not isinstance(listed, dict) or not {OPTIMIZER, STATE} <= listed.keys():
+        return [f"{where}: lists no {OPTIMIZER} and {STATE}: damaged"]
     # A copy may have any name.
     if NAME.fullmatch(directory.name) and manifest.get("step") != _step_of(directory):
-        return [f"{directory / MANIFEST}: is of step {manifest.get('step')}: damaged"]
+        return [f"{where}: is of step {manifest.get('step')}: damaged"]
     return [fault for name, entry in listed.items() for fault in _faults_of(directory, name, entry)]
 
 
@@ -103,24 +157,35 @@ def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
     path = directory / name
     if path.parent != directory or not isinstance(entry, dict):
         return [f"{directory / MANIFEST}: its entry for {name!r} is damaged"]
-    if not path.is_file():
+    try:
+        size, expected = path.stat().st_size, entry.get("size")
+        if size != expected:
+            return [f"{path}: {size} bytes, expected {expected}: truncated or changed"]
+        if files.sha256(path) != entry.get("sha256"):
+            return [f"{path}: its SHA-256 is not that of the manifest: damaged"]
+    except FileNotFoundError:
         return [f"{path}: missing"]
-    size, expected = path.stat().st_size, entry.get("size")
-    if size != expected:
-        return [f"{path}: {size} bytes, expected {expected}: truncated or changed"]
-    if files.sha256(path) != entry.get("sha256"):
-        return [f"{path}: its SHA-256 is not that of the manifest: damaged"]
+    except OSError as error:  # a directory in its place, a disk that cannot be read
+        return [f"{path}: cannot be read: {error.strerror}"]
     return []
 
 
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest valid checkpoint, and what was wrong with newer ones. Raises StateError."""
-    wrong: list[str] = []
-    for directory in reversed(published(checkpoints)):
-        found = faults(directory)
-        if not found:
-            return Checkpoint(directory), wrong
-        wrong += found
+    """The newest valid checkpoint, and what was wrong with newer ones. Raises StateError.
+
+    While a run goes on there, others may be gone by the time they are looked at: then it looks
+    again.
+    """
+    while True:
+        wrong: list[str] = []
+        directories = published(checkpoints)
+        for directory in reversed(directories):
+            found = faults(directory)
+            if not found:
+                return Checkpoint(directory), wrong
+            wrong += found
+        if all(directory.is_dir() for directory in directories):
+            break
     reason = f"no valid checkpoint in {checkpoints}"
     if not wrong:
         raise StateError(

@@ -1,10 +1,13 @@
 """How files and directories come to stand under their names: written beside, synced, renamed."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,67 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from loractl import console
 from loractl.errors import ArtifactError, StorageError
+
+OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
+}  # fmt: skip
+HALF = re.compile(r"\.(?P<name>.+)\.(?:tmp|old)-(?P<pid>\d+)")
+"""The names of what is being written, or removed, and by which process."""
+
+
+@contextlib.contextmanager
+def told(path: Path, *, needs: int | None = None) -> Iterator[None]:
+    """Turn what the disk refuses into a StorageError: path, reason, bytes needed and free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        raise StorageError(f"{path}: {error.strerror}{_space(path, needs)}") from error
+
+
+def require_space(path: Path, needs: int) -> None:
+    """Raise StorageError where the disk of a path has less than `needs` bytes free."""
+    if free(path) < needs:
+        raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space(path, needs)}")
+
+
+def free(path: Path) -> int:
+    """Bytes free on the disk that a path is on, or would be."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+
+
+def _space(path: Path, needs: int | None) -> str:
+    needed = f"{console.size(needs)} ({needs} bytes) needed, " if needs is not None else ""
+    try:
+        left = free(path)
+    except OSError:
+        return ""
+    return f"; {needed}{console.size(left)} ({left} bytes) free; what stood here before still does"
+
+
+def as_json(content: Any) -> str:
+    """JSON with stable keys: equal contents are equal texts."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with stable keys."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(as_json(content), encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file with the mode a new file has. Raises StorageError."""
+    """Write a safetensors file with the mode a new file has. Raises OSError."""
     own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(own, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from None
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise StorageError(f"{path}: cannot be written: {error}") from None
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     give_usual_mode(path)
 
 
@@ -78,30 +127,68 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network disks sync no directory
+            raise
     finally:
         os.close(descriptor)
 
 
-def publish(final: Path, write: Callable[[Path], None]) -> None:
+def publish(final: Path, write: Callable[[Path], None], *, needs: int | None = None) -> None:
     """Let `write` fill a new directory, sync it, and give it its name by one rename.
 
-    What stands under the name already is replaced; nothing half-written ever stands there.
+    What stands under the name already is replaced; nothing half-written ever stands there. `needs`
+    are the bytes that it will take, where they are known. Raises StorageError.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     beside = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir()
-        write(beside)
-        for path in sorted(beside.rglob("*")):
-            sync(path)
-        sync(beside)
-        if final.exists() or final.is_symlink():
-            remove(final)
+    with told(final, needs=needs):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        if needs is not None:
+            require_space(final, needs)
+        try:
+            beside.mkdir()
+            write(beside)
+            for path in sorted(beside.rglob("*")):
+                sync(path)
+            sync(beside)
+            _give_name(beside, final)
+            sync(final.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _give_name(beside: Path, final: Path) -> None:
+    """Rename; what has the name goes, and comes back when the new cannot take it."""
+    if not final.exists() and not final.is_symlink():
         beside.rename(final)
-        sync(final.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        return
+    old = _going(final)
+    final.rename(old)
+    try:
+        beside.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    _delete(old)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what processes that are no more left of this name."""
+    for path in final.parent.iterdir():
+        match = HALF.fullmatch(path.name)
+        if match and match["name"] == final.name and not _lives(int(match["pid"])):
+            _delete(path)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid != os.getpid()  # our own are those of an earlier process with this number
 
 
 def remove(path: Path) -> None:
@@ -109,21 +196,31 @@ def remove(path: Path) -> None:
 
     Of a link to a directory only the link goes.
     """
-    going = path.parent / f".{path.name}.old-{os.getpid()}"
+    going = _going(path)
     path.rename(going)
-    if going.is_symlink() or not going.is_dir():
-        going.unlink()
+    _delete(going)
+
+
+def _going(path: Path) -> Path:
+    return path.parent / f".{path.name}.old-{os.getpid()}"
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
     else:
-        shutil.rmtree(going)
+        shutil.rmtree(path)
 
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader sees the old text or the new."""
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        sync(beside)
-        beside.rename(path)
-        sync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    with told(path):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            sync(beside)
+            beside.rename(path)
+            sync(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)

@@ -25,12 +25,12 @@ from loractl.lora.inject import adaptable, merge_
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.whole import wholes
+from loractl.models.basedir import INDEX, is_inside
 from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INDEX = "model.safetensors.index.json"
 COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
 FLOATS = {
@@ -258,6 +258,8 @@ def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, unti
     """Copy config, tokenizer and chat template; correct what the merge changed in the config."""
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
+            if not is_inside(path, base):  # what is copied from a stranger's link might be a secret
+                raise ArtifactError(f"{path}: links to {path.resolve()}, out of the base; copy it")
             shutil.copyfile(path, directory / path.name)
     config: dict[str, Any] = files.read_json(base / "config.json")
     if dtype is not None:

@@ -8,8 +8,8 @@ from loractl.artifacts import files
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, of finite numbers: NaN and Infinity are no JSON."""
-    with path.open("a", encoding="utf-8") as file:
+    """Add a row, of finite numbers: NaN and Infinity are no JSON. Raises StorageError."""
+    with files.told(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -18,15 +18,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the rows of steps after `step`: they will be trained, and written, again."""
-    kept = [row for row in read(path) if row["step"] <= step]
+def keep_until(path: Path, step: int, *, evaluated: bool = True) -> None:
+    """Drop the rows of steps after `step`: they will be trained, and written, again.
+
+    With `evaluated` false, the evaluation of `step` itself too.
+    """
+    kept = [
+        row
+        for row in read(path)
+        if row["step"] < step or (row["step"] == step and (evaluated or "eval_loss" not in row))
+    ]
     files.replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))

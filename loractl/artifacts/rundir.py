@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from loractl.artifacts import lock
 from loractl.errors import ConfigError, StateError
 
 LEFTOVER = re.compile(r"\..+\.(tmp|old)-\d+")
@@ -56,7 +57,9 @@ class RunDir:
                 raise ConfigError(f"out: {path} is a file, expected a directory for the run")
         if not self.path.exists():
             return Status.ABSENT
-        if all(LEFTOVER.fullmatch(path.name) for path in self.path.iterdir()):
+        if all(
+            LEFTOVER.fullmatch(path.name) or path.name == lock.NAME for path in self.path.iterdir()
+        ):
             return Status.ABSENT
         if not self.config.is_file():
             raise ConfigError(
@@ -69,7 +72,8 @@ class RunDir:
     def require(self, *, resume: bool, overwrite: bool) -> Status:
         """Check that training may start, or go on, here. Raises ConfigError or StateError."""
         status = self.status()
-        if resume and status is Status.ABSENT:
+        lock.require_free(self.path)
+        if resume and status is Status.ABSENT and not self.was_killed():
             raise StateError(f"{self.path}: no run to resume; train without --resume to start one")
         if status is not Status.ABSENT and not resume and not overwrite:
             kind = "a finished" if status is Status.FINISHED else "an unfinished"
@@ -78,6 +82,10 @@ class RunDir:
                 " replace it, or --out for another directory"
             )
         return status
+
+    def was_killed(self) -> bool:
+        """Whether the last run here had no time to take its lock away; asked while none runs."""
+        return (self.path / lock.NAME).exists()
 
     def clear_(self) -> None:
         """Remove what a run writes but its config.yaml, which the next one replaces; other files

@@ -22,7 +22,7 @@ from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import mean_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
-from loractl.models import forward, load
+from loractl.models import basedir, forward, load
 from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState
 from loractl.training.optim import LearningRate
@@ -153,9 +153,15 @@ def assemble(loaded: Loaded) -> Session:
 def _locate(loaded: Loaded) -> load.Source:
     model = loaded.config.model
     try:
-        return load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
+        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
     except ModelError as error:
         raise loaded.error("model.name_or_path", str(error)) from None
+    if not model.trust_remote_code and basedir.brings_code(source.directory):
+        console.note(
+            "note: the base brings Python code of its own (auto_map), which is not run; only"
+            " model.trust_remote_code: true would run it"
+        )
+    return source
 
 
 def _max_length(config: RunConfig, positions: int | None) -> int:

@@ -7,6 +7,8 @@ from loractl import console
 from loractl.errors import ArtifactError, ConfigError, ModelError, NumericError
 
 if TYPE_CHECKING:
+    import torch
+
     from loractl.artifacts import adapter as adapters
     from loractl.models import load
 
@@ -60,11 +62,27 @@ def run(
                 " --dtype float32 keeps its effect whole"
             )
 
-    files.publish(out, write)
+    files.publish(out, write, needs=_bytes_of(source, target))
     for line in lines:
         console.note(line)
     console.result(str(out))
     return 0
+
+
+def _bytes_of(source: "load.Source", dtype: "torch.dtype | None") -> int | None:
+    """Bytes that a merge takes on disk; None for a GGUF, and for a base that is damaged."""
+    from safetensors import SafetensorError
+
+    from loractl.artifacts import merged
+
+    if source.gguf:
+        return None
+    try:
+        widest = max((kind.itemsize for kind in merged.float_dtypes(source)), default=1)
+        total = sum(path.stat().st_size for path in merged.shards(source))
+    except SafetensorError:
+        return None  # told when it is read
+    return total if dtype is None else total * dtype.itemsize // widest
 
 
 def _base(adapter: "adapters.Adapter", base: str | None) -> "load.Source":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from loractl.config import DataSection, SourceSection
 from loractl.data import examples, rows
 from loractl.data.account import Account
-from loractl.data.store import Cache, Mixture, Store
+from loractl.data.store import Cache, Mixture, Store, tokens_sha256
 from loractl.data.template import Tokenizer
 from loractl.errors import ConfigError
 from loractl.records import Example
@@ -21,6 +21,7 @@ class Data:
     held_out: Sequence[Example]  # may be empty
     accounts: dict[str, Account]  # "train" and "eval"; of a mixture "train[0]", "train[1]", ...
     parts: tuple[tuple[int, float], ...]  # of a mixture: (examples, weight) of each source
+    tokens_sha256: str  # of all ids, and of which of them are trained
 
     def of_train(self) -> list[Account]:
         return [one for name, one in self.accounts.items() if name.startswith("train")]
@@ -82,6 +83,7 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         held_out=Mixture(held) if len(held) > 1 else held[0] if held else [],
         accounts=accounts,
         parts=tuple(zip(sizes, weights, strict=True)) if mixed else (),
+        tokens_sha256=tokens_sha256([*stores, *held]),
     )
 
 

@@ -15,9 +15,16 @@ from loractl.training.steps import RankPolicy
 
 
 def inputs(session: Session) -> dict[str, str]:
-    """Hashes of what a run was made from; resuming with others is refused."""
+    """Hashes of what a run was made from; resuming with others is refused.
+
+    Of the tokenizer and its chat template, what they make of the rows.
+    """
     data = {f"data.{name}": account.sha256 for name, account in session.data.accounts.items()}
-    return {"model.name_or_path": session.base_fingerprint, **data}
+    return {
+        "model.name_or_path": session.base_fingerprint,
+        **data,
+        "tokens of the rows": session.data.tokens_sha256,
+    }
 
 
 def never_saved(directory: RunDir) -> bool:
@@ -29,10 +36,11 @@ def never_saved(directory: RunDir) -> bool:
     """
     if checkpoint.published(directory.checkpoints) or directory.status() is Status.FINISHED:
         return False
-    planned = configfile.load(directory.config, paths_exist=False).config
-    done = max((row["step"] for row in metrics.read(directory.metrics)), default=0)
-    if done > planned.train.save_every:
-        return False
+    if directory.status() is not Status.ABSENT:
+        planned = configfile.load(directory.config, paths_exist=False).config
+        done = max((row["step"] for row in metrics.read(directory.metrics)), default=0)
+        if done > planned.train.save_every:
+            return False
     console.note(
         f"{directory.path}: stopped before its first checkpoint; starting from the first step"
     )
@@ -46,7 +54,7 @@ def restore_(
     directory: RunDir,
     ranks: RankPolicy | None = None,
 ) -> TrainState:
-    """Bring model, optimizer and metrics to the newest valid checkpoint. Raises StateError."""
+    """Bring model and optimizer to the newest valid checkpoint. Raises StateError."""
     found, wrong = checkpoint.newest_valid(directory.checkpoints)
     for line in wrong:
         console.note(f"note: skipped a damaged checkpoint: {line}")
@@ -55,9 +63,13 @@ def restore_(
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
         raise StateError(
-            *[f"{directory.path}: {key}: the content changed since the run started; put it back,"
-              " or start anew with --overwrite" for key in changed]
-        )  # fmt: skip
+            *[
+                f"{directory.path}: {key}: the content changed since the run started: sha256"
+                f" {_short(old.get(key))} -> {_short(new.get(key))}; put it back, or start anew"
+                " with --overwrite"
+                for key in changed
+            ]
+        )
     state = TrainState.restored(plain["train"])
     if state.step > session.total_steps:
         raise StateError(
@@ -77,6 +89,9 @@ def restore_(
     restore_state_(optimizer, session.parameters, found.optimizer)
     if state.loss_scale:
         scaler.load_state_dict(state.loss_scale)
-    metrics.keep_until(directory.metrics, state.step)
     console.note(f"resuming after step {state.step} from {found.directory}")
     return state
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "none"

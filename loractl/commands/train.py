@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loractl import configfile, console
+from loractl.artifacts.lock import RunLock
 from loractl.artifacts.rundir import RunDir, Status
+from loractl.commands.signals import StopRequest
 from loractl.config import RunConfig
-from loractl.errors import StateError, StorageError
+from loractl.errors import StateError, Stopped, StorageError
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 """Settings a resumed run may have otherwise: they do not change what is computed."""
@@ -24,8 +26,13 @@ def run(
     extend: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Train as the config says. What config or run forbid is said before torch is loaded."""
-    again = _resume_command(config, overrides, out)
+    """Train as the config says. What config or run forbid is said before torch is loaded.
+
+    Raises Stopped after a signal.
+    """
+    given = {"--resume": resume, "--extend": extend, "--overwrite": overwrite}
+    same = _command(config, overrides, out, *[flag for flag, is_on in given.items() if is_on])
+    again = _command(config, overrides, out, "--resume")
     loaded = configfile.load(config, overrides)
     if out is not None:
         loaded = replace(loaded, config=loaded.config.model_copy(update={"out": out}))
@@ -33,7 +40,7 @@ def run(
     directory = RunDir(Path(loaded.config.out))
     status = directory.require(resume=resume, overwrite=overwrite)
     _require_writable(directory.path)
-    if resume:
+    if resume and status is not Status.ABSENT:
         changed = _changes(directory, loaded.config)
         refused = {
             key: values
@@ -43,19 +50,34 @@ def run(
         if refused:
             raise StateError(*_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
+            if directory.was_killed():  # when all was written
+                with RunLock(directory.path) as held:
+                    held.keep()
+                    directory.sweep_()
             console.note(f"{directory.path}: already complete")
             return 0
 
-    # Imported here, not above: what is wrong with a config is said before torch is loaded.
-    from loractl.commands.training_run import train
+    with StopRequest() as stop, RunLock(directory.path) as held:
+        if directory.status() is not status:
+            raise StateError(f"{directory.path}: another process changed this run just now")
+        try:
+            with stop.at_once():
+                # Imported here, not above: what is wrong with a config is said before torch is
+                # loaded.
+                from loractl.commands.training_run import prepare, train
 
-    return train(loaded, directory, resume=resume, again=again)
+                prepared = prepare(loaded, directory, resume=resume)
+        except Stopped:
+            console.note(f"stopped before a step was done; start again with: {same}")
+            raise
+        held.keep()
+        return train(prepared, stop, again=again)
 
 
-def _resume_command(config: Path, overrides: list[str], out: str | None) -> str:
+def _command(config: Path, overrides: list[str], out: str | None, *flags: str) -> str:
     options = [part for override in overrides for part in ("--set", override)]
     place = ["--out", out] if out is not None else []
-    return shlex.join(["loractl", "train", str(config), *options, *place, "--resume"])
+    return shlex.join(["loractl", "train", str(config), *options, *place, *flags])
 
 
 def _is_longer(old: object, new: object) -> bool:

@@ -10,11 +10,12 @@ import torch
 from loractl import configfile, console
 from loractl.artifacts import checkpoint, files, merged, metrics
 from loractl.artifacts.rundir import RunDir, Status
-from loractl.commands import restore
+from loractl.commands import restore, room
 from loractl.commands.adapting import rank_policy
 from loractl.commands.assemble import Session, assemble
 from loractl.commands.saving import write_final, write_trained
 from loractl.commands.signals import StopRequest
+from loractl.commands.telling import conclude, introduce
 from loractl.configfile import Loaded
 from loractl.errors import NumericError, Stopped
 from loractl.models import load
@@ -23,11 +24,8 @@ from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
 
 
-def train(loaded: Loaded, directory: RunDir, *, resume: bool, again: str) -> int:
-    """Train from the start, or from the newest valid checkpoint. Raises Stopped after a signal.
-
-    `again` is the command that goes on with a run that was stopped.
-    """
+def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
+    """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
     config = loaded.config
     extended = resume and directory.status() is Status.FINISHED
     resume = resume and not restore.never_saved(directory)
@@ -43,35 +41,58 @@ def train(loaded: Loaded, directory: RunDir, *, resume: bool, again: str) -> int
     ranks = rank_policy(config, session.layers, optimizer, session.total_steps)
     if resume:
         state = restore.restore_(session, optimizer, scaler, directory, ranks)
-    else:
-        directory.clear_()
-    _open(session, directory, state)
-    _introduce(session, state)
-    session.model.train()
+    skips = config.train.on_non_finite == "skip"
     recipe = Recipe(
         learning_rate=session.learning_rate,
         max_grad_norm=config.train.max_grad_norm,
         seed=config.seed,
         device=session.device,
         scaler=scaler,
+        non_finite_limit=config.train.non_finite_limit if skips else 1,
         ranks=ranks,
     )
+    room.require(session, directory, state)
     run = _Run(session, directory, optimizer, state, recipe)
     # A kill may have come between the last step of a run that stopped early and its adapter.
     run.stopped_early = resume and not extended and run.is_patience_over()
+    run.resumed = resume
+    return run
+
+
+def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
+    """Train to the end and publish what was trained. Raises Stopped after a signal.
+
+    `again` is the command that goes on with a run that was stopped.
+    """
+    session, directory, state = run.session, run.directory, run.state
+    _open(session, directory, state, resumed=run.resumed)
+    introduce(session)
+    session.model.train()
     began = time.perf_counter()
     with (
-        StopRequest() as stop,
+        room.shortage_explained(session),
         console.Progress(
-            session.total_steps, start=state.step, log_every=config.train.log_every
+            session.total_steps, start=state.step, log_every=session.config.train.log_every
         ) as progress,
     ):
         run.train(progress, stop)
-    if stop.exit_code is not None and state.step < session.total_steps and not run.stopped_early:
-        console.note(f"stopped after step {state.step}, saved; go on with: {again}")
+    is_done = state.step >= session.total_steps or run.stopped_early
+    if stop.exit_code is not None and (state.eval_pending or not is_done):
+        after = f"after step {state.step}, saved" if state.step else "before the first step"
+        console.note(f"stopped {after}; go on with: {again}")
         raise Stopped(stop.exit_code)
+    if state.skipped == state.step:
+        raise NumericError(
+            f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
+            f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
+        )
     final = _publish(session, directory, state)
-    run.conclude(final, time.perf_counter() - began)
+    if run.stopped_early:
+        console.note(
+            f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
+            f" {state.evals_without_better} evaluations"
+        )
+    conclude(session, final, run.losses, run.eval_losses, time.perf_counter() - began)
     return 0
 
 
@@ -92,6 +113,7 @@ class _Run:
         self.state = state
         self.recipe = recipe
         self.stopped_early = False
+        self.resumed = False
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
 
@@ -100,8 +122,11 @@ class _Run:
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
-        if self.session.data.held_out and state.step == 0:
-            self._evaluate(progress)
+        if self.session.data.held_out and (state.step == 0 or state.eval_pending):
+            self._evaluate(progress, stop)
+            self.stopped_early = self.is_patience_over()
+            if state.eval_pending or self.stopped_early:
+                return
         began, first = time.perf_counter(), state.step
         for step in steps(
             self.session.loss,
@@ -114,9 +139,13 @@ class _Run:
             self._log(step)
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
             progress.step(step.step, _line(step), seconds_left=left)
+            if step.skipped:
+                progress.say(
+                    f"step {step.step}: skipped, the weights are as before: {step.skipped}"
+                )
             last = step.step == total
             if self.session.data.held_out and (last or _due(step.step, train.eval_every)):
-                self._evaluate(progress)
+                self._evaluate(progress, stop)
                 self.stopped_early = self.is_patience_over()
             ends = last or self.stopped_early or stop.exit_code is not None
             if ends or _due(step.step, train.save_every):
@@ -130,11 +159,12 @@ class _Run:
         return patience is not None and self.state.evals_without_better >= patience
 
     def _log(self, step: Step) -> None:
-        self.losses.append(step.loss)
-        row = {
+        if not step.skipped:
+            self.losses.append(step.loss)
+        row: dict[str, Any] = {
             "step": step.step,
             "epoch": round(step.epoch, 4),
-            "loss": step.loss,
+            "loss": step.loss if math.isfinite(step.loss) else None,
             "lr": step.lr,
             # In fp16 a step whose gradients overflow is skipped: it has no norm.
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
@@ -143,11 +173,20 @@ class _Run:
             "tokens_per_s": round(step.tokens / step.seconds, 1),
             "peak_memory_bytes": load.peak_memory(self.session.device),
         }
+        if step.skipped:
+            row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
         metrics.append(self.directory.metrics, row)
 
-    def _evaluate(self, progress: console.Progress) -> None:
+    def _evaluate(self, progress: console.Progress, stop: StopRequest) -> None:
+        """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
         began = time.perf_counter()
-        loss = self.session.eval_loss()
+        self.state.eval_pending = True
+        try:
+            with stop.at_once():
+                loss = self.session.eval_loss()
+        except Stopped:
+            return
+        self.state.eval_pending = False
         self.eval_losses.append(loss)
         self.state.note_eval(loss)
         metrics.append(self.directory.metrics, {"step": self.state.step, "eval_loss": loss})
@@ -172,28 +211,8 @@ class _Run:
             optimizer=state_tensors(self.optimizer, session.parameters),
             state={"train": self.state.snapshot(), "inputs": restore.inputs(session)},
             keep=session.config.train.keep_checkpoints,
+            needs=room.of_checkpoint(session),
         )
-
-    def conclude(self, final: Path, seconds: float) -> None:
-        """Say what came of the run, and what can be done with it."""
-        if self.stopped_early:
-            console.note(
-                f"stopped early: no better held-out loss than {self.state.best_eval_loss:.4f} in"
-                f" the last {self.state.evals_without_better} evaluations"
-            )
-        if self.losses:
-            console.note(
-                f"done in {console.duration(seconds)}: loss {self.losses[0]:.4f} ->"
-                f" {self.losses[-1]:.4f}"
-            )
-        if len(self.eval_losses) > 1:
-            console.note(f"held-out loss {self.eval_losses[0]:.4f} -> {self.eval_losses[-1]:.4f}")
-        console.note(f"wrote {final}")
-        if self.session.config.method == "full":
-            console.note(f"try it: loractl generate --model {final} --prompt TEXT")
-        else:
-            console.note(f"try it: loractl generate --adapter tuned={final} --prompt TEXT")
-            console.note(f"merge it: loractl merge {final} --out DIR")
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -205,46 +224,19 @@ def _line(step: Step) -> str:
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 
-def _open(session: Session, directory: RunDir, state: TrainState) -> None:
-    """Write what stands in a run directory from its start."""
-    directory.path.mkdir(parents=True, exist_ok=True)
+def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
+    """Write what stands in a run directory from its start; of its metrics keep what is still so."""
     directory.sweep_()
+    if resumed:
+        metrics.keep_until(directory.metrics, state.step, evaluated=not state.eval_pending)
+    else:
+        directory.clear_()
     for final in (directory.adapter, directory.model):
         if final.exists():
             files.remove(final)  # of a finished run that is being extended
     files.replace_text(directory.config, configfile.dump(session.config))
     accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
-    files.write_json(directory.data, accounts)
-
-
-def _introduce(session: Session, state: TrainState) -> None:
-    """Say what is about to be trained, on what."""
-    trained = sum(parameter.numel() for parameter in session.parameters.values())
-    in_all = sum(parameter.numel() for parameter in session.model.parameters())
-    read = session.data.of_train()
-    dtype = str(session.dtype).removeprefix("torch.")
-    console.note(f"model    {session.source.name} on {session.device.type}, {dtype}")
-    if session.layers:
-        console.note(
-            f"adapter  {trained:,} trained parameters ({trained / (in_all - trained):.2%} of the"
-            f" base) in {len(session.layers)} layers: {_kinds_of_layers(session)}"
-        )
-    else:
-        console.note(f"weights  all {trained:,} parameters are trained")
-    console.note(
-        f"data     {sum(one.examples for one in read):,} examples,"
-        f" {sum(one.tokens for one in read):,} tokens,"
-        f" {sum(one.trained_tokens for one in read):,} of them trained;"
-        f" {session.total_steps:,} steps"
-    )
-
-
-def _kinds_of_layers(session: Session) -> str:
-    counts: dict[str, int] = {}
-    for name in session.layers:
-        last = name.rpartition(".")[2]
-        counts[last] = counts.get(last, 0) + 1
-    return ", ".join(f"{name} x{count}" for name, count in counts.items())
+    files.replace_text(directory.data, files.as_json(accounts))
 
 
 def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:

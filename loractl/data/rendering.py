@@ -7,18 +7,22 @@ from typing import Any, Protocol
 
 import jinja2
 
+from loractl.data.limits import check_powers, within_seconds
 from loractl.records import Message
 
 DATE = date(2024, 7, 26)
 """What templates are told is today: Llama 3's own default. A row read again tomorrow, or after a
 resume, has the same token ids, and so has the prompt of a generation."""
 
+LONGEST_RENDERING = 5.0
+"""Seconds that a template may take for a conversation; real ones take well under a millisecond."""
+
 OTHER_DATE = date(2031, 12, 7)  # differs from DATE in every part
 
 # What jinja, the sandbox and the filters raise when a template cannot take a conversation.
 REFUSALS = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError,
-    TypeError, ValueError,
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
+    RecursionError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -141,12 +145,14 @@ def _apply(
         template = tokenizer.get_chat_template(None, options.get("tools"))
         options["chat_template"] = FIXED_DATE + template
         options["date_parts"] = list(_date_parts(today))
-    text: str = tokenizer.apply_chat_template(
-        [_plain(message) for message in messages],
-        tokenize=False,
-        add_generation_prompt=prompt,
-        **options,
-    )
+    check_powers(tokenizer.chat_template)
+    with within_seconds(LONGEST_RENDERING, "the chat template"):
+        text: str = tokenizer.apply_chat_template(
+            [_plain(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **options,
+        )
     return text
 
 

@@ -141,6 +141,15 @@ class Mixture(Sequence[Example]):
         return self.stores[part][number - self.starts[part]]
 
 
+def tokens_sha256(stores: Sequence[Store]) -> str:
+    """A hash of the tokens of stores, by those that their accounts give of the files."""
+    found = hashlib.sha256()
+    for store in stores:
+        for name in ("tokens", "lengths"):
+            found.update(store.account["sha256"][name].encode())
+    return found.hexdigest()
+
+
 def lengths_of(examples: Sequence[Example]) -> Lengths:
     """Tokens of each example, without reading those that lie in a store."""
     if isinstance(examples, Store | Mixture):

@@ -5,7 +5,6 @@ tensor that the files lack is an error here, where transformers would start it a
 """
 
 import hashlib
-import json
 import os
 import resource
 import struct
@@ -22,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from loractl.errors import ModelError
-from loractl.models import ggufbase
+from loractl import console
+from loractl.errors import ModelError, is_out_of_memory
+from loractl.models import basedir, ggufbase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
@@ -60,9 +60,10 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name_or_path}: a file, expected a directory or a .gguf file")
+        basedir.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
     directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
-    _check(name_or_path, directory)
+    basedir.check(name_or_path, directory)
     return Source(name_or_path, directory)
 
 
@@ -95,31 +96,6 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         ) from None
 
 
-def _check(name: str, directory: Path) -> None:
-    config = directory / "config.json"
-    if not config.is_file():
-        raise ModelError(f"model {name}: {config} not found; a base model has a config.json")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"model {name}: {config}: not valid JSON ({error})") from None
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise ModelError(f"model {name}: {config}: expected an object with model_type")
-    if (directory / "adapter_config.json").exists():
-        raise ModelError(
-            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the model; it"
-            " would be applied unseen. Move it away, or name its base model here"
-        )
-    if list(directory.glob("*.safetensors")):
-        return
-    if pickles := sorted(directory.glob("*.bin")):
-        raise ModelError(
-            f"model {name}: {pickles[0].name} is a pickle, which can run code and is not read;"
-            " convert to safetensors first"
-        )
-    raise ModelError(f"model {name}: no *.safetensors in {directory}; the weights are missing")
-
-
 @contextmanager
 def _translated(source: Source, what: str) -> Iterator[None]:
     """Turn what transformers raises for bad files into a ModelError with one line of it."""
@@ -129,13 +105,33 @@ def _translated(source: Source, what: str) -> Iterator[None]:
         yield
     except (SafetensorError, struct.error) as error:  # struct.error: a GGUF file that ends early
         raise ModelError(f"model {source.name}: {what} truncated or corrupt: {error}") from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (
+        OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, MemoryError
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            on_disk = console.size(sum(path.stat().st_size for path in source.weight_files()))
+            raise ModelError(
+                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the memory there"
+                " is; model.dtype: bfloat16 takes half of what float32 takes, or name a smaller"
+                " model"
+            ) from None
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {source.name}: {what} needs Python code that the model brings, which is not"
+                " run; if you trust it, train with model.trust_remote_code: true"
+            ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelError(
             f"model {source.name}: {what} cannot be loaded: {first.strip()[:300]}"
         ) from error
+
+
+def _code(trusted: bool) -> dict[str, bool]:
+    """Options of transformers' loaders: False is said, since on a terminal None asks the user.
+
+    All files lie here; only code that is trusted may stand in another repository.
+    """
+    return {"trust_remote_code": trusted, "local_files_only": not trusted}
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:
@@ -145,7 +141,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
     with _translated(source, "the tokenizer"):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             source.directory,
-            trust_remote_code=trust_remote_code,
+            **_code(trust_remote_code),
             **(source.keywords if rebuilt else {}),
         )
     if rebuilt:
@@ -162,7 +158,7 @@ def positions(source: Source, *, trust_remote_code: bool = False) -> int | None:
     """Tokens of the longest sequence that the model has positions for, where its config says so."""
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
-            source.directory, trust_remote_code=trust_remote_code, **source.keywords
+            source.directory, **_code(trust_remote_code), **source.keywords
         )
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
@@ -172,9 +168,11 @@ def load_skeleton(source: Source) -> "PreTrainedModel":
     """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
-        config = AutoConfig.from_pretrained(source.directory, **source.keywords)
+        config = AutoConfig.from_pretrained(
+            source.directory, trust_remote_code=False, local_files_only=True, **source.keywords
+        )
         with torch.device("meta"):
-            return build(config)
+            return build(config, trust_remote_code=False)
 
 
 def load_model(
@@ -195,7 +193,7 @@ def load_model(
         loaded = AutoModelForCausalLM.from_pretrained(
             source.directory,
             dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            **_code(trust_remote_code),
             use_safetensors=None if source.gguf else True,
             output_loading_info=True,
             **source.keywords,

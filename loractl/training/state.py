@@ -16,6 +16,9 @@ class TrainState:
     trained_tokens: int = 0
     best_eval_loss: float | None = None
     evals_without_better: int = 0
+    eval_pending: bool = False  # a signal came while `step` was evaluated: that is still to be done
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_row: int = 0  # of them, those since the last step that was taken
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
 
     def snapshot(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Step:
     tokens: int  # real tokens of the window
     trained_tokens: int
     seconds: float
+    skipped: str = ""  # why it left the weights alone, where it did
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,16 @@ class Recipe:
     seed: int
     device: torch.device
     scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
+    non_finite_limit: int = 1  # steps in a row whose numbers are not finite: the last one stops
     ranks: RankPolicy | None = None
+
+
+class _NotFinite(NumericError):
+    """The loss or the gradients of a step are not finite; its weights are still the old ones."""
+
+    def __init__(self, what: str, where: str, loss: float) -> None:
+        super().__init__(what, where)
+        self.what, self.where, self.loss = what, where, loss
 
 
 def steps(
@@ -74,9 +84,9 @@ def steps(
     each yield.
 
     The loss of a window is the sum over all its trained tokens divided once by their number, so
-    that a window gives the same step however it is cut into micro-batches. Raises NumericError
-    before the weights are touched when a loss or gradient is not finite, naming the step and the
-    rows.
+    that a window gives the same step however it is cut into micro-batches. A step whose loss or
+    gradient is not finite touches no weights: it is skipped, or at the limit of `recipe` raises
+    NumericError, naming the step and the rows.
     """
     total = recipe.learning_rate.total
     for window, after in windows:
@@ -89,10 +99,22 @@ def steps(
         # drew.
         torch.manual_seed((recipe.seed * 1_000_003 + state.step) % 2**63)
         trained = sum(int((batch.labels[:, 1:] != UNTRAINED).sum()) for batch in window)
-        mean = _backward(loss, window, trained, recipe, step=state.step + 1)
-        if state.step == 0:
-            _check_reached(parameters)
-        norm = _update(parameters, optimizer, recipe, window, step=state.step + 1)
+        mean = norm = math.nan
+        skipped = ""
+        try:
+            mean = _backward(loss, window, trained, recipe)
+            if state.step == state.skipped:  # the first that is taken
+                _check_reached(parameters)
+            norm = _update(parameters, optimizer, recipe, window, mean)
+            state.skipped_in_row = 0
+        except _NotFinite as fault:
+            state.skipped_in_row += 1
+            if state.skipped_in_row >= recipe.non_finite_limit:
+                raise _stop(fault, state, recipe) from None
+            optimizer.zero_grad(set_to_none=True)
+            state.skipped += 1
+            mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
+        # After a step that was skipped too: a schedule goes on, and there are no gradients to read.
         if recipe.ranks is not None:
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
@@ -103,10 +125,10 @@ def steps(
         state.trained_tokens += trained
         state.loss_scale = dict(recipe.scaler.state_dict())
         seconds = time.perf_counter() - began
-        yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds)
+        yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds, skipped)
 
 
-def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe, *, step: int) -> float:
+def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe) -> float:
     """Add up the gradients of a window's mean loss and of the penalty; return that mean alone."""
     sums = []
     for batch in window:
@@ -121,9 +143,7 @@ def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe, *, 
         bad = next(
             (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]
         )
-        raise NumericError(
-            f"step {step}: loss is {mean}, in the batch of {_rows(bad)}; {_advice(recipe)}"
-        )
+        raise _NotFinite(f"loss is {mean}", f"the batch of {_rows(bad)}", mean)
     return mean
 
 
@@ -132,16 +152,17 @@ def _update(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     window: list[Batch],
-    *,
-    step: int,
+    loss: float,
 ) -> float:
     """Clip and apply the gradients; return their norm before clipping."""
     scaler = recipe.scaler
     scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm))
     if not math.isfinite(norm) and not _may_lower(scaler):
+        if scaler.is_enabled():
+            scaler.update()  # it asks for one after each unscale_
         lines = ", ".join(_rows(batch) for batch in window[:4])
-        raise NumericError(f"step {step}: gradient norm is {norm}, in {lines}; {_advice(recipe)}")
+        raise _NotFinite(f"gradient norm is {norm}", lines, loss)
     # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
     # the scaler then leaves the weights as they are.
     scaler.step(optimizer)
@@ -168,8 +189,10 @@ def _rows(batch: Batch) -> str:
     return f"rows {shown}{', ...' if len(batch.lines) > 8 else ''}"
 
 
-def _advice(recipe: Recipe) -> str:
-    return (
-        "the weights are those of the step before; try a lower learning_rate than"
-        f" {recipe.learning_rate.peak:g}"
+def _stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
+    row = f" (the {recipe.non_finite_limit} steps up to it were not finite)"
+    return NumericError(
+        f"step {state.step + 1}: {fault.what}, in {fault.where}"
+        f"{row if recipe.non_finite_limit > 1 else ''}; the weights are those of the last step"
+        f" that was taken; try a lower learning_rate than {recipe.learning_rate.peak:g}"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loractl.artifacts import adapter as adapters
-from loractl.artifacts import files
+from loractl.artifacts import checkpoint
 from loractl.artifacts.adapter import CONFIG, WEIGHTS, Adapter, read
 from loractl.artifacts.matching import load_, ranks_of
 from loractl.errors import ArtifactError
@@ -411,13 +411,20 @@ def test_a_run_that_trained_every_weight_has_no_adapter(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_no_adapter(base: Make, adapter_dir: Make) -> None:
     directory = adapter_dir(base("llama"))
     where = directory / WEIGHTS
-    entry = {"size": where.stat().st_size, "sha256": files.sha256(where)}
-    files.write_json(directory / "manifest.json", {"step": 1, "files": {WEIGHTS: entry}})
+    for name in (checkpoint.OPTIMIZER, checkpoint.STATE):
+        (directory / name).write_text("{}")
+    checkpoint.seal(directory, 1)
     read(directory)
     content = bytearray(where.read_bytes())
     content[-3] ^= 1
     where.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"{where}: its SHA-256 is not that of the manifest"):
+        read(directory)
+
+
+def test_what_is_half_written_is_no_adapter(base: Make, adapter_dir: Make) -> None:
+    directory = adapter_dir(base("llama"), name=".step-000002.tmp-77")
+    with pytest.raises(ArtifactError, match="left half-written by a process that was killed"):
         read(directory)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from loractl.artifacts import checkpoint, files
-from loractl.errors import StateError
+from loractl.errors import StateError, StorageError
 
 
 def save(checkpoints: Path, step: int, *, keep: int = 2, value: float = 1.0) -> Path:
@@ -178,8 +178,10 @@ def test_a_failed_save_leaves_the_ones_before_it_and_nothing_of_its_own(tmp_path
         (directory / "half").write_text("x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, 2, write_model=write_model, optimizer={}, state={}, keep=1)
+    with pytest.raises(StorageError, match=r"step-000002: No space left on device; 9 B .*needed"):
+        checkpoint.save(
+            tmp_path, 2, write_model=write_model, optimizer={}, state={}, keep=1, needs=9
+        )
     assert names(tmp_path) == ["step-000001"]
 
 

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from loractl.commands.signals import StopRequest
+from loractl.errors import Stopped
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -25,6 +26,20 @@ def test_a_second_interrupt_raises_and_a_second_sigterm_only_waits() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.exit_code == 143
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_where_nothing_is_to_be_saved_the_first_signal_leaves(
+    before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Stopped) as caught, StopRequest() as stop:
+        if before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("went on")
+    assert caught.value.exit_code == 143
+    assert ("stopping after this step" in capsys.readouterr().err) == before
 
 
 def test_the_handlers_of_before_are_put_back() -> None:

@@ -284,3 +284,75 @@ def test_an_overflow_at_the_lowest_scale_stops_the_run(bench: Callable[..., Benc
     list(made.parameters.values())[0].register_hook(lambda grad: grad * math.inf)
     with pytest.raises(NumericError, match="gradient norm is"):
         list(made.run(BatchPlan(2, 1, 32, packing=False)))
+
+
+def bad_at(made: Bench, bad: set[int]) -> Any:
+    """The loss of a bench, infinite in these windows, counted from 1."""
+    seen = iter(range(1, 1000))
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        total, n = loss_sum(made.model, batch)
+        return (total * math.inf if next(seen) in bad else total), n
+
+    return loss
+
+
+def test_a_skipped_step_leaves_weights_and_averages_alone_and_is_counted(
+    bench: Callable[..., Bench],
+) -> None:
+    made, plan = bench(6), BatchPlan(4, 1, 128, packing=False)
+    made.recipe = replace(made.recipe, non_finite_limit=3)
+    weights, moments, skipped = [made.weights()], [], []
+    for step in made.run(plan, bad_at(made, {1, 2, 4})):
+        weights.append(made.weights())
+        moments.append({n: made.optimizer.state[p].get("step") for n, p in made.parameters.items()})
+        skipped.append((step.skipped[:11], step.loss))
+    bad = "loss is inf"
+    assert [what for what, _ in skipped] == [bad, bad, "", bad, "", ""]
+    assert all(loss == math.inf for what, loss in skipped if what)
+    for number, (what, _) in enumerate(skipped):
+        moved = any(not torch.equal(weights[number][n], weights[number + 1][n]) for n in weights[0])
+        assert moved != bool(what)
+    assert set(moments[1].values()) == {None}
+    assert all(float(n) == 3 for n in moments[5].values()), "skipped steps are none of AdamW's"
+    assert (made.state.step, made.state.skipped, made.state.skipped_in_row) == (6, 3, 0)
+
+
+def test_the_limit_of_steps_in_a_row_stops_with_the_weights_of_the_last_that_was_taken(
+    bench: Callable[..., Bench],
+) -> None:
+    made, plan = bench(9), BatchPlan(4, 1, 128, packing=False)
+    made.recipe = replace(made.recipe, non_finite_limit=3)
+    done = []
+    with pytest.raises(NumericError, match=r"step 6: loss is inf, in the batch of rows .*the 3 "):
+        for _ in made.run(plan, bad_at(made, {1, 2, 4, 5, 6})):
+            done.append(made.weights())
+    assert len(done) == 5 and made.state.step == 5
+    assert_near(made.weights(), done[2], 0)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_in_fp16_too(bench: Callable[..., Bench]) -> None:
+    made = bench(3, dtype="float16", scale=1.0)
+    made.recipe = replace(made.recipe, non_finite_limit=2)
+    calls = iter(range(1000))
+    first = next(iter(made.parameters.values()))
+    first.register_hook(lambda grad: grad * (math.nan if next(calls) == 1 else 1.0))
+    done = list(made.run(BatchPlan(2, 1, 32, packing=False)))
+    assert [step.skipped[:20] for step in done] == ["", "gradient norm is nan", ""]
+    assert made.state.skipped == 1
+
+
+def test_a_run_cut_between_skipped_steps_goes_on_bit_for_bit(bench: Callable[..., Bench]) -> None:
+    plan, bad = BatchPlan(4, 1, 128, packing=False), {3, 4}
+    whole, first = bench(6), bench(6)
+    for made in (whole, first):
+        made.recipe = replace(made.recipe, non_finite_limit=3)
+    list(whole.run(plan, bad_at(whole, bad)))
+    for step in first.run(plan, bad_at(first, bad)):
+        if step.step == 3:
+            break
+    first.state = TrainState.restored(first.state.snapshot())
+    assert first.state.skipped_in_row == 1
+    list(first.run(plan, bad_at(first, {1})))
+    assert_near(first.weights(), whole.weights(), 0)
+    assert first.state == whole.state

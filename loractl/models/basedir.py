@@ -1,0 +1,80 @@
+"""What the directory of a base model must be before anything in it is loaded.
+
+It comes from others: nothing in it may run code, be applied unseen, or lead to files elsewhere.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loractl.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+
+
+def check(name: str, directory: Path) -> None:
+    """Raise ModelError unless this is a model in safetensors that keeps to its directory."""
+    config = directory / "config.json"
+    if not config.is_file():
+        raise ModelError(f"model {name}: {config} not found; a base model has a config.json")
+    content = _read(name, config)
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise ModelError(f"model {name}: {config}: expected an object with model_type")
+    require_no_adapter(name, directory)
+    _require_inside(name, directory)
+    if list(directory.glob("*.safetensors")):
+        return
+    if pickles := sorted(directory.glob("*.bin")):
+        raise ModelError(
+            f"model {name}: {pickles[0].name} is a pickle, which can run code and is not read;"
+            " convert to safetensors first"
+        )
+    raise ModelError(f"model {name}: no *.safetensors in {directory}; the weights are missing")
+
+
+def require_no_adapter(name: str, directory: Path) -> None:
+    """Raise ModelError where transformers would find an adapter beside the base, and apply it."""
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(
+            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the model; it"
+            " would be applied unseen. Move it away, or name its base model here"
+        )
+
+
+def _require_inside(name: str, directory: Path) -> None:
+    """Raise ModelError where the index of the weights leads out of the directory."""
+    index = directory / INDEX
+    if index.is_file():
+        content = _read(name, index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            raise ModelError(f"model {name}: {index}: expected an object with weight_map")
+        for shard in sorted({str(value) for value in shards.values()}):
+            if Path(shard).name != shard or shard in ("", ".", ".."):
+                raise ModelError(
+                    f"model {name}: {index}: names the shard {shard[:100]!r}, expected the name of"
+                    " a file in the same directory"
+                )
+
+
+def brings_code(directory: Path) -> bool:
+    """Whether the config of a checked base names Python code of its own."""
+    config = directory / "config.json"
+    return config.is_file() and "auto_map" in _read(str(directory), config)
+
+
+def is_inside(path: Path, directory: Path) -> bool:
+    """Whether a path, links followed, stays in a directory or leads to a blob of the hub's cache.
+
+    There a snapshot, `models--a--b/snapshots/HASH`, is links to `models--a--b/blobs`.
+    """
+    target = path.resolve()
+    is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return is_blob or target.is_relative_to(directory.resolve())
+
+
+def _read(name: str, path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
+        raise ModelError(f"model {name}: {path}: not valid JSON ({error})") from None
