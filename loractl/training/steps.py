@@ -111,10 +111,11 @@ def steps(
             state.skipped_in_row += 1
             if state.skipped_in_row >= recipe.non_finite_limit:
                 raise _stop(fault, state, recipe) from None
-            optimizer.zero_grad(set_to_none=True)
             state.skipped += 1
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
-        # After a step that was skipped too: a schedule goes on, and there are no gradients to read.
+        if not math.isfinite(norm):
+            optimizer.zero_grad(set_to_none=True)  # of a step that was not taken, in fp16 too
+        # After such a step too: a schedule goes on, and there are no gradients to learn from.
         if recipe.ranks is not None:
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)

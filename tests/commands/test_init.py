@@ -72,7 +72,6 @@ def test_a_template_of_a_later_version_says_so(template: str, folder: Path) -> N
 
 
 def test_an_unknown_template_leads_to_the_right_one() -> None:
-    with pytest.raises(
-        ConfigError, match="expected lora, dora, adalora or full; did you mean lora"
-    ):
+    expected = "expected lora, dora, adalora or full; did you mean lora"
+    with pytest.raises(ConfigError, match=expected):
         init.run("lroa", None, None, Path("a.yaml"))

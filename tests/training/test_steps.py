@@ -356,3 +356,52 @@ def test_a_run_cut_between_skipped_steps_goes_on_bit_for_bit(bench: Callable[...
     list(first.run(plan, bad_at(first, {1})))
     assert_near(first.weights(), whole.weights(), 0)
     assert first.state == whole.state
+
+
+class Watcher:
+    """A rank policy that notes which gradients it is shown, and adds a penalty to every step."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.shown: list[bool | None] = []  # None: no gradients; else whether all are finite
+
+    def penalty(self) -> Tensor:
+        return 0.5 * sum(p.square().sum() for p in self.parameters.values())
+
+    def after_update(self, step: int) -> None:
+        assert step == len(self.shown) + 1
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        finite = all(bool(torch.isfinite(grad).all()) for grad in grads)
+        self.shown.append(finite if grads else None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore_(self, tensors: Any) -> None: ...
+
+
+def test_a_rank_policy_never_sees_the_gradients_of_a_step_that_was_not_taken(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench(3, dtype="float16", scale=2.0**40)
+    watcher = Watcher(made.parameters)
+    made.recipe = replace(made.recipe, ranks=watcher)
+    norms = [step.grad_norm for step in made.run(BatchPlan(4, 1, 128, packing=False))]
+    assert not any(math.isfinite(norm) for norm in norms) and watcher.shown == [None] * 3
+
+
+def test_the_penalty_is_added_once_a_step_and_not_to_the_loss_that_is_shown(
+    bench: Callable[..., Bench],
+) -> None:
+    found = []
+    for accumulation in (1, 4):
+        made = bench(2, clip=1e9)
+        watcher = Watcher(made.parameters)
+        made.recipe = replace(made.recipe, ranks=watcher)
+        done = list(made.run(BatchPlan(8 // accumulation, accumulation, 128, packing=False)))
+        assert watcher.shown == [True, True]
+        found.append((done[0].loss, done[0].grad_norm))
+    plain = next(iter(bench(2, clip=1e9).run(BatchPlan(8, 1, 128, packing=False))))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][0] == pytest.approx(plain.loss, rel=1e-6)
+    assert found[0][1] != pytest.approx(plain.grad_norm, rel=1e-3)
