@@ -18,6 +18,9 @@ OUT_OF_MLP = ("down", "fc2")
 KEPT_BY_ACTIVATION = {"gelu_new": 4, "quick_gelu": 2}
 """Values kept a value, where it is not one: the steps of a formula written out in Python."""
 
+Roles = Mapping[str, tuple[int, int, int]]
+"""Role of each adapted module of a block -> (rank, d_in, d_out)."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -33,6 +36,7 @@ class Work:
     trained_share: float = 1.0  # of the tokens, those that a loss is taken of
     formula: str = "lora"
     full: bool = False
+    quantized: bool = False
     autocast: bool = False  # weights in float32, products in `width`
     on_cpu: bool = False
 
@@ -99,8 +103,19 @@ def kept(
     )
 
 
-Roles = Mapping[str, tuple[int, int, int]]
-"""Role of each adapted module of a block -> (rank, d_in, d_out)."""
+def _packed_inputs(
+    shape: ModelShape, roles: Roles, work: Work, framework: Framework
+) -> float:
+    """Inputs that bitsandbytes keeps of every 4-bit layer (MatMul4Bit: ctx.tensors = (A, B)), where
+    no adapter keeps the same tensor already."""
+    w, h = work.width, shape.hidden
+    own = bool(work.dropout or framework.dropout or (framework.casts_input and w != 4))
+    into = [QKV] if shape.norms == 1 else [QKV, INTO_MLP]
+    total = sum(w * h for group in into if own or not any(role in roles for role in group))
+    inner = shape.intermediate
+    if shape.experts is None and (own or not any(role in roles for role in OUT_OF_MLP)):
+        total += w * inner
+    return total
 
 
 def _roles(shape: ModelShape, adapted: Mapping[str, int], layer: int) -> Roles:
@@ -132,6 +147,7 @@ def _block(shape: ModelShape, roles: Roles, work: Work, framework: Framework) ->
         + _attention(shape, roles, work, framework)
         + _mlp(shape, roles, work)
         + _adapters(roles, work, framework)
+        + (_packed_inputs(shape, roles, work, framework) if work.quantized else 0)
     )
 
 

@@ -24,6 +24,7 @@ class Framework:
     logits_after: float  # what lives on after the step
     quantizes: str  # linear: those of the blocks; head: and the head; adapted: where adapters are
     dequantized: int  # copies of a matrix that live while it is multiplied
+    unties: bool  # a tied head gets a weight of its own
     source: str
 
 
@@ -32,7 +33,7 @@ LORACTL = Framework(
     repeats_kv=False, trained_only=True,
     # log-probabilities, their gradient and that of the logits, each in float32
     logits_kept=0, logits_peak=12, logits_after=0, quantizes="linear",
-    dequantized=1,
+    dequantized=1, unties=False,
     source="loractl: models/objective.py, lora/layer.py",
 )  # fmt: skip
 FRAMEWORKS: dict[str, Framework] = {
@@ -42,7 +43,7 @@ FRAMEWORKS: dict[str, Framework] = {
         scatters=False, repeats_kv=False, trained_only=False,
         # the 16-bit logits live on in the model's output, until after the step
         logits_kept=2, logits_peak=14, logits_after=2, quantizes="linear",
-        dequantized=1,
+        dequantized=1, unties=False,
         source="PEFT lora/layer.py (_cast_input_dtype, autocast_adapter_dtype),"
         " transformers loss/loss_utils.py",
     ),
@@ -52,14 +53,15 @@ FRAMEWORKS: dict[str, Framework] = {
         # chunks of 16-bit logits, and their log-probabilities or gradients
         logits_kept=2, logits_peak=4, logits_after=2, quantizes="head",
         dequantized=2,  # quantized from float16, so dequantized to it, then cast
+        unties=True,
         source="litgpt lora.py (LoRAQKVLinear.zero_pad), utils.py (chunked_cross_entropy)",
     ),
     "torchtune": Framework(
         adapter_width=None, full_width=None, casts_input=False, dropout=0.05, fused_qkv=False,
         scatters=False, repeats_kv=True, trained_only=False,
         # float32 logits, log-probabilities and two gradients
-        logits_kept=4, logits_peak=16, logits_after=4, quantizes="adapted",
-        dequantized=1,
+        logits_kept=4, logits_peak=16, logits_after=4, quantizes="linear",
+        dequantized=1, unties=False,
         source="torchtune modules/transformer.py, modules/attention.py (2024)",
     ),
 }  # fmt: skip

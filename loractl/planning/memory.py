@@ -129,7 +129,9 @@ def weights_bytes(shape: ModelShape, plan: Plan, quantization: str | None = None
         return (plan.framework.full_width or plan.work.width) * shape.parameters
     packed = quantized_parameters(shape, plan) if quantization != "none" else 0
     bits = BITS.get(quantization, 0)
-    return round(packed * bits / 8) + plan.work.width * (shape.parameters - packed)
+    head = shape.by_path[shape.head] if shape.head and plan.framework.unties else None
+    parameters = shape.parameters + (head.d_in * head.d_out if head and shape.tied else 0)
+    return round(packed * bits / 8) + plan.work.width * (parameters - packed)
 
 
 def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
@@ -140,7 +142,8 @@ def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
         modules = (shape.by_path[path] for path in plan.ranks)
         return sum(m.d_in * m.d_out for m in modules if m.role not in ("embedding", "head"))
     head = shape.by_path[shape.head] if shape.head and quantizes == "head" else None
-    return shape.linear_parameters + (head.d_in * head.d_out if head and not shape.tied else 0)
+    own = head is not None and (plan.framework.unties or not shape.tied)
+    return shape.linear_parameters + (head.d_in * head.d_out if head and own else 0)
 
 
 def _dequantized(shape: ModelShape, plan: Plan) -> int:
