@@ -14,6 +14,7 @@ import typer
 
 from loractl import console
 from loractl.cli_adapters import adapters_app
+from loractl.cli_planning import estimate, recommend
 from loractl.errors import INTERRUPTED, ConfigError, LoractlError, Stopped
 
 app = typer.Typer(
@@ -26,8 +27,6 @@ app = typer.Typer(
 
 NOT_YET = (
     "export",
-    "recommend",
-    "estimate",
     "chat",
     "eval",
     "report",
@@ -150,6 +149,8 @@ def generate(
 
 
 app.add_typer(adapters_app, name="adapters")
+app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)
+app.command(epilog="Example: loractl recommend --task complex --model 7B --memory 24GB")(recommend)
 
 
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")

@@ -79,9 +79,7 @@ def ranks_of(row: Row, shape: ModelShape) -> dict[str, ModuleRank]:
     targets = [NAMES.get(name, name) for name in row["target_modules"]]
     if "lm_head" in targets and shape.head is None:
         raise AssertionError(row)
-    return resolve(
-        RankSpec(row["rank"], 2 * row["rank"], targets), shape.kinds, head=shape.head
-    )
+    return resolve(RankSpec(row["rank"], 2 * row["rank"], targets), shape.kinds, head=shape.head)
 
 
 def formula_of(row: Row) -> str:

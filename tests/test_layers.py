@@ -21,7 +21,7 @@ ROOT = Path(loractl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "cli": 5,
-    "cli_adapters": 4.5,  # a part of cli: its commands under `adapters`
+    **dict.fromkeys(("cli_adapters", "cli_planning"), 4.5),  # parts of cli
     "commands": 4,
     **dict.fromkeys(("training", "evaluation", "generation", "artifacts", "planning"), 3),
     **dict.fromkeys(("lora", "data", "models"), 2),
@@ -32,7 +32,8 @@ LEVELS = {
     **dict.fromkeys(("strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
-    "init", "check", "train", "merge", "generate", "adapters", "inspect", "schema", "doctor",
+    "init", "check", "train", "merge", "generate", "adapters", "inspect", "estimate", "recommend",
+    "schema", "doctor",
 )  # fmt: skip
 
 

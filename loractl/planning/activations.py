@@ -103,9 +103,7 @@ def kept(
     )
 
 
-def _packed_inputs(
-    shape: ModelShape, roles: Roles, work: Work, framework: Framework
-) -> float:
+def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     """Inputs that bitsandbytes keeps of every 4-bit layer (MatMul4Bit: ctx.tensors = (A, B)), where
     no adapter keeps the same tensor already."""
     w, h = work.width, shape.hidden

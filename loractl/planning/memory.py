@@ -5,7 +5,7 @@ resident size of a process on the CPU (`rss`), which holds Python and its librar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import ModelShape
@@ -57,6 +57,12 @@ class Memory:
     def parts(self) -> dict[str, int]:
         """The parts at the peak: they add up to `allocated`."""
         return self.phases[self.peak_phase]
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Each part where it is largest: not all are there at once."""
+        names = dict.fromkeys(name for phase in self.phases.values() for name in phase)
+        return {n: max(phase.get(n, 0) for phase in self.phases.values()) for n in names}
 
     @property
     def allocated(self) -> int:
@@ -122,9 +128,9 @@ def trained_parameters(shape: ModelShape, plan: Plan) -> int:
     return of_adapters + counts.saved_whole(shape, plan.modules_to_save)
 
 
-def weights_bytes(shape: ModelShape, plan: Plan, quantization: str | None = None) -> int:
+def weights_bytes(shape: ModelShape, plan: Plan) -> int:
     """Bytes of the base: as it is trained, or frozen, packed where it is quantized."""
-    quantization = plan.quantization if quantization is None else quantization
+    quantization = plan.quantization
     if plan.work.full:
         return (plan.framework.full_width or plan.work.width) * shape.parameters
     packed = quantized_parameters(shape, plan) if quantization != "none" else 0
@@ -144,6 +150,12 @@ def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
     head = shape.by_path[shape.head] if shape.head and quantizes == "head" else None
     own = head is not None and (plan.framework.unties or not shape.tied)
     return shape.linear_parameters + (head.d_in * head.d_out if head and own else 0)
+
+
+def inference_bytes(shape: ModelShape, plan: Plan, quantization: str) -> int:
+    """Bytes of the frozen base alone, as it answers: packed or not, and what multiplying takes."""
+    packed = replace(plan, quantization=quantization)
+    return weights_bytes(shape, packed) + _dequantized(shape, packed)
 
 
 def _dequantized(shape: ModelShape, plan: Plan) -> int:
