@@ -1,8 +1,8 @@
 """Figures that others published, as shapes and plans of ours. Used by tests of planning and models.
 
-`fixtures/published_numbers.json` holds each figure with its conditions and source. A model whose own
-code names or fuses its modules otherwise than the figure does (LoRA's q and v of GPT-3, litgpt's of
-StableLM) stands here in a layout with the same sizes and separate q, k and v.
+`fixtures/published_numbers.json` holds each figure with its conditions and source. A model whose
+own code names or fuses its modules otherwise than the figure does (LoRA's q and v of GPT-3,
+litgpt's of StableLM) stands here in a layout with the same sizes and separate q, k and v.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Rows and tokens of a data file, counted with the model's tokenizer.json: no torch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def count(path: str, model: str) -> Rows:
     """
     tokenizer = _tokenizer(model)
     lengths = []
-    read: formats.Callable[[formats.Fields], Conversation] | None = None
+    read: Callable[[formats.Fields], Conversation] | None = None
     for row in sources.read(path):
         if row.error is not None:
             raise DataError(f"{path}:{row.line}: {row.error}")

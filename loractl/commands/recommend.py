@@ -1,6 +1,7 @@
 """`loractl recommend`: settings for a task and a model, each with its reason and source."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -139,8 +140,9 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         value = one["value"]
         shown = ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
         lines.append(f"{key:{width}}  {shown}")
-        lines.append(f"{'':{width}}    {one['reason']}")
-        lines.append(f"{'':{width}}    [{one['source']}]")
+        left = " " * (width + 4)
+        for words in (one["reason"], f"[{one['source']}]"):
+            lines += textwrap.wrap(words, 100, initial_indent=left, subsequent_indent=left)
     lines.append("")
     if "search" in found:
         rows = [

@@ -1,6 +1,6 @@
 """Rank, targets, learning rate, batch and method for a task: each value with its reason and source.
 
-The table and its rules are this project's; what is known from others' work stands beside each value.
+The table and its rules are this project's; what others found stands beside each value.
 """
 
 from dataclasses import dataclass, replace
@@ -136,7 +136,7 @@ def _epochs(data: Rows | None) -> Choice:
         return Choice(1, "the number of rows is not known; give --data-size or --data", OURS)
     if data.rows < FEW:
         return Choice(
-            3, f"{data.rows:,} rows are few: several passes, and the held-out loss says when to stop",
+            3, f"{data.rows:,} rows are few: several passes; the held-out loss says when to stop",
             "LIMA, arXiv 2305.11206: 15 passes over 1,000 rows",
         )  # fmt: skip
     value = 2 if data.rows <= MANY else 1
