@@ -28,6 +28,7 @@ from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, re
 from loractl.models import forward, load
 from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState
+from loractl.training.heap import hold_mmap_threshold_
 from loractl.training.optim import LearningRate
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def assemble(loaded: Loaded) -> Session:
 
     Raises ConfigError, DataError or ModelError.
     """
+    hold_mmap_threshold_()
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate(loaded)
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)

@@ -28,8 +28,8 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     targets = settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(targets)
     figure.suptitle(
-        f"{found['model']['name']}: rank {settings['rank']} on {listed}, {settings['batch']} rows"
-        f" of {settings['length']} tokens, {settings['dtype']}"
+        f"{found['model']['name']}: rank {settings['rank']} on {listed}, {settings['batch']} x"
+        f" {settings['length']} tokens, {settings['dtype']}"
     )
     svg = path.suffix.lower() == ".svg"
     canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
@@ -51,10 +51,12 @@ def _parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:
         panel.set_title("the same on a logarithmic scale", fontsize=10)
         return
     panel.set_ylim(0, max(counts.values()) * 1.15)
+    panel.ticklabel_format(axis="y", style="plain")
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}B" if value else "0")
     share = counts["lora"] / counts["full"]
     title = "trained parameters, linear scale"
     if share < INVISIBLE:
-        title += f": LoRA's bar ({share:.2%}) is too low to be seen"
+        title += f"\nLoRA's bar, {share:.2%} as high, is too low to be seen"
     panel.set_title(title, fontsize=10)
 
 
@@ -77,7 +79,7 @@ def _memory(panel: Any, methods: Mapping[str, Any]) -> None:
         phase = methods[name]["peak_phase"]
         panel.text(place, top, f"{top:.3g} GiB\n({phase})", ha="center", va="bottom", fontsize=9)
     panel.set_ylim(0, max(tops.values()) * 1.2)
-    panel.set_xlim(-0.5, 3.6)  # room for the legend beside the bars
+    panel.set_xlim(-0.5, 3.3)  # room for the legend beside the bars
     panel.set_ylabel("GiB allocated at the peak")
     panel.set_title("memory at the peak of a step, by part", fontsize=10)
     panel.legend(fontsize=8, loc="upper right", reverse=True)

@@ -6,7 +6,7 @@ decides here as it does in training. How each architecture is laid out is told i
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
             "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096},
 }  # fmt: skip
+
+WIDTHS: dict[Any, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class ModelShape:
     parallel: bool = False  # attention and MLP read the same input
     eager: bool = False  # transformers computes the scores of attention whole
     positions: int | None = None
+    stored_width: int | None = None  # bytes of a value in its files, where config.json tells
     experts: Experts | None = None
 
     @cached_property
@@ -167,7 +170,8 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelShape:
             f"{where}: model_type {architecture}: its shape cannot be derived here, which knows"
             f" {', '.join(sorted(FAMILIES))}; give a size instead: --model 7B"
         )
-    return FAMILIES[architecture](Sizes(config, where))
+    shape = FAMILIES[architecture](Sizes(config, where))
+    return replace(shape, stored_width=WIDTHS.get(config.get("dtype", config.get("torch_dtype"))))
 
 
 class Sizes:

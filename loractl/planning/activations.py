@@ -83,10 +83,9 @@ def kept(
     if work.checkpointing:
         blocks = len(per_layer) * residual * shape.hidden * tokens
     else:
-        # The first norm of the lowest block stands before every adapter (OLMo 2 has none there).
-        first: float = 0 if from_start or shape.architecture == "olmo2" else _norm(shape, work)
-        if shape.parallel and not from_start and not _adapts_mlp(shape, adapted, lowest):
-            first += _mlp(shape, {}, work)
+        before = not from_start and bool(per_layer)
+        lowest_roles = _roles(shape, adapted, lowest)
+        first = _before_first(shape, lowest_roles, work, framework) if before else 0
         blocks = max(0, round(sum(per_layer) - first)) * tokens
     angles = 0 if shape.rotary == "none" else 2 * width * shape.head_dim
     outside = (angles + _norm(shape, work)) * tokens
@@ -124,8 +123,22 @@ def _roles(shape: ModelShape, adapted: Mapping[str, int], layer: int) -> Roles:
     }
 
 
-def _adapts_mlp(shape: ModelShape, adapted: Mapping[str, int], layer: int) -> bool:
-    return any(role in INTO_MLP + OUT_OF_MLP for role in _roles(shape, adapted, layer))
+def _before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
+    """Bytes a token that the lowest adapted block does not keep: what stands before its first
+    adapter needs no gradient."""
+    # OLMo 2 has its norms behind attention and MLP.
+    norm = 0 if shape.architecture == "olmo2" else _norm(shape, work)
+    of_mlp = any(role in INTO_MLP + OUT_OF_MLP for role in roles)
+    if any(role in QKV for role in roles):
+        return norm + (_mlp(shape, {}, work) if shape.parallel and not of_mlp else 0)
+    attention = _attention(shape, {}, work, framework)
+    if "o" in roles:
+        own = 0 if work.eager or shape.eager or shape.rotary == "part" else 1
+        return norm + attention - own * work.width * shape.heads * shape.head_dim
+    both = norm if shape.parallel else 2 * norm
+    if any(role in INTO_MLP for role in roles):
+        return both + attention
+    return both + attention + _mlp(shape, {}, work)
 
 
 def _norm(shape: ModelShape, work: Work) -> int:
@@ -163,6 +176,10 @@ def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -
     """Inputs of linear layers that a gradient of weights needs, apart from what is kept anyway."""
     w, h = work.width, shape.hidden
     if work.full:
+        if work.autocast:
+            # Each product casts its input anew: q, k and v three times the same.
+            own = sum(m.role in QKV + INTO_MLP for m in shape.modules) / shape.layers
+            return w * h * own
         return w * h if shape.norms == 1 else 2 * w * h
     dropout = work.dropout or framework.dropout
     if dropout or (framework.casts_input and w != 4):
