@@ -6,7 +6,7 @@ import os
 import sys
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
-LARGE = 1 << 20  # bytes
+LARGE = 128 * 1024  # bytes: where glibc itself starts
 
 
 def hold_mmap_threshold_() -> None:
@@ -14,7 +14,7 @@ def hold_mmap_threshold_() -> None:
 
     Left alone, it takes blocks of up to 32 MiB from a heap once some were freed, and that heap
     fragments: six steps of LoRA on SmolLM2-135M, 2 x 256 tokens in float32, peaked at 2,356 MB, and
-    with the threshold held at 1 MiB at 1,991 MB, in as much processor time a step.
+    with the threshold held at 1,991 MB, in as much processor time a step.
     """
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc

@@ -118,7 +118,8 @@ def test_the_count_is_what_autograd_keeps(
 @pytest.mark.parametrize("settings", [
     {"full": True}, {"full": True, "autocast": True}, {"packed": True}, {"formula": "dora"},
     {"layers": "2-3"}, {"targets": ["down_proj"]}, {"targets": ["embed_tokens", "q_proj"]},
-    {"targets": ["lm_head", "v_proj"]}, {"targets": ["o_proj"]}, {"targets": ["gate_proj", "up_proj"]},
+    {"targets": ["lm_head", "v_proj"]}, {"targets": ["o_proj"]},
+    {"targets": ["gate_proj", "up_proj"]},
     {"packed": True, "dtype": torch.bfloat16},
 ], ids=str)  # fmt: skip
 def test_what_llama_keeps_is_counted_for_every_way_to_train_it(

@@ -13,7 +13,7 @@ def resident():
 
 if sys.argv[1] == "held":
     hold_mmap_threshold_()
-torch.ones(8 << 20)  # 32 MiB, freed: from here glibc's own threshold is as high
+torch.ones(4 << 20)  # 16 MiB, freed: from here glibc's own threshold is as high
 before = resident()
 blocks = [torch.ones(1 << 20) for _ in range(40)]  # of 4 MiB
 last = [bytes(100_000) for _ in range(8)]  # stay above them in a heap
