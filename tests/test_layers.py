@@ -235,6 +235,13 @@ def test_help_answers_within_four_tenths_of_a_second() -> None:
     assert best_seconds(["--help"], enough=0.4) < 0.4
 
 
+@pytest.mark.parametrize(
+    "arguments", ["estimate --model 7B", "recommend --task complex --model 70B --memory 24GB"]
+)
+def test_planning_answers_within_six_tenths_of_a_second(arguments: str) -> None:
+    assert best_seconds(arguments.split(), enough=0.6) < 0.6
+
+
 def test_a_misspelt_key_is_named_within_a_second(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
     assert best_seconds(["train", str(tmp_path / "bad.yaml")], enough=1.0) < 1.0

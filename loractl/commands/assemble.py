@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from loractl import console
 from loractl.artifacts import adapter as adapters
 from loractl.artifacts import peftconfig
+from loractl.commands.predicted import beside_the_weights
 from loractl.commands.reading import Data, load_data
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
@@ -263,7 +264,7 @@ def _checkpointing_(
     """Turn gradient checkpointing on where it is asked for, or where memory is short."""
     wanted = config.train.gradient_checkpointing
     if wanted == "auto":
-        need = forward.activation_bytes(model, config.train.batch_size, max_length)
+        need = beside_the_weights(model, config, rows=config.train.batch_size, length=max_length)
         wanted = need > 0.5 * load.free_memory(device)
     if wanted:
         forward.recompute_activations_(model)

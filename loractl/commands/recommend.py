@@ -14,7 +14,7 @@ from loractl.lora.ranks import UnmatchedError
 from loractl.models.shape import ModelShape
 from loractl.planning import devices, recommend
 from loractl.planning.recommend import Choice, Rows
-from loractl.planning.request import Request, memory_of
+from loractl.planning.request import Request, memory_of, ranks_of
 from loractl.planning.search import of_memory
 
 
@@ -115,10 +115,11 @@ def _without_memory(most: int) -> dict[str, Choice]:
 def _gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
     """What each method needs with one row, and the GPUs that hold it."""
     rows = []
+    ranks = ranks_of(shape, request)
     for method in ("full", "lora", "qlora"):
         for checkpointing in (False, True):
             one = replace(request, batch=1)
-            memory = memory_of(shape, one, method, checkpointing=checkpointing)
+            memory = memory_of(shape, one, method, checkpointing=checkpointing, ranks=ranks)
             fitting = [gpu.label for gpu in devices.fitting(memory.on_gpu)]
             rows.append(
                 {"method": method, "checkpointing": checkpointing, "gpu_bytes": memory.on_gpu,

@@ -7,6 +7,7 @@ compare the counts with what autograd keeps of real models.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loractl.lora.ranks import ModuleRank, layer_of
 from loractl.models.shape import ModelShape
@@ -69,14 +70,18 @@ def kept(
 ) -> Kept:
     """Count what one micro-batch keeps; `ranks` names the adapted modules, none for full."""
     adapted = {path: size.rank for path, size in ranks.items()}
-    deep = [layer for path in adapted if (layer := layer_of(path)) is not None]
+    deep = [layer for path in adapted if (layer := _layer(path)) is not None]
     from_start = work.full or any(shape.by_path[p].role == "embedding" for p in adapted)
     # Below the lowest adapter nothing needs a gradient, and nothing is kept.
     lowest = 0 if from_start else min(deep, default=shape.layers)
-    per_layer = [
-        _block(shape, _roles(shape, adapted, layer), work, framework)
-        for layer in range(lowest, shape.layers)
-    ]
+    by_layer = _roles_by_layer(shape, adapted)
+    costs: dict[str, float] = {}  # blocks with the same adapters keep as much
+    per_layer = []
+    for layer in range(lowest, shape.layers):
+        roles = by_layer.get(layer, {})
+        if str(roles) not in costs:
+            costs[str(roles)] = _block(shape, roles, work, framework)
+        per_layer.append(costs[str(roles)])
     tokens, width = work.tokens, work.width
     residual = 4 if work.autocast else width
     largest = max(per_layer, default=0)
@@ -84,8 +89,7 @@ def kept(
         blocks = len(per_layer) * residual * shape.hidden * tokens
     else:
         before = not from_start and bool(per_layer)
-        lowest_roles = _roles(shape, adapted, lowest)
-        first = _before_first(shape, lowest_roles, work, framework) if before else 0
+        first = _before_first(shape, by_layer.get(lowest, {}), work, framework) if before else 0
         blocks = max(0, round(sum(per_layer) - first)) * tokens
     angles = 0 if shape.rotary == "none" else 2 * width * shape.head_dim
     outside = (angles + _norm(shape, work)) * tokens
@@ -115,12 +119,15 @@ def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Frame
     return total
 
 
-def _roles(shape: ModelShape, adapted: Mapping[str, int], layer: int) -> Roles:
-    return {
-        shape.by_path[path].role: (rank, shape.by_path[path].d_in, shape.by_path[path].d_out)
-        for path, rank in adapted.items()
-        if layer_of(path) == layer
-    }
+def _roles_by_layer(shape: ModelShape, adapted: Mapping[str, int]) -> dict[int | None, Roles]:
+    found: dict[int | None, dict[str, tuple[int, int, int]]] = {}
+    for path, rank in adapted.items():
+        module = shape.by_path[path]
+        found.setdefault(_layer(path), {})[module.role] = (rank, module.d_in, module.d_out)
+    return dict(found)
+
+
+_layer = lru_cache(maxsize=1 << 14)(layer_of)
 
 
 def _before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:

@@ -83,8 +83,9 @@ def _model(name: str, shape: ModelShape) -> dict[str, Any]:
 
 
 def _method(shape: ModelShape, request: Request, method: str) -> dict[str, Any]:
-    plan = plan_of(shape, request, method)
-    memory = memory_of(shape, request, method)
+    ranks = ranks_of(shape, request)
+    plan = plan_of(shape, request, method, ranks=ranks)
+    memory = memory_of(shape, request, method, ranks=ranks)
     trained = trained_parameters(shape, plan)
     in_all = shape.parameters + (0 if method == "full" else trained)
     by_kind = counts.by_kind(shape, plan.ranks, plan.work.formula)
@@ -100,9 +101,13 @@ def _method(shape: ModelShape, request: Request, method: str) -> dict[str, Any]:
         else 0,
         "weights_bytes": weights_bytes(shape, plan),
         **figures(memory),
-        "cpu_rss_bytes": memory_of(shape, request, method, on_cpu=True).rss,
-        "with_checkpointing": figures(memory_of(shape, request, method, checkpointing=True)),
-        "without_checkpointing": figures(memory_of(shape, request, method, checkpointing=False)),
+        "cpu_rss_bytes": memory_of(shape, request, method, on_cpu=True, ranks=ranks).rss,
+        "with_checkpointing": figures(
+            memory_of(shape, request, method, checkpointing=True, ranks=ranks)
+        ),
+        "without_checkpointing": figures(
+            memory_of(shape, request, method, checkpointing=False, ranks=ranks)
+        ),
     }
 
 

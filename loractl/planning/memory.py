@@ -119,9 +119,12 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     }
     phases = {"loss": loss, "blocks": blocks, "update": update}
     if work.on_cpu:
-        # The files are mapped while their values are copied, and their pages count as resident.
-        stored = (shape.stored_width or work.width) * shape.parameters
-        phases["load"] = {"weights": held["weights"], "files": stored}
+        # Files are mapped. Where their values are copied to another dtype, their pages count as
+        # resident too; else they are the weights.
+        width_now = _trained_width(plan) if work.full else work.width
+        stored = shape.stored_width or width_now
+        files = stored * shape.parameters if stored != width_now else 0
+        phases["load"] = {"weights": held["weights"], "files": files}
     static = held["weights"] + held["adapters"] + held["optimizer"] + gradients
     losses = work.tokens * (work.trained_share if framework.trained_only else 1)
     after = round(framework.logits_after * shape.vocabulary * losses)

@@ -56,9 +56,11 @@ class Request:
 def of_config(config: "RunConfig", *, dtype: str) -> Request:
     """The settings of a config; `dtype` stands in for auto."""
     lora, data, train = config.lora, config.data, config.train
-    rank = max([lora.rank, *lora.rank_schedule.values()])
+    # By their names in the file: settings that this version may refuse are planned all the same.
+    settings = lora.model_dump()
+    rank = max([lora.rank, *settings["rank_schedule"].values()])
     return Request(
-        rank=lora.adalora.initial_rank if config.method == "adalora" else rank,
+        rank=settings["adalora"]["initial_rank"] if config.method == "adalora" else rank,
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         layers=lora.layers,
@@ -74,7 +76,7 @@ def of_config(config: "RunConfig", *, dtype: str) -> Request:
         dropout=lora.dropout,
         optimizer=train.optimizer,
         has_starts=lora.init in ("pissa", "olora"),
-        modules_to_save=tuple(lora.modules_to_save),
+        modules_to_save=tuple(settings["modules_to_save"]),
     )
 
 
@@ -83,8 +85,15 @@ def ranks_of(shape: ModelShape, request: Request) -> dict[str, ModuleRank]:
     return resolve(request.spec, shape.kinds, head=shape.head)
 
 
-def plan_of(shape: ModelShape, request: Request, method: str, *, on_cpu: bool = False) -> Plan:
-    """The plan of a request as full fine-tuning, LoRA or QLoRA."""
+def plan_of(
+    shape: ModelShape,
+    request: Request,
+    method: str,
+    *,
+    on_cpu: bool = False,
+    ranks: Mapping[str, ModuleRank] | None = None,
+) -> Plan:
+    """The plan of a request as full fine-tuning, LoRA or QLoRA; `ranks`, where they are known."""
     framework = FRAMEWORKS[request.framework]
     full, width = method == "full", WIDTHS[request.dtype]
     packed = request.quantization if request.quantization != "none" else "nf4"
@@ -104,7 +113,7 @@ def plan_of(shape: ModelShape, request: Request, method: str, *, on_cpu: bool = 
         on_cpu=on_cpu,
     )
     return Plan(
-        ranks={} if full else ranks_of(shape, request),
+        ranks={} if full else ranks or ranks_of(shape, request),
         work=work,
         quantization=packed if method == "qlora" else "none",
         optimizer=request.optimizer,
@@ -122,11 +131,12 @@ def memory_of(
     *,
     checkpointing: bool | None = None,
     on_cpu: bool = False,
+    ranks: Mapping[str, ModuleRank] | None = None,
 ) -> Memory:
     """The memory of a request as full fine-tuning, LoRA or QLoRA."""
     if checkpointing is not None:
         request = replace(request, checkpointing=checkpointing)
-    return memory(shape, plan_of(shape, request, method, on_cpu=on_cpu))
+    return memory(shape, plan_of(shape, request, method, on_cpu=on_cpu, ranks=ranks))
 
 
 def chosen(request: Request) -> str:

@@ -1,12 +1,14 @@
 """Which method, checkpointing and micro-batch fit a memory."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import ModelShape
 from loractl.planning import devices
 from loractl.planning.recommend import Choice
-from loractl.planning.request import Request, memory_of
+from loractl.planning.request import Request, memory_of, ranks_of
 
 ORDER = ("full", "lora", "qlora")
 MODEL = "this program's memory model: loractl estimate, and its errors in the README"
@@ -25,19 +27,26 @@ class Fit:
 
 def fits(shape: ModelShape, request: Request, memory: float, most: int) -> list[Fit]:
     """Every method with and without checkpointing: the largest micro-batch up to `most`."""
+    ranks = ranks_of(shape, request)
     return [
-        _fit(shape, request, method, checkpointing, memory, most)
+        _fit(shape, request, ranks, method, checkpointing, memory, most)
         for method in ORDER
         for checkpointing in (False, True)
     ]
 
 
 def _fit(
-    shape: ModelShape, request: Request, method: str, checkpointing: bool, memory: float, most: int
+    shape: ModelShape,
+    request: Request,
+    ranks: Mapping[str, ModuleRank],
+    method: str,
+    checkpointing: bool,
+    memory: float,
+    most: int,
 ) -> Fit:
     def needed(batch: int) -> int:
         asked = replace(request, batch=batch, accumulation=-(-most // batch))
-        return memory_of(shape, asked, method, checkpointing=checkpointing).on_gpu
+        return memory_of(shape, asked, method, checkpointing=checkpointing, ranks=ranks).on_gpu
 
     batch = most
     while batch and not devices.fits(needed(batch), memory):
