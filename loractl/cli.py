@@ -16,6 +16,7 @@ import typer
 
 from loractl import console
 from loractl.cli_adapters import adapters_app
+from loractl.cli_planning import estimate, recommend
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -35,8 +36,6 @@ app = typer.Typer(
 
 NOT_YET = (
     "export",
-    "recommend",
-    "estimate",
     "eval",
     "report",
     "sweep",
@@ -183,6 +182,8 @@ def chat(
 
 
 app.add_typer(adapters_app, name="adapters")
+app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)
+app.command(epilog="Example: loractl recommend --task complex --model 7B --memory 24GB")(recommend)
 
 
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")

@@ -21,7 +21,7 @@ ROOT = Path(loractl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "cli": 5,
-    "cli_adapters": 4.5,  # a part of cli: its commands under `adapters`
+    **dict.fromkeys(("cli_adapters", "cli_planning"), 4.5),  # parts of cli
     "commands": 4,
     **dict.fromkeys(("training", "evaluation", "generation", "artifacts", "planning"), 3),
     **dict.fromkeys(("lora", "data", "models"), 2),
@@ -32,8 +32,8 @@ LEVELS = {
     **dict.fromkeys(("conflicts", "strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
-    "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "schema",
-    "doctor",
+    "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "estimate",
+    "recommend", "schema", "doctor",
 )  # fmt: skip
 
 
@@ -236,6 +236,13 @@ def best_seconds(arguments: list[str], *, enough: float) -> float:
 
 def test_help_answers_within_four_tenths_of_a_second() -> None:
     assert best_seconds(["--help"], enough=0.4) < 0.4
+
+
+@pytest.mark.parametrize(
+    "arguments", ["estimate --model 7B", "recommend --task complex --model 70B --memory 24GB"]
+)
+def test_planning_answers_within_six_tenths_of_a_second(arguments: str) -> None:
+    assert best_seconds(arguments.split(), enough=0.6) < 0.6
 
 
 def test_a_misspelt_key_is_named_within_a_second(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import console
 from loractl.commands.adapting import Adapted, adapt_, check_phases
+from loractl.commands.predicted import beside_the_weights
 from loractl.commands.reading import Data, load_data
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
@@ -25,6 +26,7 @@ from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
 from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState
+from loractl.training.heap import hold_mmap_threshold_
 from loractl.training.optim import LearningRate
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def assemble(loaded: Loaded) -> Session:
 
     Raises ConfigError, DataError or ModelError.
     """
+    hold_mmap_threshold_()
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate(loaded)
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
@@ -197,7 +200,7 @@ def _checkpointing_(
     """Turn gradient checkpointing on where it is asked for, or where memory is short."""
     wanted = config.train.gradient_checkpointing
     if wanted == "auto":
-        need = forward.activation_bytes(model, config.train.batch_size, max_length)
+        need = beside_the_weights(model, config, rows=config.train.batch_size, length=max_length)
         wanted = need > 0.5 * load.free_memory(device)
     if wanted:
         forward.recompute_activations_(model)

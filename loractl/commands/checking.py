@@ -76,7 +76,7 @@ class Report:
         )
         yield (
             f"memory    {console.size(step.peak_bytes)} at the peak of this step (estimated before:"
-            f" {console.size(step.estimated_bytes)} and the process itself)"
+            f" {console.size(step.estimated_bytes)})"
         )
         yield (
             f"time      about {console.duration(self.estimate['seconds'])} for"

@@ -1,0 +1,144 @@
+"""`loractl estimate`: parameters, memory, disk and time of a run, before anything is loaded."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loractl import console
+from loractl.commands.planned import automatic_dtype, count_of, shape_of
+from loractl.errors import ConfigError
+from loractl.lora.ranks import UnmatchedError
+from loractl.planning.estimate import Pace, report
+from loractl.planning.frameworks import FRAMEWORKS
+from loractl.planning.memory import MOMENTS
+from loractl.planning.request import WIDTHS, Request, of_config
+
+TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is planned beside the run itself."""
+
+    tasks: int = 1
+    tokens: str | None = None
+    tokens_per_s: str | None = None
+    price: float | None = None
+    plot: Path | None = None
+
+
+def run(
+    config: Path | None,
+    overrides: list[str],
+    model: str | None,
+    flags: Mapping[str, Any],
+    asked: Asked,
+    *,
+    as_json: bool,
+) -> int:
+    """Print the estimate of a config, or of a model with the settings of flags.
+
+    Raises ConfigError or ModelError.
+    """
+    name, request = _request(config, overrides, model, flags)
+    if asked.plot is not None:
+        from loractl.commands.inspectplot import require_plot
+
+        require_plot(asked.plot)
+    shape = shape_of(name)
+    try:
+        found = report(name, shape, request, tasks=asked.tasks, pace=_pace(asked))
+    except UnmatchedError as error:
+        where = "--targets" if error.key == "lora.target_modules" and config is None else error.key
+        raise ConfigError(f"{where}: {error}") from None
+    if asked.plot is not None:
+        from loractl.commands.estimateplot import draw
+
+        draw(asked.plot, found)
+        found["plot"] = str(asked.plot)
+    console.result(json.dumps(found, indent=2) if as_json else _as_text(found))
+    return 0
+
+
+def _request(
+    config: Path | None, overrides: list[str], model: str | None, flags: Mapping[str, Any]
+) -> tuple[str, Request]:
+    """The model's name and the settings, flags over those of a config."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    _require_words(given)
+    if (config is None) == (model is None):
+        raise ConfigError("estimate: expected a CONFIG or --model, one of them")
+    if config is None:
+        if overrides:
+            raise ConfigError("--set: overrides settings of a CONFIG, and none is given")
+        assert model is not None
+        return model, replace(Request(), **given)
+    from loractl import configfile
+
+    loaded = configfile.load(config, overrides).config
+    request = of_config(loaded, dtype=automatic_dtype())
+    return loaded.model.name_or_path, replace(request, **given)
+
+
+def _require_words(given: dict[str, Any]) -> None:
+    """Refuse a word that an option does not know; read a list of targets."""
+    known: dict[str, tuple[str, tuple[str, ...]]] = {
+        "dtype": ("--dtype", tuple(WIDTHS)),
+        "framework": ("--framework", tuple(FRAMEWORKS)),
+        "method": ("--method", ("lora", "dora", "adalora", "full")),
+        "optimizer": ("--optimizer", tuple(MOMENTS)),
+        "quantization": ("--quantization", ("none", "nf4", "nf4-double", "int8")),
+    }
+    for key, (option, words) in known.items():
+        if key in given and given[key] not in words:
+            raise ConfigError(f"{option}: found {given[key]!r}, expected one of {', '.join(words)}")
+    targets = given.get("target_modules")
+    if targets is not None and targets not in ("minimal", "attention", "all-linear"):
+        given["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]
+        if not given["target_modules"]:
+            raise ConfigError("--targets: found no name, expected minimal, attention, all-linear or"
+                              " names with commas between")  # fmt: skip
+
+
+def _pace(asked: Asked) -> Pace | None:
+    if asked.tokens_per_s is None:
+        if asked.price is not None or asked.tokens is not None:
+            raise ConfigError(
+                "--price and --tokens need --tokens-per-s: a number, or a run on that machine"
+            )
+        return None
+    if asked.tokens is None:
+        raise ConfigError("--tokens-per-s: needs --tokens, how many there are to train on in all")
+    return Pace(_speed(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price)
+
+
+def _speed(text: str) -> float:
+    """Tokens a second: a number, or the median of a run's metrics.jsonl."""
+    path = Path(text)
+    if path.is_dir():
+        try:
+            lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            steps = [row["tokens_per_s"] for row in map(json.loads, lines) if "tokens_per_s" in row]
+        except (OSError, ValueError, TypeError):
+            steps = []
+        if not steps:
+            raise ConfigError(f"--tokens-per-s: {path} has no metrics.jsonl of a run with steps")
+        return float(statistics.median(steps))
+    try:
+        speed = float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--tokens-per-s: found {text!r}, expected a number or the directory of a run"
+        ) from None
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"--tokens-per-s: found {text}, expected a number above 0")
+    return speed
+
+
+def _as_text(found: Mapping[str, Any]) -> str:
+    from loractl.commands.estimatetext import lines
+
+    return "\n".join(lines(found))

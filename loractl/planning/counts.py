@@ -1,0 +1,126 @@
+"""What can be counted exactly: trained parameters, the size of an adapter's file, products."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loractl.lora.ranks import ModuleRank, is_named
+from loractl.models.shape import ModelShape, Module
+
+LARGEST_HEADER_FIELD = 8  # bytes: safetensors writes the length of its header before it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The adapted modules of one name."""
+
+    modules: int
+    parameters: int
+    shapes: tuple[tuple[int, int], ...]  # (d_in, d_out)
+
+
+def of_module(module: Module, rank: int, formula: str = "lora") -> int:
+    """Values that an adapter trains: r (d_in + d_out), with DoRA's d_out, with AdaLoRA's r."""
+    extra = {"lora": 0, "dora": module.d_out, "adalora": rank}[formula]
+    return rank * (module.d_in + module.d_out) + extra
+
+
+def trained(shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora") -> int:
+    """Values that all adapters train."""
+    return sum(of_module(shape.by_path[path], size.rank, formula) for path, size in ranks.items())
+
+
+def by_kind(
+    shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora"
+) -> dict[str, Kind]:
+    """The same by the last part of the modules' names: q_proj, down_proj, ..."""
+    found: dict[str, list[tuple[Module, int]]] = {}
+    for path, size in ranks.items():
+        module = shape.by_path[path]
+        found.setdefault(module.name, []).append((module, size.rank))
+    return {
+        name: Kind(
+            len(ones),
+            sum(of_module(module, rank, formula) for module, rank in ones),
+            tuple(sorted({(module.d_in, module.d_out) for module, _ in ones})),
+        )
+        for name, ones in found.items()
+    }
+
+
+def saved_whole(shape: ModelShape, names: tuple[str, ...]) -> int:
+    """Parameters of the modules that lora.modules_to_save trains whole."""
+    return sum(m.parameters for m in shape.modules if any(is_named(m.path, n) for n in names))
+
+
+def file_bytes(
+    shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora", *, width: int = 4
+) -> int:
+    """Bytes of adapter_model.safetensors: values, and the header that names and places them.
+
+    The layout is that of the safetensors format: eight bytes, JSON padded to a multiple of eight
+    with the tensors by dtype and name, values.
+    """
+    tensors: dict[str, tuple[int, ...]] = {}
+    for path, size in ranks.items():
+        module, r = shape.by_path[path], size.rank
+        table = module.kind == "embedding"
+        at = f"base_model.model.{path}"
+        tensors[f"{at}.lora_embedding_A" if table else f"{at}.lora_A.weight"] = (r, module.d_in)
+        tensors[f"{at}.lora_embedding_B" if table else f"{at}.lora_B.weight"] = (module.d_out, r)
+        if formula == "dora":
+            tensors[f"{at}.lora_magnitude_vector"] = (module.d_out,)
+        if formula == "adalora":
+            tensors[f"{at}.lora_E"] = (r, 1)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + width * _product(tensors[name])
+        dtype = {2: "BF16", 4: "F32"}[width]
+        header[name] = {"dtype": dtype, "shape": tensors[name], "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return LARGEST_HEADER_FIELD + -(-length // 8) * 8 + end
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations of one training step: a product of n by m counts 2 n m a token."""
+
+    forward: int  # of the base
+    full: int  # forward, gradients of inputs and of weights
+    lora: int  # forward, gradients of inputs, and all of the adapters
+    low_rank: int  # B (A x) of every adapter, forward
+    product: int  # (B A) x, forward: B A formed once, then a product as large as W
+    recomputed: int  # what checkpointing adds
+
+
+def flops(shape: ModelShape, ranks: Mapping[str, ModuleRank], *, batch: int, length: int) -> Flops:
+    """Count the products of a step over `batch` rows of `length` tokens, causal attention halved.
+
+    A frozen weight needs no gradient of its own: two thirds of the products of full fine-tuning,
+    and slightly more for the adapters ("LoRA Without Regret", Schulman 2025).
+    """
+    tokens = batch * length
+    weights = 2 * shape.active_parameters * tokens
+    scores = 2 * shape.layers * shape.heads * shape.head_dim * length * tokens
+    forward = weights + scores
+    sizes = [(shape.by_path[path], size.rank) for path, size in ranks.items()]
+    sizes = [(module, rank) for module, rank in sizes if module.kind != "embedding"]
+    low_rank = sum(2 * rank * (m.d_in + m.d_out) for m, rank in sizes) * tokens
+    formed = sum(2 * rank * m.d_in * m.d_out for m, rank in sizes)
+    applied = sum(2 * m.d_in * m.d_out for m, _ in sizes) * tokens
+    return Flops(
+        forward=forward,
+        full=3 * weights + 3 * scores,
+        lora=2 * weights + 3 * scores + 3 * low_rank,
+        low_rank=low_rank,
+        product=formed + applied,
+        recomputed=forward,
+    )

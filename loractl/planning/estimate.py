@@ -1,0 +1,155 @@
+"""The numbers of `loractl estimate`, as one plain mapping: full fine-tuning, LoRA, QLoRA."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loractl.models.shape import ModelShape
+from loractl.planning import counts, devices
+from loractl.planning.frameworks import FRAMEWORKS
+from loractl.planning.memory import (
+    CUDA_CONTEXT,
+    Memory,
+    inference_bytes,
+    quantized_parameters,
+    trained_parameters,
+    weights_bytes,
+)
+from loractl.planning.request import METHODS, WIDTHS, Request, chosen, memory_of, plan_of, ranks_of
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a machine was measured to train, how much there is to train, and its price."""
+
+    tokens_per_s: float
+    tokens: int
+    price: float | None = None  # an hour
+
+    def as_dict(self) -> dict[str, Any]:
+        hours = self.tokens / self.tokens_per_s / 3600
+        cost = None if self.price is None else hours * self.price
+        return {**asdict(self), "hours": hours, "cost": cost}
+
+
+def report(
+    name: str, shape: ModelShape, request: Request, *, tasks: int = 1, pace: Pace | None = None
+) -> dict[str, Any]:
+    """Everything that can be said of a request before torch is loaded. Bytes are plain integers."""
+    methods = {method: _method(shape, request, method) for method in METHODS}
+    found: dict[str, Any] = {
+        "model": _model(name, shape),
+        "settings": {
+            **asdict(request),
+            "alpha": request.spec.alpha,
+            "framework": request.framework,
+        },
+        "chosen": chosen(request),
+        "methods": methods,
+        "disk": disk(shape, request, tasks),
+        "flops_per_step": _flops(shape, request),
+        "inference_bytes": {
+            packed: inference_bytes(shape, plan_of(shape, request, "lora"), packed)
+            for packed in ("none", "nf4", "nf4-double", "int8")
+        },
+        "reads": {
+            "cuda_allocated_bytes": "torch.cuda.max_memory_allocated() at the peak of a step",
+            "cuda_after_step_bytes": "torch.cuda.memory_allocated() after optimizer.step()",
+            "gpu_bytes": "allocated and CUDA's context, as nvidia-smi would show at least",
+            "cpu_rss_bytes": "largest resident size of a process that trains on the CPU",
+            "framework": FRAMEWORKS[request.framework].source,
+        },
+    }
+    if pace is not None:
+        found["pace"] = pace.as_dict()
+    return found
+
+
+def _model(name: str, shape: ModelShape) -> dict[str, Any]:
+    return {
+        "name": name,
+        "architecture": shape.architecture,
+        "parameters": shape.parameters,
+        "linear_parameters": shape.linear_parameters,
+        "hidden": shape.hidden,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate": shape.intermediate,
+        "vocabulary": shape.vocabulary,
+        "tied": shape.tied,
+        "experts": asdict(shape.experts) if shape.experts else None,
+    }
+
+
+def _method(shape: ModelShape, request: Request, method: str) -> dict[str, Any]:
+    ranks = ranks_of(shape, request)
+    plan = plan_of(shape, request, method, ranks=ranks)
+    memory = memory_of(shape, request, method, ranks=ranks)
+    trained = trained_parameters(shape, plan)
+    in_all = shape.parameters + (0 if method == "full" else trained)
+    by_kind = counts.by_kind(shape, plan.ranks, plan.work.formula)
+    return {
+        "trainable_parameters": trained,
+        "all_parameters": in_all,
+        "trainable_percent": 100 * trained / in_all,
+        "percent_of_base": 100 * trained / shape.parameters,
+        "by_kind": {kind: asdict(one) for kind, one in by_kind.items()},
+        "quantization": plan.quantization,
+        "quantized_parameters": quantized_parameters(shape, plan)
+        if plan.quantization != "none"
+        else 0,
+        "weights_bytes": weights_bytes(shape, plan),
+        **figures(memory),
+        "cpu_rss_bytes": memory_of(shape, request, method, on_cpu=True, ranks=ranks).rss,
+        "with_checkpointing": figures(
+            memory_of(shape, request, method, checkpointing=True, ranks=ranks)
+        ),
+        "without_checkpointing": figures(
+            memory_of(shape, request, method, checkpointing=False, ranks=ranks)
+        ),
+    }
+
+
+def figures(memory: Memory) -> dict[str, Any]:
+    """A memory by phase and part, its peak, and the GPUs that hold it."""
+    return {
+        "parts_bytes": memory.largest,
+        "phases_bytes": memory.phases,
+        "peak_phase": memory.peak_phase,
+        "peak_parts_bytes": memory.parts,
+        "cuda_allocated_bytes": memory.allocated,
+        "cuda_after_step_bytes": memory.after_step,
+        "cuda_context_bytes": CUDA_CONTEXT,
+        "gpu_bytes": memory.on_gpu,
+        "fits": [gpu.label for gpu in devices.fitting(memory.on_gpu)],
+    }
+
+
+def disk(shape: ModelShape, request: Request, tasks: int) -> dict[str, Any]:
+    """N tasks as N full models, or as one base and N adapters (in float32, as PEFT writes them)."""
+    width = WIDTHS[request.dtype]
+    model = width * shape.parameters
+    formula = request.method if request.method in ("dora", "adalora") else "lora"
+    adapter = counts.file_bytes(shape, ranks_of(shape, request), formula)
+    whole = 4 * counts.saved_whole(shape, request.modules_to_save)
+    adapter += whole
+    return {
+        "tasks": tasks,
+        "model_bytes": model,
+        "adapter_bytes": adapter,
+        "as_full_models_bytes": tasks * model,
+        "as_adapters_bytes": model + tasks * adapter,
+        "times_smaller": tasks * model / (model + tasks * adapter),
+    }
+
+
+def _flops(shape: ModelShape, request: Request) -> dict[str, Any]:
+    found = counts.flops(
+        shape, ranks_of(shape, request), batch=request.batch, length=request.length
+    )
+    return {
+        **asdict(found),
+        "lora_over_full": found.lora / found.full,
+        "product_over_low_rank": found.product / found.low_rank if found.low_rank else None,
+    }

@@ -1,0 +1,67 @@
+"""What a training framework keeps in memory beside what the arithmetic needs.
+
+Published figures were measured in other frameworks than this one; each entry is read from the code
+named beside it, none is fitted to a figure.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Framework:
+    """How a framework trains. Bytes a vocabulary entry are for each token whose loss is taken."""
+
+    adapter_width: int | None  # bytes of A and B, their gradients and moments; None: the base's
+    full_width: int | None  # bytes of weights that are all trained; None: the base's
+    casts_input: bool  # every adapter makes a float32 copy of its input
+    dropout: float  # on adapters, unless the config says else
+    fused_qkv: bool  # q, k and v are cut from one product, which v keeps whole
+    scatters: bool  # the update is copied into place, and that copy is kept
+    repeats_kv: bool  # k and v are repeated for every head before attention
+    trained_only: bool  # logits only where the loss is taken
+    logits_kept: float  # bytes a vocabulary entry that live on while the blocks go backward
+    logits_peak: float  # at most, in the loss and its backward pass
+    logits_after: float  # what lives on after the step
+    quantizes: str  # linear: those of the blocks; head: and the head; adapted: where adapters are
+    dequantized: int  # copies of a matrix that live while it is multiplied
+    unties: bool  # a tied head gets a weight of its own
+    source: str
+
+
+LORACTL = Framework(
+    adapter_width=4, full_width=4, casts_input=False, dropout=0.0, fused_qkv=False, scatters=False,
+    repeats_kv=False, trained_only=True,
+    # log-probabilities, their gradient and that of the logits, each in float32
+    logits_kept=0, logits_peak=12, logits_after=0, quantizes="linear",
+    dequantized=1, unties=False,
+    source="loractl: models/objective.py, lora/layer.py",
+)  # fmt: skip
+FRAMEWORKS: dict[str, Framework] = {
+    "loractl": LORACTL,
+    "peft": Framework(
+        adapter_width=4, full_width=None, casts_input=True, dropout=0.0, fused_qkv=False,
+        scatters=False, repeats_kv=False, trained_only=False,
+        # the 16-bit logits live on in the model's output, until after the step
+        logits_kept=2, logits_peak=14, logits_after=2, quantizes="linear",
+        dequantized=1, unties=False,
+        source="PEFT lora/layer.py (_cast_input_dtype, autocast_adapter_dtype),"
+        " transformers loss/loss_utils.py",
+    ),
+    "litgpt": Framework(
+        adapter_width=None, full_width=None, casts_input=False, dropout=0.05, fused_qkv=True,
+        scatters=True, repeats_kv=False, trained_only=False,
+        # chunks of 16-bit logits, and their log-probabilities or gradients
+        logits_kept=2, logits_peak=4, logits_after=2, quantizes="head",
+        dequantized=2,  # quantized from float16, so dequantized to it, then cast
+        unties=True,
+        source="litgpt lora.py (LoRAQKVLinear.zero_pad), utils.py (chunked_cross_entropy)",
+    ),
+    "torchtune": Framework(
+        adapter_width=None, full_width=None, casts_input=False, dropout=0.05, fused_qkv=False,
+        scatters=False, repeats_kv=True, trained_only=False,
+        # float32 logits, log-probabilities and two gradients
+        logits_kept=4, logits_peak=16, logits_after=4, quantizes="linear",
+        dequantized=1, unties=False,
+        source="torchtune modules/transformer.py, modules/attention.py (2024)",
+    ),
+}  # fmt: skip

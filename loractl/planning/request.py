@@ -1,0 +1,146 @@
+"""What is asked to be planned: settings of a run, from a config or from flags, and their plans."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loractl.lora.ranks import ModuleRank, RankSpec, resolve
+from loractl.models.shape import ModelShape
+from loractl.planning.activations import Work
+from loractl.planning.frameworks import FRAMEWORKS
+from loractl.planning.memory import Memory, Plan, memory
+
+if TYPE_CHECKING:
+    from loractl.config import RunConfig  # pydantic takes a tenth of a second
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+METHODS = ("full", "lora", "qlora")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Settings of a run as far as planning sees them. `method` may be full, lora, dora, adalora."""
+
+    rank: int = 8
+    alpha: float | None = None
+    target_modules: str | Sequence[str] = "all-linear"
+    layers: Sequence[int] | str | None = None
+    rank_pattern: Mapping[str, int] | None = None
+    method: str = "lora"
+    length: int = 1024
+    batch: int = 8
+    accumulation: int = 1
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    checkpointing: bool = False
+    packing: bool = True
+    dropout: float = 0.0
+    optimizer: str = "adamw"
+    has_starts: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    trained_share: float = 1.0
+    eager: bool = False
+    framework: str = "loractl"
+
+    @property
+    def spec(self) -> RankSpec:
+        return RankSpec(
+            rank=self.rank,
+            alpha=self.alpha or 2 * self.rank,
+            target_modules=self.target_modules,
+            layers=self.layers,
+            rank_pattern=self.rank_pattern,
+        )
+
+
+def of_config(config: "RunConfig", *, dtype: str) -> Request:
+    """The settings of a config; `dtype` stands in for auto."""
+    lora, data, train = config.lora, config.data, config.train
+    # By their names in the file: settings that this version may refuse are planned all the same.
+    settings = lora.model_dump()
+    rank = max([lora.rank, *settings["rank_schedule"].values()])
+    return Request(
+        rank=settings["adalora"]["initial_rank"] if config.method == "adalora" else rank,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        layers=lora.layers,
+        rank_pattern=lora.rank_pattern,
+        method=config.method,
+        length=data.max_length,
+        batch=train.batch_size,
+        accumulation=train.gradient_accumulation,
+        dtype=dtype if config.model.dtype == "auto" else config.model.dtype,
+        quantization=config.model.quantization,
+        checkpointing=train.gradient_checkpointing is True,
+        packing=data.packing,
+        dropout=lora.dropout,
+        optimizer=train.optimizer,
+        has_starts=lora.init in ("pissa", "olora"),
+        modules_to_save=tuple(settings["modules_to_save"]),
+    )
+
+
+def ranks_of(shape: ModelShape, request: Request) -> dict[str, ModuleRank]:
+    """The adapters of a request, by the same rules as training. Raises UnmatchedError."""
+    return resolve(request.spec, shape.kinds, head=shape.head)
+
+
+def plan_of(
+    shape: ModelShape,
+    request: Request,
+    method: str,
+    *,
+    on_cpu: bool = False,
+    ranks: Mapping[str, ModuleRank] | None = None,
+) -> Plan:
+    """The plan of a request as full fine-tuning, LoRA or QLoRA; `ranks`, where they are known."""
+    framework = FRAMEWORKS[request.framework]
+    full, width = method == "full", WIDTHS[request.dtype]
+    packed = request.quantization if request.quantization != "none" else "nf4"
+    work = Work(
+        batch=request.batch,
+        length=request.length,
+        width=width,
+        checkpointing=request.checkpointing,
+        masked=request.packing,
+        eager=request.eager,
+        dropout=0.0 if full else request.dropout,
+        trained_share=request.trained_share,
+        formula=request.method if request.method in ("dora", "adalora") else "lora",
+        full=full,
+        quantized=method == "qlora",
+        autocast=full and framework.full_width == 4 and width == 2,
+        on_cpu=on_cpu,
+    )
+    return Plan(
+        ranks={} if full else ranks or ranks_of(shape, request),
+        work=work,
+        quantization=packed if method == "qlora" else "none",
+        optimizer=request.optimizer,
+        accumulation=request.accumulation,
+        has_starts=request.has_starts and not full,
+        modules_to_save=() if full else request.modules_to_save,
+        framework=framework,
+    )
+
+
+def memory_of(
+    shape: ModelShape,
+    request: Request,
+    method: str,
+    *,
+    checkpointing: bool | None = None,
+    on_cpu: bool = False,
+    ranks: Mapping[str, ModuleRank] | None = None,
+) -> Memory:
+    """The memory of a request as full fine-tuning, LoRA or QLoRA."""
+    if checkpointing is not None:
+        request = replace(request, checkpointing=checkpointing)
+    return memory(shape, plan_of(shape, request, method, on_cpu=on_cpu, ranks=ranks))
+
+
+def chosen(request: Request) -> str:
+    """Which of the three the request itself asks for."""
+    if request.method == "full":
+        return "full"
+    return "lora" if request.quantization == "none" else "qlora"

@@ -1,0 +1,105 @@
+"""Which method, checkpointing and micro-batch fit a memory."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from loractl.lora.ranks import ModuleRank
+from loractl.models.shape import ModelShape
+from loractl.planning import devices
+from loractl.planning.recommend import Choice
+from loractl.planning.request import Request, memory_of, ranks_of
+
+ORDER = ("full", "lora", "qlora")
+MODEL = "this program's memory model: loractl estimate, and its errors in the README"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch of a method that fits; 0 where not even one row does."""
+
+    method: str
+    checkpointing: bool
+    batch: int
+    gpu_bytes: int  # with this micro-batch, or with one row where none fits
+    smallest_gpu: str | None  # for one row
+
+
+def fits(shape: ModelShape, request: Request, memory: float, most: int) -> list[Fit]:
+    """Every method with and without checkpointing: the largest micro-batch up to `most`."""
+    ranks = ranks_of(shape, request)
+    return [
+        _fit(shape, request, ranks, method, checkpointing, memory, most)
+        for method in ORDER
+        for checkpointing in (False, True)
+    ]
+
+
+def _fit(
+    shape: ModelShape,
+    request: Request,
+    ranks: Mapping[str, ModuleRank],
+    method: str,
+    checkpointing: bool,
+    memory: float,
+    most: int,
+) -> Fit:
+    def needed(batch: int) -> int:
+        asked = replace(request, batch=batch, accumulation=-(-most // batch))
+        return memory_of(shape, asked, method, checkpointing=checkpointing, ranks=ranks).on_gpu
+
+    batch = most
+    while batch and not devices.fits(needed(batch), memory):
+        batch //= 2
+    one = needed(1)
+    smallest = next((gpu.label for gpu in devices.fitting(one)), None)
+    return Fit(method, checkpointing, batch, needed(batch) if batch else one, smallest)
+
+
+def choose(found: list[Fit], most: int) -> Fit | None:
+    """The best that fits: LoRA, else QLoRA; checkpointing only where it brings four times the rows.
+
+    Full fine-tuning is shown but not chosen: LoRA learns as much from data that it can hold.
+    """
+    for method in ("lora", "qlora"):
+        plain, again = (fit for fit in found if fit.method == method)
+        if plain.batch and 4 * plain.batch >= min(again.batch, most):
+            return plain
+        if again.batch:
+            return again
+    return None
+
+
+def of_memory(
+    shape: ModelShape, request: Request, memory: float, most: int
+) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
+    """The choices that memory decides, and the table they come from."""
+    found = fits(shape, request, memory, most)
+    table = [asdict(fit) for fit in found]
+    best = choose(found, most)
+    size = f"{memory / devices.GIB:.4g} GiB"
+    if best is None:
+        least = found[-1]
+        reason = (
+            f"nothing fits {size}: QLoRA with checkpointing and one row needs"
+            f" {least.gpu_bytes / devices.GIB:.3g} GiB"
+        )
+        return {"method": Choice(None, reason, MODEL)}, table
+    used = f"{best.gpu_bytes / devices.GIB:.3g} GiB of {size}"
+    why = {
+        "lora": "the base fits unpacked, which is faster and exact",
+        "qlora": "the base fits only packed to 4 bits",
+    }
+    again = (
+        "activations are computed twice, a third more work, for the rows that it makes room for"
+        if best.checkpointing
+        else "not needed: activations fit"
+    )
+    return {
+        "method": Choice(best.method, f"{why[best.method]}: {used}", MODEL),
+        "gradient_checkpointing": Choice(best.checkpointing, again, MODEL),
+        "batch_size": Choice(best.batch, "the largest micro-batch that fits", MODEL),
+        "gradient_accumulation": Choice(
+            -(-most // best.batch), f"{best.batch} rows at a time make {most} a step", MODEL
+        ),
+    }, table
