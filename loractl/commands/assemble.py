@@ -101,9 +101,7 @@ def assemble(loaded: Loaded) -> Session:
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
-    for one in data.accounts.values():
-        for warning in account.warnings(one, max_length=max_length):
-            console.note(f"note: {warning}")
+    _warn(data, max_length)
     plan = batches.BatchPlan(
         batch_size=config.train.batch_size,
         accumulation=config.train.gradient_accumulation,
@@ -151,6 +149,12 @@ def assemble(loaded: Loaded) -> Session:
         plan=plan,
         total_steps=total_steps,
     )
+
+
+def _warn(data: Data, max_length: int) -> None:
+    for one in data.accounts.values():
+        for warning in account.warnings(one, max_length=max_length):
+            console.note(f"note: {warning}")
 
 
 def _locate(loaded: Loaded) -> load.Source:

@@ -47,14 +47,18 @@ class Llama:
         for layer in range(layers):
             at = f"model.layers.{layer}"
             modules += self.attention(size, f"{at}.self_attn", hidden, heads * dim, kv * dim)
-            if layer not in sparse:
+            if experts and layer in sparse:
+                modules += fused(experts, f"{at}.mlp.experts", hidden)
+            else:
                 modules += self.mlp(size, f"{at}.mlp", hidden, inner)
-            elif (shared := size.config.get("shared_expert_intermediate_size")) is not None:
+                continue
+            if (shared := size.config.get("shared_expert_intermediate_size")) is not None:
                 modules += self.mlp(size, f"{at}.mlp.shared_expert", hidden, int(shared))
                 gate = f"{at}.mlp.shared_expert_gate"
                 modules.append(Module(gate, "linear", hidden, 1, "other"))
         modules.append(Module("lm_head", "linear", hidden, vocabulary, "head", bias=self.head_bias))
         width = 2 if self.norm_bias else 1
+        routers = experts.layers * experts.router if experts else 0
         of_qk = {"head": 2 * dim, "whole": (heads + kv) * dim, "": 0}[self.qk_norm]
         return ModelShape(
             architecture=size.config["model_type"],
@@ -62,7 +66,7 @@ class Llama:
             intermediate=inner, vocabulary=vocabulary,
             tied=size.flag("tie_word_embeddings", self.tied),
             modules=tuple(modules),
-            others=layers * (self.norms * width * hidden + of_qk) + width * hidden,
+            others=layers * (self.norms * width * hidden + of_qk) + width * hidden + routers,
             norm=self.norm, norms=self.norms, qk_norm=bool(self.qk_norm), gated=self.gated,
             activation=size.text(self.act_keys, "silu" if self.gated else "gelu_new"),
             rotary=self.rotary,
@@ -117,6 +121,16 @@ def mixture(size: Sizes, layers: int) -> tuple[Experts | None, set[int]]:
     sparse = {n for n in range(layers) if n not in dense and (n + 1) % step == 0}
     active, hidden = size("num_experts_per_tok"), size("hidden_size")
     return Experts(count, active, inner, len(sparse), count * hidden), sparse
+
+
+def fused(experts: Experts, at: str, hidden: int) -> Iterable[Module]:
+    """The two parameters of a block that hold the weights of all its experts."""
+    up, down = f"{at}.gate_up_proj", f"{at}.down_proj"
+    count, inner = experts.count, experts.intermediate
+    return [
+        Module(up, "experts", hidden, 2 * inner, "experts_up", stack=count),
+        Module(down, "experts", inner, hidden, "experts_down", stack=count),
+    ]
 
 
 def qwen(size: Sizes) -> ModelShape:

@@ -31,11 +31,11 @@ WIDTHS: dict[Any, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Module:
-    """A layer with a weight of two dimensions.
+    """A layer with a weight of two dimensions, or a stack of as many as a mixture has experts.
 
-    `role` says what it does in its block: q, k, v, qkv, o, gate, up, gate_up, down, fc1, fc2, or
-    outside of it: embedding, head, other. `linear` and `conv1d` map d_in to d_out; an embedding has
-    d_in = vocabulary and d_out = width.
+    `role` says what it does in its block: q, k, v, qkv, o, gate, up, gate_up, down, fc1, fc2,
+    experts_up, experts_down, or outside of it: embedding, head, other. `linear`, `conv1d` and each
+    of `experts` map d_in to d_out; an embedding has d_in = vocabulary and d_out = width.
     """
 
     path: str
@@ -44,10 +44,11 @@ class Module:
     d_out: int
     role: str
     bias: bool = False
+    stack: int = 1
 
     @property
     def parameters(self) -> int:
-        return self.d_in * self.d_out + (self.d_out if self.bias else 0)
+        return self.stack * self.d_in * self.d_out + (self.d_out if self.bias else 0)
 
     @property
     def name(self) -> str:
@@ -56,16 +57,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of a mixture: matrices that no adapter of ours can be put on."""
+    """The experts of a mixture, all blocks together."""
 
     count: int
     active: int  # experts a token goes through
     intermediate: int
     layers: int  # blocks that have them
     router: int = 0  # values of a block's router
-
-    def parameters(self, hidden: int) -> int:
-        return self.layers * (self.count * 3 * hidden * self.intermediate + self.router)
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class ModelShape:
     vocabulary: int
     tied: bool  # the head shares the weight of the embedding
     modules: tuple[Module, ...]
-    others: int  # parameters outside `modules` and `experts`: norms, learned positions
+    others: int  # parameters outside `modules`: norms, learned positions, routers
     norm: str = "rms"  # or layer
     norms: int = 2  # in a block
     qk_norm: bool = False
@@ -113,28 +111,25 @@ class ModelShape:
         """Every parameter once: the weight of a tied head is that of the embedding."""
         own = sum(m.parameters for m in self.modules)
         own -= sum(m.d_in * m.d_out for m in self.modules if m.role == "head" and self.tied)
-        experts = self.experts.parameters(self.hidden) if self.experts else 0
-        return own + self.others + experts
+        return own + self.others
 
     @cached_property
     def linear_parameters(self) -> int:
         """Weights of the linear layers inside the blocks, experts included: what is quantized."""
-        own = sum(m.d_in * m.d_out for m in self.modules if m.role not in ("embedding", "head"))
-        experts = self.experts
-        return own + (
-            experts.layers * experts.count * 3 * self.hidden * experts.intermediate
-            if experts
-            else 0
-        )
+        inside = (m for m in self.modules if m.role not in ("embedding", "head"))
+        return sum(m.stack * m.d_in * m.d_out for m in inside)
 
     @cached_property
     def active_parameters(self) -> int:
         """Weights that one token is multiplied with: linear layers, its experts, the head."""
-        own = sum(m.d_in * m.d_out for m in self.modules if m.role != "embedding")
-        if self.experts is None:
-            return own
-        used = self.experts.active * 3 * self.hidden * self.experts.intermediate
-        return own + self.experts.layers * (used + self.experts.router)
+        experts = self.experts
+        used = experts.active if experts else 1
+        own = sum(
+            m.d_in * m.d_out * (used if m.stack > 1 else 1)
+            for m in self.modules
+            if m.role != "embedding"
+        )
+        return own + (experts.layers * experts.router if experts else 0)
 
 
 def named(size: str) -> ModelShape:

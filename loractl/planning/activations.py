@@ -16,6 +16,7 @@ from loractl.planning.frameworks import LORACTL, Framework
 QKV = ("q", "k", "v", "qkv")
 INTO_MLP = ("gate", "up", "gate_up", "fc1")
 OUT_OF_MLP = ("down", "fc2")
+EXPERTS = ("experts_up", "experts_down")
 KEPT_BY_ACTIVATION = {"gelu_new": 4, "quick_gelu": 2}
 """Values kept a value, where it is not one: the steps of a formula written out in Python."""
 
@@ -237,6 +238,8 @@ def _mlp(shape: ModelShape, roles: Roles, work: Work) -> float:
         # Of each active expert: gate, activation and up, and the output that is weighted.
         one = 3 * shape.experts.intermediate + shape.hidden
         one += shape.experts.intermediate + shape.hidden if work.full else 0
+        # Adapters keep what enters them, and their thin products.
+        one += sum(roles[r][0] + roles[r][1] for r in EXPERTS if r in roles)
         return w * one * shape.experts.active + 4 * shape.experts.count
     factor = KEPT_BY_ACTIVATION.get(shape.activation, 1)
     if shape.gated:
@@ -249,6 +252,8 @@ def _adapters(roles: Roles, work: Work, framework: Framework) -> float:
     w = 4 if framework.casts_input else work.width
     total = 0.0
     for role, (rank, _, d_out) in roles.items():
+        if role in EXPERTS:
+            continue  # `_mlp` counts them: a token goes through several
         total += w * rank
         if work.formula == "dora":
             total += work.width * d_out  # what its gain multiplies
@@ -265,7 +270,8 @@ def _casts(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework:
         return 0
     modules = (shape.by_path[path] for path in adapted)
     return work.width * sum(
-        rank * (m.d_in + m.d_out) for m, rank in zip(modules, adapted.values(), strict=True)
+        rank * (m.d_in + m.d_out) * m.stack
+        for m, rank in zip(modules, adapted.values(), strict=True)
     )
 
 

@@ -20,9 +20,10 @@ class Kind:
 
 
 def of_module(module: Module, rank: int, formula: str = "lora") -> int:
-    """Values that an adapter trains: r (d_in + d_out), with DoRA's d_out, with AdaLoRA's r."""
+    """Values that an adapter trains: r (d_in + d_out), with DoRA's d_out, with AdaLoRA's r; of
+    fused experts that for each one."""
     extra = {"lora": 0, "dora": module.d_out, "adalora": rank}[formula]
-    return rank * (module.d_in + module.d_out) + extra
+    return module.stack * (rank * (module.d_in + module.d_out) + extra)
 
 
 def trained(shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora") -> int:
@@ -63,7 +64,8 @@ def file_bytes(
     """
     tensors: dict[str, tuple[int, ...]] = {}
     for path, size in ranks.items():
-        module, r = shape.by_path[path], size.rank
+        module = shape.by_path[path]
+        r = size.rank * module.stack
         table = module.kind == "embedding"
         at = f"base_model.model.{path}"
         tensors[f"{at}.lora_embedding_A" if table else f"{at}.lora_A.weight"] = (r, module.d_in)
@@ -111,11 +113,14 @@ def flops(shape: ModelShape, ranks: Mapping[str, ModuleRank], *, batch: int, len
     weights = 2 * shape.active_parameters * tokens
     scores = 2 * shape.layers * shape.heads * shape.head_dim * length * tokens
     forward = weights + scores
-    sizes = [(shape.by_path[path], size.rank) for path, size in ranks.items()]
-    sizes = [(module, rank) for module, rank in sizes if module.kind != "embedding"]
-    low_rank = sum(2 * rank * (m.d_in + m.d_out) for m, rank in sizes) * tokens
-    formed = sum(2 * rank * m.d_in * m.d_out for m, rank in sizes)
-    applied = sum(2 * m.d_in * m.d_out for m, _ in sizes) * tokens
+    active = shape.experts.active if shape.experts else 1
+    modules = [(shape.by_path[path], size.rank) for path, size in ranks.items()]
+    sizes = [  # with how often a token goes through each
+        (m, rank, active if m.stack > 1 else 1) for m, rank in modules if m.kind != "embedding"
+    ]
+    low_rank = sum(2 * rank * (m.d_in + m.d_out) * uses for m, rank, uses in sizes) * tokens
+    formed = sum(2 * rank * m.d_in * m.d_out * m.stack for m, rank, _ in sizes)
+    applied = sum(2 * m.d_in * m.d_out * uses for m, _, uses in sizes) * tokens
     return Flops(
         forward=forward,
         full=3 * weights + 3 * scores,

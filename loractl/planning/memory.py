@@ -209,13 +209,13 @@ def _update(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
     if not plan.work.on_cpu:
         return width * n_trained
     if plan.work.full:
-        return 2 * width * max(m.d_in * m.d_out for m in shape.modules)
-    ranks = plan.ranks.items()
+        return 2 * width * max(m.d_in * m.d_out * m.stack for m in shape.modules)
+    ranks, by_path = plan.ranks.items(), shape.by_path
     return (
         2
         * width
         * max(
-            (size.rank * max(shape.by_path[p].d_in, shape.by_path[p].d_out) for p, size in ranks),
+            (size.rank * m.stack * max(m.d_in, m.d_out) for p, size in ranks for m in [by_path[p]]),
             default=0,
         )
     )

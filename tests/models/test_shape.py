@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loractl.errors import ModelError
-from loractl.lora.inject import adaptable, sizes
+from loractl.lora.inject import adaptable, sizes, stacked, weight_of
 from loractl.models import shape
 from loractl.models.families import FAMILIES
 from loractl.models.load import head_name
@@ -74,8 +74,8 @@ def test_a_shape_is_that_of_the_model_which_transformers_builds(case: str, tmp_p
     assert list(found.kinds.items()) == list(kinds.items())
     assert found.head == head_name(model)
     for path, kind in kinds.items():
-        module = model.get_submodule(path)
-        assert (found.by_path[path].d_in, found.by_path[path].d_out) == sizes(kind, module.weight)
+        weight, one = weight_of(model, path, kind), found.by_path[path]
+        assert (one.d_in, one.d_out) == sizes(kind, weight) and one.stack == stacked(weight)
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.tied == model.config.tie_word_embeddings
 

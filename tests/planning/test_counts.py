@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from loractl.artifacts.adapter import parameters
+from loractl.artifacts.peftnames import parameters
 from loractl.lora.inject import adaptable, inject_, sizes
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models import shape
