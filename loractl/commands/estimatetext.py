@@ -26,7 +26,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     targets = settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(targets)
     yield (
-        f"{settings['method']}, rank {settings['rank']} on {listed}; {settings['batch']} rows of"
+        f"{settings['method']}, rank {settings['rank']} on {listed}; {settings['batch']} x"
         f" {settings['length']} tokens, {settings['dtype']},"
         f" {'with' if settings['checkpointing'] else 'without'} gradient checkpointing,"
         f" {settings['optimizer']}"
