@@ -95,7 +95,6 @@ def assemble(loaded: Loaded) -> Session:
 
     Raises ConfigError, DataError or ModelError.
     """
-    hold_mmap_threshold_()
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate(loaded)
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
@@ -201,10 +200,14 @@ def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
 def _checkpointing_(
     model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
 ) -> None:
-    """Turn gradient checkpointing on where it is asked for, or where memory is short."""
+    """Turn gradient checkpointing on where it is asked for, or where memory is short; there freed
+    memory goes back to the system too."""
     wanted = config.train.gradient_checkpointing
+    need = beside_the_weights(model, config, rows=config.train.batch_size, length=max_length)
+    short = need > 0.5 * load.free_memory(device)
+    if short and device.type == "cpu":
+        hold_mmap_threshold_()
     if wanted == "auto":
-        need = beside_the_weights(model, config, rows=config.train.batch_size, length=max_length)
-        wanted = need > 0.5 * load.free_memory(device)
+        wanted = short
     if wanted:
         forward.recompute_activations_(model)

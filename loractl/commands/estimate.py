@@ -78,7 +78,8 @@ def _request(
         return model, replace(Request(), **given)
     from loractl import configfile
 
-    loaded = configfile.load(config, overrides).config
+    # Neither data nor output is looked at: planning may come before them.
+    loaded = configfile.load(config, overrides, paths_exist=False).config
     request = of_config(loaded, dtype=automatic_dtype())
     return loaded.model.name_or_path, replace(request, **given)
 

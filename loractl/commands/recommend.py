@@ -14,7 +14,7 @@ from loractl.lora.ranks import UnmatchedError
 from loractl.models.shape import ModelShape
 from loractl.planning import devices, recommend
 from loractl.planning.recommend import Choice, Rows
-from loractl.planning.request import Request, memory_of, ranks_of
+from loractl.planning.request import WIDTHS, Request, memory_of, ranks_of
 from loractl.planning.search import of_memory
 
 
@@ -39,6 +39,8 @@ def run(asked: Asked, *, as_json: bool) -> int:
     if asked.task not in recommend.RANKS:
         words = ", ".join(recommend.RANKS)
         raise ConfigError(f"--task: found {asked.task!r}, expected one of {words}")
+    if asked.dtype not in WIDTHS:
+        raise ConfigError(f"--dtype: found {asked.dtype!r}, expected one of {', '.join(WIDTHS)}")
     if asked.data is not None and asked.data_size is not None:
         raise ConfigError("--data-size: found together with --data, which is counted; remove one")
     shape = shape_of(asked.model)

@@ -55,7 +55,8 @@ def report(
             "cuda_allocated_bytes": "torch.cuda.max_memory_allocated() at the peak of a step",
             "cuda_after_step_bytes": "torch.cuda.memory_allocated() after optimizer.step()",
             "gpu_bytes": "allocated and CUDA's context, as nvidia-smi would show at least",
-            "cpu_rss_bytes": "largest resident size of a process that trains on the CPU",
+            "cpu_rss_bytes": "largest resident size of a process that trains on the CPU, where"
+            " memory is short; with memory to spare glibc keeps up to a quarter more",
             "framework": FRAMEWORKS[request.framework].source,
         },
     }

@@ -58,6 +58,11 @@ def test_a_config_counts_what_training_trains(
     assert found["settings"]["length"] == 256 and found["settings"]["dtype"] == "float32"
 
 
+def test_rows_that_are_not_there_yet_do_not_matter(config_file: Make, capsys: Captured) -> None:
+    found = estimate(capsys, str(config_file("data: {train: not-yet.jsonl}")))
+    assert found["settings"]["length"] == 256
+
+
 def test_a_flag_goes_over_the_config(config_file: Make, capsys: Captured) -> None:
     found = estimate(capsys, str(config_file()), "--rank", "7", "--set", "train.batch_size=3")
     assert (found["settings"]["rank"], found["settings"]["batch"]) == (7, 3)

@@ -98,6 +98,7 @@ def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> Non
         (["--task", "simple", "--model", "7B", "--data", "x", "--data-size", "5"], "remove one"),
         (["--task", "simple", "--model", "70B", "--memory", "4GB", "--write", "x.yaml"],
          "there is nothing to write"),
+        (["--task", "simple", "--model", "7B", "--dtype", "int4"], "--dtype: found 'int4'"),
         (["--task", "simple"], "Missing option"),
     ],
 )  # fmt: skip
