@@ -4,6 +4,7 @@ the commands of `adapters`, in `cli_adapters`, and nowhere else.
 Commands are imported when they run, so that `--help` and usage errors answer at once.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -282,7 +283,14 @@ def entry() -> None:
         raise Stopped(TERMINATED)
 
     signal.signal(signal.SIGTERM, leave)
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code in (INTERRUPTED, TERMINATED):
+        # All is tidied up, and taking torch down again can take seconds on a busy machine.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _faults(directory: Path) -> list[str]:
     try:
         text = files.read_text(where)
         manifest = files.read_json(where)
-    except (ArtifactError, OSError) as error:
+    except ArtifactError as error:
         return [str(error)]
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     # The text too: JSON reads the same without its last newline.

@@ -94,6 +94,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ArtifactError(f"{path}: not found") from None
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise ArtifactError(f"{path}: truncated or corrupt: {error}") from None
+    except (OSError, RuntimeError) as error:  # a file that cannot be opened: torch's own words
+        raise ArtifactError(f"{path}: cannot be read: {error}") from None
 
 
 def read_text(path: Path) -> str:
@@ -104,6 +106,8 @@ def read_text(path: Path) -> str:
         raise ArtifactError(f"{path}: not found") from None
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

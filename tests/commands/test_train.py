@@ -484,7 +484,7 @@ def test_two_interrupts_leave_at_once_with_the_last_checkpoint_whole(
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - began < 5
+    assert process.returncode == 130 and time.monotonic() - began < 10
     assert "Traceback" not in err
     found, wrong = checkpoint.newest_valid(tmp_path / "run" / "checkpoints")
     assert found.state["train"]["step"] >= 5 and not wrong

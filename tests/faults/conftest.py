@@ -183,7 +183,8 @@ def whole(
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without what a clock or a meter said."""
-    text = (run / "metrics.jsonl").read_text()
+    log = run / "metrics.jsonl"
+    text = log.read_text() if log.exists() else ""
     return [
         {key: value for key, value in json.loads(line).items() if key not in TIMES}
         for line in text.splitlines()
