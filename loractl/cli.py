@@ -25,7 +25,6 @@ app = typer.Typer(
 )
 
 NOT_YET = (
-    "export",
     "recommend",
     "estimate",
     "chat",
@@ -112,6 +111,26 @@ def merge(
     from loractl.commands.merge import run
 
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
+
+
+@app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    to: Annotated[str, typer.Option(help="peft, gguf, merged-gguf or ollama.")],
+    out: Annotated[Path, typer.Option(help="The file, or for peft and ollama the directory.")],
+    base: Base = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="f32, f16, bf16, or for whole models q8_0.")
+    ] = None,
+    overwrite: Overwrite = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Write without the proof.")
+    ] = False,
+) -> int:
+    """Write what PEFT and vLLM, llama.cpp or Ollama load, and prove it where they are installed."""
+    from loractl.commands.export import run
+
+    return run(adapter, to, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
 
 
 @app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")

@@ -79,24 +79,24 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     cpu = torch.device("cpu")
     coarsest = max(float_dtypes(locate(str(merged))), key=lambda found: torch.finfo(found).eps)
     model = load_model(source, dtype=torch.float32, device=cpu)
-    ids = _probe(model)
-    base = _logits(model, ids)
+    ids = probe_ids(model)
+    base = probe_logits(model, ids)
     untouched = _digests(model, dtype)
     layers = load_(model, adapter)
-    expected = _logits(model, ids)
+    expected = probe_logits(model, ids)
     effect = float((expected - base).abs().max())
     if effect == 0.0:
         raise ArtifactError(
             f"{adapter.directory}: the adapter changes nothing: its update is zero everywhere"
         )
-    columns = {name: _columns(layer, layer.base) for name, layer in layers.items()}
+    columns = {name: columns_of(layer, layer.base) for name, layer in layers.items()}
     largest = float(expected.abs().max())
     bound = FP32_TOLERANCE * max(1.0, largest)
     if coarsest != torch.float32:
         bound += ROUNDING_FACTOR * _rounding_effect(model, ids, expected, coarsest)
     del model, layers
     model = load_model(locate(str(merged)), dtype=torch.float32, device=cpu)
-    found = _logits(model, ids)
+    found = probe_logits(model, ids)
     return Proof(
         difference=float((found - expected).abs().max()),
         bound=bound,
@@ -108,7 +108,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     )
 
 
-def _probe(model: "PreTrainedModel") -> Tensor:
+def probe_ids(model: "PreTrainedModel") -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
@@ -116,7 +116,7 @@ def _probe(model: "PreTrainedModel") -> Tensor:
     return torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(input_ids=ids, use_cache=False).logits  # (ROWS, LENGTH, vocabulary)
     return logits.float()
@@ -135,19 +135,16 @@ def _rounding_effect(model: nn.Module, ids: Tensor, expected: Tensor, dtype: tor
             error = parameter.to(dtype).float() - parameter
             signs = torch.randint(0, 2, error.shape, generator=generator, dtype=torch.int8)
             parameter.add_(error * (signs * 2 - 1))
-    return float((_logits(model, ids) - expected).abs().max())
+    return float((probe_logits(model, ids) - expected).abs().max())
 
 
-def _columns(layer: nn.Module, base: nn.Module) -> Tensor:
+def columns_of(layer: nn.Module, base: nn.Module) -> Tensor:
     """What a layer, adapted or not, answers to some unit vectors: (n, d_out) in float64.
 
     These are columns of its weight as the forward pass applies it: bias and embed_scale taken out.
     """
-    kind, weight = kind_of(base), base.weight
-    assert kind is not None and isinstance(weight, Tensor)
-    d_in = sizes(kind, weight)[0]
-    generator = torch.Generator().manual_seed(2)
-    indices = torch.randperm(d_in, generator=generator)[:COLUMNS]
+    indices, kind = picked(base)
+    d_in = sizes(kind, _weight(base))[0]
     exact = {name: value.detach().double() for name, value in layer.named_parameters()}
     if kind == "embedding":
         rows: Tensor = functional_call(layer, exact, (indices,))
@@ -158,6 +155,20 @@ def _columns(layer: nn.Module, base: nn.Module) -> Tensor:
     return y[:-1] - y[-1]
 
 
+def picked(base: nn.Module) -> tuple[Tensor, str]:
+    """Which inputs of a layer `columns_of` looks at, and the kind of layer."""
+    kind = kind_of(base)
+    assert kind is not None, f"{type(base).__name__} carries no adapter"
+    generator = torch.Generator().manual_seed(2)
+    return torch.randperm(sizes(kind, _weight(base))[0], generator=generator)[:COLUMNS], kind
+
+
+def _weight(base: nn.Module) -> Tensor:
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def _wrong_updates(
     model: nn.Module, columns: Mapping[str, Tensor], dtype: torch.dtype
 ) -> list[str]:
@@ -166,7 +177,7 @@ def _wrong_updates(
     wrong = []
     for name, exact in columns.items():
         module = model.get_submodule(name)
-        error = (_columns(module, module) - exact).abs()
+        error = (columns_of(module, module) - exact).abs()
         size = exact.abs().clamp(min=info.tiny)  # below it the steps of a format grow no smaller
         _, exponent = torch.frexp(size)  # 2^(exponent - 1) <= size < 2^exponent
         step = info.eps * torch.exp2(exponent.double() - 1)
