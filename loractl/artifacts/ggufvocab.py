@@ -104,6 +104,9 @@ def _require_plain_added_tokens(vocabulary: _Vocabulary) -> None:
         if token["lstrip"] or token["single_word"]:
             raise vocabulary.refusal(f"has {token['content']!r} with lstrip or single_word")
     if vocabulary.drops_space:
+        there = {str(token["content"]) for token in vocabulary.added}
+        if missing := sorted({*KEEP_SPACE, "</s>"} - there):
+            raise vocabulary.refusal(f"has tokens with rstrip, but no {missing[0]} as Phi-3 has")
         for token in vocabulary.added:
             if token["rstrip"] == (token["content"] in KEEP_SPACE):
                 raise vocabulary.refusal(f"has {token['content']!r} with rstrip: {token['rstrip']}")
@@ -196,7 +199,7 @@ def _pieces(vocabulary: _Vocabulary, rendered: str | None) -> dict[str, Field]:
 def _prefixes_space(vocabulary: _Vocabulary, prefix: str, rendered: str | None) -> bool:
     """Whether a space goes before text, which llama.cpp also does after every special token.
 
-    With "first" transformers does it at the start of the text alone. That is never, for a text that
+    With "first" transformers does it at the start of the text alone, and not where there is one. That is never, for a text that
     starts with a special token, and what llama.cpp does, for one that holds none.
     """
     if prefix != "first":
@@ -226,7 +229,7 @@ def _scores(vocabulary: _Vocabulary) -> dict[str, float]:
         last = of_token[-1]
     pairs = set(vocabulary.merges)
     ids = vocabulary.ids
-    for token in ranks:
+    for token in ids.keys() - BYTES - {str(token["content"]) for token in vocabulary.added}:
         for cut in range(1, len(token)):
             pair = token[:cut], token[cut:]
             if pair not in pairs and pair[0] in ids and pair[1] in ids:

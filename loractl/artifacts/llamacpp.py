@@ -4,6 +4,7 @@ The parent calls `ask`; the child runs this file. Logits come back as .npy files
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ class Answer:
 
 
 class CrashError(Exception):
-    """llama.cpp did not answer; the message is the last thing it said."""
+    """llama.cpp did not answer; the message is the first error it told."""
 
 
 def is_installed() -> bool:
@@ -60,8 +61,8 @@ def ask(
         )
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            last = next((line for line in reversed(said) if "error" in line.lower()), "")
-            raise CrashError((last or (said or ["it said nothing"])[-1]).strip()[:300])
+            first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
+            raise CrashError((first or (said or ["it said nothing"])[-1]).strip()[:300])
         found = json.loads((work / "answer.json").read_text(encoding="utf-8"))
         logits = [np.load(work / f"{n}.npy") for n in range(len(sequences))]
     return Answer(found["ids"], logits, found["greedy"])
