@@ -28,7 +28,6 @@ NOT_YET = (
     "recommend",
     "estimate",
     "chat",
-    "eval",
     "report",
     "sweep",
 )
@@ -166,6 +165,41 @@ def generate(
         options=Options(max_new_tokens, temperature, top_p, seed, dtype),
         as_json=as_json,
     )
+
+
+@app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")
+def evaluate(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs, or fully trained models."),
+    ],
+    data: Annotated[Path, typer.Option(help="Held-out rows.")],
+    metrics: Annotated[
+        str,
+        typer.Option(help="Of loss, perplexity, exact_match, contains, json_match, regex."),
+    ] = "loss,perplexity,exact_match",
+    regex: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="What the metric regex looks for.")
+    ] = None,
+    retain: Annotated[
+        Path | None, typer.Option(help="General text: how much of it was forgotten?")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The base model.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a row at most.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch, for the losses.")] = 8,
+    dtype: Annotated[str, typer.Option(help="As model.dtype of a config.")] = "auto",
+    rows: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of each row as JSONL.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure base, adapters and fully trained models on held-out rows, in one table."""
+    from loractl.commands.evaluate import Asked, run
+
+    wanted = tuple(name.strip() for name in metrics.split(","))
+    asked = Asked(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
+    return run(targets, asked, model=model, rows=rows, as_json=as_json)
 
 
 app.add_typer(adapters_app, name="adapters")

@@ -100,7 +100,9 @@ class DataSection(Section):
     eval: Annotated[str, Field(min_length=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="held-out rows: a path, or a fraction of train (split by content)"
     )
-    retain: str | None = Field(None, description="general text whose loss shows forgetting")
+    retain: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="general text whose loss shows forgetting, measured as data.eval is"
+    )
     columns: dict[str, str] = Field({}, description="our field -> the column that holds it")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
         "auto", description="how a row is written; auto: seen from its fields"
@@ -191,7 +193,6 @@ NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "lora.rank_schedule": ANY,
     "lora.modules_to_save": ANY,
     "lora.adalora": ANY,
-    "data.retain": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.on_non_finite": ("skip",),
     "train.non_finite_limit": ANY,
@@ -224,14 +225,14 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             f"{train.warmup:.15g} warmup steps are more than train.steps ({train.steps}), expected "
             "fewer; a value below 1 is a share of the steps",
         )
-    if train.eval_every is not None and data.eval is None:
+    if train.eval_every is not None and data.eval is None and data.retain is None:
         yield (
             "train.eval_every",
             "set, but data.eval names no held-out rows; set data.eval or remove it",
         )
     if train.lora_plus_ratio != 1 and config.method == "full":
         yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
-    if train.early_stopping is not None and train.eval_every is None:
+    if train.early_stopping is not None and (train.eval_every is None or data.eval is None):
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):
         if "" in getattr(config.lora, name):

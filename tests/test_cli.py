@@ -24,14 +24,13 @@ from loractl.errors import (
 )
 
 COMMANDS = [
-    "init", "check", "train", "merge", "generate", "adapters", "inspect", "schema", "doctor",
+    "init", "check", "train", "merge", "export", "generate", "eval", "adapters", "inspect",
+    "schema", "doctor",
 ]  # fmt: skip
 LATER = [
-    "export",
     "recommend",
     "estimate",
     "chat",
-    "eval",
     "report",
     "sweep",
 ]

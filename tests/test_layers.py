@@ -32,7 +32,8 @@ LEVELS = {
     **dict.fromkeys(("strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
-    "init", "check", "train", "merge", "generate", "adapters", "inspect", "schema", "doctor",
+    "init", "check", "train", "merge", "export", "generate", "eval", "adapters", "inspect",
+    "schema", "doctor",
 )  # fmt: skip
 
 

@@ -199,8 +199,9 @@ def _pieces(vocabulary: _Vocabulary, rendered: str | None) -> dict[str, Field]:
 def _prefixes_space(vocabulary: _Vocabulary, prefix: str, rendered: str | None) -> bool:
     """Whether a space goes before text, which llama.cpp also does after every special token.
 
-    With "first" transformers does it at the start of the text alone, and not where there is one. That is never, for a text that
-    starts with a special token, and what llama.cpp does, for one that holds none.
+    With "first" transformers does it at the start of the text alone, and not where there is one.
+    That is never, for a text that starts with a special token, and what llama.cpp does, for one
+    that holds none.
     """
     if prefix != "first":
         return prefix == "always"

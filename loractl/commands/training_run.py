@@ -97,7 +97,8 @@ class _Run:
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
-        if self.session.data.held_out and state.step == 0:
+        evaluates = bool(self.session.data.held_out or self.session.data.retain)
+        if evaluates and state.step == 0:
             self._evaluate(progress)
         began, first = time.perf_counter(), state.step
         for step in steps(
@@ -112,7 +113,7 @@ class _Run:
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
             progress.step(step.step, _line(step), seconds_left=left)
             last = step.step == total
-            if self.session.data.held_out and (last or _due(step.step, train.eval_every)):
+            if evaluates and (last or _due(step.step, train.eval_every)):
                 self._evaluate(progress)
                 self.stopped_early = self.is_patience_over()
             ends = last or self.stopped_early or stop.exit_code is not None
@@ -144,12 +145,19 @@ class _Run:
 
     def _evaluate(self, progress: console.Progress) -> None:
         began = time.perf_counter()
-        loss = self.session.eval_loss()
-        self.eval_losses.append(loss)
-        self.state.note_eval(loss)
-        metrics.append(self.directory.metrics, {"step": self.state.step, "eval_loss": loss})
+        row: dict[str, Any] = {"step": self.state.step}
+        said = []
+        if self.session.data.held_out:
+            loss = row["eval_loss"] = self.session.eval_loss()
+            self.eval_losses.append(loss)
+            self.state.note_eval(loss)
+            said.append(f"held-out loss {loss:.4f}")
+        if self.session.data.retain:
+            row["retain_loss"] = self.session.retain_loss()
+            said.append(f"loss on general text {row['retain_loss']:.4f}")
+        metrics.append(self.directory.metrics, row)
         seconds = console.duration(time.perf_counter() - began)
-        progress.say(f"step {self.state.step}: held-out loss {loss:.4f} ({seconds})")
+        progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
 
     def _save(self) -> None:
         session = self.session

@@ -34,7 +34,11 @@ PROBES = [
     "'s 'S it'ſ don't",
 ]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CORPUS = [*PROBES, "the quick brown fox jumps over the lazy dog " * 3, "12 plus 7 is 19, is it not?"]
+CORPUS = [
+    *PROBES,
+    "the quick brown fox jumps over the lazy dog " * 3,
+    "12 plus 7 is 19, is it not?",
+]
 
 
 def wrapped(core: Tokenizer) -> PreTrainedTokenizerFast:
@@ -73,7 +77,9 @@ def pieces(
     `prefix` says where a space goes before text: always, first, never; None: as Gemma has it.
     """
     words = sorted({f"▁{word}" for line in CORPUS for word in line.split()} | {"▁▁", "▁▁▁▁"})
-    found = sorted({word[:n] for word in words for n in range(2, min(len(word), 7))} | {"▁▁", "▁▁▁▁"})
+    found = sorted(
+        {word[:n] for word in words for n in range(2, min(len(word), 7))} | {"▁▁", "▁▁▁▁"}
+    )
     found += sorted({word[1:][:n] for word in words for n in range(2, 5)} - set(found))
     characters = sorted({c for token in found for c in token})
     listed = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *found]

@@ -1,4 +1,4 @@
-"""Ollama's Go templates against the chat templates they stand for, by an interpreter of Go's subset."""
+"""Ollama's Go templates against the chat templates they stand for, by a small Go interpreter."""
 
 import re
 from collections.abc import Mapping, Sequence
