@@ -1,5 +1,5 @@
-"""The command line: signatures and help of every command. No torch; typer is imported here and, for
-the commands of `adapters`, in `cli_adapters`, and nowhere else.
+"""The command line: signatures and help of every command. No torch; typer is imported here, and in
+`cli_adapters` and `cli_results`, which are parts of this file, and nowhere else.
 
 Commands are imported when they run, so that `--help` and usage errors answer at once.
 """
@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from loractl import console
-from loractl.cli_adapters import adapters_app
+from loractl.cli_adapters import Json, Overwrite, adapters_app
+from loractl.cli_results import Base, evaluate, export
 from loractl.errors import INTERRUPTED, ConfigError, LoractlError, Stopped
 
 app = typer.Typer(
@@ -32,12 +33,6 @@ NOT_YET = (
     "sweep",
 )
 """Commands of later versions: named, so that they are not taken for misspelt."""
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Base = Annotated[
-    str | None, typer.Option("--base", help="The base model; default: the one the adapter names.")
-]
 
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
@@ -112,24 +107,7 @@ def merge(
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
 
 
-@app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")
-def export(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
-    to: Annotated[str, typer.Option(help="peft, gguf, merged-gguf or ollama.")],
-    out: Annotated[Path, typer.Option(help="The file, or for peft and ollama the directory.")],
-    base: Base = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="f32, f16, bf16, or for whole models q8_0.")
-    ] = None,
-    overwrite: Overwrite = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Write without the proof.")
-    ] = False,
-) -> int:
-    """Write what PEFT and vLLM, llama.cpp or Ollama load, and prove it where they are installed."""
-    from loractl.commands.export import run
-
-    return run(adapter, to, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
+app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)
 
 
 @app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
@@ -167,41 +145,7 @@ def generate(
     )
 
 
-@app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")
-def evaluate(
-    targets: Annotated[
-        list[str],
-        typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs, or fully trained models."),
-    ],
-    data: Annotated[Path, typer.Option(help="Held-out rows.")],
-    metrics: Annotated[
-        str,
-        typer.Option(help="Of loss, perplexity, exact_match, contains, json_match, regex."),
-    ] = "loss,perplexity,exact_match",
-    regex: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="What the metric regex looks for.")
-    ] = None,
-    retain: Annotated[
-        Path | None, typer.Option(help="General text: how much of it was forgotten?")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The base model.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a row at most.")] = 1024,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch, for the losses.")] = 8,
-    dtype: Annotated[str, typer.Option(help="As model.dtype of a config.")] = "auto",
-    rows: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures of each row as JSONL.")
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Measure base, adapters and fully trained models on held-out rows, in one table."""
-    from loractl.commands.evaluate import Asked, run
-
-    wanted = tuple(name.strip() for name in metrics.split(","))
-    asked = Asked(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
-    return run(targets, asked, model=model, rows=rows, as_json=as_json)
-
-
+app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")(evaluate)
 app.add_typer(adapters_app, name="adapters")
 
 

@@ -22,6 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "cli": 5,
     "cli_adapters": 4.5,  # a part of cli: its commands under `adapters`
+    "cli_results": 4.6,  # and its export and eval
     "commands": 4,
     **dict.fromkeys(("training", "evaluation", "generation", "artifacts", "planning"), 3),
     **dict.fromkeys(("lora", "data", "models"), 2),
