@@ -1,5 +1,5 @@
-"""The command line: signatures and help of every command. No torch; typer is imported here and, for
-the commands of `adapters`, in `cli_adapters`, and nowhere else.
+"""The command line: signatures and help of every command. No torch; typer is imported here, and in
+`cli_adapters` and `cli_results`, which are parts of this file, and nowhere else.
 
 Commands are imported when they run, so that `--help` and usage errors answer at once.
 """
@@ -16,8 +16,9 @@ from typing import Annotated
 import typer
 
 from loractl import console
-from loractl.cli_adapters import adapters_app
+from loractl.cli_adapters import Json, Overwrite, adapters_app
 from loractl.cli_planning import estimate, recommend
+from loractl.cli_results import Base, evaluate, export
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -36,18 +37,10 @@ app = typer.Typer(
 )
 
 NOT_YET = (
-    "export",
-    "eval",
     "report",
     "sweep",
 )
 """Commands of later versions: named, so that they are not taken for misspelt."""
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Base = Annotated[
-    str | None, typer.Option("--base", help="The base model; default: the one the adapter names.")
-]
 
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
@@ -122,6 +115,9 @@ def merge(
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
 
 
+app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)
+
+
 Model = Annotated[str | None, typer.Option(help="The base, or a run of method: full.")]
 Adapters = Annotated[
     list[str] | None,
@@ -182,6 +178,7 @@ def chat(
     return run(model=model, adapters=adapter or [], options=options)
 
 
+app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")(evaluate)
 app.add_typer(adapters_app, name="adapters")
 app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)
 app.command(epilog="Example: loractl recommend --task complex --model 7B --memory 24GB")(recommend)

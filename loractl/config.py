@@ -107,7 +107,9 @@ class DataSection(Section):
     eval: Annotated[str, Field(min_length=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="held-out rows: a path, or a fraction of train (split by content)"
     )
-    retain: str | None = Field(None, description="general text whose loss shows forgetting")
+    retain: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="general text whose loss shows forgetting, measured as data.eval is"
+    )
     columns: dict[str, str] = Field({}, description="our field -> the column that holds it")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
         "auto", description="how a row is written; auto: seen from its fields"
@@ -196,7 +198,6 @@ ANY = None
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
-    "data.retain": ANY,
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
 }

@@ -22,7 +22,7 @@ from loractl.wording import closest, found, is_secret, printable
 
 LARGEST = 1 << 18  # bytes; pure-Python YAML reads a hostile file of this size in about a second
 
-_PATHS = ("model.name_or_path", "data.train", "data.eval", "out")
+_PATHS = ("model.name_or_path", "data.train", "data.eval", "data.retain", "out")
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 _KEY = re.compile(r"[^\W\d][\w-]*(?:\.[^.\s]+)*")
 

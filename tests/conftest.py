@@ -329,3 +329,20 @@ def save_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.fixture(scope="session")
+def wide(
+    tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """wide("llama") -> one of tests/ggufbases.py, made once; never write into it."""
+    from tests.ggufbases import save
+
+    made: dict[str, Path] = {}
+
+    def make(name: str = "llama") -> Path:
+        if name not in made:
+            made[name] = save(tmp_path_factory.mktemp(name), name, tokenizer)
+        return made[name]
+
+    return make

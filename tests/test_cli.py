@@ -24,14 +24,10 @@ from loractl.errors import (
 )
 
 COMMANDS = [
-    "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "schema",
-    "doctor",
+    "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters", "inspect",
+    "estimate", "recommend", "schema", "doctor",
 ]  # fmt: skip
 LATER = [
-    "export",
-    "recommend",
-    "estimate",
-    "eval",
     "report",
     "sweep",
 ]

@@ -22,6 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "cli": 5,
     **dict.fromkeys(("cli_adapters", "cli_planning"), 4.5),  # parts of cli
+    "cli_results": 4.6,  # and its export and eval
     "commands": 4,
     **dict.fromkeys(("training", "evaluation", "generation", "artifacts", "planning"), 3),
     **dict.fromkeys(("lora", "data", "models"), 2),
@@ -32,8 +33,8 @@ LEVELS = {
     **dict.fromkeys(("conflicts", "strictyaml", "schemacheck", "synonyms", "wording", "places"), 0),
 }
 COMMANDS = (
-    "init", "check", "train", "merge", "generate", "chat", "adapters", "inspect", "estimate",
-    "recommend", "schema", "doctor",
+    "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters",
+    "inspect", "estimate", "recommend", "schema", "doctor",
 )  # fmt: skip
 
 

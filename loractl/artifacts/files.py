@@ -195,6 +195,22 @@ def _lives(pid: int) -> bool:
     return pid != os.getpid()  # our own are those of an earlier process with this number
 
 
+def publish_file(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file in a directory beside `final`, sync it, and give it its name."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        made = beside / final.name
+        write(made)
+        sync(made)
+        made.rename(final)
+        sync(final.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def remove(path: Path) -> None:
     """Remove a directory or a file; it loses its name first, so that no reader sees half of it.
 

@@ -66,10 +66,10 @@ def write(
 
     Raises ArtifactError when adapter and base do not fit, or a weight does not fit into `dtype`.
     """
-    _refuse_quantized(source)
+    refuse_quantized(source)
     skeleton = load_skeleton(source)
     ranks_of(adapter, skeleton)  # refuses before any weight is read
-    plan = None if source.gguf else _plan(source, skeleton, adapter)
+    plan = None if source.gguf else plan_merge(source, skeleton, adapter)
     if plan is None:
         written = _write_whole(directory, source, adapter, dtype or own_dtype(source))
     else:
@@ -81,7 +81,7 @@ def write(
     return written
 
 
-def _refuse_quantized(source: Source) -> None:
+def refuse_quantized(source: Source) -> None:
     """Weights that stand in blocks or beside scales of their own cannot be added to."""
     if source.gguf:
         return  # unpacked by its loader
@@ -93,7 +93,7 @@ def _refuse_quantized(source: Source) -> None:
         )
 
 
-def _is_tied(model: "PreTrainedModel") -> bool:
+def is_tied(model: "PreTrainedModel") -> bool:
     """Whether the output head is the embedding table; asked before adapters go in."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is model.get_input_embeddings().weight
@@ -111,7 +111,7 @@ def shards(source: Source) -> list[Path]:
     return [source.directory / name for name in names]
 
 
-def _places(source: Source) -> dict[str, Path]:
+def places(source: Source) -> dict[str, Path]:
     """The name of every tensor of a model directory, and the shard it stands in."""
     found: dict[str, Path] = {}
     for shard in shards(source):
@@ -137,25 +137,25 @@ def own_dtype(source: Source) -> torch.dtype:
     return float_dtypes(source).most_common(1)[0][0]
 
 
-def _plan(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
+def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
     """Find each adapted weight in the files; None when they lay weights out otherwise.
 
     When a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
     weight of its own: its merged one, or the old embedding. Otherwise an update of one would
     silently change both.
     """
-    places = _places(source)
+    found = places(source)
     prefix = skeleton.base_model_prefix + "."
 
     def in_files(full: str) -> str | None:
         options = (full, full.removeprefix(prefix), prefix + full)
-        return next((name for name in options if name in places), None)
+        return next((name for name in options if name in found), None)
 
     for module, copy in own_weights(adapter, adaptable(skeleton)).items():
         if name := in_files(f"{module}.weight"):
-            with safe_open(places[name], framework="pt") as file:
+            with safe_open(found[name], framework="pt") as file:
                 require_same(adapter, module, copy, file.get_tensor(name))
-    tied = _is_tied(skeleton)
+    tied = is_tied(skeleton)
     embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
     changes: dict[str, LoraLayer | Tensor] = {}
     for module, layer in load_(skeleton, adapter).items():
@@ -233,10 +233,10 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
     """Merge in memory: for bases whose files lay weights out otherwise, such as GGUF."""
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    tied = _is_tied(model)
+    tied = is_tied(model)
     load_(model, adapter)
     merge_(model)
-    untie = tied and not _is_tied(model)
+    untie = tied and not is_tied(model)
     if untie:
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False

@@ -85,17 +85,17 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
     model = load_model(source, dtype=torch.float32, device=cpu)
-    ids = _probe(model)
-    base = _logits(model, ids)
+    ids = probe_ids(model)
+    base = probe_logits(model, ids)
     untouched = _digests(model, dtype)
     layers = load_(model, adapter)
-    expected = _logits(model, ids)
+    expected = probe_logits(model, ids)
     effect = float((expected - base).abs().max())
     if effect == 0.0:
         raise ArtifactError(
             f"{adapter.directory}: the adapter changes nothing: its update is zero everywhere"
         )
-    columns = {name: (layer.kind, _columns(layer)) for name, layer in layers.items()}
+    columns = {name: (layer.kind, columns_of(layer)) for name, layer in layers.items()}
     wanted = {
         f"{path}.{inner}": tensor
         for path, whole in wholes(model).items()
@@ -108,7 +108,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
         bound += ROUNDING_FACTOR * _rounding_effect(model, ids, expected, coarsest)
     del model, layers
     model = load_model(locate(str(merged)), dtype=torch.float32, device=cpu)
-    found = _logits(model, ids)
+    found = probe_logits(model, ids)
     return Proof(
         difference=float((found - expected).abs().max()),
         bound=bound,
@@ -124,7 +124,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     )
 
 
-def _probe(model: "PreTrainedModel") -> Tensor:
+def probe_ids(model: "PreTrainedModel") -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
@@ -132,7 +132,7 @@ def _probe(model: "PreTrainedModel") -> Tensor:
     return torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(input_ids=ids, use_cache=False).logits  # (ROWS, LENGTH, vocabulary)
     return logits.float()
@@ -151,10 +151,10 @@ def _rounding_effect(model: nn.Module, ids: Tensor, expected: Tensor, dtype: tor
             error = parameter.to(dtype).float() - parameter
             signs = torch.randint(0, 2, error.shape, generator=generator, dtype=torch.int8)
             parameter.add_(error * (signs * 2 - 1))
-    return float((_logits(model, ids) - expected).abs().max())
+    return float((probe_logits(model, ids) - expected).abs().max())
 
 
-def _columns(layer: LoraLayer) -> Tensor:
+def columns_of(layer: LoraLayer) -> Tensor:
     """What an adapted layer answers to some unit vectors: (n, d_out) in float64.
 
     These are columns of its weight as the forward pass applies it: bias and embed_scale taken out.
@@ -163,7 +163,7 @@ def _columns(layer: LoraLayer) -> Tensor:
     exact = {name: value.detach().double() for name, value in layer.named_parameters()}
     if isinstance(layer, LoraExperts):
         return _columns_of_experts(layer, exact)
-    indices = _indices(layer.kind, layer.weight)
+    indices = picked(layer.kind, layer.weight)
     if layer.kind == "embedding":
         rows: Tensor = functional_call(layer, exact, (indices,))
         return rows / float(getattr(layer.base, "embed_scale", 1.0))
@@ -177,14 +177,14 @@ def _columns(layer: LoraLayer) -> Tensor:
 def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
     """The same of each expert: its product and update, as `AdaptedExperts` adds them."""
     W = layer.weight.detach().double()
-    x = torch.eye(sizes(layer.kind, W)[0], dtype=torch.float64)[_indices(layer.kind, W)]
+    x = torch.eye(sizes(layer.kind, W)[0], dtype=torch.float64)[picked(layer.kind, W)]
     counts = [len(x)] * layer.n_experts
     with torch.no_grad():
         update: Tensor = functional_call(layer, dict(exact), (x.repeat(len(counts), 1), counts))
     return _plain_columns(layer.kind, W) + update * layer.scale
 
 
-def _indices(kind: str, weight: Tensor) -> Tensor:
+def picked(kind: str, weight: Tensor) -> Tensor:
     """The inputs that are looked at: the same for a layer and its merged weight."""
     generator = torch.Generator().manual_seed(2)
     return torch.randperm(sizes(kind, weight)[0], generator=generator)[:COLUMNS]
@@ -193,7 +193,7 @@ def _indices(kind: str, weight: Tensor) -> Tensor:
 def _plain_columns(kind: str, weight: Tensor) -> Tensor:
     """The same columns of a plain weight, (n, d_out) or (n experts, d_out), in float64."""
     W = weight.detach().double()
-    indices = _indices(kind, W)
+    indices = picked(kind, W)
     columns = W[..., indices].mT if kind in ("linear", "experts") else W[..., indices, :]
     return columns.reshape(-1, columns.shape[-1])
 

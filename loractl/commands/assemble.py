@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
 from loractl.models.objective import loss_sum
-from loractl.records import Batch, DataState
+from loractl.records import Batch, DataState, Example
 from loractl.training.heap import hold_mmap_threshold_
 from loractl.training.optim import LearningRate
 
@@ -62,11 +62,16 @@ class Session:
 
     def eval_loss(self) -> float:
         """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
-        value = mean_loss(
-            self.model, self.loss, batches.in_order(self.data.held_out, self.plan), self.device
-        )
+        return self._mean_loss(self.data.held_out, "the held-out rows")
+
+    def retain_loss(self) -> float:
+        """Mean loss on general text, over all its tokens. Raises NumericError likewise."""
+        return self._mean_loss(self.data.retain, "data.retain")
+
+    def _mean_loss(self, examples: Sequence[Example], what: str) -> float:
+        value = mean_loss(self.model, self.loss, batches.in_order(examples, self.plan), self.device)
         if not math.isfinite(value):
-            raise NumericError(f"the loss on the held-out rows is {value}")
+            raise NumericError(f"the loss on {what} is {value}")
         return value
 
     @property

@@ -40,9 +40,9 @@ def run(
     from loractl.models import load
 
     adapter = adapters.read(path)
-    source = _base(adapter, base)
+    source = base_of(adapter, base)
     target: torch.dtype | None = load.DTYPES[dtype] if dtype else None
-    _require_apart(out, source.directory, adapter.directory)
+    require_apart(out, source.directory, adapter.directory)
     lines: list[str] = []
 
     def write(directory: Path) -> None:
@@ -85,7 +85,7 @@ def _bytes_of(source: "load.Source", dtype: "torch.dtype | None") -> int | None:
     return total if dtype is None else total * dtype.itemsize // widest
 
 
-def _base(adapter: "adapters.Adapter", base: str | None) -> "load.Source":
+def base_of(adapter: "adapters.Adapter", base: str | None) -> "load.Source":
     """The base to merge into: as named, or the one the adapter was trained on, bytes compared."""
     from loractl.models import load
 
@@ -108,7 +108,7 @@ def _base(adapter: "adapters.Adapter", base: str | None) -> "load.Source":
     return source
 
 
-def _require_apart(out: Path, *others: Path) -> None:
+def require_apart(out: Path, *others: Path) -> None:
     for other in others:
         if out.resolve() == other.resolve() or out.resolve() in other.resolve().parents:
             raise ConfigError(f"--out: {out} would replace {other}; choose another directory")

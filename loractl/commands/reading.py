@@ -19,6 +19,7 @@ class Data:
 
     train: Sequence[Example]
     held_out: Sequence[Example]  # may be empty
+    retain: Sequence[Example]  # general text, trained on nowhere; may be empty
     accounts: dict[str, Account]  # "train" and "eval"; of a mixture "train[0]", "train[1]", ...
     parts: tuple[tuple[int, float], ...]  # of a mixture: (examples, weight) of each source
     tokens_sha256: str  # of all ids, and of which of them are trained
@@ -42,14 +43,14 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     cache = Cache.default()
     _require_fields(data.columns)
 
-    def read(source: SourceSection, part: str) -> tuple[Store, Account]:
+    def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
         share = data.eval if isinstance(data.eval, float) and part != "all" else None
         reading = examples.Reading(
             format=source.format if source.format != "auto" else data.format,
             max_length=max_length,
-            train_on=data.train_on,
-            too_long=data.too_long,
-            columns=data.columns,
+            train_on="all" if whole else data.train_on,
+            too_long="truncate" if whole else data.too_long,
+            columns={} if whole else data.columns,
             split=source.split,
             held_out=share,
             part=part,
@@ -73,6 +74,10 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     if isinstance(data.eval, str):
         store, accounts["eval"] = read(SourceSection(path=data.eval, format="auto"), "all")
         held.append(store)
+    retain: Sequence[Example] = []
+    if data.retain is not None:
+        general = SourceSection(path=data.retain, format="auto")
+        retain, accounts["retain"] = read(general, "all", whole=True)
     for store in stores if several else []:
         store.named = True
     weights = [source.weight for source in listed]
@@ -81,6 +86,7 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     return Data(
         train=Mixture(stores) if several else stores[0],
         held_out=Mixture(held) if len(held) > 1 else held[0] if held else [],
+        retain=retain,
         accounts=accounts,
         parts=tuple(zip(sizes, weights, strict=True)) if mixed else (),
         tokens_sha256=tokens_sha256([*stores, *held]),

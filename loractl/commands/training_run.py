@@ -122,7 +122,8 @@ class _Run:
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
-        if self.session.data.held_out and (state.step == 0 or state.eval_pending):
+        evaluates = bool(self.session.data.held_out or self.session.data.retain)
+        if evaluates and (state.step == 0 or state.eval_pending):
             self._evaluate(progress, stop)
             self.stopped_early = self.is_patience_over()
             if state.eval_pending or self.stopped_early:
@@ -144,7 +145,7 @@ class _Run:
                     f"step {step.step}: skipped, the weights are as before: {step.skipped}"
                 )
             last = step.step == total
-            if self.session.data.held_out and (last or _due(step.step, train.eval_every)):
+            if evaluates and (last or _due(step.step, train.eval_every)):
                 self._evaluate(progress, stop)
                 self.stopped_early = self.is_patience_over()
             ends = last or self.stopped_early or stop.exit_code is not None
@@ -181,17 +182,26 @@ class _Run:
         """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
         began = time.perf_counter()
         self.state.eval_pending = True
+        row: dict[str, Any] = {"step": self.state.step}
         try:
             with stop.at_once():
-                loss = self.session.eval_loss()
+                if self.session.data.held_out:
+                    row["eval_loss"] = self.session.eval_loss()
+                if self.session.data.retain:
+                    row["retain_loss"] = self.session.retain_loss()
         except Stopped:
             return
         self.state.eval_pending = False
-        self.eval_losses.append(loss)
-        self.state.note_eval(loss)
-        metrics.append(self.directory.metrics, {"step": self.state.step, "eval_loss": loss})
+        said = []
+        if "eval_loss" in row:
+            self.eval_losses.append(row["eval_loss"])
+            self.state.note_eval(row["eval_loss"])
+            said.append(f"held-out loss {row['eval_loss']:.4f}")
+        if "retain_loss" in row:
+            said.append(f"loss on general text {row['retain_loss']:.4f}")
+        metrics.append(self.directory.metrics, row)
         seconds = console.duration(time.perf_counter() - began)
-        progress.say(f"step {self.state.step}: held-out loss {loss:.4f} ({seconds})")
+        progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
 
     def _save(self) -> None:
         session = self.session

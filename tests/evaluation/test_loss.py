@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loractl.data.batches import BatchPlan, in_order
-from loractl.evaluation.loss import mean_loss
+from loractl.evaluation.loss import mean_loss, row_losses
+from loractl.models.forward import trained_logits
 from loractl.models.objective import loss_sum
 from loractl.records import UNTRAINED, Example
 
@@ -47,3 +48,18 @@ def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
         assert mean_loss(model, loss, batches, CPU) == 1.0
         assert model.training is mode and torch.is_grad_enabled()
     assert set(seen) == {(False, False)}
+
+
+def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama"))
+    batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
+    found = row_losses(lambda batch: trained_logits(model, batch), batches, CPU)
+    assert set(found) == {example.line for example in EXAMPLES}
+    for example in EXAMPLES:
+        ids = torch.tensor([example.ids])
+        labels = torch.tensor([example.labels])
+        with torch.no_grad():
+            mean = float(model(input_ids=ids, labels=labels).loss)
+        total, count = found[example.line]
+        assert count == example.n_trained
+        assert total / count == pytest.approx(mean, rel=1e-5)

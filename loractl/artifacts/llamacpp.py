@@ -1,0 +1,104 @@
+"""llama.cpp as a process of its own, which may crash: what it makes of texts and of token ids.
+
+The parent calls `ask`; the child runs this file. Logits come back as .npy files.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+F32 = 0  # ggml_type: keys and values are kept as exactly as the rest
+SPARE = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What llama.cpp says: token ids of each text, logits (length, vocabulary) of each sequence."""
+
+    ids: list[list[int]]
+    logits: list[np.ndarray[Any, np.dtype[np.float32]]]
+    greedy: list[list[int]]  # ids that follow each sequence, the likeliest each time
+
+
+class CrashError(Exception):
+    """llama.cpp did not answer; the message is the first error it told."""
+
+
+def is_installed() -> bool:
+    return find_spec("llama_cpp") is not None
+
+
+def ask(
+    model: Path,
+    *,
+    adapter: Path | None = None,
+    texts: Sequence[str] = (),
+    sequences: Sequence[Sequence[int]] = (),
+    greedy: int = 0,
+) -> Answer:
+    """Load a GGUF file, and an adapter over it, and answer. Raises CrashError."""
+    with tempfile.TemporaryDirectory(prefix="loractl-llamacpp-") as name:
+        work = Path(name)
+        request = {
+            "model": str(model.resolve()),
+            "adapter": str(adapter.resolve()) if adapter else None,
+            "texts": list(texts),
+            "sequences": [list(ids) for ids in sequences],
+            "greedy": greedy,
+            "work": name,
+        }
+        done = subprocess.run(
+            [sys.executable, __file__], input=json.dumps(request), capture_output=True, text=True
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
+            raise CrashError((first or (said or ["it said nothing"])[-1]).strip()[:300])
+        found = json.loads((work / "answer.json").read_text(encoding="utf-8"))
+        logits = [np.load(work / f"{n}.npy") for n in range(len(sequences))]
+    return Answer(found["ids"], logits, found["greedy"])
+
+
+def _serve(request: dict[str, Any]) -> None:
+    """The child: everything that can crash."""
+    import llama_cpp
+
+    longest = max((len(ids) for ids in request["sequences"]), default=0)
+    length = longest + request["greedy"] + SPARE
+    llm = llama_cpp.Llama(
+        request["model"],
+        lora_path=request["adapter"],
+        n_ctx=length,
+        n_batch=length,
+        n_ubatch=length,
+        logits_all=True,
+        type_k=F32,
+        type_v=F32,
+        verbose=True,  # or the reason of a failure would not be told
+    )
+    work, greedy = Path(request["work"]), []
+    ids = [llm.tokenize(text.encode(), add_bos=False, special=True) for text in request["texts"]]
+    for number, sequence in enumerate(request["sequences"]):
+        llm.reset()  # type: ignore[no-untyped-call]
+        llm.eval(sequence)
+        np.save(work / f"{number}.npy", llm.scores[: len(sequence)])
+        following: list[int] = []
+        while len(following) < request["greedy"]:
+            following.append(int(llm.scores[llm.n_tokens - 1].argmax()))
+            llm.eval(following[-1:])
+        greedy.append(following)
+    answer = json.dumps({"ids": ids, "greedy": greedy})
+    (work / "answer.json").write_text(answer, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _serve(json.load(sys.stdin))
