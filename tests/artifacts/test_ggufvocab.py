@@ -118,7 +118,7 @@ def ids_in_llama_cpp(tmp_path: Path) -> Callable[..., list[list[int]]]:
         rows = int(skeleton.config.vocab_size)
         again = load.load_tokenizer(source)
         vocabulary = ggufvocab.fields("here", again, rows, stops=[], rendered=rendered)
-        weights = gguf.weights(source, skeleton, Plan({}, {}, False), layout, "f16")
+        weights = gguf.weights(source, skeleton, Plan({}, {}, {}, False), layout, "f16")
         gguf.write_model(tmp_path / "m.gguf", weights, layout, vocabulary, "f16")
         return llamacpp.ask(tmp_path / "m.gguf", texts=texts).ids
 
