@@ -352,3 +352,16 @@ def test_a_chat_template_that_ollama_has_no_family_for_is_refused(
     assert export(adapter, "ollama", tmp_path / "out") == 2
     assert_refused(capsys, "renders as none of the families", "ChatML, Llama 3, Gemma")
     assert not (tmp_path / "out").exists()
+
+
+def test_modules_that_are_trained_whole_go_into_a_merged_model_alone(
+    wide: Make, config_file: Make, capsys: Captured, tmp_path: Path
+) -> None:
+    whole = "lora: {modules_to_save: [lm_head, norm, layers.1.mlp], target_modules: attention}"
+    assert main(["train", str(config_file(whole, model=wide("llama-tied")))]) == 0
+    capsys.readouterr()
+    for to in ("gguf", "peft"):
+        assert export(tmp_path / "run", to, tmp_path / "adapter-out") == 2
+        assert_refused(capsys, "lm_head.weight")
+    assert export(tmp_path / "run", "merged-gguf", tmp_path / "m.gguf") == 0
+    assert "proven: logits in llama.cpp (f32)" in capsys.readouterr().err
