@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.conftest import CONFIGS, FULL, Warm, Whole, finish
 
-KILLS = 50 if FULL else 5
+KILLS = 50 if FULL else 3
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,7 +13,7 @@ from loractl.artifacts import checkpoint
 from tests.conftest import chat_rows, write_jsonl
 from tests.faults.conftest import CONFIGS, FULL, Process, Warm, Whole, finish, rows
 
-STOPS = 30 if FULL else 4
+STOPS = 30 if FULL else 2
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 

@@ -102,6 +102,7 @@ def test_a_save_that_the_disk_refuses_anywhere_ends_with_5_and_loses_nothing(
         assert "Traceback" not in process.said, f"{number}: {process.said}"
         refused += process.code == 5
         assert checkpoint.newest_valid(run / "checkpoints")[1] == []
-        finish(warm, expected, run)
+        # One that could not be read for a moment did not count, and an older one stayed for it.
+        finish(warm, expected, run, most=3 if call == "openat" else 2)
         shutil.rmtree(run)
     print(f"{call} {error}: {refused} refused")
