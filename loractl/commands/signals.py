@@ -8,6 +8,7 @@ the process soon, whatever the main thread does.
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -47,6 +48,8 @@ class StopRequest:
         self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._lost
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         return self
@@ -60,6 +63,7 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
+        sys.unraisablehook = self._hook
         self._ended.set()
         os.close(self._write_end)
         self._watcher.join()
@@ -72,6 +76,20 @@ class StopRequest:
         if self._at_once:
             self._left = True
             raise Stopped(self.exit_code)
+
+    def _lost(self, lost: Any) -> None:
+        """Raise Stopped again, a moment later, when it came up in a callback of the collector.
+
+        No exception gets out of there; Python would only print it.
+        """
+        if isinstance(lost.exc_value, Stopped):
+            threading.Timer(0.02, self._again).start()
+        else:
+            self._hook(lost)
+
+    def _again(self) -> None:
+        if not self._ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)  # the exit code is that of the first signal
 
     def _watch(self) -> None:
         """Read the number of each signal as it comes, until the other end is closed."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -40,6 +41,24 @@ def test_where_nothing_is_to_be_saved_the_first_signal_leaves(
             raise AssertionError("went on")
     assert caught.value.exit_code == 143
     assert ("stopping after this step" in capsys.readouterr().err) == before
+
+
+def test_a_signal_in_a_callback_of_the_collector_is_not_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No exception gets out of __del__, nor of what weakref calls."""
+
+    class Going:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped) as caught, StopRequest() as stop, stop.at_once():
+        going = Going()
+        del going
+        time.sleep(5)
+        raise AssertionError("went on")
+    assert caught.value.exit_code == 130
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_the_handlers_of_before_are_put_back() -> None:
