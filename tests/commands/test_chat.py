@@ -240,7 +240,13 @@ def own_terminal() -> None:
     import fcntl
     import termios
 
+    hear_ctrl_c()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def hear_ctrl_c() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, and so do their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_at_a_terminal_ctrl_c_stops_an_answer_and_at_the_prompt_it_leaves(
@@ -270,6 +276,7 @@ def test_through_a_pipe_ctrl_c_ends_the_whole_conversation(adapters: dict[str, P
     process = subprocess.Popen(
         [sys.executable, "-m", "loractl.cli", "chat", "--dtype", "float32", *pages],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     assert process.stdin and process.stdout
     process.stdin.write(b"hi\nand then?\n")
