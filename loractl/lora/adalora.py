@@ -199,10 +199,3 @@ class Allocator:
         for full, tensor in tensors.items():
             part, _, name = full.partition(".")
             parts[part][name] = tensor.to(device)
-
-
-def plain_factors(layer: AdaloraLayer) -> tuple[Tensor, Tensor]:
-    """A (k, d_in) and B (d_out, k) of s * B A, from the k triplets whose E is not zero."""
-    kept = layer.E[:, 0] != 0
-    A, B = layer.factors()
-    return A[kept].detach(), B[:, kept].detach()

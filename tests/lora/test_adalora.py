@@ -16,7 +16,6 @@ from loractl.lora.adalora import (
     Allocator,
     Budget,
     Smoothing,
-    plain_factors,
 )
 from loractl.lora.init import triplets
 from loractl.lora.inject import adaptable, inject_
@@ -152,15 +151,6 @@ def test_an_embedding_has_triplets_too() -> None:
     nn.init.normal_(made.E)
     W = base.weight + 1.5 * (made.B @ (made.A * made.E)).T
     torch.testing.assert_close(made(ids), W[ids])
-
-
-def test_plain_factors_are_the_triplets_that_are_on() -> None:
-    made = layer()
-    with torch.no_grad():
-        made.E[[0, 2]] = 0
-    A, B = plain_factors(made)
-    assert A.shape == (2, 10) and B.shape == (7, 2)
-    torch.testing.assert_close(1.5 * B @ A, made.delta())
 
 
 def test_the_penalty_is_zero_for_orthonormal_factors_and_absent_at_weight_zero() -> None:
