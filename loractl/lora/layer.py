@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loractl.ops.lora_linear import Linear, lora_linear
+
 STRIP = 1 << 22
 """Values of a weight that are merged at a time: 32 MiB in float64."""
 
@@ -92,8 +94,16 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
+        linear = self.as_linear()
+        if linear is not None and x.dtype == linear.weight.dtype:
+            return lora_linear(x, linear)
         y: Tensor = self.base(x)
         return self.adapt(x, y) if self.enabled else y
+
+    def as_linear(self) -> Linear | None:
+        """The layer as one product with a thin update, None where it is more than that: dropout, a
+        trained or quantized weight, a hook, another formula."""
+        return None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output from its input and the base's answer y = base(x)."""
@@ -149,8 +159,21 @@ class LoraLinear(LoraLayer):
 
     kind = "linear"
 
+    def as_linear(self) -> Linear | None:
+        base = self.base
+        plain = type(base) is nn.Linear or (self.transposed and type(base).__name__ == "Conv1D")
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        drops = self.dropout > 0 and self.training
+        own_formula = type(self).adapt is not LoraLayer.adapt
+        if not plain or hooked or drops or own_formula or not self.enabled:
+            return None
+        weight, bias = self.weight, self.bias
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            return None
+        return Linear(weight.T if self.transposed else weight, bias, self.factors, self.scale)
 
-class LoraConv1D(LoraLayer):
+
+class LoraConv1D(LoraLinear):
     """LoRA on GPT-2's Conv1D, a linear layer whose weight lies as (d_in, d_out)."""
 
     kind = "conv1d"

@@ -1,0 +1,152 @@
+"""A frozen linear layer and its update in one pass: y = x W' + b + s (x A') B'.
+
+From "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. For the
+backward pass only the input and the thin product x A' are kept; nothing as large as the output is
+made twice. Layers that share one input (q, k and v; gate and up) share one stacked thin product.
+A and B rest in float32 and compute in the dtype of the input.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """What one linear layer computes from; W' (d_out, d_in) may be a transposed view."""
+
+    weight: Tensor  # (d_out, d_in), frozen
+    bias: Tensor | None = None  # (d_out,), frozen
+    factors: Callable[[], tuple[Tensor, Tensor]] | None = None
+    """Gives A (r, d_in) and B (d_out, r) in float32, as they are now; None: no adapter."""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Thin:
+    """The factors of layers that share an input, in the dtype of the products.
+
+    `spans[i]` are the columns of the stacked thin product that belong to layer i.
+    """
+
+    A: Tensor | None  # (r_1 + r_2 + ..., d_in)
+    Bs: tuple[Tensor | None, ...]  # of each layer (d_out, r), None where it has no adapter
+    scales: tuple[float, ...]
+    rest: torch.dtype = torch.float32  # in which the factors rest, and want their gradients
+
+    @property
+    def spans(self) -> list[slice]:
+        found, start = [], 0
+        for B in self.Bs:
+            stop = start + (B.shape[1] if B is not None else 0)
+            found.append(slice(start, stop))
+            start = stop
+        return found
+
+
+Pair = tuple[Tensor | None, Tensor | None]
+"""A and B of one layer, or their gradients; (None, None) without an adapter."""
+
+
+def thin_of(linears: Sequence[Linear], pairs: Sequence[Pair], dtype: torch.dtype) -> Thin:
+    """Stack the factors of layers that share an input, cast to `dtype`."""
+    As = [A.to(dtype) for A, _ in pairs if A is not None]
+    stacked = None if not As else As[0] if len(As) == 1 else torch.cat(As)
+    Bs = tuple(None if B is None else B.to(dtype) for _, B in pairs)
+    rest = next((A.dtype for A, _ in pairs if A is not None), torch.float32)
+    return Thin(stacked, Bs, tuple(linear.scale for linear in linears), rest)
+
+
+def project(x: Tensor, linears: Sequence[Linear], thin: Thin) -> tuple[list[Tensor], Tensor | None]:
+    """Apply layers to one input: x (N, d_in) -> each layer's (N, d_out), and the thin product."""
+    t = None if thin.A is None else x @ thin.A.T  # (N, r_1 + r_2 + ...)
+    outputs = []
+    for linear, B, scale, span in zip(linears, thin.Bs, thin.scales, thin.spans, strict=True):
+        y = torch.nn.functional.linear(x, linear.weight, linear.bias)  # (N, d_out)
+        if B is not None:
+            assert t is not None
+            y.addmm_(t[:, span], B.T, alpha=scale)
+        outputs.append(y)
+    return outputs, t
+
+
+def project_backward(
+    dys: Sequence[Tensor],
+    linears: Sequence[Linear],
+    thin: Thin,
+    t: Tensor | None,
+    x: Callable[[], Tensor],
+    *,
+    input_gradient: bool = True,
+) -> tuple[Tensor | None, list[Pair]]:
+    """From the gradients of the outputs (N, d_out) that of the input, and those of A and B.
+
+    `x` gives the layers' input, and is asked only where a layer has an adapter. Gradients of A and
+    B are in the dtype in which these rest.
+    """
+    dx: Tensor | None = None
+    if input_gradient:
+        for dy, linear in zip(dys, linears, strict=True):
+            dx = dy @ linear.weight if dx is None else dx.addmm_(dy, linear.weight)  # (N, d_in)
+    if thin.A is None:
+        return dx, [(None, None)] * len(linears)
+    assert t is not None
+    u = torch.empty_like(t)  # the gradient of the thin product
+    dBs: list[Tensor | None] = []
+    for dy, B, scale, span in zip(dys, thin.Bs, thin.scales, thin.spans, strict=True):
+        if B is None:
+            dBs.append(None)
+            continue
+        u[:, span] = (dy @ B).mul_(scale)
+        dBs.append((dy.T @ t[:, span]).to(thin.rest).mul_(scale))  # (d_out, r)
+    if dx is not None:
+        dx.addmm_(u, thin.A)
+    dA = (u.T @ x()).to(thin.rest)  # (r_1 + r_2 + ..., d_in)
+    pairs: list[Pair] = [
+        (None, None) if dB is None else (dA[span], dB)
+        for dB, span in zip(dBs, thin.spans, strict=True)
+    ]
+    return dx, pairs
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        linear: Linear,
+    ) -> Tensor:
+        thin = thin_of([linear], [(A, B)], x.dtype)
+        rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
+        (y,), t = project(rows, [linear], thin)
+        ctx.save_for_backward(rows, t, A, B)
+        ctx.linear = linear  # type: ignore[attr-defined]
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, dy: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        rows, t, A, B = ctx.saved_tensors  # type: ignore[attr-defined]
+        linear: Linear = ctx.linear  # type: ignore[attr-defined]
+        dx, [(dA, dB)] = project_backward(
+            [dy.reshape(-1, dy.shape[-1])],
+            [linear],
+            thin_of([linear], [(A, B)], rows.dtype),
+            t,
+            lambda: rows,
+            input_gradient=ctx.needs_input_grad[0],  # type: ignore[attr-defined]
+        )
+        return None if dx is None else dx.view(*dy.shape[:-1], -1), dA, dB, None
+
+
+def lora_linear(x: Tensor, linear: Linear) -> Tensor:
+    """Apply a frozen layer and its update: x (..., d_in) -> (..., d_out), in the dtype of x."""
+    assert linear.factors is not None
+    A, B = linear.factors()
+    y: Tensor = _LoraLinear.apply(x, A, B, linear)  # type: ignore[no-untyped-call]
+    return y
