@@ -62,6 +62,34 @@ class Batch:
     position_ids: "Tensor"
     n_tokens: int  # real tokens, padding apart
     lines: tuple[int | str, ...]  # where its examples came from, for messages: line or path:line
+    sizes: tuple[int, ...] = ()  # real tokens of each row
+    examples: tuple[int, ...] = ()  # their numbers in the data that is trained, row after row
+
+    def without_padding(self) -> "Batch":
+        """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""
+        if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):
+            return self
+        if len(set(self.sizes)) == 1 and self.sizes[0] == self.input_ids.shape[1]:
+            flat = [one.reshape(1, -1) for one in self._tensors]
+        else:
+            import torch
+
+            flat = [
+                torch.cat([row[:size] for row, size in zip(one, self.sizes, strict=True)])[None]
+                for one in self._tensors
+            ]
+        input_ids, labels, position_ids = flat
+        return replace(
+            self,
+            input_ids=input_ids,
+            labels=labels,
+            position_ids=position_ids,
+            sizes=(self.n_tokens,),
+        )
+
+    @property
+    def _tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
+        return self.input_ids, self.labels, self.position_ids
 
     def to(self, device: "device") -> "Batch":
         """The same batch with its tensors on `device`."""

@@ -7,7 +7,7 @@ a pure function of (seed, epoch, index) and does not depend on how it is cut int
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,7 +121,10 @@ def in_order(examples: Sequence[Example], plan: BatchPlan) -> Iterator[Batch]:
         sizes = np.add.reduceat(lengths[rows.indices], rows.starts[:-1])
         rows = rows.reordered(np.argsort(-sizes, kind="stable").astype(np.int32))
     for start in range(0, len(rows), plan.batch_size):
-        yield from micro_batches(examples, rows[start : start + plan.batch_size], plan.batch_size)
+        for batch in micro_batches(
+            examples, rows[start : start + plan.batch_size], plan.batch_size
+        ):
+            yield replace(batch, examples=())  # these are not numbers in the data that is trained
 
 
 def micro_batches(
@@ -129,9 +132,16 @@ def micro_batches(
 ) -> list[Batch]:
     """Cut rows into micro-batches of like length, so that little of them is padding."""
 
-    read = [[examples[index] for index in row] for row in rows]
-    read.sort(key=lambda row: sum(len(example.ids) for example in row), reverse=True)
-    return [collate(read[start : start + batch_size]) for start in range(0, len(read), batch_size)]
+    read = [([examples[index] for index in row], row) for row in rows]
+    read.sort(key=lambda one: sum(len(example.ids) for example in one[0]), reverse=True)
+    parts = [read[start : start + batch_size] for start in range(0, len(read), batch_size)]
+    return [
+        replace(
+            collate([row for row, _ in part]),
+            examples=tuple(index for _, indices in part for index in indices),
+        )
+        for part in parts
+    ]
 
 
 def collate(rows: Sequence[Sequence[Example]]) -> Batch:
@@ -164,4 +174,5 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         position_ids=position_ids,
         n_tokens=sum(len(example.ids) for row in rows for example in row),
         lines=tuple(e.where for row in rows for e in row),
+        sizes=tuple(sum(len(example.ids) for example in row) for row in rows),
     )

@@ -8,6 +8,7 @@ A and B rest in float32 and compute in the dtype of the input.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,76 +73,70 @@ def project(x: Tensor, linears: Sequence[Linear], thin: Thin) -> tuple[list[Tens
     return outputs, t
 
 
-def project_backward(
-    dys: Sequence[Tensor],
-    linears: Sequence[Linear],
-    thin: Thin,
-    t: Tensor | None,
-    x: Callable[[], Tensor],
-    *,
-    input_gradient: bool = True,
-) -> tuple[Tensor | None, list[Pair]]:
-    """From the gradients of the outputs (N, d_out) that of the input, and those of A and B.
+def thin_gradient(dys: Sequence[Tensor], thin: Thin) -> Tensor | None:
+    """From the gradients of the outputs (N, d_out) that of the stacked thin product (N, r_1 + ...).
 
-    `x` gives the layers' input, and is asked only where a layer has an adapter. Gradients of A and
-    B are in the dtype in which these rest.
+    None where no layer has an adapter.
     """
-    dx: Tensor | None = None
-    if input_gradient:
-        for dy, linear in zip(dys, linears, strict=True):
-            dx = dy @ linear.weight if dx is None else dx.addmm_(dy, linear.weight)  # (N, d_in)
     if thin.A is None:
-        return dx, [(None, None)] * len(linears)
-    assert t is not None
-    u = torch.empty_like(t)  # the gradient of the thin product
-    dBs: list[Tensor | None] = []
+        return None
+    u = dys[0].new_empty(dys[0].shape[0], thin.A.shape[0])
+    for dy, B, scale, span in zip(dys, thin.Bs, thin.scales, thin.spans, strict=True):
+        if B is not None:
+            u[:, span] = (dy @ B).mul_(scale)
+    return u
+
+
+def input_gradient(
+    dys: Sequence[Tensor], linears: Sequence[Linear], thin: Thin, u: Tensor | None
+) -> Tensor:
+    """The gradient (N, d_in) of the input that layers share; `u` is from `thin_gradient`."""
+    dx = dys[0] @ linears[0].weight
+    for dy, linear in zip(dys[1:], linears[1:], strict=True):
+        dx.addmm_(dy, linear.weight)
+    if u is not None and thin.A is not None:
+        dx.addmm_(u, thin.A)
+    return dx
+
+
+def factor_gradients(
+    dys: Sequence[Tensor], thin: Thin, t: Tensor | None, u: Tensor | None, x: Tensor
+) -> list[Pair]:
+    """The gradients of each layer's A and B, in the dtype in which these rest; x is (N, d_in)."""
+    if u is None or t is None:
+        return [(None, None)] * len(dys)
+    dA = (u.T @ x).to(thin.rest)  # (r_1 + r_2 + ..., d_in)
+    found: list[Pair] = []
     for dy, B, scale, span in zip(dys, thin.Bs, thin.scales, thin.spans, strict=True):
         if B is None:
-            dBs.append(None)
-            continue
-        u[:, span] = (dy @ B).mul_(scale)
-        dBs.append((dy.T @ t[:, span]).to(thin.rest).mul_(scale))  # (d_out, r)
-    if dx is not None:
-        dx.addmm_(u, thin.A)
-    dA = (u.T @ x()).to(thin.rest)  # (r_1 + r_2 + ..., d_in)
-    pairs: list[Pair] = [
-        (None, None) if dB is None else (dA[span], dB)
-        for dB, span in zip(dBs, thin.spans, strict=True)
-    ]
-    return dx, pairs
+            found.append((None, None))
+        else:
+            found.append((dA[span], (dy.T @ t[:, span]).to(thin.rest).mul_(scale)))
+    return found
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        A: Tensor,
-        B: Tensor,
-        linear: Linear,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, linear: Linear) -> Tensor:
         thin = thin_of([linear], [(A, B)], x.dtype)
         rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
         (y,), t = project(rows, [linear], thin)
         ctx.save_for_backward(rows, t, A, B)
-        ctx.linear = linear  # type: ignore[attr-defined]
+        ctx.linear = linear
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, dy: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        rows, t, A, B = ctx.saved_tensors  # type: ignore[attr-defined]
-        linear: Linear = ctx.linear  # type: ignore[attr-defined]
-        dx, [(dA, dB)] = project_backward(
-            [dy.reshape(-1, dy.shape[-1])],
-            [linear],
-            thin_of([linear], [(A, B)], rows.dtype),
-            t,
-            lambda: rows,
-            input_gradient=ctx.needs_input_grad[0],  # type: ignore[attr-defined]
-        )
-        return None if dx is None else dx.view(*dy.shape[:-1], -1), dA, dB, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        rows, t, A, B = ctx.saved_tensors
+        linear: Linear = ctx.linear
+        thin = thin_of([linear], [(A, B)], rows.dtype)
+        dys = [dy.reshape(-1, dy.shape[-1])]  # (N, d_out)
+        u = thin_gradient(dys, thin)
+        [(dA, dB)] = factor_gradients(dys, thin, t, u, rows)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = input_gradient(dys, [linear], thin, u).view(*dy.shape[:-1], -1)
+        return dx, dA, dB, None
 
 
 def lora_linear(x: Tensor, linear: Linear) -> Tensor:

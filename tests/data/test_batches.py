@@ -195,3 +195,27 @@ def test_orders_are_those_of_earlier_versions() -> None:
     padded, packed = (list(epoch_rows(EXAMPLES, plan, 0)) for plan in reversed(PLANS))
     assert [row for (row,) in padded] == FROZEN_PADDED
     assert packed == FROZEN_PACKED
+
+
+def test_without_padding_the_real_tokens_stand_in_one_row() -> None:
+    a, b, c = make([3, 2, 8])
+    flat = collate([[a, b], [c]]).without_padding()
+    assert flat.input_ids.tolist() == [[*a.ids, *b.ids, *c.ids]]
+    assert flat.position_ids.tolist() == [[0, 1, 2, 0, 1, *range(8)]]
+    trained = collate([[a, b, c]]).labels
+    assert torch.equal(flat.labels, trained)
+    assert (flat.n_tokens, flat.sizes, flat.lines) == (13, (13,), (1, 2, 3))
+    full = collate([[a, b], [make([5])[0]]]).without_padding()
+    assert full.position_ids.tolist() == [[0, 1, 2, 0, 1, *range(5)]]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
+def test_a_batch_knows_which_examples_it_holds_and_evaluation_has_no_numbers(
+    plan: BatchPlan,
+) -> None:
+    for window, _ in taken(plan, 6):
+        for batch in window:
+            flat = batch.without_padding().input_ids[0].tolist()
+            assert flat == [i for number in batch.examples for i in EXAMPLES[number].ids]
+            assert list(batch.lines) == [EXAMPLES[number].line for number in batch.examples]
+    assert all(batch.examples == () for batch in in_order(EXAMPLES, plan))

@@ -1,0 +1,152 @@
+"""The trunk of a Llama-like model by hand-written layers: the numbers of transformers' own modules.
+
+`Trunk` proves itself when it is made: on a short packed batch its hidden states must be those of
+the model. What it cannot read, in any call, runs as transformers wrote it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from loractl.models.fastlayers import Unusual, read_layer
+from loractl.models.forward import hidden_states
+from loractl.models.trunkcache import TrunkCache
+from loractl.ops.block import Layer, Place, block
+from loractl.ops.segments import Segments, segments_of
+from loractl.records import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILY = {
+    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model", "GraniteModel",
+    "GemmaModel", "Gemma2Model", "Gemma3TextModel",
+}  # fmt: skip
+PROBE = (5, 7, 4)
+"""Tokens of the examples on which a trunk is proven; the last one is padding's length."""
+
+
+class Trunk:
+    """Batch without padding (1, tokens) -> hidden states (1, tokens, hidden), normed."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+        self._cache: TrunkCache | None = None
+        self.unusual = _why_not(model)
+        """Why transformers' own layers are used, or empty."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if not self.unusual:
+            try:
+                return _hidden(self._model, batch, self._cache)
+            except Unusual:  # as with dropout in training, which evaluation does not have
+                pass
+        return hidden_states(self._model, batch)
+
+    @property
+    def frozen_layers(self) -> int:
+        """How many of the lowest layers nothing trained stands in or below; 0 without fast ones."""
+        if self.unusual:
+            return 0
+        trunk: Any = self._model.base_model
+        if any(parameter.requires_grad for parameter in trunk.embed_tokens.parameters()):
+            return 0
+        return _lowest_adapted(_layers(trunk))
+
+    def keep_(self, cache: TrunkCache) -> None:
+        """Let what the frozen layers compute of an example be computed once and kept."""
+        self._cache = cache
+
+
+def _why_not(model: "PreTrainedModel") -> str:
+    """What keeps a model from the fast layers, or an empty text."""
+    trunk: Any = model.base_model
+    if type(trunk).__name__ not in FAMILY:
+        return f"no fast layers for {type(trunk).__name__}"
+    try:
+        layers = [read_layer(layer, f"layers.{i}") for i, layer in enumerate(trunk.layers)]
+    except Unusual as found:
+        return str(found)
+    if not layers:
+        return "it has no layers"
+    batch = _probe(model)
+    with torch.no_grad():
+        theirs, ours = hidden_states(model, batch), _hidden(model, batch)
+    # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
+    allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
+    off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
+    return "" if off <= allowed else f"its layers differ from transformers' by {float(off):.1e}"
+
+
+def _probe(model: "PreTrainedModel") -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    length = sum(PROBE)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (2, length), generator=generator).to(device)
+    ranges = [torch.arange(n, device=device) for n in PROBE]
+    positions = torch.stack([torch.cat(ranges), torch.arange(length, device=device)])
+    return Batch(ids, ids, positions, n_tokens=ids.numel(), lines=())
+
+
+def _layers(trunk: Any) -> list[Layer]:
+    """Raises Unusual."""
+    return [read_layer(layer, f"layers.{i}") for i, layer in enumerate(trunk.layers)]
+
+
+def _lowest_adapted(layers: list[Layer]) -> int:
+    adapted = (i for i, one in enumerate(layers) if any(linear.factors for linear in one.linears))
+    return next(adapted, len(layers))
+
+
+def _hidden(model: "PreTrainedModel", batch: Batch, cache: TrunkCache | None = None) -> Tensor:
+    """Raises Unusual where a layer is not what the fast one computes."""
+    trunk: Any = model.base_model
+    layers = _layers(trunk)
+    first = 0
+    if cache is not None and batch.examples:
+        first = cache.layers
+        assert first <= _lowest_adapted(layers), "a layer below the kept ones is adapted"
+        lower = layers[:first]
+        x = cache.fetch(batch, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
+    else:
+        x = _embedded(trunk, batch)
+    x = _through(trunk, layers, x, batch, first)
+    hidden: Tensor = trunk.norm(x)
+    return hidden
+
+
+def _embedded(trunk: Any, batch: Batch) -> Tensor:
+    x: Tensor = trunk.embed_tokens(batch.input_ids)  # (rows, length, hidden)
+    factor = getattr(trunk, "embedding_multiplier", 1.0)  # Granite
+    return x if factor == 1.0 else x * factor
+
+
+def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: int = 0) -> Tensor:
+    """Apply layers from number `first` on: (rows, length, hidden) to the same."""
+    shape, kinds = x.shape, _kinds(trunk)
+    segments = segments_of(batch.position_ids)
+    places = {k: _place(trunk, x, batch, segments, k) for k in dict.fromkeys(kinds[first:])}
+    rows = x.reshape(-1, shape[-1])  # (N, hidden)
+    for number, layer in enumerate(layers[first:], start=first):
+        own: Any = trunk.layers[number]
+        checkpoint = bool(own.gradient_checkpointing) and own.training
+        rows = block(rows, layer, places[kinds[number]], checkpoint=checkpoint)
+    return rows.view(shape)
+
+
+def _kinds(trunk: Any) -> list[str | None]:
+    """By which angles each layer rotates: Gemma 3 has two sets of them."""
+    count = len(trunk.layers)
+    if type(trunk).__name__ == "Gemma3TextModel":
+        return list(trunk.config.layer_types[:count])
+    return [None] * count
+
+
+def _place(trunk: Any, x: Tensor, batch: Batch, segments: Segments, kind: str | None) -> Place:
+    more = () if kind is None else (kind,)
+    cos, sin = trunk.rotary_emb(x, batch.position_ids, *more)  # (rows, length, rotated)
+    n = batch.input_ids.numel()
+    cos, sin = (one.expand(*batch.input_ids.shape, -1).reshape(n, -1) for one in (cos, sin))
+    return Place(segments, cos, sin)

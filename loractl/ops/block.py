@@ -1,0 +1,316 @@
+"""One layer of a Llama-like decoder as one function, forward and backward written out.
+
+Between the two it keeps the layer's input, q, k and v, the attention's output, the sum after
+attention, gate and up, and a few values a token; norms and the activation's product are computed
+again. With `checkpoint` it keeps the input alone. What the layer computes is what transformers'
+modules compute (`models/fast.py` says which and how their layers are read), in the same order of
+roundings; the gradients are those of its formulas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loractl.ops import pieces
+from loractl.ops.attention import Saved, attention_backward, attention_forward
+from loractl.ops.lora_linear import (
+    Linear,
+    Pair,
+    Thin,
+    factor_gradients,
+    input_gradient,
+    project,
+    thin_gradient,
+    thin_of,
+)
+from loractl.ops.segments import Segments
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm: x / rms(x) times (offset + weight)."""
+
+    weight: Tensor  # (width,), frozen
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs between the layers of this family beside their weights."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scaling: float  # of the scores
+    activation: str  # of the gate: silu, gelu_tanh, gelu
+    rotary: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    residual: float = (
+        1.0  # what attention and MLP are multiplied by before they are added (Granite)
+    )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of a layer. Norms that an architecture lacks are None."""
+
+    shape: Shape
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+    before_attention: Norm
+    before_mlp: Norm
+    after_attention: Norm | None = None  # Gemma 2 and 3
+    after_mlp: Norm | None = None
+    q_norm: Norm | None = None  # Qwen 3, Gemma 3: over each head
+    k_norm: Norm | None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a batch stand: N = rows x length."""
+
+    segments: Segments
+    cos: Tensor  # (N, rotated), in the dtype of the layer
+    sin: Tensor
+
+
+@dataclass
+class _Kept:
+    """What the forward pass leaves for the backward pass; every tensor has N rows."""
+
+    rstd_in: Tensor
+    q: Tensor  # (N, heads, head_dim), rotated
+    k: Tensor
+    v: Tensor
+    q_raw: Tensor | None  # before their norms
+    k_raw: Tensor | None
+    q_rstd: Tensor | None
+    k_rstd: Tensor | None
+    thin_qkv: Tensor | None
+    attended: Tensor  # (N, heads, head_dim)
+    softmax: Saved
+    thin_o: Tensor | None
+    o_raw: Tensor | None  # before its norm
+    o_rstd: Tensor | None
+    middle: Tensor  # (N, hidden): x + attention
+    rstd_mlp: Tensor
+    gate: Tensor  # (N, intermediate)
+    up: Tensor
+    thin_gate_up: Tensor | None
+    thin_down: Tensor | None
+    down_raw: Tensor | None
+    down_rstd: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Thins:
+    qkv: Thin
+    o: Thin
+    gate_up: Thin
+    down: Thin
+
+
+def _thins(layer: Layer, pairs: Sequence[Pair], dtype: torch.dtype) -> _Thins:
+    q, k, v, o, gate, up, down = layer.linears
+    return _Thins(
+        thin_of([q, k, v], pairs[:3], dtype),
+        thin_of([o], pairs[3:4], dtype),
+        thin_of([gate, up], pairs[4:6], dtype),
+        thin_of([down], pairs[6:], dtype),
+    )
+
+
+def _normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    return pieces.rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
+
+
+def _heads_normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    y, rstd = _normed(x.reshape(-1, x.shape[-1]), norm)  # (N * heads, head_dim)
+    return y.view(x.shape), rstd
+
+
+def _added(x: Tensor, y: Tensor, factor: float) -> Tensor:
+    """x + factor * y, the product rounded first as transformers does."""
+    return x + y if factor == 1.0 else x + y * factor
+
+
+def _forward(x: Tensor, layer: Layer, thins: _Thins, place: Place) -> tuple[Tensor, _Kept]:
+    """x (N, hidden) -> the layer's output (N, hidden), and what the backward pass needs."""
+    shape = layer.shape
+    n = x.shape[0]
+    h, rstd_in = _normed(x, layer.before_attention)
+    (q, k, v), thin_qkv = project(h, [layer.q, layer.k, layer.v], thins.qkv)
+    q = q.view(n, shape.heads, shape.head_dim)
+    k = k.view(n, shape.kv_heads, shape.head_dim)
+    v = v.view(n, shape.kv_heads, shape.head_dim)
+    q_raw = k_raw = q_rstd = k_rstd = None
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q_raw, k_raw = q, k
+        q, q_rstd = _heads_normed(q, layer.q_norm)
+        k, k_rstd = _heads_normed(k, layer.k_norm)
+    if shape.rotary:
+        pieces.rotary_(q, place.cos, place.sin)
+        pieces.rotary_(k, place.cos, place.sin)
+    attended, softmax = attention_forward(
+        q, k, v, place.segments, scale=shape.scaling, window=shape.window, softcap=shape.softcap
+    )
+    (y,), thin_o = project(attended.view(n, -1), [layer.o], thins.o)
+    o_raw = o_rstd = down_raw = down_rstd = None
+    if layer.after_attention is not None:
+        o_raw = y
+        y, o_rstd = _normed(y, layer.after_attention)
+    middle = _added(x, y, shape.residual)  # (N, hidden)
+    h, rstd_mlp = _normed(middle, layer.before_mlp)
+    (gate, up), thin_gate_up = project(h, [layer.gate, layer.up], thins.gate_up)
+    inner = pieces.gated(gate, up, activation=shape.activation)  # (N, intermediate)
+    (y,), thin_down = project(inner, [layer.down], thins.down)
+    if layer.after_mlp is not None:
+        down_raw = y
+        y, down_rstd = _normed(y, layer.after_mlp)
+    kept = _Kept(
+        rstd_in, q, k, v, q_raw, k_raw, q_rstd, k_rstd, thin_qkv, attended, softmax, thin_o,
+        o_raw, o_rstd, middle, rstd_mlp, gate, up, thin_gate_up, thin_down, down_raw, down_rstd,
+    )  # fmt: skip
+    return _added(middle, y, shape.residual), kept
+
+
+def _through_norm(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
+    """The gradient of a norm's input from that of its output."""
+    dx = torch.zeros_like(x)
+    pieces.rms_norm_backward_(dx, dy, x, rstd, norm.weight, offset=norm.offset)
+    return dx
+
+
+def _again(x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
+    return pieces.rms_norm_again(x, rstd, norm.weight, offset=norm.offset)
+
+
+def _mlp_backward(
+    dy: Tensor, layer: Layer, thins: _Thins, kept: _Kept
+) -> tuple[Tensor, list[Pair]]:
+    """From the gradient of the layer's output that of `middle`, and those of the MLP's factors."""
+    d_out = dy if layer.shape.residual == 1.0 else dy * layer.shape.residual
+    if layer.after_mlp is not None:
+        assert kept.down_raw is not None and kept.down_rstd is not None
+        d_out = _through_norm(d_out, kept.down_raw, kept.down_rstd, layer.after_mlp)
+    u = thin_gradient([d_out], thins.down)
+    inner = input_gradient([d_out], [layer.down], thins.down, u)  # (N, intermediate)
+    # Now gate and up become their own gradients, and `inner` the product that they had made.
+    pieces.gated_backward_(inner, kept.gate, kept.up, activation=layer.shape.activation)
+    down = factor_gradients([d_out], thins.down, kept.thin_down, u, inner)
+    del inner
+    both = [kept.gate, kept.up]
+    u = thin_gradient(both, thins.gate_up)
+    h = _again(kept.middle, kept.rstd_mlp, layer.before_mlp)
+    gate_up = factor_gradients(both, thins.gate_up, kept.thin_gate_up, u, h)
+    dh = input_gradient(both, [layer.gate, layer.up], thins.gate_up, u)  # (N, hidden)
+    d_middle = dy.clone()
+    norm = layer.before_mlp
+    pieces.rms_norm_backward_(
+        d_middle, dh, kept.middle, kept.rstd_mlp, norm.weight, offset=norm.offset
+    )
+    return d_middle, [*gate_up, *down]
+
+
+def _attention_backward(
+    d_middle: Tensor, layer: Layer, thins: _Thins, kept: _Kept, place: Place
+) -> tuple[list[Tensor], list[Pair]]:
+    """From the gradient of `middle` those of q, k and v (N, d_out), and of the factors of o."""
+    shape, n = layer.shape, d_middle.shape[0]
+    d_out = d_middle if shape.residual == 1.0 else d_middle * shape.residual
+    if layer.after_attention is not None:
+        assert kept.o_raw is not None and kept.o_rstd is not None
+        d_out = _through_norm(d_out, kept.o_raw, kept.o_rstd, layer.after_attention)
+    u = thin_gradient([d_out], thins.o)
+    o = factor_gradients([d_out], thins.o, kept.thin_o, u, kept.attended.view(n, -1))
+    d_attended = input_gradient([d_out], [layer.o], thins.o, u)
+    dq, dk, dv = attention_backward(
+        d_attended.view(kept.attended.shape), kept.q, kept.k, kept.v, kept.attended, kept.softmax,
+        place.segments, scale=shape.scaling, window=shape.window, softcap=shape.softcap,
+    )  # fmt: skip
+    if shape.rotary:
+        pieces.rotary_(dq, place.cos, place.sin, inverse=True)
+        pieces.rotary_(dk, place.cos, place.sin, inverse=True)
+    if layer.q_norm is not None and layer.k_norm is not None:
+        assert kept.q_raw is not None and kept.q_rstd is not None
+        assert kept.k_raw is not None and kept.k_rstd is not None
+        dq = _through_heads(dq, kept.q_raw, kept.q_rstd, layer.q_norm)
+        dk = _through_heads(dk, kept.k_raw, kept.k_rstd, layer.k_norm)
+    return [d.reshape(n, -1) for d in (dq, dk, dv)], o
+
+
+def _through_heads(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
+    width = x.shape[-1]
+    return _through_norm(dy.reshape(-1, width), x.reshape(-1, width), rstd, norm).view(x.shape)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, layer: Layer, thins: _Thins, kept: _Kept, place: Place, *, to_input: bool
+) -> tuple[Tensor | None, list[Pair]]:
+    """From the gradient of the output that of the input, if asked, and of all factors in order."""
+    dx, mlp = _mlp_backward(dy, layer, thins, kept)
+    dqkv, o = _attention_backward(dx, layer, thins, kept, place)
+    u = thin_gradient(dqkv, thins.qkv)
+    norm = layer.before_attention
+    h = _again(x, kept.rstd_in, norm)
+    qkv = factor_gradients(dqkv, thins.qkv, kept.thin_qkv, u, h)
+    pairs = [*qkv, *o, *mlp]
+    if not to_input:
+        return None, pairs
+    dh = input_gradient(dqkv, [layer.q, layer.k, layer.v], thins.qkv, u)
+    pieces.rms_norm_backward_(dx, dh, x, kept.rstd_in, norm.weight, offset=norm.offset)
+    return dx, pairs
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layer: Layer, place: Place, checkpoint: bool, *factors: Tensor | None
+    ) -> Tensor:
+        pairs = list(zip(factors[::2], factors[1::2], strict=True))
+        thins = _thins(layer, pairs, x.dtype)
+        y, kept = _forward(x, layer, thins, place)
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.place, ctx.thins = layer, place, thins
+        ctx.kept = None if checkpoint else kept
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            _, kept = _forward(x, ctx.layer, ctx.thins, ctx.place)
+        dx, pairs = _backward(
+            dy, x, ctx.layer, ctx.thins, kept, ctx.place, to_input=ctx.needs_input_grad[0]
+        )
+        return dx, None, None, None, *(gradient for pair in pairs for gradient in pair)
+
+
+def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) -> Tensor:
+    """Apply a layer: x (N, hidden) -> (N, hidden), N = rows x length. Goes backward once."""
+    factors: list[Tensor | None] = []
+    for linear in layer.linears:
+        factors += linear.factors() if linear.factors is not None else (None, None)
+    grows = torch.is_grad_enabled() and (
+        x.requires_grad or any(one is not None and one.requires_grad for one in factors)
+    )
+    if not grows:
+        pairs = list(zip(factors[::2], factors[1::2], strict=True))
+        return _forward(x, layer, _thins(layer, pairs, x.dtype), place)[0]
+    y: Tensor = _Block.apply(x, layer, place, checkpoint, *factors)  # type: ignore[no-untyped-call]
+    return y
