@@ -1,0 +1,139 @@
+"""Causal attention of one example through plain matrix products, a block of queries at a time.
+
+Short examples are faster this way than through torch's fused kernel, and a sliding window or a cap
+on the scores costs next to nothing. The query heads of a group stand beside each other as rows, so
+that keys and values are never repeated: q is (kv_heads, tokens, group, d), k and v are
+(kv_heads, tokens, d).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def block_of(dtype: torch.dtype) -> int:
+    """Queries a block: it sees keys up to its end only, so that long examples cost half.
+
+    In float32 on AVX2, forward and backward of 9 heads of 64 with one thread: 2.4 ms at 128 tokens
+    and 22 at 512 with 64 queries a block, 3.5 and 24 with 128. Products in bfloat16 want 128.
+    """
+    return 64 if dtype == torch.float32 else 128
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is computed: softmax(cap(scale * q k')) v; a token sees `window` tokens with itself."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None  # scores become softcap * tanh(scores / softcap) (Gemma 2)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Buffers and masks that the examples of one call share."""
+
+    form: Form
+    buffers: Tensor  # (2 or 3, values of the largest block)
+    biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(q: Tensor, longest: int, form: Form, *, backward: bool) -> "Scratch":
+        """For q (kv_heads, all tokens, group, d) whose longest example has `longest` tokens."""
+        kv_heads, _, group, _ = q.shape
+        block = min(block_of(q.dtype), longest)
+        widest = longest if form.window is None else min(longest, form.window + block - 1)
+        size = kv_heads * block * group * widest
+        count = 1 + backward + (backward and form.softcap is not None)
+        return Scratch(form, q.new_empty(count, size))
+
+    def take(self, q: Tensor, width: int) -> list[Tensor]:
+        """The buffers in the shape of the scores of q (kv_heads, rows, d) with `width` keys."""
+        shape = (q.shape[0], q.shape[1], width)
+        return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
+
+    def bias(self, queries: int, before: int) -> Tensor:
+        """0 where a query sees a key and -inf elsewhere, (queries, 1, before + queries).
+
+        The last keys are the queries' own tokens, `before` stand before those.
+        """
+        if (queries, before) not in self.biases:
+            buffer, window = self.buffers, self.form.window
+            query = torch.arange(before, before + queries, device=buffer.device)
+            back = query[:, None] - torch.arange(before + queries, device=buffer.device)
+            hidden = back < 0 if window is None else (back < 0) | (back >= window)
+            bias = buffer.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
+            self.biases[queries, before] = bias[:, None]
+        return self.biases[queries, before]
+
+
+def forward_(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Fill `out` (kv_heads, tokens, group, width of v)."""
+    for start, stop, first in _blocks(q, scratch.form.window):
+        queries, keys = _rows(q, start, stop), k[:, first:stop]
+        scores = scratch.take(queries, stop - first)[0]
+        _scores_(scores, queries, keys, scratch)
+        _hide_(scores, stop - start, scratch)
+        torch.softmax(scores, -1, out=scores)  # float32 inside, whatever its input
+        _rows(out, start, stop).baddbmm_(scores, v[:, first:stop], beta=0)
+
+
+def backward_(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
+    scratch: Scratch,
+) -> None:  # fmt: skip
+    """Fill dq, and add to dk and dv; the probabilities are computed again."""
+    form = scratch.form
+    for start, stop, first in _blocks(q, form.window):
+        queries, keys = _rows(q, start, stop), k[:, first:stop]
+        douts, values = _rows(dout, start, stop), v[:, first:stop]
+        p, ds, *rest = scratch.take(queries, stop - first)  # (kv_heads, rows, keys)
+        _scores_(p, queries, keys, scratch)
+        if form.softcap is not None:
+            torch.div(p, form.softcap, out=rest[0])  # the tanh
+        _hide_(p, stop - start, scratch)
+        torch.softmax(p, -1, out=p)
+        dv[:, first:stop].baddbmm_(p.transpose(1, 2), douts)
+        torch.bmm(douts, values.transpose(1, 2), out=ds)
+        # p * (ds - the sum over keys of p * ds): the one fused kernel there is for it.
+        torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
+        if form.softcap is not None:
+            ds.mul_(rest[0].square_().neg_().add_(1))  # the derivative of tanh
+        _rows(dq, start, stop).baddbmm_(ds, keys, beta=0, alpha=form.scale)
+        dk[:, first:stop].baddbmm_(ds.transpose(1, 2), queries, alpha=form.scale)
+
+
+def _blocks(q: Tensor, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first): queries from start to stop see keys from first to stop."""
+    tokens, block = q.shape[1], block_of(q.dtype)
+    for start in range(0, tokens, block):
+        first = 0 if window is None else max(0, start - window + 1)
+        yield start, min(start + block, tokens), first
+
+
+def _rows(x: Tensor, start: int, stop: int) -> Tensor:
+    """(kv_heads, tokens, group, d) -> (kv_heads, (stop - start) * group, d), in place."""
+    kv_heads, _, group, width = x.shape
+    return x[:, start:stop].view(kv_heads, (stop - start) * group, width)
+
+
+def _scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> None:
+    """Scaled scores, capped where the form says so, (kv_heads, rows, keys)."""
+    scale, cap = scratch.form.scale, scratch.form.softcap
+    if cap is None:
+        out.baddbmm_(queries, keys.transpose(1, 2), beta=0, alpha=scale)
+    else:
+        out.baddbmm_(queries, keys.transpose(1, 2), beta=0, alpha=scale / cap).tanh_().mul_(cap)
+
+
+def _hide_(scores: Tensor, queries: int, scratch: Scratch) -> None:
+    """Set scores to -inf where a query (row // group) must not see a key."""
+    width = scores.shape[2]
+    before = 0 if scratch.form.window is None else width - queries
+    if queries == 1 and before == 0:
+        return  # all keys are before it
+    whole = scores.view(scores.shape[0], queries, -1, width)  # (kv_heads, queries, group, keys)
+    whole[..., width - queries - before :].add_(scratch.bias(queries, before))
