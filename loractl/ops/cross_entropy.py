@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 32 * 1024**2
-"""Bytes of logits that exist at a time, where the vocabulary lets CHUNK_ROWS of them be so few."""
-CHUNK_ROWS = 64
-"""Fewer rows would read the weight more often than its product is worth."""
-STRIP_ROWS = 32
-"""Rows whose softmax is taken at a time: 96-98 us a row of 49,152 on one AVX2 core, against 102-109
-in strips of 8 or 64, and 411 for `F.cross_entropy` forward alone."""
+from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+
 FLOAT16_FACTOR = 1024.0
 """Float16 loses what is below 6e-8: gradients of logits are multiplied by this before they are
 rounded, which is undone in float32. The largest are then about 1024, and sums of them times weights
@@ -155,13 +150,6 @@ def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: f
             gradients.bias.add_(of_logits[rows].float().sum(dim=0), alpha=1 / factor)
 
 
-def chunk_rows(n: int, vocabulary: int, width: int) -> int:
-    """Rows of a chunk when n rows are cut into equal ones; `width` is the bytes of a value."""
-    most = max(CHUNK_ROWS, CHUNK // (vocabulary * width))
-    chunks = max(1, -(-n // most))
-    return max(1, -(-n // chunks))
-
-
 def strip_(
     logits: Tensor,
     targets: Tensor,
@@ -182,7 +170,7 @@ def strip_(
     slope = None
     if softcap is not None:
         x.div_(softcap).tanh_()
-        slope = 1 - x * x if gradient else None
+        slope = x.square().neg_().add_(1) if gradient else None  # of tanh
         x.mul_(softcap)
     chosen = targets[:, None]  # (n, 1)
     x.sub_(x.amax(dim=1, keepdim=True))

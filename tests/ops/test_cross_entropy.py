@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loractl.ops import cross_entropy
-from loractl.ops.cross_entropy import CHUNK_ROWS, STRIP_ROWS, Head, chunk_rows, head_loss
+from loractl.ops import chunks
+from loractl.ops.chunks import CHUNK_ROWS, STRIP_ROWS
+from loractl.ops.cross_entropy import Head, head_loss
 
 WIDTH, VOCABULARY = 24, 301
 FORMS: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def assert_near(found: list[Tensor], expected: list[Tensor], part: float) -> Non
 def test_loss_and_gradients_are_those_of_all_logits(
     form: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK", 1)  # 203 rows: four chunks, the last one shorter
+    monkeypatch.setattr(chunks, "CHUNK", 1)  # 203 rows: four chunks, the last one shorter
     given = made(n, **FORMS[form])
     loss, found = gradients(head_loss, *given, times=0.3)
     expected, grads = gradients(naive, *given, times=0.3)
@@ -163,7 +164,7 @@ class Sizes(TorchDispatchMode):
 def test_no_more_logits_exist_than_a_chunk_and_no_float32_copy_of_it(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK", 1)
+    monkeypatch.setattr(chunks, "CHUNK", 1)
     hidden, head, targets = made(4 * CHUNK_ROWS, dtype=dtype, softcap=3.0)
     with Sizes() as seen:
         head_loss(hidden, Head(head.weight.detach(), softcap=3.0), targets).backward()
@@ -183,10 +184,3 @@ def test_without_gradients_the_head_is_multiplied_once() -> None:
         loss = head_loss(hidden.detach(), Head(head.weight.detach()), targets)
     assert (trained.products, asked.products, frozen.products) == (3, 1, 1)
     assert not loss.requires_grad
-
-
-def test_rows_are_cut_into_equal_chunks() -> None:
-    assert chunk_rows(0, 300, 4) == 1
-    assert chunk_rows(1000, 300, 4) == 1000  # 1.2 MB
-    assert chunk_rows(400, 49152, 2) == 200  # 341 fit
-    assert chunk_rows(400, 262144, 4) == 58  # 32 would fit; in 64 rows seven chunks
