@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from loractl.evaluation.loss import mean_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
-from loractl.models.objective import loss_sum
+from loractl.models.objective import Objective
 from loractl.records import Batch, DataState, Example
 from loractl.training.heap import hold_mmap_threshold_
 from loractl.training.optim import LearningRate
@@ -51,11 +51,7 @@ class Session:
     data: Data
     plan: batches.BatchPlan
     total_steps: int
-
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """(sum, count) of one batch that lies on the model's device."""
-        trains_weights = self.config.method == "full" and self.dtype != torch.float32
-        return loss_sum(self.model, batch, autocast=self.dtype if trains_weights else None)
+    loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
         return batches.windows(self.data.train, self.plan, start)
@@ -152,6 +148,7 @@ def assemble(loaded: Loaded) -> Session:
         data=data,
         plan=plan,
         total_steps=total_steps,
+        loss=Objective(model, autocast=dtype if full and dtype != torch.float32 else None),
     )
 
 

@@ -1,10 +1,11 @@
-"""Run a causal LM on a batch: logits where tokens are trained; and the test of isolation."""
+"""Run a causal LM on a batch: hidden states, or logits where tokens are trained; and the test of
+isolation."""
 
 import inspect
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loractl.errors import ModelError
 from loractl.records import UNTRAINED, Batch
@@ -16,14 +17,12 @@ if TYPE_CHECKING:
 def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits that predict the trained tokens of a batch, and the ids of those tokens.
 
-    This is the one place that shifts: the logits at position t are for the label at t + 1. Returns
-    logits (n_trained, vocabulary) and targets (n_trained,). No mask is passed and no cache is kept:
-    with `attention_mask=None` transformers keeps apart the examples of a row by their positions
-    (with an all-ones mask, or with a cache, they would see each other), and padding stands behind
-    every real token.
+    Returns logits (n_trained, vocabulary) and targets (n_trained,). No mask is passed and no cache
+    is kept: with `attention_mask=None` transformers keeps apart the examples of a row by their
+    positions (with an all-ones mask, or with a cache, they would see each other), and padding
+    stands behind every real token.
     """
-    targets = batch.labels[:, 1:]  # (rows, length - 1)
-    trained = targets != UNTRAINED
+    targets, trained = _next_labels(batch)
     columns = trained.any(dim=0).nonzero().squeeze(1)  # positions where any row needs its logits
     accepted = inspect.signature(model.forward).parameters
     options: dict[str, Tensor] = {}
@@ -39,6 +38,47 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     if "logits_to_keep" not in accepted:
         logits = logits[:, columns]
     return logits[trained[:, columns]], targets[trained]
+
+
+def _next_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The label that each position predicts, and whether it is trained: (rows, length - 1) both.
+
+    This is the one place that shifts: position t predicts the label at t + 1.
+    """
+    targets = batch.labels[:, 1:]
+    return targets, targets != UNTRAINED
+
+
+def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
+    """What the head of a model is given, (rows, length, hidden): after the final norm.
+
+    Mask and cache as in `trained_logits`.
+    """
+    trunk = trunk_of(model)
+    assert trunk is not None, f"{type(model).__name__} has no trunk of its own"
+    options = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
+    accepted = inspect.signature(trunk.forward).parameters
+    options = {name: value for name, value in options.items() if name in accepted}
+    hidden: Tensor = trunk(input_ids=batch.input_ids, **options)[0]
+    return hidden
+
+
+def trunk_of(model: "PreTrainedModel") -> nn.Module | None:
+    """The part of a causal LM that gives the hidden states, where it can be called by itself."""
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    # Llama 4's text model has a base_model_prefix that is not its own.
+    for trunk in (model.base_model, decoder, getattr(model, "model", model)):
+        if trunk is not model and "input_ids" in inspect.signature(trunk.forward).parameters:
+            return trunk
+    return None
+
+
+def trained_rows(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The hidden states (n_trained, hidden) that predict the trained tokens, and their ids."""
+    targets, trained = _next_labels(batch)
+    row, column = trained.nonzero(as_tuple=True)
+    places = row * batch.labels.shape[1] + column  # among all positions of the batch
+    return hidden.flatten(0, 1).index_select(0, places), targets[trained]
 
 
 def check_isolation(model: "PreTrainedModel") -> None:

@@ -1,23 +1,56 @@
 """Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loractl.models.forward import trained_logits
+from loractl.models.forward import hidden_states, trained_logits, trained_rows
+from loractl.models.head import head_of
+from loractl.ops.cross_entropy import head_loss
 from loractl.records import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Objective:
+    """Sum of the cross-entropies of a batch's trained tokens and their number, as `loss_sum` gives
+    them, without the logits ever being there whole.
+
+    `autocast` is the dtype of the products where the weights themselves rest in float32. `hidden`
+    is another way to `hidden_states`. The head is looked for once: where it is not a plain one, or
+    under autocast, `loss_sum` does the work.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        autocast: torch.dtype | None = None,
+        hidden: Callable[[Batch], Tensor] | None = None,
+    ) -> None:
+        self.model, self.autocast = model, autocast
+        self.hidden = hidden or partial(hidden_states, model)
+        self.head = head_of(model) if autocast is None else None
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        if self.head is None:
+            return loss_sum(self.model, batch, autocast=self.autocast)
+        rows, targets = trained_rows(self.hidden(batch), batch)  # (n, hidden), (n,)
+        # Mamba's hidden states may be in float32 before a head in 16 bit.
+        rows = rows.to(self.head.weight.dtype)
+        return head_loss(rows, self.head, targets), targets.numel()
+
+
 def loss_sum(
     model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropies of the trained tokens in nats, as a float32 scalar, and their
-    number.
+    number: the plain form, from all their logits.
 
     `autocast` is the dtype of the products where the weights themselves rest in float32. The
     softmax is in float32 whatever the model computes in.

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from loractl.lora.ranks import ModuleRank, layer_of
 from loractl.models.shape import ModelShape
+from loractl.planning import logits
 from loractl.planning.frameworks import LORACTL, Framework
 
 QKV = ("q", "k", "v", "qkv")
@@ -40,6 +41,7 @@ class Work:
     full: bool = False
     quantized: bool = False
     autocast: bool = False  # weights in float32, products in `width`
+    whole_head: bool = False  # the head is trained whole beside adapters
     on_cpu: bool = False
 
     @property
@@ -53,7 +55,7 @@ class Kept:
 
     blocks: int  # what all blocks keep until the backward pass reaches them
     block: int  # of it, what one block keeps or, with checkpointing, keeps when computed again
-    outside: int  # final norm, positions, casts of weights
+    outside: int  # final norm, positions, casts of weights, and what enters the head
     temporaries: int  # gradients that live together while a block goes backward
     logits: int  # at most, while the loss goes forward and backward
     logits_kept: int  # of it, what lives on while the blocks go backward
@@ -93,17 +95,15 @@ def kept(
         first = _before_first(shape, by_layer.get(lowest, {}), work, framework) if before else 0
         blocks = max(0, round(sum(per_layer) - first)) * tokens
     angles = 0 if shape.rotary == "none" else 2 * width * shape.head_dim
-    outside = (angles + _norm(shape, work)) * tokens
-    inputs_of_head = work.full or shape.head in adapted
-    outside += width * shape.hidden * tokens if inputs_of_head else 0
-    losses = tokens * (work.trained_share if framework.trained_only else 1)
+    outside: float = angles + _norm(shape, work)  # bytes a token
+    outside += logits.input_kept(shape, adapted, work, framework)
     return Kept(
         blocks=blocks,
         block=round(largest * tokens),
-        outside=round(outside) + _casts(shape, adapted, work, framework),
+        outside=round(outside * tokens) + _casts(shape, adapted, work, framework),
         temporaries=_temporaries(shape, work) * tokens,
-        logits=round(framework.logits_peak * shape.vocabulary * losses),
-        logits_kept=round(framework.logits_kept * shape.vocabulary * losses),
+        logits=logits.peak(shape, adapted, work, framework),
+        logits_kept=logits.kept(shape, work, framework),
     )
 
 

@@ -19,6 +19,7 @@ class Framework:
     scatters: bool  # the update is copied into place, and that copy is kept
     repeats_kv: bool  # k and v are repeated for every head before attention
     trained_only: bool  # logits only where the loss is taken
+    in_chunks: bool  # a plain head's never all at once; the next three are of other heads then
     logits_kept: float  # bytes a vocabulary entry that live on while the blocks go backward
     logits_peak: float  # at most, in the loss and its backward pass
     logits_after: float  # what lives on after the step
@@ -30,17 +31,17 @@ class Framework:
 
 LORACTL = Framework(
     adapter_width=4, full_width=4, casts_input=False, dropout=0.0, fused_qkv=False, scatters=False,
-    repeats_kv=False, trained_only=True,
+    repeats_kv=False, trained_only=True, in_chunks=True,
     # log-probabilities, their gradient and that of the logits, each in float32
     logits_kept=0, logits_peak=12, logits_after=0, quantizes="linear",
     dequantized=1, unties=False,
-    source="loractl: models/objective.py, lora/layer.py",
+    source="loractl: models/objective.py, ops/cross_entropy.py, lora/layer.py",
 )  # fmt: skip
 FRAMEWORKS: dict[str, Framework] = {
     "loractl": LORACTL,
     "peft": Framework(
         adapter_width=4, full_width=None, casts_input=True, dropout=0.0, fused_qkv=False,
-        scatters=False, repeats_kv=False, trained_only=False,
+        scatters=False, repeats_kv=False, trained_only=False, in_chunks=False,
         # the 16-bit logits live on in the model's output, until after the step
         logits_kept=2, logits_peak=14, logits_after=2, quantizes="linear",
         dequantized=1, unties=False,
@@ -49,7 +50,7 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     "litgpt": Framework(
         adapter_width=None, full_width=None, casts_input=False, dropout=0.05, fused_qkv=True,
-        scatters=True, repeats_kv=False, trained_only=False,
+        scatters=True, repeats_kv=False, trained_only=False, in_chunks=False,
         # chunks of 16-bit logits, and their log-probabilities or gradients
         logits_kept=2, logits_peak=4, logits_after=2, quantizes="head",
         dequantized=2,  # quantized from float16, so dequantized to it, then cast
@@ -58,7 +59,7 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     "torchtune": Framework(
         adapter_width=None, full_width=None, casts_input=False, dropout=0.05, fused_qkv=False,
-        scatters=False, repeats_kv=True, trained_only=False,
+        scatters=False, repeats_kv=True, trained_only=False, in_chunks=False,
         # float32 logits, log-probabilities and two gradients
         logits_kept=4, logits_peak=16, logits_after=4, quantizes="linear",
         dequantized=1, unties=False,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import ModelShape
-from loractl.planning import counts
+from loractl.planning import counts, logits
 from loractl.planning.activations import Work, kept
 from loractl.planning.frameworks import LORACTL, Framework
 
@@ -126,7 +126,7 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
         files = stored * shape.parameters if stored != width_now else 0
         phases["load"] = {"weights": held["weights"], "files": files}
     static = held["weights"] + held["adapters"] + held["optimizer"] + gradients
-    losses = work.tokens * (work.trained_share if framework.trained_only else 1)
+    losses = logits.losses(work, framework)
     after = round(framework.logits_after * shape.vocabulary * losses)
     return Memory(phases, static + after)
 

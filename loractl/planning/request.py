@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from loractl.lora.ranks import ModuleRank, RankSpec, resolve
+from loractl.lora.ranks import ModuleRank, RankSpec, is_named, resolve
 from loractl.models.shape import ModelShape
 from loractl.planning.activations import Work
 from loractl.planning.frameworks import FRAMEWORKS
@@ -111,6 +111,7 @@ def plan_of(
         quantized=method == "qlora",
         autocast=full and framework.full_width == 4 and width == 2,
         on_cpu=on_cpu,
+        whole_head=not full and any(is_named(shape.head or "", n) for n in request.modules_to_save),
     )
     return Plan(
         ranks={} if full else ranks or ranks_of(shape, request),

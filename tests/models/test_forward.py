@@ -9,7 +9,13 @@ from transformers import AutoModelForCausalLM
 
 from loractl.data.batches import collate
 from loractl.errors import ModelError
-from loractl.models.forward import activation_bytes, check_isolation, trained_logits
+from loractl.models.forward import (
+    activation_bytes,
+    check_isolation,
+    hidden_states,
+    trained_logits,
+    trained_rows,
+)
 from loractl.records import UNTRAINED, Batch, Example
 from tests.conftest import ARCHITECTURES
 
@@ -44,6 +50,18 @@ def test_trained_logits_are_the_rows_of_all_logits_that_predict_trained_tokens(
         labels.append(int(batch.labels[row, column]))
     assert targets.tolist() == labels
     torch.testing.assert_close(logits, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_makes_trained_logits_of_the_trained_rows_of_hidden_states(
+    name: str, base: Any
+) -> None:
+    model, batch = load(base(name)), batch_of(11, 5, 8)
+    with torch.no_grad():
+        logits, targets = trained_logits(model, batch)
+        rows, same_targets = trained_rows(hidden_states(model, batch), batch)
+    assert same_targets.tolist() == targets.tolist()
+    torch.testing.assert_close(model.get_output_embeddings()(rows), logits, atol=1e-5, rtol=1e-5)
 
 
 class Plain(torch.nn.Module):

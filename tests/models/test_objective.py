@@ -13,9 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from loractl.data import examples
 from loractl.data.batches import collate
 from loractl.data.pack import pack
-from loractl.models.objective import loss_sum
-from loractl.records import Example
+from loractl.lora.adalora import AdaloraLayer
+from loractl.lora.inject import adaptable, inject_
+from loractl.lora.ranks import RankSpec, resolve
+from loractl.lora.whole import train_whole_
+from loractl.models.forward import hidden_states
+from loractl.models.load import head_name
+from loractl.models.objective import Objective, loss_sum
+from loractl.records import UNTRAINED, Batch, Example
 from tests.conftest import ARCHITECTURES, chat_rows, write_jsonl
+from tests.scaled import SCALED, scaled
 
 PACKED = [name for name in ARCHITECTURES if name != "opt"]  # OPT counts positions from its mask
 
@@ -81,6 +88,10 @@ def total(model: Any, batches: list[list[list[Example]]]) -> tuple[float, int]:
     """(sum, count) over micro-batches of rows of examples."""
     with torch.no_grad():
         parts = [loss_sum(model, collate(rows)) for rows in batches]
+        objective = Objective(model)
+        for rows, (part, n) in zip(batches, parts, strict=True):  # the other form gives the same
+            same, n_same = objective(collate(rows))
+            assert float(same) == pytest.approx(float(part), rel=1e-6) and n_same == n
     return sum(float(part) for part, _ in parts), sum(n for _, n in parts)
 
 
@@ -146,3 +157,119 @@ def test_the_softmax_is_in_float32_and_autocast_computes_the_products_lower(
     assert exact.dtype == rounded.dtype == torch.float32 and n == same
     assert rounded != exact
     assert float(rounded) == pytest.approx(float(exact), rel=0.05)
+
+
+def gradients(model: Any, loss: Callable[[Batch], tuple[Tensor, int]], batch: Batch) -> Any:
+    """(loss, tokens, gradients by name) of a batch."""
+    model.zero_grad(set_to_none=True)
+    found, n = loss(batch)
+    found.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(found.detach()), n, grads
+
+
+def assert_same_as_plain(model: Any, batch: Batch, *, head: bool = True) -> None:
+    """The objective's loss and gradients are those of the plain form."""
+    objective = Objective(model)
+    assert (objective.head is not None) == head
+    found, n, grads = gradients(model, objective, batch)
+    expected, n_expected, plain = gradients(model, lambda batch: loss_sum(model, batch), batch)
+    assert n == n_expected and found == pytest.approx(expected, rel=1e-6)
+    assert grads.keys() == plain.keys() and any(bool(g.any()) for g in plain.values())
+    scale = max(float(g.abs().max()) for g in plain.values())
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, plain[name], atol=2e-6 * scale, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_weights_get_the_gradients_of_the_plain_form(
+    name: str, made: list[Example], load: Any
+) -> None:
+    assert_same_as_plain(load(name), collate([made[:2], made[2:4]]))
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_and_capped_logits_have_the_gradients_of_the_plain_form(
+    name: str, made: list[Example]
+) -> None:
+    model = scaled(name)
+    assert_same_as_plain(model, collate([[made[0]]]))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"formula": "dora"},
+    "adalora": {"formula": "adalora"},
+    "embedding": {"targets": ["embed_tokens", "q_proj"]},
+    "norm": {"whole": ["model.norm"]},
+    "embedding whole": {"whole": ["model.embed_tokens"]},
+    "head": {"targets": ["lm_head", "q_proj"]},
+    "head whole": {"whole": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("base_name", ["llama", "llama-tied"])
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_get_the_gradients_of_the_plain_form(
+    way: str, base_name: str, made: list[Example], load: Any
+) -> None:
+    model, how = load(base_name), WAYS[way]
+    spec = RankSpec(4, 8, how.get("targets", "all-linear"))
+    ranks = resolve(spec, adaptable(model), head=head_name(model))
+    layers = inject_(model, ranks, formula=how.get("formula", "lora"))
+    train_whole_(model, how.get("whole", []))
+    torch.manual_seed(0)
+    for layer in layers.values():
+        layer.B.data.normal_(std=0.1)
+        if isinstance(layer, AdaloraLayer):
+            layer.E.data.normal_(std=0.1)
+    assert_same_as_plain(model, collate([made[:2]]), head="head" not in way)
+
+
+def test_in_bfloat16_it_is_no_further_from_float32_than_the_plain_form(
+    made: list[Example], base: Callable[..., Path]
+) -> None:
+    batch = collate([[made[0]]])
+
+    def found(dtype: torch.dtype, loss: Any) -> tuple[float, Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(base("llama"), dtype=dtype).eval()
+        value, _, grads = gradients(model, loss(model), batch)
+        return value, torch.cat([g.float().flatten() for g in grads.values()])
+
+    plain = lambda model: lambda batch: loss_sum(model, batch)  # noqa: E731
+    best, right = found(torch.float32, plain)
+    rounded, theirs = found(torch.bfloat16, plain)
+    value, ours = found(torch.bfloat16, Objective)
+    assert abs(value - best) <= 1.2 * abs(rounded - best) + 1e-3 * best
+    assert float((ours - right).norm()) <= 1.1 * float((theirs - right).norm())
+
+
+def test_rows_without_trained_tokens_have_no_loss_and_gradients_of_zero(
+    made: list[Example], load: Any
+) -> None:
+    model = load("llama-tied")
+    silent = Example(made[0].ids, [UNTRAINED] * len(made[0].ids), line=1)
+    loss, n, grads = gradients(model, Objective(model), collate([[silent]]))
+    assert (loss, n) == (0, 0)
+    assert grads.keys() == dict(model.named_parameters()).keys()
+    assert not any(bool(g.any()) for g in grads.values())
+    assert_same_as_plain(model, collate([[silent], [made[1]]]))
+
+
+def test_other_hidden_states_can_be_given(made: list[Example], load: Any) -> None:
+    model, batch = load("gpt2"), collate([[made[0]]])
+    doubled = Objective(model, hidden=lambda batch: 2 * hidden_states(model, batch))
+    with torch.no_grad():
+        plain = float(loss_sum(model, batch)[0])
+        assert float(doubled(batch)[0]) != pytest.approx(plain, rel=1e-3)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight / 2)  # untied, exactly half
+        halved = Objective(model, hidden=doubled.hidden)
+        assert float(halved(batch)[0]) == pytest.approx(plain, rel=1e-6)
+
+
+def test_under_autocast_the_plain_form_is_taken(made: list[Example], load: Any) -> None:
+    model, batch = load("llama"), collate([[made[0]]])
+    objective = Objective(model, autocast=torch.bfloat16)
+    assert objective.head is None
+    with torch.no_grad():
+        assert objective(batch)[0] == loss_sum(model, batch, autocast=torch.bfloat16)[0]

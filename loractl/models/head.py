@@ -1,0 +1,95 @@
+"""The output head of a model as the formula of `ops/cross_entropy.py`, proven on the model."""
+
+import inspect
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from loractl.models.forward import hidden_states, trunk_of
+from loractl.ops.cross_entropy import Head
+from loractl.records import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+SCALES = {
+    "logit_scale": (1,),  # Cohere
+    "logits_scaling": (-1, 1),  # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
+    "lm_head_multiplier": (1,),  # Falcon H1
+    "output_multiplier": (1,),  # MuseSpark
+}
+"""Settings that scale logits after the head, and the powers with which they do."""
+SOFTCAPS = (
+    "final_logit_softcapping",  # Gemma 2, 3 and 4, VaultGemma, nanochat
+    "logits_soft_cap",  # RecurrentGemma
+    "output_logit_soft_cap",  # xLSTM
+)
+
+
+def head_of(model: "PreTrainedModel") -> Head | None:
+    """The head of a model, where it is a plain linear layer, scaled and capped as its config says.
+
+    A model may do anything with its logits, so this is proven: on a short random input the head
+    applied to `hidden_states` must give the model's own logits. None where it does not, or where
+    the head carries an adapter, a copy that is trained whole, or hooks. Costs two short forward
+    passes.
+    """
+    layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(layer) is not nn.Linear or trunk_of(model) is None or _hooked(layer) or _hooked(model):
+        return None
+    batch = _short(model)
+    accepted = inspect.signature(model.forward).parameters
+    options = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
+    was_training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        own = model(
+            input_ids=batch.input_ids, attention_mask=None, use_cache=False, **options
+        ).logits
+        hidden = hidden_states(model, batch)
+        fits = hidden.shape[-1] == layer.in_features  # ELECTRA: a projection stands between
+        heads = _candidates(layer, model.config.get_text_config()) if fits else ()
+        found = next((head for head in heads if _agree(head.logits(hidden), own)), None)
+    model.train(was_training)
+    return found
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether more than its own forward runs when a module is called."""
+    own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
+    return own or bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _short(model: "PreTrainedModel") -> Batch:
+    """Twelve random tokens, two examples in a row: positions count as well."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (1, 12), generator=generator).to(device)
+    positions = torch.arange(6, device=device).repeat(2)[None]
+    return Batch(ids, ids, positions, 12, ())
+
+
+def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:
+    """Heads that the config could mean: with what it names first, then without."""
+    scales = [
+        value**power
+        for name, powers in SCALES.items()
+        if isinstance(value := getattr(config, name, None), int | float) and value > 0
+        for power in powers
+    ]
+    caps = [getattr(config, name, None) for name in SOFTCAPS]
+    for scale, cap in product([*scales, 1.0], [*(cap for cap in caps if cap), None]):
+        yield Head(layer.weight, layer.bias, scale, cap)
+
+
+def _agree(found: Tensor, own: Tensor) -> bool:
+    """Equal up to the rounding of the model's dtype, which steps after the head repeat."""
+    if found.shape != own.shape:
+        return False
+    tolerance = max(4 * torch.finfo(found.dtype).eps, 1e-5)
+    difference = (found.float() - own.float()).square().mean().sqrt()
+    return bool(difference <= tolerance * own.float().square().mean().sqrt())

@@ -1,0 +1,187 @@
+"""The output head and its cross-entropy in one pass, so that the logits of a batch never exist.
+
+The vocabulary is the widest thing of a small model: float32 `logsumexp` over 49k columns costs more
+than both products of the head (450-610 us a token against 310, two Zen 4 cores). So logits are made
+in chunks of rows, turned into their own gradient by strips that fit the cache, and multiplied back
+at once; what is kept for the backward pass is the gradient of the hidden states.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+
+FLOAT16_FACTOR = 1024.0
+"""Float16 loses what is below 6e-8: gradients of logits are multiplied by this before they are
+rounded, which is undone in float32. The largest are then about 1024, and sums of them times weights
+stay below 65504."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """softcap * tanh(scale * (W h + b) / softcap), or without a cap scale * (W h + b).
+
+    The cap comes after the scale: Gemma 2 caps what the head gives, MuseSpark what it has scaled.
+    """
+
+    weight: Tensor  # (vocabulary, hidden)
+    bias: Tensor | None = None  # (vocabulary,)
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Those of hidden states (..., hidden), in their dtype, as transformers computes them."""
+        found = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        found = found * self.scale if self.scale != 1 else found
+        if self.softcap is None:
+            return found
+        return torch.tanh(found / self.softcap) * self.softcap
+
+
+def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies in nats, a float32 scalar.
+
+    hidden (n, hidden) in the dtype of the head's weight, targets (n,) ids; n may be 0. Gradients
+    are computed on the way, of what requires one; without any, or under `no_grad`, none are.
+    """
+    assert hidden.dtype == head.weight.dtype, (hidden.dtype, head.weight.dtype)
+    given = (hidden, head.weight, head.bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        loss: Tensor = _HeadLoss.apply(*given, targets, head)  # type: ignore[no-untyped-call]
+        return loss
+    with torch.no_grad():
+        return _run(hidden, head, targets, _Gradients())
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Where gradients of the sum are added up; None where none is asked for."""
+
+    hidden: Tensor | None = None  # (n, hidden)
+    weight: Tensor | None = None  # (vocabulary, hidden) float32
+    bias: Tensor | None = None  # (vocabulary,) float32
+
+    @property
+    def any(self) -> bool:
+        return any(t is not None for t in (self.hidden, self.weight, self.bias))
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head
+    ) -> Tensor:
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        # What FLOAT16_FACTOR saved would be lost again if it were undone in float16.
+        exact = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+        gradients = _Gradients(
+            torch.empty_like(hidden, dtype=exact) if of_hidden else None,
+            torch.zeros_like(weight, dtype=torch.float32) if of_weight else None,
+            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None,
+        )
+        loss = _run(hidden, head, targets, gradients)
+        ctx.save_for_backward(gradients.hidden)
+        ctx.of_head = (gradients.weight, gradients.bias)
+        ctx.dtype = hidden.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.of_head is not None, "head_loss goes backward once"
+        (of_hidden,), (of_weight, of_bias) = ctx.saved_tensors, ctx.of_head
+        ctx.of_head = None  # so that the gradient of a weight is not there twice
+        if of_hidden is not None:
+            # In float32: a GPU would round the factor, 1 over the tokens of a step, to bfloat16.
+            of_hidden = (of_hidden.float() * upstream).to(ctx.dtype)
+        if of_weight is not None:
+            of_weight = of_weight.mul_(upstream).to(ctx.dtype)
+        if of_bias is not None:
+            of_bias = of_bias.mul_(upstream).to(ctx.dtype)
+        return of_hidden, of_weight, of_bias, None, None
+
+
+def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
+    """The sum of the losses, chunk by chunk; writes or adds up the gradients that are asked for."""
+    n, vocabulary = len(hidden), len(head.weight)
+    losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
+    rows = chunk_rows(n, vocabulary, hidden.element_size())
+    buffer = hidden.new_empty(min(n, rows), vocabulary)  # of all chunks, one after the other
+    factor = FLOAT16_FACTOR / head.scale if hidden.dtype == torch.float16 else 1.0
+    for start in range(0, n, rows):
+        chunk = slice(start, start + rows)
+        h = hidden[chunk]  # (rows, hidden)
+        logits = buffer[: len(h)]  # (rows, vocabulary)
+        if head.bias is None:
+            torch.mm(h, head.weight.T, out=logits)
+        else:
+            torch.addmm(head.bias, h, head.weight.T, out=logits)
+        for at in range(0, len(h), STRIP_ROWS):
+            strip = slice(start + at, min(start + at + STRIP_ROWS, start + len(h)))
+            losses[strip] = strip_(
+                logits[at : at + STRIP_ROWS],
+                targets[strip],
+                scale=head.scale,
+                softcap=head.softcap,
+                gradient=gradients.any,
+                factor=factor,
+            )
+        if gradients.hidden is not None:
+            gradients.hidden[chunk] = logits @ head.weight
+            if factor != 1:
+                gradients.hidden[chunk] /= factor
+        _add_of_head_(gradients, logits, h, factor)
+    return losses.sum()
+
+
+def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: float) -> None:
+    """Add what a chunk brings to the gradients of weight and bias, summed in float32."""
+    # 16-bit values by strips: their float32 copies stay small.
+    step = len(h) if h.dtype == torch.float32 else STRIP_ROWS
+    for at in range(0, len(h), step):
+        rows = slice(at, at + step)
+        if gradients.weight is not None:
+            gradients.weight.addmm_(of_logits[rows].float().T, h[rows].float(), alpha=1 / factor)
+        if gradients.bias is not None:
+            gradients.bias.add_(of_logits[rows].float().sum(dim=0), alpha=1 / factor)
+
+
+def strip_(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    gradient: bool,
+    factor: float,
+) -> Tensor:
+    """Cross-entropies (n,) in float32 of logits (n, vocabulary) as the head gives them.
+
+    The logits are overwritten: with factor times the gradient of each row's loss where `gradient`
+    is asked for, else with what is left of the computation.
+    """
+    x = logits.float()  # float32 logits themselves, a copy of others
+    if scale != 1:
+        x.mul_(scale)
+    slope = None
+    if softcap is not None:
+        x.div_(softcap).tanh_()
+        slope = x.square().neg_().add_(1) if gradient else None  # of tanh
+        x.mul_(softcap)
+    chosen = targets[:, None]  # (n, 1)
+    x.sub_(x.amax(dim=1, keepdim=True))
+    of_target = x.gather(1, chosen)
+    total = x.exp_().sum(dim=1, keepdim=True)
+    losses = (total.log() - of_target).squeeze(1)
+    if gradient:
+        x.mul_(factor * scale / total)  # the softmax, and of the target one less
+        x.scatter_add_(1, chosen, torch.full_like(of_target, -factor * scale))
+        if slope is not None:
+            x.mul_(slope)
+        if x is not logits:
+            logits.copy_(x)
+    return losses

@@ -1,0 +1,54 @@
+"""What head and loss take: a chunk of logits where the head is plain, else all of them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loractl.models.shape import ModelShape
+from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+from loractl.planning.frameworks import Framework
+
+if TYPE_CHECKING:
+    from loractl.planning.activations import Work
+
+
+def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
+    """Bytes at most, while the loss goes forward and backward."""
+    if not _in_chunks(shape, adapted, work, framework):
+        return round(framework.logits_peak * shape.vocabulary * losses(work, framework))
+    width, n = work.width, round(losses(work, framework))
+    chunk = width * shape.vocabulary * min(n, chunk_rows(n, shape.vocabulary, width))
+    # Of a strip: a copy in float32, and the slope of Gemma 2's cap.
+    strips = (width != 4) + (shape.architecture == "gemma2")
+    strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
+    of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
+    return chunk + strip + of_weight + width * shape.hidden * n  # and the rows that enter
+
+
+def kept(shape: ModelShape, work: "Work", framework: Framework) -> int:
+    """Bytes of logits that live on while the blocks go backward."""
+    return round(framework.logits_kept * shape.vocabulary * losses(work, framework))
+
+
+def input_kept(
+    shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
+) -> float:
+    """Bytes a token kept of what enters the head: its gradient, which one pass gives with the loss,
+    or where the head has a gradient of its own itself."""
+    of_all = work.width * shape.hidden
+    if _in_chunks(shape, adapted, work, framework):
+        return of_all * work.trained_share
+    return of_all if work.full or shape.head in adapted else 0
+
+
+def losses(work: "Work", framework: Framework) -> float:
+    """Tokens that logits are made for."""
+    return work.tokens * (work.trained_share if framework.trained_only else 1)
+
+
+def _in_chunks(
+    shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
+) -> bool:
+    """Whether head and loss are one operation: `Objective` does so where nothing adapts the head
+    and the weights rest in the dtype of the products."""
+    own = work.whole_head or shape.head in adapted or work.autocast
+    return framework.in_chunks and not own

@@ -1,0 +1,82 @@
+"""What head and loss are predicted to take, against what torch's allocator gives out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from loractl.lora.ranks import ModuleRank
+from loractl.models import shape
+from loractl.ops.chunks import CHUNK, STRIP_ROWS
+from loractl.ops.cross_entropy import Head, head_loss
+from loractl.planning import logits
+from loractl.planning.activations import Work
+from loractl.planning.frameworks import FRAMEWORKS, LORACTL
+from loractl.planning.request import Request, plan_of
+
+VOCABULARY, HIDDEN, TOKENS = 20_000, 8, 600
+CONFIG = {
+    "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA = shape.from_config(CONFIG, where="llama")
+GEMMA = shape.from_config(
+    {**CONFIG, "model_type": "gemma2", "head_dim": 8, "tie_word_embeddings": True}, where="gemma2"
+)
+
+
+def measured(dtype: torch.dtype, *, softcap: float | None, full: bool, share: float) -> int:
+    """Bytes at the peak of head and loss, forward and backward, beside hidden states and weight."""
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN).to(dtype).requires_grad_()
+    head = Head(torch.randn(VOCABULARY, HIDDEN).to(dtype).requires_grad_(full), softcap=softcap)
+    trained = torch.arange(round(TOKENS * share))
+    targets = torch.randint(0, VOCABULARY, trained.shape)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        rows = hidden.index_select(0, trained)
+        head_loss(rows, head, targets).backward()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("case", [
+    {}, {"share": 0.1}, {"full": True}, {"softcap": 30.0}, {"dtype": torch.bfloat16},
+    {"dtype": torch.bfloat16, "softcap": 30.0, "share": 0.5},
+], ids=str)  # fmt: skip
+def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
+    case = {"dtype": torch.float32, "softcap": None, "full": False, "share": 1.0, **case}
+    found = GEMMA if case["softcap"] else LLAMA
+    work = Work(1, TOKENS, case["dtype"].itemsize, trained_share=case["share"], full=case["full"])
+    kept = TOKENS * logits.input_kept(found, {}, work, LORACTL)
+    predicted = logits.peak(found, {}, work, LORACTL) + kept
+    assert predicted == pytest.approx(measured(**case), rel=0.03)
+
+
+def test_longer_batches_take_no_more_logits_and_other_heads_do() -> None:
+    found = shape.named("7B")
+    assert found.head is not None
+    long = Work(8, 8192, 2)
+    for work in (long, Work(1, 1024, 2)):
+        rows = 2 * found.hidden * work.tokens
+        chunk = logits.peak(found, {}, work, LORACTL) - rows
+        assert 0.9 * CHUNK < chunk <= CHUNK + 4 * found.vocabulary * STRIP_ROWS
+    for other in ({"whole_head": True}, {"autocast": True, "full": True}):
+        work = Work(8, 8192, 2, **other)
+        assert logits.peak(found, {}, work, LORACTL) == 12 * found.vocabulary * 8 * 8192
+    assert logits.peak(found, {found.head: 8}, long, LORACTL) == 12 * found.vocabulary * 8 * 8192
+    assert logits.peak(found, {}, long, FRAMEWORKS["peft"]) == 14 * found.vocabulary * 8 * 8192
+
+
+def test_a_head_in_modules_to_save_is_known_to_the_plan() -> None:
+    found = shape.named("7B")
+    ranks = {"model.layers.0.self_attn.q_proj": ModuleRank(8, 16, 2.0)}
+    for names, expected in (("lm_head",), True), (("norm",), False):
+        plan = plan_of(found, Request(modules_to_save=names), "lora", ranks=ranks)
+        assert plan.work.whole_head == expected
