@@ -16,6 +16,7 @@ from loractl import console
 from loractl.commands.adapting import Adapted, adapt_, check_phases
 from loractl.commands.predicted import beside_the_weights
 from loractl.commands.reading import Data, load_data
+from loractl.commands.trunks import trunk_of
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
 from loractl.data import account, batches
@@ -24,6 +25,7 @@ from loractl.evaluation.loss import mean_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
+from loractl.models.fast import Trunk
 from loractl.models.objective import Objective
 from loractl.records import Batch, DataState, Example
 from loractl.training.heap import hold_mmap_threshold_
@@ -51,6 +53,7 @@ class Session:
     data: Data
     plan: batches.BatchPlan
     total_steps: int
+    trunk: Trunk | None  # None where every weight is trained
     loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
@@ -133,6 +136,7 @@ def assemble(loaded: Loaded) -> Session:
     if config.data.packing:
         forward.check_isolation(model)
     _checkpointing_(model, config, max_length, device)
+    trunk = trunk_of(model, config, data.train, plan, total_steps)
     return Session(
         config=config,
         source=source,
@@ -148,7 +152,10 @@ def assemble(loaded: Loaded) -> Session:
         data=data,
         plan=plan,
         total_steps=total_steps,
-        loss=Objective(model, autocast=dtype if full and dtype != torch.float32 else None),
+        trunk=trunk,
+        loss=Objective(
+            model, autocast=dtype if full and dtype != torch.float32 else None, trunk=trunk
+        ),
     )
 
 

@@ -21,6 +21,9 @@ def introduce(session: Session) -> None:
         )
     else:
         console.note(f"weights  all {trained:,} parameters are trained")
+    if session.trunk is not None:
+        why = session.trunk.unusual
+        console.note(f"layers   {f'as transformers has them ({why})' if why else 'fast ones'}")
     console.note(
         f"data     {sum(one.examples for one in read):,} examples,"
         f" {sum(one.tokens for one in read):,} tokens,"

@@ -28,7 +28,8 @@ PROBE = (5, 7, 4)
 
 
 class Trunk:
-    """Batch without padding (1, tokens) -> hidden states (1, tokens, hidden), normed."""
+    """Batch -> its hidden states after the final norm, and the batch as it was laid out for them:
+    (1, tokens, hidden) without padding, or (rows, length, hidden) as transformers takes it."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
@@ -36,13 +37,14 @@ class Trunk:
         self.unusual = _why_not(model)
         """Why transformers' own layers are used, or empty."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
         if not self.unusual:
             try:
-                return _hidden(self._model, batch, self._cache)
+                flat = batch.without_padding()
+                return _hidden(self._model, flat, self._cache), flat
             except Unusual:  # as with dropout in training, which evaluation does not have
                 pass
-        return hidden_states(self._model, batch)
+        return hidden_states(self._model, batch), batch
 
     @property
     def frozen_layers(self) -> int:

@@ -1,7 +1,6 @@
 """Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +20,9 @@ class Objective:
     """Sum of the cross-entropies of a batch's trained tokens and their number, as `loss_sum` gives
     them, without the logits ever being there whole.
 
-    `autocast` is the dtype of the products where the weights themselves rest in float32. `hidden`
-    is another way to `hidden_states`. The head is looked for once: where it is not a plain one, or
-    under autocast, `loss_sum` does the work.
+    `autocast` is the dtype of the products where the weights themselves rest in float32. `trunk`
+    is another way to `hidden_states`, which may lay the batch out anew. The head is looked for
+    once: where it is not a plain one, or under autocast, `loss_sum` does the work.
     """
 
     def __init__(
@@ -31,16 +30,16 @@ class Objective:
         model: "PreTrainedModel",
         *,
         autocast: torch.dtype | None = None,
-        hidden: Callable[[Batch], Tensor] | None = None,
+        trunk: Callable[[Batch], tuple[Tensor, Batch]] | None = None,
     ) -> None:
         self.model, self.autocast = model, autocast
-        self.hidden = hidden or partial(hidden_states, model)
+        self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))
         self.head = head_of(model) if autocast is None else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         if self.head is None:
             return loss_sum(self.model, batch, autocast=self.autocast)
-        rows, targets = trained_rows(self.hidden(batch), batch)  # (n, hidden), (n,)
+        rows, targets = trained_rows(*self.trunk(batch))  # (n, hidden), (n,)
         # Mamba's hidden states may be in float32 before a head in 16 bit.
         rows = rows.to(self.head.weight.dtype)
         return head_loss(rows, self.head, targets), targets.numel()

@@ -7,6 +7,7 @@ The file has no name: it is gone with the process, however that ends.
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,9 @@ class TrunkCache:
         self._width, self._dtype = hidden, dtype
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
         self._known = np.zeros(len(lengths), dtype=bool)
-        # Lives as long as the run.
-        self._file = tempfile.TemporaryFile(dir=room)  # noqa: SIM115
+        file = tempfile.TemporaryFile(dir=room)  # noqa: SIM115
+        weakref.finalize(self, file.close)
+        self._file = file
         self._bytes_a_token = hidden * dtype.itemsize
 
     @property
@@ -52,11 +54,20 @@ class TrunkCache:
             else:
                 with torch.no_grad():
                     found[start:stop] = compute(_alone(batch, start, stop))[0]
-                os.pwrite(self._file.fileno(), _as_bytes(found[start:stop]), self._offset(example))
-                self._known[example] = True
+                self._write(example, found[start:stop])
             start = stop
         assert start == batch.n_tokens, (start, batch.n_tokens)
         return found[None].to(batch.input_ids.device)
+
+    def _write(self, example: int, rows: Tensor) -> None:
+        data, offset = _as_bytes(rows), self._offset(example)
+        try:
+            while data:
+                written = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[written:], offset + written
+        except OSError:  # a full disk: it is computed again when it comes again
+            return
+        self._known[example] = True
 
     def _read(self, example: int, into: Tensor) -> None:
         target = _as_bytes(into)

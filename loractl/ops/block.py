@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loractl.ops import pieces
-from loractl.ops.attention import Saved, attention_backward, attention_forward
+from loractl.ops.attention import attention_backward, attention_forward
 from loractl.ops.lora_linear import (
     Linear,
     Pair,
@@ -102,7 +102,7 @@ class _Kept:
     k_rstd: Tensor | None
     thin_qkv: Tensor | None
     attended: Tensor  # (N, heads, head_dim)
-    softmax: Saved
+    softmax: Tensor  # what the attention kernel wants to see again
     thin_o: Tensor | None
     o_raw: Tensor | None  # before its norm
     o_rstd: Tensor | None

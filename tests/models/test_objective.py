@@ -258,12 +258,12 @@ def test_rows_without_trained_tokens_have_no_loss_and_gradients_of_zero(
 
 def test_other_hidden_states_can_be_given(made: list[Example], load: Any) -> None:
     model, batch = load("gpt2"), collate([[made[0]]])
-    doubled = Objective(model, hidden=lambda batch: 2 * hidden_states(model, batch))
+    doubled = Objective(model, trunk=lambda one: (2 * hidden_states(model, one), one))
     with torch.no_grad():
         plain = float(loss_sum(model, batch)[0])
         assert float(doubled(batch)[0]) != pytest.approx(plain, rel=1e-3)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight / 2)  # untied, exactly half
-        halved = Objective(model, hidden=doubled.hidden)
+        halved = Objective(model, trunk=doubled.trunk)
         assert float(halved(batch)[0]) == pytest.approx(plain, rel=1e-6)
 
 

@@ -1,0 +1,56 @@
+"""How a run gets its hidden states: by fast layers where they fit, frozen ones once an example."""
+
+from typing import TYPE_CHECKING
+
+from loractl import console
+from loractl.artifacts import files
+from loractl.config import RunConfig
+from loractl.data import batches
+from loractl.data.store import lengths_of
+from loractl.models.fast import Trunk
+from loractl.models.trunkcache import TrunkCache, n_bytes
+from loractl.places import cache_home
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from loractl.records import Example
+
+
+def trunk_of(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    examples: "Sequence[Example]",
+    plan: batches.BatchPlan,
+    total_steps: int,
+) -> Trunk | None:
+    """The way to hidden states of a run with adapters; None where every weight is trained."""
+    if config.method == "full":
+        return None
+    trunk = Trunk(model)
+    frozen = trunk.frozen_layers
+    comes_again = total_steps > batches.count_windows(examples, plan, 1)
+    if config.train.cache_trunk == "auto" and frozen and comes_again:
+        _keep_(trunk, model, frozen, examples)
+    return trunk
+
+
+def _keep_(
+    trunk: Trunk, model: "PreTrainedModel", frozen: int, examples: "Sequence[Example]"
+) -> None:
+    """Let the frozen layers be computed once an example, where the disk has room for it."""
+    lengths, hidden = lengths_of(examples), model.config.get_text_config().hidden_size
+    room = cache_home()
+    room.mkdir(parents=True, exist_ok=True)
+    needed = n_bytes(int(lengths.sum()), hidden, model.dtype)
+    what = f"what the lowest {frozen} layers compute ({console.size(needed)})"
+    left = files.free(room)
+    if needed > left // 2:
+        console.note(
+            f"note: {what} is not kept for later epochs: {console.size(left)} are free in {room}"
+        )
+        return
+    trunk.keep_(TrunkCache(lengths, layers=frozen, hidden=hidden, dtype=model.dtype, room=room))
+    console.note(f"note: {what} is computed once an example and kept in {room} for this run")
