@@ -1,8 +1,10 @@
-"""What a text that names a source of rows can mean: a file by its ending, or a data set of the hub.
+"""What a text that names a source of rows can mean: a file by its ending, or a data set of the hub;
+and where what can be made again is kept.
 
 Read before anything is loaded, so nothing is looked up here but the names of paths.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -26,3 +28,11 @@ def is_hub_data(name: str) -> bool:
     if name.lower().endswith((*DATA_ENDINGS, *OTHER_ENDINGS)):
         return False
     return not Path(name).exists() and not Path(name).parent.is_dir()
+
+
+def cache_home() -> Path:
+    """$LORACTL_CACHE, or loractl in the user's cache directory."""
+    own = os.environ.get("LORACTL_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loractl"

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loractl.errors import StorageError
+from loractl.places import cache_home
 from loractl.records import UNTRAINED, Example
 
 FILES = ("tokens", "index", "lengths")
@@ -165,12 +166,8 @@ class Cache:
 
     @staticmethod
     def default() -> "Cache":
-        """$LORACTL_CACHE, or loractl in the user's cache directory."""
-        home = os.environ.get("LORACTL_CACHE")
-        if home:
-            return Cache(Path(home) / "tokens")
-        xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Cache(Path(xdg) / "loractl" / "tokens")
+        """The token cache of this user."""
+        return Cache(cache_home() / "tokens")
 
     def open(self, key: str, make: Callable[[Writer], dict[str, Any]]) -> Path:
         """The directory of the store of this key, made by `make` where there is no whole one.
