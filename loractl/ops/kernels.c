@@ -1,0 +1,372 @@
+/* The memory-bound pieces of a transformer layer, each in one pass over its rows; pieces.py has the
+   same formulas in plain torch and says what each is for, native.py compiles and loads this file.
+
+   Every function works on rows of `number`, which is float, or bf16 where BF16 is defined, and
+   calculates in float. Strides count numbers; those of a row lie side by side. Switches are passed
+   down as constants to functions that are always inlined, so that each loop is compiled once a
+   case. Rows are shared among `threads` threads, and no sum runs over more than one row: the numbers do
+   not depend on the number of threads. Nothing here may be compiled with -ffast-math: a NaN must
+   come through. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __clang__
+#error "needs GCC: torch brings GCC's OpenMP library, and clang would load a second one"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define SIMD _Pragma("omp simd")
+
+/* Fewer numbers than this are not worth waking another thread for (some 5 us). */
+#define ENOUGH 16384
+
+typedef int64_t size;
+
+/* ---- numbers -------------------------------------------------------------------------------- */
+
+INLINE float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* bf16 is the upper half of a float: round to nearest, ties to even; a NaN stays one. */
+INLINE uint16_t to_bf16(float value) {
+    uint32_t bits = to_bits(value);
+    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t quiet = (bits >> 16) | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : nearest);
+}
+
+INLINE float from_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
+
+#ifdef BF16
+typedef uint16_t number;
+INLINE float get(const number *row, size i) { return from_bf16(row[i]); }
+INLINE void put(number *row, size i, float value) { row[i] = to_bf16(value); }
+INLINE float rounded(float value) { return from_bf16(to_bf16(value)); }
+#else
+typedef float number;
+INLINE float get(const number *row, size i) { return row[i]; }
+INLINE void put(number *row, size i, float value) { row[i] = value; }
+INLINE float rounded(float value) { return value; }
+#endif
+
+/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln(2)/2; ln 2 is subtracted in two parts,
+   the first of few bits, so that n times it is exact (Cody and Waite 1980). e^r is 1 + r + r^2 q(r)
+   with q of degree 4, fitted to the least greatest relative error (Lawson's weighted least squares
+   on 2001 Chebyshev points): 3e-9, and 1.2e-7 with the roundings. Adding 1.5 * 2^23 rounds to an
+   integer and leaves it in the low bits, without a conversion that is undefined for a NaN.
+   Results below 2^-126 are 0 and above 2^127 infinite; NaN gives NaN. */
+INLINE float exp_(float x) {
+    const float magic = 12582912.0f;
+    float shifted = x * 1.44269504f + magic;
+    float n = shifted - magic;
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float q = 0.00138144335f;
+    q = q * r + 0.00836879667f;
+    q = q * r + 0.0416683964f;
+    q = q * r + 0.166665196f;
+    q = q * r + 0.49999994f;
+    float y = ((q * r) * r + r) + 1.0f;
+    y *= from_bits((to_bits(shifted) + 127) << 23);
+    y = x < -87.33f ? 0.0f : y;
+    return x > 88.02f ? INFINITY : y;
+}
+
+/* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted in the same way;
+   beyond it 1 - 2 / (e^2x + 1), which loses nothing there (the division of Cephes' tanhf). */
+INLINE float tanh_(float x) {
+    float s = x * x;
+    float p = -0.00570422271f;
+    p = p * s + 0.0206384305f;
+    p = p * s - 0.0537395217f;
+    p = p * s + 0.133314401f;
+    p = p * s - 0.333332807f;
+    float small = (p * s) * x + x;
+    float large = 1.0f - 2.0f / (exp_(2.0f * x) + 1.0f);
+    return s < 0.625f * 0.625f ? small : large;
+}
+
+/* ---- norm: rows are addressed by two strides, for heads in a wider buffer --------------------- */
+
+INLINE float sum_of_squares(const number *x, size h) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (size i = 0; i < h; i++)
+        sum += get(x, i) * get(x, i);
+    return sum;
+}
+
+/* Llama rounds x / rms before it multiplies by the weight; with an offset (Gemma) all is float. */
+INLINE void norm_row(const number *x, const number *w, number *y, float rstd, float offset,
+                     size h) {
+    if (offset == 0.0f) {
+        SIMD for (size i = 0; i < h; i++) put(y, i, rounded(get(x, i) * rstd) * get(w, i));
+    } else {
+        SIMD for (size i = 0; i < h; i++) put(y, i, get(x, i) * rstd * (offset + get(w, i)));
+    }
+}
+
+/* rstd (n, heads) is read where `again`, and written otherwise. */
+void rms_norm(const number *x, size x_row, size x_head, const number *w, number *y, size y_row,
+              size y_head, float *rstd, size n, size heads, size h, float eps, float offset,
+              int again, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * heads * h > ENOUGH)
+    for (size i = 0; i < n * heads; i++) {
+        const number *from = x + (i / heads) * x_row + (i % heads) * x_head;
+        if (!again)
+            rstd[i] = 1.0f / sqrtf(sum_of_squares(from, h) / (float)h + eps);
+        norm_row(from, w, y + (i / heads) * y_row + (i % heads) * y_head, rstd[i], offset, h);
+    }
+}
+
+/* With v = dy * w and s = 1 / rms: dx += s * (v - x * s^2 * mean(v * x)). */
+INLINE void norm_backward_row(number *dx, const number *dy, const number *x, const number *w,
+                              float s, float offset, size h) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (size i = 0; i < h; i++)
+        sum += get(dy, i) * (offset + get(w, i)) * get(x, i);
+    float share = sum / (float)h * s * s;
+    SIMD for (size i = 0; i < h; i++) {
+        float v = get(dy, i) * (offset + get(w, i));
+        put(dx, i, get(dx, i) + s * (v - get(x, i) * share));
+    }
+}
+
+void rms_norm_backward(number *dx, size dx_row, size dx_head, const number *dy, size dy_row,
+                       size dy_head, const number *x, size x_row, size x_head, const float *rstd,
+                       const number *w, size n, size heads, size h, float offset, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * heads * h > ENOUGH)
+    for (size i = 0; i < n * heads; i++) {
+        size row = i / heads, head = i % heads;
+        norm_backward_row(dx + row * dx_row + head * dx_head, dy + row * dy_row + head * dy_head,
+                          x + row * x_row + head * x_head, w, rstd[i], offset, h);
+    }
+}
+
+/* ---- rotary ---------------------------------------------------------------------------------- */
+
+/* (a, b), the two halves of a row, become (a cos - b sin, b cos + a sin); each half has its own
+   cos and sin. `inverse` is the transpose of that matrix, which is what the gradient needs. */
+INLINE void rotary_row(number *x, const float *cos, const float *sin, size half, int inverse) {
+    SIMD for (size i = 0; i < half; i++) {
+        float a = get(x, i), b = get(x, i + half);
+        float sin_a = inverse ? -sin[i + half] : sin[i];
+        float sin_b = inverse ? -sin[i] : sin[i + half];
+        put(x, i, a * cos[i] - b * sin_a);
+        put(x, i + half, b * cos[i + half] + a * sin_b);
+    }
+}
+
+void rotary(number *x, size x_row, size x_head, const float *cos, size cos_row, const float *sin,
+            size sin_row, size n, size heads, size half, int inverse, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * heads * half > ENOUGH)
+    for (size row = 0; row < n; row++)
+        for (size head = 0; head < heads; head++) {
+            number *to = x + row * x_row + head * x_head;
+            if (inverse)
+                rotary_row(to, cos + row * cos_row, sin + row * sin_row, half, 1);
+            else
+                rotary_row(to, cos + row * cos_row, sin + row * sin_row, half, 0);
+        }
+}
+
+/* ---- gated activation ------------------------------------------------------------------------ */
+
+enum { SILU, GELU_TANH, GELU };
+
+typedef struct {
+    float value, slope;
+} Curve;
+
+INLINE Curve silu(float g) {
+    float s = 1.0f / (1.0f + exp_(-g));
+    return (Curve){g * s, s * (1.0f + g * (1.0f - s))};
+}
+
+/* g/2 (1 + tanh u) is g sigmoid(2u), without the cancellation where u is far below 0. */
+INLINE Curve gelu_tanh(float g) {
+    const float k = 1.5957691216f; /* 2 sqrt(2 / pi) */
+    float s = 1.0f / (1.0f + exp_(-k * (g + 0.044715f * (g * g) * g)));
+    float twice_slope_of_u = k * (1.0f + 3.0f * 0.044715f * (g * g));
+    return (Curve){g * s, s + g * s * (1.0f - s) * twice_slope_of_u};
+}
+
+/* Phi(-z sqrt 2) = erfc(z) / 2 = e^(-z^2) t P(t) with t = 1 / (1 + z/2): the substitution of
+   Hastings (1955), with P of degree 8 fitted as above for z from 0 to 10.5 (where e^(-z^2) is 0 in
+   float), relative error 5e-8. The halving of erfc is in the coefficients. */
+INLINE Curve gelu(float g) {
+    float t = 1.0f / (1.0f + 0.35355339f * fabsf(g));
+    float bell = exp_(-0.5f * (g * g));
+    float p = -0.0295966361f;
+    p = p * t + 0.142591283f;
+    p = p * t - 0.244230211f;
+    p = p * t + 0.139756069f;
+    p = p * t - 0.0138115883f;
+    p = p * t + 0.101554916f;
+    p = p * t + 0.121498317f;
+    p = p * t + 0.141195029f;
+    p = p * t + 0.141042784f;
+    float tail = bell * (t * p);
+    float below = g > 0.0f ? 1.0f - tail : tail;
+    return (Curve){g * below, below + g * (bell * 0.39894228f)};
+}
+
+INLINE Curve curve(float g, int activation) {
+    return activation == SILU ? silu(g) : activation == GELU_TANH ? gelu_tanh(g) : gelu(g);
+}
+
+INLINE void gated_row(const number *gate, const number *up, number *out, size m, int activation) {
+    SIMD for (size i = 0; i < m; i++)
+        put(out, i, rounded(curve(get(gate, i), activation).value) * get(up, i));
+}
+
+INLINE void gated_backward_row(number *dact, number *gate, number *up, size m, int activation) {
+    SIMD for (size i = 0; i < m; i++) {
+        float d = get(dact, i), u = get(up, i);
+        Curve c = curve(get(gate, i), activation);
+        float act = rounded(c.value);
+        put(gate, i, d * u * c.slope);
+        put(up, i, d * act);
+        put(dact, i, act * u);
+    }
+}
+
+void gated(const number *gate, size gate_row, const number *up, size up_row, number *out,
+           size out_row, size n, size m, int activation, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * m > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        const number *g = gate + i * gate_row, *u = up + i * up_row;
+        number *to = out + i * out_row;
+        if (activation == SILU)
+            gated_row(g, u, to, m, SILU);
+        else if (activation == GELU_TANH)
+            gated_row(g, u, to, m, GELU_TANH);
+        else
+            gated_row(g, u, to, m, GELU);
+    }
+}
+
+void gated_backward(number *dact, size dact_row, number *gate, size gate_row, number *up,
+                    size up_row, size n, size m, int activation, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * m > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        number *d = dact + i * dact_row, *g = gate + i * gate_row, *u = up + i * up_row;
+        if (activation == SILU)
+            gated_backward_row(d, g, u, m, SILU);
+        else if (activation == GELU_TANH)
+            gated_backward_row(d, g, u, m, GELU_TANH);
+        else
+            gated_backward_row(d, g, u, m, GELU);
+    }
+}
+
+/* ---- softmax and loss ------------------------------------------------------------------------ */
+
+#define BLOCK 2048 /* numbers that the first level of the cache keeps between two loops */
+
+typedef struct {
+    float scale, cap; /* logits are raw * scale, or cap * tanh(raw * scale / cap) */
+} Head;
+
+INLINE float bent(float x, Head head) { return tanh_(x * (1.0f / head.cap)); }
+
+INLINE float logit(float raw, Head head, int capped) {
+    float x = raw * head.scale;
+    return capped ? head.cap * bent(x, head) : x;
+}
+
+/* The greatest logit of a row and the sum of e^(logit - greatest), in one pass over memory: by
+   blocks, the sum so far being scaled where a block raises the greatest (Milakov and Gimelshein
+   2018). The greatest ignores a NaN, the sum keeps it. A row that begins with a block of -inf has
+   no greatest yet; 0 stands for it, so that -inf - -inf does not make a NaN of it. */
+INLINE float greatest_and_sum(const number *row, size v, Head head, double *total, int capped) {
+    float most = -INFINITY; /* before the cap, which keeps the order */
+    float greatest = -INFINITY;
+    double sum = 0.0;
+    for (size start = 0; start < v; start += BLOCK) {
+        size end = start + BLOCK < v ? start + BLOCK : v;
+        float before = greatest;
+#pragma omp simd reduction(max : most)
+        for (size i = start; i < end; i++) {
+            float x = get(row, i) * head.scale;
+            most = x > most ? x : most;
+        }
+        greatest = capped ? head.cap * bent(most, head) : most;
+        float base = greatest == -INFINITY ? 0.0f : greatest;
+        float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+        for (size i = start; i < end; i++)
+            part += exp_(logit(get(row, i), head, capped) - base);
+        sum = (before == greatest ? sum : sum * expf(before - greatest)) + part;
+    }
+    *total = sum;
+    return greatest;
+}
+
+/* row <- times * (softmax - onehot) * slope, where the slope of cap tanh(x / cap) is 1 - tanh^2. */
+INLINE void gradient_row(number *row, size v, size target, Head head, float greatest, double sum,
+                         float times, int capped) {
+    float each = times / (float)sum;
+    float raw = get(row, target);
+    SIMD for (size i = 0; i < v; i++) {
+        float x = get(row, i) * head.scale;
+        float b = capped ? bent(x, head) : 0.0f;
+        float z = capped ? head.cap * b : x;
+        put(row, i, exp_(z - greatest) * each * (1.0f - b * b));
+    }
+    float b = capped ? bent(raw * head.scale, head) : 0.0f;
+    float chance = exp_(logit(raw, head, capped) - greatest) * each;
+    put(row, target, (chance - times) * (1.0f - b * b));
+}
+
+INLINE float loss_row(number *row, size v, size target, Head head, float times, int gradient,
+                      int capped) {
+    double sum;
+    float greatest = greatest_and_sum(row, v, head, &sum, capped);
+    /* The difference first: near 1e4 a float has 1e-3 left for the logarithm. */
+    float loss = (greatest - logit(get(row, target), head, capped)) + (float)log(sum);
+    if (gradient)
+        gradient_row(row, v, target, head, greatest, sum, times, capped);
+    return loss;
+}
+
+/* cap 0 means none. Every target must lie in 0..v-1: the caller has looked. */
+void softmax_loss(number *logits, size row, const int64_t *targets, float *losses, size n, size v,
+                  float scale, float cap, float factor, int gradient, int threads) {
+    Head head = {scale, cap};
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * v > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        number *to = logits + i * row;
+        losses[i] = cap > 0.0f
+                        ? loss_row(to, v, targets[i], head, factor * scale, gradient, 1)
+                        : loss_row(to, v, targets[i], head, factor * scale, gradient, 0);
+    }
+}
+
+/* ---- optimizer: float alone ------------------------------------------------------------------ */
+
+#ifndef BF16
+/* p <- keep p; m <- beta1 m + rest1 g; v <- beta2 v + rest2 g^2, where a rest is 1 - beta;
+   p <- p - step_size m / (sqrt(v) / root + eps). */
+void adamw(float *p, const float *g, float *m, float *v, size n, float keep, float beta1,
+           float rest1, float beta2, float rest2, float step_size, float root, float eps,
+           int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (n > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        m[i] = beta1 * m[i] + rest1 * g[i];
+        v[i] = beta2 * v[i] + rest2 * (g[i] * g[i]);
+        p[i] = keep * p[i] - step_size * m[i] / (sqrtf(v[i]) / root + eps);
+    }
+}
+#endif

@@ -1,0 +1,279 @@
+"""The memory-bound pieces of a transformer layer, forward and backward, for whoever writes the
+gradient of a whole layer: no autograd here, and weights of norms get no gradient.
+
+Each calls its loop in kernels.c where native.py has a library for the tensors, and is the plain
+torch formula elsewhere (CUDA, other dtypes, mixed dtypes, no compiler): the same numbers within
+rounding. Calculations are in float32, rounded where transformers rounds.
+
+A name that ends in _ writes into its arguments. Rows may be views of a wider buffer: strides are
+free but for the last, which is 1 for the fast way. `out` may be one of the inputs.
+"""
+
+import math
+from ctypes import CDLL
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loractl.ops import native
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu")
+"""In the order of kernels.c."""
+
+
+def _library(first: Tensor, *others: Tensor | None) -> CDLL | None:
+    """kernels.c, where all are of one dtype on the CPU and the numbers of a row side by side."""
+    dtype = first.dtype
+    for x in (first, *others):
+        if x is not None and (x.dtype != dtype or not x.is_cpu or x.stride(-1) != 1):
+            return None
+    return native.library(dtype)
+
+
+def _heads(x: Tensor) -> tuple[int, int, int]:
+    """Where the rows of x (N, h) or (N, heads, h) lie: address and two strides."""
+    return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0
+
+
+def _matrix(x: Tensor) -> tuple[int, int]:
+    return x.data_ptr(), x.stride(0)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale each row to a root mean square of 1, then by the weight.
+
+    x (N, h), or (N, heads, h) for the norms of queries and keys; weight (h,), of x's dtype.
+    Returns y like x, and rstd (N,) or (N, heads), float32: 1 / sqrt(mean(x^2) + eps). With
+    `offset` 0 the row is rounded to its dtype before the weight (LlamaRMSNorm of transformers);
+    with another the weight is offset + weight and all is float32 until y (GemmaRMSNorm: 1).
+    """
+    if found := _library(x, weight, out):
+        rstd = torch.empty(x.shape[:-1], dtype=torch.float32)
+        return _rms_norm(found, x, rstd, weight, offset=offset, out=out, eps=eps), rstd
+    rstd = torch.rsqrt(x.float().pow(2).mean(-1) + eps)
+    return rms_norm_again(x, rstd, weight, offset=offset, out=out), rstd
+
+
+def rms_norm_again(
+    x: Tensor, rstd: Tensor, weight: Tensor, *, offset: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """y of `rms_norm` once more, bit for bit, from the rstd that it returned."""
+    if found := _library(x, weight, out):
+        return _rms_norm(found, x, rstd, weight, offset=offset, out=out, eps=None)
+    normed = x.float() * rstd.unsqueeze(-1)  # (N, h)
+    y = normed.to(x.dtype) * weight if offset == 0.0 else normed * (offset + weight.float())
+    return _into(out, y.to(x.dtype))
+
+
+def _rms_norm(
+    found: CDLL,
+    x: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    *,
+    offset: float,
+    out: Tensor | None,
+    eps: float | None,
+) -> Tensor:
+    """Without eps, rstd is read and not written."""
+    y = _like(x, out)
+    assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
+    assert rstd.shape == x.shape[:-1] and rstd.is_contiguous(), (rstd.shape, x.shape)
+    n, heads, h = (x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1])
+    found.rms_norm(
+        *(*_heads(x), weight.data_ptr(), *_heads(y), rstd.data_ptr(), n, heads, h),
+        *(eps or 0.0, offset, eps is None, torch.get_num_threads()),
+    )
+    return y
+
+
+def rms_norm_backward_(
+    dx: Tensor, dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, *, offset: float = 0.0
+) -> None:
+    """Add to dx what comes through the norm of x when its result has the gradient dy.
+
+    dx, dy, x (N, h) or (N, heads, h); rstd of `rms_norm`. dx holds the residual's gradient
+    already, or zeros. With v = dy * weight: dx += rstd * (v - x * rstd^2 * mean(v * x)).
+    """
+    assert dx.shape == dy.shape == x.shape, (dx.shape, dy.shape, x.shape)
+    if found := _library(dx, dy, x, weight):
+        assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
+        assert rstd.shape == x.shape[:-1] and rstd.is_contiguous(), (rstd.shape, x.shape)
+        n, heads, h = (x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1])
+        found.rms_norm_backward(
+            *(*_heads(dx), *_heads(dy), *_heads(x), rstd.data_ptr(), weight.data_ptr()),
+            *(n, heads, h, offset, torch.get_num_threads()),
+        )
+        return
+    v = dy.float() * (offset + weight.float())  # (N, h)
+    s = rstd.unsqueeze(-1)  # (N, 1)
+    share = (v * x.float()).mean(-1, keepdim=True) * s * s
+    dx.copy_(dx.float() + s * (v - x.float() * share))
+
+
+def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> None:
+    """Turn the first `rot` numbers of each head by its row's angles, halves against each other.
+
+    x (N, heads, d); cos, sin (N, rot), rot <= d and even, as transformers' rotary embeddings give
+    them; x * cos + rotate_half(x) * sin of its apply_rotary_pos_emb. `inverse` applies the
+    transpose, which takes the gradient of the turned x to that of x.
+    """
+    half = cos.shape[1] // 2
+    assert cos.shape == sin.shape == (x.shape[0], 2 * half), (cos.shape, sin.shape, x.shape)
+    assert 2 * half <= x.shape[2], (cos.shape, x.shape)
+    cos, sin = cos.float(), sin.float()  # exact, and nothing where the caller keeps float32
+    if cos.stride(1) == sin.stride(1) == 1 and cos.is_cpu and (found := _library(x)):
+        found.rotary(
+            *(*_heads(x), *_matrix(cos), *_matrix(sin), x.shape[0], x.shape[1], half),
+            *(inverse, torch.get_num_threads()),
+        )
+        return
+    turned = x[..., : 2 * half].float()
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (N, 1, rot)
+    if inverse:
+        a, b = (turned * sin).chunk(2, dim=-1)
+        other = torch.cat((b, -a), dim=-1)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        other = torch.cat((-b, a), dim=-1) * sin
+    x[..., : 2 * half] = (turned * cos + other).to(x.dtype)
+
+
+def gated(gate: Tensor, up: Tensor, *, activation: Activation, out: Tensor | None = None) -> Tensor:
+    """act(gate) * up (N, m); act(gate) is rounded to the dtype first, as transformers does."""
+    assert gate.shape == up.shape, (gate.shape, up.shape)
+    if found := _library(gate, up, out):
+        y = _like(gate, out)
+        found.gated(
+            *(*_matrix(gate), *_matrix(up), *_matrix(y), *gate.shape),
+            *(ACTIVATIONS.index(activation), torch.get_num_threads()),
+        )
+        return y
+    return _into(out, _curve(gate.float(), activation).to(gate.dtype) * up)
+
+
+def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activation) -> None:
+    """From dact, the gradient of act(gate) * up, the gradients of gate and up, in their places.
+
+    All (N, m). gate <- its gradient, up <- its gradient, and dact <- act(gate) * up, the bits of
+    `gated` again: the gradient of what follows needs it, and it need not have been kept.
+    """
+    assert dact.shape == gate.shape == up.shape, (dact.shape, gate.shape, up.shape)
+    if found := _library(dact, gate, up):
+        found.gated_backward(
+            *(*_matrix(dact), *_matrix(gate), *_matrix(up), *gate.shape),
+            *(ACTIVATIONS.index(activation), torch.get_num_threads()),
+        )
+        return
+    act = _curve(gate.float(), activation).to(gate.dtype)
+    d_act = dact.float() * up.float()
+    d_up, product = dact * act, act * up
+    gate.copy_(_curve_backward(d_act, gate.float(), activation))
+    up.copy_(d_up)
+    dact.copy_(product)
+
+
+def _curve(g: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return F.silu(g)
+    return F.gelu(g, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def _curve_backward(d: Tensor, g: Tensor, activation: Activation) -> Tensor:
+    dg: Tensor
+    if activation == "silu":
+        dg = torch.ops.aten.silu_backward(d, g)
+    else:
+        form = "tanh" if activation == "gelu_tanh" else "none"
+        dg = torch.ops.aten.gelu_backward(d, g, approximate=form)
+    return dg
+
+
+def softmax_loss_(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    gradient: bool = True,
+    factor: float = 1.0,
+) -> Tensor:
+    """The cross entropy of each row, and in the place of the logits its gradient.
+
+    logits (n, V); targets (n,) int64 in 0..V-1 (rows that are not trained are not given). Returns
+    losses (n,) float32, in nats. The softmax is over scale * logits (Cohere, Granite), and where
+    `softcap` is given over cap * tanh(scale * logits / cap) (Gemma 2). With `gradient`, logits
+    become factor * d(loss) / d(logits); without, they stay.
+    """
+    n, vocabulary = logits.shape
+    assert targets.shape == (n,) and targets.dtype == torch.int64, (targets.shape, targets.dtype)
+    if n:
+        least, greatest = (int(end) for end in targets.aminmax())
+        assert least >= 0 and greatest < vocabulary, (least, greatest, vocabulary)
+    if targets.is_cpu and (found := _library(logits)):
+        losses = torch.empty(n, dtype=torch.float32)
+        targets = targets.contiguous()
+        found.softmax_loss(
+            *(*_matrix(logits), targets.data_ptr(), losses.data_ptr(), n, vocabulary),
+            *(scale, softcap or 0.0, factor, gradient, torch.get_num_threads()),
+        )
+        return losses
+    z = logits.float() * scale  # (n, V)
+    bent = torch.tanh(z / softcap) if softcap else None
+    if bent is not None and softcap:
+        z = bent * softcap
+    chances = F.log_softmax(z, dim=-1)
+    losses = -chances.gather(1, targets.unsqueeze(1)).squeeze(1)  # (n,)
+    if gradient:
+        d = chances.exp_()
+        d[torch.arange(n, device=d.device), targets] -= 1
+        if bent is not None:
+            d *= 1 - bent * bent
+        logits.copy_(d.mul_(factor * scale))
+    return losses
+
+
+def adamw_(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """One step of torch.optim.AdamW on flat float32 tensors; `step` counts from 1."""
+    keep, step_size = 1 - lr * weight_decay, lr / (1 - beta1**step)
+    root = math.sqrt(1 - beta2**step)
+    together = all(t.is_contiguous() and t.shape == p.shape for t in (p, g, m, v))
+    if together and p.dtype == torch.float32 and (found := _library(p, g, m, v)):
+        found.adamw(
+            *(p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), keep),
+            *(beta1, 1 - beta1, beta2, 1 - beta2, step_size, root, eps, torch.get_num_threads()),
+        )
+        return
+    p.mul_(keep)
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    p.addcdiv_(m, (v.sqrt() / root).add_(eps), value=-step_size)
+
+
+def _like(x: Tensor, out: Tensor | None) -> Tensor:
+    """`out`, or a new tensor of x's shape whose rows follow each other."""
+    if out is None:
+        return torch.empty(x.shape, dtype=x.dtype)
+    assert out.shape == x.shape, (out.shape, x.shape)
+    return out
+
+
+def _into(out: Tensor | None, y: Tensor) -> Tensor:
+    return y if out is None else out.copy_(y)

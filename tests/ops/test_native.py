@@ -1,0 +1,141 @@
+"""The library is built once, found again, built anew where it is damaged, and done without."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from loractl.ops import native, pieces
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own for the test; returns the directory where the libraries will lie."""
+    monkeypatch.setenv("LORACTL_CACHE", str(tmp_path / "cache"))
+    native._found.cache_clear()
+    yield tmp_path / "cache" / "kernels"
+    native._found.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    """Name and content of a good library; every test puts it where this process has opened none:
+    a loader gives the file that it has under a path already."""
+    root = tmp_path_factory.mktemp("built")
+    before = os.environ["LORACTL_CACHE"]
+    os.environ["LORACTL_CACHE"] = str(root)
+    try:
+        native._found.cache_clear()
+        if native.library(torch.float32) is None:
+            pytest.skip(native.missing(torch.float32))
+    finally:
+        os.environ["LORACTL_CACHE"] = before
+        native._found.cache_clear()
+    (path,) = (root / "kernels").iterdir()
+    return path.name, path.read_bytes()
+
+
+def put(cache: Path, name: str, content: bytes) -> Path:
+    cache.mkdir(parents=True)
+    (cache / name).write_bytes(content)
+    os.utime(cache / name, (1e9, 1e9))
+    return cache / name
+
+
+def works() -> bool:
+    x = torch.ones(2, 3)
+    y, _ = pieces.rms_norm(x, torch.full((3,), 2.0), 0.0)
+    return torch.equal(y, 2 * x)
+
+
+def test_a_library_in_the_cache_is_opened_and_not_built_again(
+    cache: Path, built: tuple[str, bytes]
+) -> None:
+    path = put(cache, *built)
+    assert native.library(torch.float32) is not None and works()
+    assert path.stat().st_mtime == 1e9 and list(cache.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "a flipped bit", "no library at all"])
+def test_a_damaged_library_is_built_again(
+    cache: Path, built: tuple[str, bytes], damage: str
+) -> None:
+    name, good = built
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    bad = {"empty": b"", "cut short": good[:-5000], "a flipped bit": bytes(flipped)}
+    path = put(cache, name, bad.get(damage, b"#!/bin/sh\n" * 100))
+    assert native.library(torch.float32) is not None and works()
+    assert path.stat().st_mtime > 1e9 and list(cache.iterdir()) == [path]
+    assert len(path.read_bytes()) == len(good)
+
+
+def test_a_library_of_another_user_is_not_run(cache: Path, built: tuple[str, bytes]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = put(cache, *built)
+    os.chown(path, 12345, 12345)
+    assert native.library(torch.float32) is not None
+    assert path.stat().st_uid == 0 and path.stat().st_mtime > 1e9
+
+
+def test_each_dtype_has_a_library_of_its_own_and_other_dtypes_none(
+    cache: Path, built: tuple[str, bytes]
+) -> None:
+    put(cache, *built)
+    assert native.library(torch.bfloat16) is not None
+    assert len(list(cache.iterdir())) == 2
+    assert native.library(torch.float16) is None
+    assert "float16" in native.missing(torch.float16)
+
+
+def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, built: tuple[str, bytes]
+) -> None:
+    (tmp_path / "cache").write_text("a file, where a directory should be")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    assert native.library(torch.float32) is not None and works()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"CC": "/nowhere/cc", "PATH": "/nowhere"}, "no C compiler"),
+        ({"CC": "false"}, "does not"),
+        ({"CC": "true"}, "no library can be written or loaded"),
+        ({"LORACTL_NATIVE": "0"}, "LORACTL_NATIVE is 0"),
+    ],
+    ids=["no compiler", "one that fails", "one that writes nothing", "not wanted"],
+)
+def test_without_a_library_the_formula_serves_and_the_reason_is_known(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], reason: str
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert native.library(torch.float32) is None and works()
+    assert reason in native.missing(torch.float32)
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+USE = """
+import torch
+from loractl.ops import native, pieces
+y, _ = pieces.rms_norm(torch.ones(2, 3), torch.ones(3), 0.0)
+assert native.library(torch.float32) is not None, native.missing(torch.float32)
+assert torch.equal(y, torch.ones(2, 3))
+"""
+
+
+def test_two_processes_that_build_at_once_both_work_and_leave_one_library(
+    cache: Path, built: tuple[str, bytes]
+) -> None:
+    runs = [subprocess.Popen([sys.executable, "-c", USE]) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert [path.name for path in cache.iterdir()] == [built[0]]
