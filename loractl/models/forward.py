@@ -135,7 +135,7 @@ def activation_bytes(model: "PreTrainedModel", rows: int, length: int) -> int:
 
     Per token and layer about 34 values of the hidden size (Korthikanti et al., arXiv 2205.05198,
     table 2, attention scores apart), and about 10 bytes a vocabulary entry for the logits and their
-    softmax.
+    softmax: all of them, since an unknown architecture may have no plain head.
     """
     config = model.config.get_text_config()
     hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
