@@ -11,6 +11,7 @@ from torch import nn
 
 from loractl.ops.block import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
+from loractl.ops.pieces import Activation
 
 
 class Unusual(Exception):
@@ -25,7 +26,7 @@ FAMILY = {
 """Classes of transformers whose layers are read here."""
 SANDWICHED = {"Gemma2DecoderLayer", "Gemma3DecoderLayer"}
 """Those with a norm before and one behind attention and MLP."""
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "SiLUActivation": "silu",
     "SiLU": "silu",
     "GELUTanh": "gelu_tanh",

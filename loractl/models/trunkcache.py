@@ -8,7 +8,7 @@ The file has no name: it is gone with the process, however that ends.
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +23,13 @@ class TrunkCache:
     """Hidden states before layer number `layers`, of all examples, in one file on disk."""
 
     def __init__(
-        self, lengths: Sequence[int], *, layers: int, hidden: int, dtype: torch.dtype, room: Path
+        self, lengths: Iterable[int], *, layers: int, hidden: int, dtype: torch.dtype, room: Path
     ) -> None:
         """`lengths` are the tokens of each example; `room` is the directory of the file."""
         self.layers = layers
         self._width, self._dtype = hidden, dtype
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
-        self._known = np.zeros(len(lengths), dtype=bool)
+        self._known = np.zeros(len(self._starts) - 1, dtype=bool)
         file = tempfile.TemporaryFile(dir=room)  # noqa: SIM115
         weakref.finalize(self, file.close)
         self._file = file

@@ -46,7 +46,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     scaling: float  # of the scores
-    activation: str  # of the gate: silu, gelu_tanh, gelu
+    activation: pieces.Activation  # of the gate
     rotary: bool = True
     window: int | None = None
     softcap: float | None = None

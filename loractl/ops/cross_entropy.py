@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+from loractl.ops.pieces import softmax_loss_
 
 FLOAT16_FACTOR = 1024.0
 """Float16 loses what is below 6e-8: gradients of logits are multiplied by this before they are
@@ -122,7 +123,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
             torch.addmm(head.bias, h, head.weight.T, out=logits)
         for at in range(0, len(h), STRIP_ROWS):
             strip = slice(start + at, min(start + at + STRIP_ROWS, start + len(h)))
-            losses[strip] = strip_(
+            losses[strip] = softmax_loss_(
                 logits[at : at + STRIP_ROWS],
                 targets[strip],
                 scale=head.scale,
@@ -148,40 +149,3 @@ def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: f
             gradients.weight.addmm_(of_logits[rows].float().T, h[rows].float(), alpha=1 / factor)
         if gradients.bias is not None:
             gradients.bias.add_(of_logits[rows].float().sum(dim=0), alpha=1 / factor)
-
-
-def strip_(
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    scale: float,
-    softcap: float | None,
-    gradient: bool,
-    factor: float,
-) -> Tensor:
-    """Cross-entropies (n,) in float32 of logits (n, vocabulary) as the head gives them.
-
-    The logits are overwritten: with factor times the gradient of each row's loss where `gradient`
-    is asked for, else with what is left of the computation.
-    """
-    x = logits.float()  # float32 logits themselves, a copy of others
-    if scale != 1:
-        x.mul_(scale)
-    slope = None
-    if softcap is not None:
-        x.div_(softcap).tanh_()
-        slope = x.square().neg_().add_(1) if gradient else None  # of tanh
-        x.mul_(softcap)
-    chosen = targets[:, None]  # (n, 1)
-    x.sub_(x.amax(dim=1, keepdim=True))
-    of_target = x.gather(1, chosen)
-    total = x.exp_().sum(dim=1, keepdim=True)
-    losses = (total.log() - of_target).squeeze(1)
-    if gradient:
-        x.mul_(factor * scale / total)  # the softmax, and of the target one less
-        x.scatter_add_(1, chosen, torch.full_like(of_target, -factor * scale))
-        if slope is not None:
-            x.mul_(slope)
-        if x is not logits:
-            logits.copy_(x)
-    return losses

@@ -223,18 +223,28 @@ def softmax_loss_(
             *(scale, softcap or 0.0, factor, gradient, torch.get_num_threads()),
         )
         return losses
-    z = logits.float() * scale  # (n, V)
-    bent = torch.tanh(z / softcap) if softcap else None
-    if bent is not None and softcap:
-        z = bent * softcap
-    chances = F.log_softmax(z, dim=-1)
-    losses = -chances.gather(1, targets.unsqueeze(1)).squeeze(1)  # (n,)
+    x = logits.float()  # (n, V), float32 logits themselves, a copy of others
+    if not gradient and x is logits:
+        x = x.clone()
+    if scale != 1:
+        x.mul_(scale)
+    slope = None
+    if softcap is not None:
+        x.div_(softcap).tanh_()
+        slope = x.square().neg_().add_(1) if gradient else None  # of tanh
+        x.mul_(softcap)
+    chosen = targets[:, None]  # (n, 1)
+    x.sub_(x.amax(dim=1, keepdim=True))
+    of_target = x.gather(1, chosen)
+    total = x.exp_().sum(dim=1, keepdim=True)
+    losses = (total.log() - of_target).squeeze(1)
     if gradient:
-        d = chances.exp_()
-        d[torch.arange(n, device=d.device), targets] -= 1
-        if bent is not None:
-            d *= 1 - bent * bent
-        logits.copy_(d.mul_(factor * scale))
+        x.mul_(factor * scale / total)  # the softmax, and of the target one less
+        x.scatter_add_(1, chosen, torch.full_like(of_target, -factor * scale))
+        if slope is not None:
+            x.mul_(slope)
+        if x is not logits:
+            logits.copy_(x)
     return losses
 
 

@@ -150,17 +150,18 @@ def test_adapters_on_some_layers_alone(targets: list[str]) -> None:
     assert max(off(ours[path], theirs[path]) for path in ours) < 2e-5
 
 
-def test_adalora_and_an_adapted_embedding_take_the_fast_layers() -> None:
-    batch = batch_of(*BATCH)
-    for options in ({"formula": "adalora"}, {"target_modules": ["embed_tokens", "q_proj"]}):
-        model = model_of("Llama")
-        adapt_(model, **options)
-        trunk = Trunk(model)
-        assert trunk.unusual == "" and trunk.frozen_layers == 0
-        _, theirs = hidden_and_gradients(lambda one, m=model: hidden_states(m, one), model, batch)  # type: ignore[misc]
-        _, ours = hidden_and_gradients(lambda one: trunk(one)[0], model, batch)
-        assert ours.keys() == theirs.keys()
-        assert max(off(ours[path], theirs[path]) for path in ours) < 2e-5
+@pytest.mark.parametrize(
+    "options", [{"formula": "adalora"}, {"target_modules": ["embed_tokens", "q_proj"]}]
+)
+def test_adalora_and_an_adapted_embedding_take_the_fast_layers(options: dict[str, Any]) -> None:
+    model, batch = model_of("Llama"), batch_of(*BATCH)
+    adapt_(model, **options)
+    trunk = Trunk(model)
+    assert trunk.unusual == "" and trunk.frozen_layers == 0
+    _, theirs = hidden_and_gradients(lambda one: hidden_states(model, one), model, batch)
+    _, ours = hidden_and_gradients(lambda one: trunk(one)[0], model, batch)
+    assert ours.keys() == theirs.keys()
+    assert max(off(ours[path], theirs[path]) for path in ours) < 2e-5
 
 
 def test_what_the_fast_layers_do_not_compute_is_named_and_runs_as_it_was() -> None:

@@ -171,7 +171,7 @@ def test_no_more_logits_exist_than_a_chunk_and_no_float32_copy_of_it(
     chunk = CHUNK_ROWS * VOCABULARY * dtype.itemsize
     assert seen.bytes[dtype] == chunk
     if dtype != torch.float32:
-        assert seen.bytes[torch.float32] == STRIP_ROWS * VOCABULARY * 4
+        assert seen.bytes[torch.float32] <= STRIP_ROWS * VOCABULARY * 4
 
 
 def test_without_gradients_the_head_is_multiplied_once() -> None:
