@@ -24,6 +24,7 @@ from loractl.evaluation.loss import mean_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
+from loractl.models.attention import use_segments_
 from loractl.models.objective import loss_sum
 from loractl.records import Batch, DataState, Example
 from loractl.training.heap import hold_mmap_threshold_
@@ -134,6 +135,7 @@ def assemble(loaded: Loaded) -> Session:
     else:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
+    use_segments_(model)
     if config.data.packing:
         forward.check_isolation(model)
     _checkpointing_(model, config, max_length, device)
