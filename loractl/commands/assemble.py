@@ -16,7 +16,7 @@ from loractl import console
 from loractl.commands.adapting import Adapted, adapt_, check_phases
 from loractl.commands.predicted import beside_the_weights
 from loractl.commands.reading import Data, load_data
-from loractl.commands.trunks import trunk_of
+from loractl.commands.trunks import keep_frozen_, trunk_of_
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
 from loractl.data import account, batches
@@ -133,10 +133,10 @@ def assemble(loaded: Loaded) -> Session:
     else:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
-    if config.data.packing:
-        forward.check_isolation(model)
+    trunk = trunk_of_(model, config)
     _checkpointing_(model, config, max_length, device)
-    trunk = trunk_of(model, config, data.train, plan, total_steps)
+    if trunk is not None:
+        keep_frozen_(trunk, model, config, data.train, plan, total_steps)
     return Session(
         config=config,
         source=source,

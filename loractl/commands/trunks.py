@@ -7,7 +7,9 @@ from loractl.artifacts import files
 from loractl.config import RunConfig
 from loractl.data import batches
 from loractl.data.store import lengths_of
+from loractl.models.attention import use_segments_
 from loractl.models.fast import Trunk
+from loractl.models.forward import check_isolation
 from loractl.models.trunkcache import TrunkCache, n_bytes
 from loractl.places import cache_home
 
@@ -19,22 +21,34 @@ if TYPE_CHECKING:
     from loractl.records import Example
 
 
-def trunk_of(
+def trunk_of_(model: "PreTrainedModel", config: RunConfig) -> Trunk | None:
+    """The way to hidden states of a run with adapters; None where every weight is trained.
+
+    Where transformers' own layers are to run, they attend by segments if they can. Raises
+    ModelError where packed examples would change each other; the fast layers keep them apart.
+    """
+    trunk = Trunk(model) if config.method != "full" else None
+    if trunk is None or trunk.unusual or config.lora.dropout:
+        use_segments_(model)
+        if config.data.packing:
+            check_isolation(model)
+    return trunk
+
+
+def keep_frozen_(
+    trunk: Trunk,
     model: "PreTrainedModel",
     config: RunConfig,
     examples: "Sequence[Example]",
     plan: batches.BatchPlan,
     total_steps: int,
-) -> Trunk | None:
-    """The way to hidden states of a run with adapters; None where every weight is trained."""
-    if config.method == "full":
-        return None
-    trunk = Trunk(model)
+) -> None:
+    """Let the layers below the lowest adapter be computed once an example, where that pays."""
+    if config.train.cache_trunk == "off" or config.lora.dropout:
+        return
     frozen = trunk.frozen_layers
-    comes_again = total_steps > batches.count_windows(examples, plan, 1)
-    if config.train.cache_trunk == "auto" and frozen and comes_again:
+    if frozen and total_steps > batches.count_windows(examples, plan, 1):
         _keep_(trunk, model, frozen, examples)
-    return trunk
 
 
 def _keep_(

@@ -2,12 +2,13 @@
 isolation."""
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from loractl.errors import ModelError
+from loractl.models.attention import call_options
 from loractl.records import UNTRAINED, Batch
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     targets, trained = _next_labels(batch)
     columns = trained.any(dim=0).nonzero().squeeze(1)  # positions where any row needs its logits
     accepted = inspect.signature(model.forward).parameters
-    options: dict[str, Tensor] = {}
+    options: dict[str, Any] = call_options(model, batch.position_ids)
     if "position_ids" in accepted:
         options["position_ids"] = batch.position_ids
     if "logits_to_keep" in accepted:
@@ -56,9 +57,10 @@ def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """
     trunk = trunk_of(model)
     assert trunk is not None, f"{type(model).__name__} has no trunk of its own"
-    options = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
+    given = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
     accepted = inspect.signature(trunk.forward).parameters
-    options = {name: value for name, value in options.items() if name in accepted}
+    options = {name: value for name, value in given.items() if name in accepted}
+    options |= call_options(model, batch.position_ids)
     hidden: Tensor = trunk(input_ids=batch.input_ids, **options)[0]
     return hidden
 
@@ -96,18 +98,21 @@ def check_isolation(model: "PreTrainedModel") -> None:
     draws = torch.randint(0, vocabulary, (3, 12), generator=generator).to(device)
     first, other, second = draws
     positions = torch.arange(12, device=device)
+
+    def last(*parts: Tensor) -> Tensor:
+        """Logits of the last part, (12, vocabulary), as training computes them."""
+        position_ids = torch.cat([positions] * len(parts))[None]
+        logits: Tensor = model(
+            input_ids=torch.cat(parts)[None],
+            position_ids=position_ids,
+            attention_mask=None,
+            use_cache=False,
+            **call_options(model, position_ids),
+        ).logits
+        return logits[0, -12:].float()
+
     with torch.no_grad():
-        packed, changed, alone = (
-            model(
-                input_ids=torch.cat(parts)[None],
-                position_ids=torch.cat([positions] * len(parts))[None],
-                attention_mask=None,
-                use_cache=False,
-            )
-            .logits[0, -12:]
-            .float()
-            for parts in ([first, second], [other, second], [second])
-        )
+        packed, changed, alone = last(first, second), last(other, second), last(second)
     scale = alone.square().mean().sqrt()
     leak = (packed - changed).square().mean().sqrt() / scale
     shift = (packed - alone).square().mean().sqrt() / scale
