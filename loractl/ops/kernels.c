@@ -38,12 +38,12 @@ INLINE uint32_t to_bits(float value) {
     return bits;
 }
 
-/* bf16 is the upper half of a float: round to nearest, ties to even; a NaN stays one. */
+/* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's
+   (rounded like a number, some would become infinite); chosen before the rounding, not after it,
+   that takes a fifth less time in the gated activations. */
 INLINE uint16_t to_bf16(float value) {
-    uint32_t bits = to_bits(value);
-    uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    uint32_t quiet = (bits >> 16) | 0x40;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : nearest);
+    uint32_t bits = value != value ? 0x7fc00000 : to_bits(value);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 INLINE float from_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
@@ -63,7 +63,7 @@ INLINE float rounded(float value) { return value; }
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln(2)/2; ln 2 is subtracted in two parts,
    the first of few bits, so that n times it is exact (Cody and Waite 1980). e^r is 1 + r + r^2 q(r)
    with q of degree 4, fitted to the least greatest relative error (Lawson's weighted least squares
-   on 2001 Chebyshev points): 3e-9, and 1.2e-7 with the roundings. Adding 1.5 * 2^23 rounds to an
+   on 2001 Chebyshev points): 3e-9, and 9e-8 with the roundings. Adding 1.5 * 2^23 rounds to an
    integer and leaves it in the low bits, without a conversion that is undefined for a NaN.
    Results below 2^-126 are 0 and above 2^127 infinite; NaN gives NaN. */
 INLINE float exp_(float x) {
@@ -83,7 +83,8 @@ INLINE float exp_(float x) {
 }
 
 /* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted in the same way;
-   beyond it 1 - 2 / (e^2x + 1), which loses nothing there (the division of Cephes' tanhf). */
+   beyond it 1 - 2 / (e^2x + 1), which cancels little there (the two parts of Cephes' tanhf);
+   1.4e-7 with the roundings. */
 INLINE float tanh_(float x) {
     float s = x * x;
     float p = -0.00570422271f;
@@ -204,7 +205,8 @@ INLINE Curve gelu_tanh(float g) {
 
 /* Phi(-z sqrt 2) = erfc(z) / 2 = e^(-z^2) t P(t) with t = 1 / (1 + z/2): the substitution of
    Hastings (1955), with P of degree 8 fitted as above for z from 0 to 10.5 (where e^(-z^2) is 0 in
-   float), relative error 5e-8. The halving of erfc is in the coefficients. */
+   float), relative error 5e-8; rounding g^2 makes it 8e-7 at g = -5. The halving of erfc is in the
+   coefficients. */
 INLINE Curve gelu(float g) {
     float t = 1.0f / (1.0f + 0.35355339f * fabsf(g));
     float bell = exp_(-0.5f * (g * g));

@@ -35,6 +35,7 @@ def _library(first: Tensor, *others: Tensor | None) -> CDLL | None:
 
 def _heads(x: Tensor) -> tuple[int, int, int]:
     """Where the rows of x (N, h) or (N, heads, h) lie: address and two strides."""
+    assert x.dim() in (2, 3), x.shape
     return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0
 
 
@@ -123,13 +124,13 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> No
     them; x * cos + rotate_half(x) * sin of its apply_rotary_pos_emb. `inverse` applies the
     transpose, which takes the gradient of the turned x to that of x.
     """
-    half = cos.shape[1] // 2
-    assert cos.shape == sin.shape == (x.shape[0], 2 * half), (cos.shape, sin.shape, x.shape)
-    assert 2 * half <= x.shape[2], (cos.shape, x.shape)
+    (n, heads, width), half = x.shape, cos.shape[1] // 2
+    assert cos.shape == sin.shape == (n, 2 * half), (cos.shape, sin.shape, x.shape)
+    assert 2 * half <= width, (cos.shape, x.shape)
     cos, sin = cos.float(), sin.float()  # exact, and nothing where the caller keeps float32
     if cos.stride(1) == sin.stride(1) == 1 and cos.is_cpu and (found := _library(x)):
         found.rotary(
-            *(*_heads(x), *_matrix(cos), *_matrix(sin), x.shape[0], x.shape[1], half),
+            *(*_heads(x), *_matrix(cos), *_matrix(sin), n, heads, half),
             *(inverse, torch.get_num_threads()),
         )
         return
@@ -148,9 +149,9 @@ def gated(gate: Tensor, up: Tensor, *, activation: Activation, out: Tensor | Non
     """act(gate) * up (N, m); act(gate) is rounded to the dtype first, as transformers does."""
     assert gate.shape == up.shape, (gate.shape, up.shape)
     if found := _library(gate, up, out):
-        y = _like(gate, out)
+        y, (n, m) = _like(gate, out), gate.shape
         found.gated(
-            *(*_matrix(gate), *_matrix(up), *_matrix(y), *gate.shape),
+            *(*_matrix(gate), *_matrix(up), *_matrix(y), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return y
@@ -165,8 +166,9 @@ def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activ
     """
     assert dact.shape == gate.shape == up.shape, (dact.shape, gate.shape, up.shape)
     if found := _library(dact, gate, up):
+        n, m = gate.shape
         found.gated_backward(
-            *(*_matrix(dact), *_matrix(gate), *_matrix(up), *gate.shape),
+            *(*_matrix(dact), *_matrix(gate), *_matrix(up), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def test_without_a_library_the_formula_serves_and_the_reason_is_known(
     assert native.library(torch.float32) is None and works()
     assert reason in native.missing(torch.float32)
     assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> None:
+    package = native.SOURCE.parents[1]
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
+    listed = settings["tool"]["setuptools"]["package-data"]
+    others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert native.SOURCE in others
+    for path in others:
+        room = ".".join(path.parent.relative_to(package.parent).parts)
+        assert path.name in listed[room], path
 
 
 USE = """

@@ -379,6 +379,10 @@ def test_bf16_rounds_to_the_nearest_even_and_keeps_what_is_no_number(way: str) -
     gate = torch.full_like(up, 1e3)  # there silu has slope 1
     pieces.gated_backward_(dact, gate, up, activation="silu")
     torch.testing.assert_close(gate, exact.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    full = torch.full((1, 16), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    heads = torch.ones(1, 1, 16, dtype=torch.bfloat16)
+    pieces.rotary_(heads, full, full)  # a NaN whose rounding would carry into the sign
+    assert heads.isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
