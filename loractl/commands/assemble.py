@@ -16,7 +16,7 @@ from loractl import console
 from loractl.commands.adapting import Adapted, adapt_, check_phases
 from loractl.commands.predicted import beside_the_weights
 from loractl.commands.reading import Data, load_data
-from loractl.commands.trunks import keep_frozen_, trunk_of_
+from loractl.commands.trunks import trunk_of_
 from loractl.config import RunConfig
 from loractl.configfile import Loaded
 from loractl.data import account, batches
@@ -105,14 +105,7 @@ def assemble(loaded: Loaded) -> Session:
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
     _warn(data, max_length)
-    plan = batches.BatchPlan(
-        batch_size=config.train.batch_size,
-        accumulation=config.train.gradient_accumulation,
-        max_length=max_length,
-        packing=config.data.packing,
-        seed=config.seed,
-        parts=data.parts,
-    )
+    plan = _plan(config, data, max_length)
     total_steps = _total_steps(loaded, data, plan)
     check_phases(loaded, total_steps)
     device = load.choose_device()
@@ -133,10 +126,8 @@ def assemble(loaded: Loaded) -> Session:
     else:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
-    trunk = trunk_of_(model, config)
     _checkpointing_(model, config, max_length, device)
-    if trunk is not None:
-        keep_frozen_(trunk, model, config, data.train, plan, total_steps)
+    trunk = trunk_of_(model, config, data.train, plan, total_steps)
     return Session(
         config=config,
         source=source,
@@ -156,6 +147,17 @@ def assemble(loaded: Loaded) -> Session:
         loss=Objective(
             model, autocast=dtype if full and dtype != torch.float32 else None, trunk=trunk
         ),
+    )
+
+
+def _plan(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
+    return batches.BatchPlan(
+        batch_size=config.train.batch_size,
+        accumulation=config.train.gradient_accumulation,
+        max_length=max_length,
+        packing=config.data.packing,
+        seed=config.seed,
+        parts=data.parts,
     )
 
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from loractl.records import Example
 
 
-def trunk_of_(model: "PreTrainedModel", config: RunConfig) -> Trunk | None:
+def trunk_of_(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    examples: "Sequence[Example]",
+    plan: batches.BatchPlan,
+    total_steps: int,
+) -> Trunk | None:
     """The way to hidden states of a run with adapters; None where every weight is trained.
 
     Where transformers' own layers are to run, they attend by segments if they can. Raises
@@ -32,23 +38,11 @@ def trunk_of_(model: "PreTrainedModel", config: RunConfig) -> Trunk | None:
         use_segments_(model)
         if config.data.packing:
             check_isolation(model)
+    elif config.train.cache_trunk == "auto" and trunk.frozen_layers:
+        comes_again = total_steps > batches.count_windows(examples, plan, 1)
+        if comes_again:
+            _keep_(trunk, model, trunk.frozen_layers, examples)
     return trunk
-
-
-def keep_frozen_(
-    trunk: Trunk,
-    model: "PreTrainedModel",
-    config: RunConfig,
-    examples: "Sequence[Example]",
-    plan: batches.BatchPlan,
-    total_steps: int,
-) -> None:
-    """Let the layers below the lowest adapter be computed once an example, where that pays."""
-    if config.train.cache_trunk == "off" or config.lora.dropout:
-        return
-    frozen = trunk.frozen_layers
-    if frozen and total_steps > batches.count_windows(examples, plan, 1):
-        _keep_(trunk, model, frozen, examples)
 
 
 def _keep_(

@@ -12,7 +12,8 @@ from torch import Tensor
 from loractl.models.fastlayers import Unusual, read_layer
 from loractl.models.forward import hidden_states
 from loractl.models.trunkcache import TrunkCache
-from loractl.ops.block import Layer, Place, block
+from loractl.ops.block import block
+from loractl.ops.blocklayer import Layer, Place
 from loractl.ops.segments import Segments, segments_of
 from loractl.records import Batch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from loractl.ops.block import Layer, Norm, Shape
+from loractl.ops.blocklayer import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
 from loractl.ops.pieces import Activation
 

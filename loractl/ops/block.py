@@ -16,8 +16,8 @@ from torch import Tensor
 
 from loractl.ops import pieces
 from loractl.ops.attention import attention_backward, attention_forward
+from loractl.ops.blocklayer import Layer, Norm, Place
 from loractl.ops.lora_linear import (
-    Linear,
     Pair,
     Thin,
     factor_gradients,
@@ -26,66 +26,6 @@ from loractl.ops.lora_linear import (
     thin_gradient,
     thin_of,
 )
-from loractl.ops.segments import Segments
-
-
-@dataclass(frozen=True)
-class Norm:
-    """An RMS norm: x / rms(x) times (offset + weight)."""
-
-    weight: Tensor  # (width,), frozen
-    eps: float
-    offset: float = 0.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What differs between the layers of this family beside their weights."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scaling: float  # of the scores
-    activation: pieces.Activation  # of the gate
-    rotary: bool = True
-    window: int | None = None
-    softcap: float | None = None
-    residual: float = (
-        1.0  # what attention and MLP are multiplied by before they are added (Granite)
-    )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The weights of a layer. Norms that an architecture lacks are None."""
-
-    shape: Shape
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
-    before_attention: Norm
-    before_mlp: Norm
-    after_attention: Norm | None = None  # Gemma 2 and 3
-    after_mlp: Norm | None = None
-    q_norm: Norm | None = None  # Qwen 3, Gemma 3: over each head
-    k_norm: Norm | None = None
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the tokens of a batch stand: N = rows x length."""
-
-    segments: Segments
-    cos: Tensor  # (N, rotated), in the dtype of the layer
-    sin: Tensor
 
 
 @dataclass
