@@ -57,6 +57,8 @@ def short(run: Mapping[str, Any]) -> str:
     parts = []
     if "seconds" in run or "tokens_per_s" in run:
         parts.append(f"{bench_run.tokens_per_s(run):.1f} tokens/s")
+    if (around := bench_run.around_steps(run)) is not None:
+        parts.append(f"{around:.1%} of the time between steps")
     if "peak_rss_bytes" in run:
         parts.append(f"{run['peak_rss_bytes'] / 2**30:.2f} GiB")
     if "start_s" in run:
@@ -114,6 +116,9 @@ def speed_table(jobs: Jobs) -> str:
             f"{statistics.median(starts):.1f} s" if starts else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    shares = [bench_run.around_steps(run) for runs in jobs.values() for run in runs]
+    if known := [share for share in shares if share is not None]:
+        lines += ["", f"Ours spends {statistics.median(known):.1%} of the time between its steps."]
     return "\n".join(lines)
 
 
