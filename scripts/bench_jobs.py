@@ -59,8 +59,8 @@ class Workload:
 
     title: str
     jobs: list[Job]
-    same_losses: list[str] = field(default_factory=list)
-    """Jobs whose first step trains the same labels from the same weights: their losses agree."""
+    same_losses: list[list[str]] = field(default_factory=list)
+    """Groups of jobs whose first step trains the same labels from the same weights."""
 
 
 def config_of(s: Setting, path: Path, *, length: int, rows: int, **sections: Any) -> Found:

@@ -85,6 +85,13 @@ def tables(results: Mapping[str, Any]) -> str:
         head = f"**{name}**: {found['title']}."
         body = KINDS.get(name, speed_table)({job: runs for job, runs in jobs.items() if runs})
         notes = [f"{job} failed." for job, runs in jobs.items() if not runs]
+        if found["apart"] is not None:
+            notes.append(
+                "Runs that train the same labels begin with the same loss, to"
+                f" {found['apart']:.0e}."
+                if not found["unequal"]
+                else "**Losses differ.**"
+            )
         parts.append("\n\n".join([head, body, *notes, *found["unequal"]]))
     return "\n\n".join(parts)
 

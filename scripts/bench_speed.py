@@ -71,11 +71,13 @@ def measure(asked: argparse.Namespace) -> int:
                 "asked": {"steps": asked.steps, "repeats": asked.repeats, "batch": asked.batch},
                 "jobs": {},
                 "unequal": [],
+                "apart": None,
             }
             for text in _run(workload, found, parts, asked.repeats):
                 bench_report.say(f"{workload_name}: {text}")
                 bench_report.write(asked.results, results)
             found["unequal"] = unequal(found["jobs"], workload.same_losses, EQUAL[dtype])
+            found["apart"] = farthest(found["jobs"], workload.same_losses)
             found["minutes"] = round((time.perf_counter() - began) / 60, 1)
             bench_report.write(asked.results, results)
             for text in found["unequal"]:
@@ -129,16 +131,32 @@ def _run(workload: Workload, found: dict[str, Any], parts: list[str], repeats: i
             yield f"{repeat + 1}/{repeats} {job.name}: {bench_report.short(runs[-1])}"
 
 
-def unequal(jobs: dict[str, list[Found]], names: list[str], within: float) -> list[str]:
-    """Say which first-step losses differ, of the jobs that train the same labels."""
-    first = {
-        name: run["losses"][0] for name in names for run in jobs.get(name, []) if "losses" in run
-    }
-    if not first:
-        return []
-    (reference, expected), *rest = first.items()
+def first_losses(jobs: dict[str, list[Found]], group: list[str]) -> list[tuple[str, float]]:
     return [
-        f"losses differ: {name} {loss:.6f}, {reference} {expected:.6f}, over {within:g}"
-        for name, loss in rest
-        if not abs(loss - expected) <= within
+        (name, run["losses"][0]) for name in group for run in jobs.get(name, []) if "losses" in run
     ]
+
+
+def unequal(jobs: dict[str, list[Found]], groups: list[list[str]], within: float) -> list[str]:
+    """Say which first-step losses differ, of the jobs that train the same labels."""
+    told = []
+    for group in groups:
+        found = first_losses(jobs, group)
+        for name, loss in found[1:]:
+            reference, expected = found[0]
+            if not abs(loss - expected) <= within:  # nor where one is NaN
+                both = f"{name} {loss:.6f}, {reference} {expected:.6f}"
+                told.append(f"losses differ: {both}, over {within:g}")
+    return told
+
+
+def farthest(jobs: dict[str, list[Found]], groups: list[list[str]]) -> float | None:
+    """The largest difference of losses that must agree; None where none were compared."""
+    found = [first_losses(jobs, group) for group in groups]
+    apart = [
+        abs(loss - losses[0][1])
+        for losses in found
+        for name, loss in losses
+        if name != losses[0][0]
+    ]
+    return max(apart, default=None)

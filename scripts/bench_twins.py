@@ -53,10 +53,8 @@ def linear(dtype: torch.dtype, tokens: int, *, d_in: int, d_out: int) -> Twins:
     from loractl.ops.lora_linear import Linear, lora_linear
 
     x, W = drawn(tokens, d_in, dtype=dtype, grad=True), drawn(d_out, d_in, dtype=dtype, size=0.05)
-    A, B = (
-        drawn(*shape, dtype=torch.float32, size=0.05, grad=True)
-        for shape in ((RANK, d_in), (d_out, RANK))
-    )
+    shapes = (RANK, d_in), (d_out, RANK)
+    A, B = (drawn(*shape, dtype=torch.float32, size=0.05, grad=True) for shape in shapes)
 
     def formula(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return F.linear(x, W) + SCALE * F.linear(F.linear(x, A.to(dtype)), B.to(dtype))
@@ -95,18 +93,16 @@ def attention(dtype: torch.dtype, tokens: int, *, example: int | None) -> Twins:
 
     size = min(example or tokens, tokens)
     segments = segments_of((torch.arange(tokens) % size)[None])
-    q, k, v = (
-        drawn(tokens, heads, HEAD, dtype=dtype, grad=True) for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
+    heads = HEADS, KV_HEADS, KV_HEADS
+    q, k, v = (drawn(tokens, n, HEAD, dtype=dtype, grad=True) for n in heads)
     scale = HEAD**-0.5
     mask = segments.mask(None, q.device) if size < tokens else None
 
     def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, HEAD)
         k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
-        )
+        options = {"attn_mask": mask, "is_causal": mask is None, "scale": scale}
+        out = F.scaled_dot_product_attention(q, k, v, **options)
         return out[0].transpose(0, 1)  # (tokens, HEADS, HEAD)
 
     own = partial(segment_attention, segments=segments, scale=scale)
@@ -197,9 +193,8 @@ def softmax_loss(dtype: torch.dtype, tokens: int) -> Twins:
         return F.cross_entropy(x.float(), targets, reduction="sum")
 
     naive = differentiated(formula, (logits,), torch.ones(()))
-    return Twins(
-        f"{rows} rows of {VOCABULARY} logits", fast, naive, lambda: logits.detach().clone()
-    )
+    setting = f"{rows} rows of {VOCABULARY} logits"
+    return Twins(setting, fast, naive, lambda: logits.detach().clone())
 
 
 def adamw(dtype: torch.dtype, tokens: int) -> Twins:

@@ -44,7 +44,7 @@ def chats(s: Setting, name: str) -> Workload:
             peer(s, "TRL, padded", "trl", rows, "--batch", s.batch, "--length", LENGTH),
             peer(s, "TRL, packed", "trl-packed", rows, *packed),
         ],
-        ["ours on the peers' first rows", "plain PEFT loop", "full fine-tuning, plain loop"],
+        [["ours on the peers' first rows", "plain PEFT loop", "full fine-tuning, plain loop"]],
     )
 
 
@@ -58,7 +58,7 @@ def texts(s: Setting, name: str, *, length: int = 256, batch: int = 4) -> Worklo
             ours(s, name, "ours", config),
             peer(s, "plain PEFT loop", "plain", rows),
         ],
-        ["ours", "plain PEFT loop"],
+        [["ours", "plain PEFT loop"]],
     )
 
 
@@ -86,7 +86,7 @@ def other(s: Setting, name: str) -> Workload:
         inner = replace(s, model=model)
         part = texts(inner, f"{name}/{kind}")
         jobs += [replace(job, name=f"{kind}: {job.name}") for job in part.jobs]
-        same = [f"{kind}: {one}" for one in part.same_losses]
+        same += [[f"{kind}: {one}" for one in group] for group in part.same_losses]
     return Workload("random models of other architectures, 4 rows of 256 tokens", jobs, same)
 
 
@@ -94,8 +94,8 @@ def trunk(s: Setting, name: str) -> Workload:
     """The second epoch with `cache_trunk` over the first, adapters on the last layers alone."""
     layers = json.loads((s.model / "config.json").read_text("utf-8"))["num_hidden_layers"]
     steps = max(s.steps, 4)
-    # Some rows less than the steps would fill, so that an epoch has at least `steps`, not many more
-    lines = s.data.read_text(encoding="utf-8").splitlines()[: steps * s.batch]
+    # Chats of the peers' steps are a little less than packed rows hold: an epoch has about `steps`.
+    lines = s.data.read_text(encoding="utf-8").splitlines()[: (steps + 1) * s.batch]
     path = s.place / name / "chats.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -124,7 +124,7 @@ def curves(s: Setting, name: str) -> Workload:
         return s.script("bench_naive.py", "curves", path, "--steps", steps)
 
     jobs = [replace(ours(s, name, "ours", config), once=True), Job("naive", naive, once=True)]
-    return Workload(f"{steps} steps against the naive formula", jobs, ["ours", "naive"])
+    return Workload(f"{steps} steps against the naive formula", jobs, [["ours", "naive"]])
 
 
 def bias(s: Setting, name: str) -> Workload:

@@ -71,11 +71,13 @@ def test_peers_of_each_model_are_held_to_ours_on_that_model() -> None:
 
 def test_first_losses_that_differ_are_told() -> None:
     jobs = {"ours": [measured(1, loss=2.0)], "plain": [measured(1, loss=2.00005)]}
-    assert bench_speed.unequal(jobs, ["ours", "plain"], 1e-4) == []
-    (told,) = bench_speed.unequal(jobs, ["ours", "plain"], 1e-5)
+    assert bench_speed.unequal(jobs, [["ours", "plain"]], 1e-4) == []
+    (told,) = bench_speed.unequal(jobs, [["other"], ["ours", "plain"]], 1e-5)
     assert "plain 2.000050" in told
+    assert bench_speed.farthest(jobs, [["ours", "plain"]]) == pytest.approx(5e-5)
+    assert bench_speed.farthest(jobs, [["ours", "other"]]) is None
     broken = {"ours": [measured(1)], "plain": [measured(1, loss=float("nan"))]}
-    assert bench_speed.unequal(broken, ["ours", "plain"], 1e-4)
+    assert bench_speed.unequal(broken, [["ours", "plain"]], 1e-4)
 
 
 def test_epochs_are_told_apart_and_their_first_two_steps_left_out() -> None:
