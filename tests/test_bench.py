@@ -98,8 +98,9 @@ def test_a_table_is_put_between_its_marks_and_nothing_else_changes(tmp_path: Pat
         bench_report.put(readme, "other", "new")
 
 
-def test_the_readme_has_the_marks_of_the_speed_table() -> None:
-    bench_report.around(bench_run.ROOT / "README.md", "speed-table")
+@pytest.mark.parametrize("table", ["speed-table", "ops-table", "memory-table"])
+def test_the_readme_has_the_marks_of_each_table(table: str) -> None:
+    bench_report.around(bench_run.ROOT / "README.md", table)
 
 
 def test_workloads_are_chosen_by_name_and_their_jobs_by_a_part_of_it() -> None:
