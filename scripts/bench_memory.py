@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from bench_report import put
 
 LARGE = 128 * 1024  # bytes, as in loractl/training/heap.py
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
-BEGIN, END = "<!-- memory-table -->", "<!-- /memory-table -->"
 STEPS = 2  # from the second on the optimizer's state is there
 
 BASE = {
@@ -109,7 +109,7 @@ def measure(*, points: int | None, dry: bool) -> int:
     )
     print(summary)
     if not dry:
-        _write("\n".join([*lines, "", summary]))
+        put(ROOT / "README.md", "memory-table", "\n".join([*lines, "", summary]))
     return 0
 
 
@@ -126,13 +126,3 @@ def _row(point: dict[str, Any], predicted: int, measured: int) -> str:
         f"{predicted / measured - 1:+.1%}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _write(table: str) -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"error: README.md has no {BEGIN} ... {END}")
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
