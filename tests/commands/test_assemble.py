@@ -11,8 +11,11 @@ from loractl.models import attentionseam
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
-def test_a_run_attends_by_segments_in_every_layer_of_every_step(
-    packing: str, config_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_without_fast_layers_a_run_attends_by_segments_in_every_layer_of_every_step(
+    packing: str,
+    config_file: Callable[..., Path],
+    base: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spans: list[int] = []
     original = attentionseam.segment_attention
@@ -22,7 +25,11 @@ def test_a_run_attends_by_segments_in_every_layer_of_every_step(
         return original(q, k, v, segments, **options)
 
     monkeypatch.setattr(attentionseam, "segment_attention", counted)
-    config = config_file(f"data: {{packing: {packing}}}", "train: {gradient_checkpointing: false}")
+    config = config_file(
+        f"data: {{packing: {packing}}}",
+        "train: {gradient_checkpointing: false}",
+        model=base("phi3"),  # which has no fast layers
+    )
     assert main(["train", str(config)]) == 0
     trial = 2  # layers, when the model was tried out
     isolation = 2 * 3 if packing == "true" else 0
