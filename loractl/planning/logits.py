@@ -17,8 +17,8 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
         return round(framework.logits_peak * shape.vocabulary * losses(work, framework))
     width, n = work.width, round(losses(work, framework))
     chunk = width * shape.vocabulary * min(n, chunk_rows(n, shape.vocabulary, width))
-    # Of a strip: a copy in float32, and the slope of Gemma 2's cap.
-    strips = (width != 4) + (shape.architecture == "gemma2")
+    # Of a strip: a copy in float32, and the slope of Gemma 2's cap; the CPU's kernel needs neither.
+    strips = 0 if work.on_cpu else (width != 4) + (shape.architecture == "gemma2")
     strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
     return chunk + strip + of_weight + width * shape.hidden * n  # and the rows that enter

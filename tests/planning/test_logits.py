@@ -53,7 +53,14 @@ def measured(dtype: torch.dtype, *, softcap: float | None, full: bool, share: fl
 def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
     case = {"dtype": torch.float32, "softcap": None, "full": False, "share": 1.0, **case}
     found = GEMMA if case["softcap"] else LLAMA
-    work = Work(1, TOKENS, case["dtype"].itemsize, trained_share=case["share"], full=case["full"])
+    work = Work(
+        1,
+        TOKENS,
+        case["dtype"].itemsize,
+        trained_share=case["share"],
+        full=case["full"],
+        on_cpu=True,
+    )
     kept = TOKENS * logits.input_kept(found, {}, work, LORACTL)
     predicted = logits.peak(found, {}, work, LORACTL) + kept
     assert predicted == pytest.approx(measured(**case), rel=0.03)
