@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from loractl.models.attention import carries_segments
 from loractl.models.forward import hidden_states, trunk_of
 from loractl.ops.cross_entropy import Head
 from loractl.records import Batch
@@ -58,9 +59,11 @@ def head_of(model: "PreTrainedModel") -> Head | None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether more than its own forward runs when a module is called."""
+    """Whether more than its own forward runs when a module is called, or that with segments."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    others = [one for kind in hooks for one in kind.values() if not carries_segments(one)]
     own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
-    return own or bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return own or bool(others)
 
 
 def _short(model: "PreTrainedModel") -> Batch:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.lora.whole import train_whole_
+from loractl.models.attention import use_segments_
 from loractl.models.head import head_of
 from loractl.models.load import head_name
 from tests.conftest import ARCHITECTURES
@@ -81,3 +82,12 @@ def test_a_head_beside_adapters_is_found(base: Made) -> None:
     inject_(model, resolve(spec, adaptable(model), head=head_name(model)))
     head = head_of(model)
     assert head is not None and head.weight is model.lm_head.weight
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi3"])
+def test_a_head_is_found_where_the_model_attends_by_segments(name: str, base: Made) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base(name)).eval()
+    assert use_segments_(model)
+    assert head_of(model) is not None
+    model.register_forward_hook(lambda module, args, output: None)
+    assert head_of(model) is None
