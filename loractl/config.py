@@ -159,6 +159,11 @@ class TrainSection(Section):
     cache_trunk: Literal["auto", "off"] = Field(
         "auto", description="keep what the layers below the lowest adapter compute"
     )
+    kernels: Literal["auto", "plain", "compile", "liger"] = Field(
+        "auto",
+        description="what computes the layers; auto: our own where they fit; plain: transformers'; "
+        "compile: these through torch.compile; liger: with Liger's kernels, on a GPU",
+    )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto", description="compute activations twice to hold fewer; auto: when memory is short"
     )

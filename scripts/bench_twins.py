@@ -197,35 +197,6 @@ def softmax_loss(dtype: torch.dtype, tokens: int) -> Twins:
     return Twins(setting, fast, naive, lambda: logits.detach().clone())
 
 
-def adamw(dtype: torch.dtype, tokens: int) -> Twins:
-    """The optimizer's step over as many values as SmolLM2-135M's adapters have, in float32."""
-    from loractl.ops import pieces
-
-    shapes = [(RANK, HIDDEN), (HIDDEN, RANK), (INNER, RANK), (RANK, INNER)] * 70
-    start = [torch.randn(shape) for shape in shapes]
-    gradients = [torch.randn(shape) for shape in shapes]
-
-    def fresh() -> tuple[list[Tensor], list[Tensor]]:
-        """Flat p, g, m and v; and parameters with their gradients."""
-        p, g = (torch.cat([x.flatten() for x in some]) for some in (start, gradients))
-        apart = [x.clone().requires_grad_() for x in start]
-        for parameter, gradient in zip(apart, gradients, strict=True):
-            parameter.grad = gradient.clone()
-        return [p, g, torch.zeros_like(p), torch.zeros_like(p)], apart
-
-    def fast(given: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
-        p, g, m, v = given[0]
-        options = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
-        pieces.adamw_(p, g, m, v, step=1, **options)
-        return [p]
-
-    def naive(given: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
-        torch.optim.AdamW(given[1], lr=1e-3, weight_decay=0.01).step()
-        return [torch.cat([x.detach().flatten() for x in given[1]])]
-
-    return Twins(f"{sum(map(torch.numel, start)) / 1e6:.1f}M values", fast, naive, fresh)
-
-
 def layer(dtype: torch.dtype, tokens: int) -> Twins:
     """A whole decoder layer with adapters on its seven linear layers, against transformers' own."""
     import copy
@@ -294,6 +265,5 @@ OPS: dict[str, Callable[[torch.dtype, int], Twins]] = {
     "rotary": rotary,
     "gated": gated,
     "softmax_loss": softmax_loss,
-    "adamw": adamw,
     "block": layer,
 }

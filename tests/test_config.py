@@ -55,6 +55,7 @@ train:
   on_non_finite: stop
   non_finite_limit: 3
   cache_trunk: auto
+  kernels: auto
   gradient_checkpointing: auto
   eval_every: null
   save_every: 100

@@ -145,10 +145,6 @@ def test_nothing_unpickles_evaluates_or_opens_a_shell(path: Path) -> None:
         assert not shell, f"{call}(shell=...)"
 
 
-SERVED_BY_DOING_NOTHING = {"train.cache_trunk"}
-"""Nothing is cached in this version, which is what "off" asks for and what "auto" may decide."""
-
-
 def settings() -> Iterator[tuple[str, str]]:
     """(section, field) of every setting; the section of a setting at the top is the config
     itself."""
@@ -178,7 +174,7 @@ def test_every_setting_is_read_by_code_or_refused_as_not_available_yet() -> None
     read = read_settings()
     for section, field in settings():
         key = field if section == "config" else f"{section}.{field}"
-        served = (section, field) in read or key in SERVED_BY_DOING_NOTHING
+        served = (section, field) in read
         assert served or key in NOT_YET, f"{key} is read by nothing"
         refused_whole = key in NOT_YET and NOT_YET[key] is None
         assert not (refused_whole and (section, field) in read), f"{key} is read, yet refused"

@@ -31,6 +31,7 @@ def gather() -> dict[str, Any]:
     import torch
 
     from loractl.models import load
+    from loractl.ops import native
 
     device = load.choose_device()
     dtype = str(load.choose_dtype("auto", device)).removeprefix("torch.")
@@ -40,6 +41,7 @@ def gather() -> dict[str, Any]:
         **{package: _version(package) or "missing" for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "dtype auto": dtype,
+        "kernels": "torch's" if native.missing(torch.float32) else "compiled for this machine",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "free memory": console.size(load.free_memory(device)),
@@ -51,6 +53,10 @@ def gather() -> dict[str, Any]:
         if (absent := [package for package in packages if _version(package) is None])
     ]
     if device.type == "cpu":
+        if why := native.missing(torch.float32):
+            missing.append(
+                f"a C compiler that makes the fast kernels, without which steps are slower: {why}"
+            )
         missing.append(
             "a GPU: training runs on the CPU, which suits models up to about 1B parameters"
         )

@@ -21,15 +21,21 @@ def introduce(session: Session) -> None:
         )
     else:
         console.note(f"weights  all {trained:,} parameters are trained")
-    if session.trunk is not None:
-        why = session.trunk.unusual
-        console.note(f"layers   {f'as transformers has them ({why})' if why else 'fast ones'}")
+    if session.layers:
+        console.note(f"layers   {_kernels(session)}")
     console.note(
         f"data     {sum(one.examples for one in read):,} examples,"
         f" {sum(one.tokens for one in read):,} tokens,"
         f" {sum(one.trained_tokens for one in read):,} of them trained;"
         f" {session.total_steps:,} steps"
     )
+
+
+def _kernels(session: Session) -> str:
+    if session.trunk is None:
+        return f"as transformers has them (train.kernels: {session.config.train.kernels})"
+    why = session.trunk.unusual
+    return f"as transformers has them ({why})" if why else "fast ones"
 
 
 def _kinds_of_layers(session: Session) -> str:

@@ -10,6 +10,7 @@ from loractl.data.store import lengths_of
 from loractl.models.attention import use_segments_
 from loractl.models.fast import Trunk
 from loractl.models.forward import check_isolation
+from loractl.models.kernels import compile_layers_, use_liger_
 from loractl.models.trunkcache import TrunkCache, n_bytes
 from loractl.places import cache_home
 
@@ -28,12 +29,17 @@ def trunk_of_(
     plan: batches.BatchPlan,
     total_steps: int,
 ) -> Trunk | None:
-    """The way to hidden states of a run with adapters; None where every weight is trained.
+    """The way to hidden states of a run with adapters; None where transformers' own is taken.
 
     Where transformers' own layers are to run, they attend by segments if they can. Raises
     ModelError where packed examples would change each other; the fast layers keep them apart.
     """
-    trunk = Trunk(model) if config.method != "full" else None
+    kernels, device = config.train.kernels, next(model.parameters()).device
+    trunk = Trunk(model) if config.method != "full" and kernels == "auto" else None
+    if kernels == "compile":
+        compile_layers_(model)
+    if kernels == "liger":
+        use_liger_(model, device)
     if trunk is None or trunk.unusual or config.lora.dropout:
         use_segments_(model)
         if config.data.packing:

@@ -94,7 +94,8 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
-        linear = self.as_linear()
+        # A compiler fuses the formula better than it sees through a function of our own.
+        linear = None if torch.compiler.is_compiling() else self.as_linear()
         if linear is not None and x.dtype == linear.weight.dtype:
             return lora_linear(x, linear)
         y: Tensor = self.base(x)
@@ -164,13 +165,20 @@ class LoraLinear(LoraLayer):
         plain = type(base) is nn.Linear or (self.transposed and type(base).__name__ == "Conv1D")
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
         drops = self.dropout > 0 and self.training
-        own_formula = type(self).adapt is not LoraLayer.adapt
+        own_formula = type(self).adapt is not LoraLinear.adapt
         if not plain or hooked or drops or own_formula or not self.enabled:
             return None
         weight, bias = self.weight, self.bias
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
         return Linear(weight.T if self.transposed else weight, bias, self.factors, self.scale)
+
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        A, B = (factor.to(y.dtype) for factor in self.factors())
+        t = F.linear(self.dropped(x), A)  # (..., r)
+        # The product of `lora_linear`, so that an adapter in a hub answers with the same bits.
+        rows, out = t.reshape(-1, t.shape[-1]), y.reshape(-1, y.shape[-1])
+        return torch.addmm(out, rows, B.T.contiguous(), alpha=self.scale).view(y.shape)
 
 
 class LoraConv1D(LoraLinear):

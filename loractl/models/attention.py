@@ -59,7 +59,9 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for base, name in OVER.items():
-        AttentionInterface.register(name, attention_over(base))
+        # A compiled layer is left for it: loops over examples would be compiled for each batch.
+        attend = torch.compiler.disable(attention_over(base))  # type: ignore[no-untyped-call]
+        AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, mask_over(base))
 
 

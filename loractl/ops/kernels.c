@@ -355,20 +355,3 @@ void softmax_loss(number *logits, size row, const int64_t *targets, float *losse
                         : loss_row(to, v, targets[i], head, factor * scale, gradient, 0);
     }
 }
-
-/* ---- optimizer: float alone ------------------------------------------------------------------ */
-
-#ifndef BF16
-/* p <- keep p; m <- beta1 m + rest1 g; v <- beta2 v + rest2 g^2, where a rest is 1 - beta;
-   p <- p - step_size m / (sqrt(v) / root + eps). */
-void adamw(float *p, const float *g, float *m, float *v, size n, float keep, float beta1,
-           float rest1, float beta2, float rest2, float step_size, float root, float eps,
-           int threads) {
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (n > ENOUGH)
-    for (size i = 0; i < n; i++) {
-        m[i] = beta1 * m[i] + rest1 * g[i];
-        v[i] = beta2 * v[i] + rest2 * (g[i] * g[i]);
-        p[i] = keep * p[i] - step_size * m[i] / (sqrtf(v[i]) / root + eps);
-    }
-}
-#endif

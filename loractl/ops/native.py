@@ -39,7 +39,6 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "gated": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "gated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
-    "adamw": (*[POINTER] * 4, SIZE, *[REAL] * 8, INT),
 }
 """The parameters of each function of kernels.c, in order."""
 
@@ -76,9 +75,8 @@ def _found(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in ARGUMENTS.items():
-        if hasattr(found, name):  # adamw is there for float32 alone
-            function = getattr(found, name)
-            function.argtypes, function.restype = arguments, None
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
     return found
 
 

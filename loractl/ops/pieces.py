@@ -9,7 +9,6 @@ A name that ends in _ writes into its arguments. Rows may be views of a wider bu
 free but for the last, which is 1 for the fast way. `out` may be one of the inputs.
 """
 
-import math
 from ctypes import CDLL
 from typing import Literal
 
@@ -248,35 +247,6 @@ def softmax_loss_(
         if x is not logits:
             logits.copy_(x)
     return losses
-
-
-def adamw_(
-    p: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-) -> None:
-    """One step of torch.optim.AdamW on flat float32 tensors; `step` counts from 1."""
-    keep, step_size = 1 - lr * weight_decay, lr / (1 - beta1**step)
-    root = math.sqrt(1 - beta2**step)
-    together = all(t.is_contiguous() and t.shape == p.shape for t in (p, g, m, v))
-    if together and p.dtype == torch.float32 and (found := _library(p, g, m, v)):
-        found.adamw(
-            *(p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), keep),
-            *(beta1, 1 - beta1, beta2, 1 - beta2, step_size, root, eps, torch.get_num_threads()),
-        )
-        return
-    p.mul_(keep)
-    m.lerp_(g, 1 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    p.addcdiv_(m, (v.sqrt() / root).add_(eps), value=-step_size)
 
 
 def _like(x: Tensor, out: Tensor | None) -> Tensor:

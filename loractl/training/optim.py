@@ -61,7 +61,8 @@ def adamw(
         {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * learning_rate}
         for (ratio, decay), group in members.items()
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate)
+    on_gpu = all(parameter.is_cuda for parameter in parameters.values())
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=on_gpu or None)
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -101,9 +102,11 @@ def restore_state_(
             # In fp16 a run may have skipped every step so far: no state yet, for any parameter
             continue
         optimizer.state[parameter] = {
-            # The step count lives on the CPU in torch's default AdamW, the averages beside the
-            # parameter.
-            "step": tensors[f"step.{name}"].clone(),
+            # The step count lives on the CPU in torch's default AdamW, and beside the parameter, as
+            # the averages do, in the fused one.
+            "step": tensors[f"step.{name}"].to(
+                parameter.device if optimizer.defaults["fused"] else "cpu", copy=True
+            ),
             "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, copy=True),
             "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, copy=True),
         }

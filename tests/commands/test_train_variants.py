@@ -55,6 +55,16 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "grows": ("llama", ["lora: {rank: 2, rank_schedule: {1: 5}, scaling: rslora}", EMBEDDING]),
     "shrinks": ("gpt2", ["lora: {rank: 6, rank_schedule: {2: 3, 3: 2}, dropout: 0.1}"]),
     "dora-grows-and-shrinks": ("qwen3", ["method: dora", "lora: {rank_schedule: {1: 6, 3: 2}}"]),
+    "frozen-below": ("llama", ["lora: {layers: [1]}"]),
+    "frozen-below-adalora": (
+        "qwen3",
+        [
+            "method: adalora",
+            "lora: {rank: 8, layers: [1]}",
+            "lora: {adalora: {initial_rank: 4, target_rank: 2, warmup_steps: 1, final_steps: 1,"
+            " every: 1}}",
+        ],
+    ),
     "whole-norms": ("llama", ["lora: {modules_to_save: [norm, input_layernorm]}"]),
     "whole-head": ("llama-tied", ["lora: {modules_to_save: [lm_head], target_modules: minimal}"]),
     "whole-table": ("gpt2", ["lora: {modules_to_save: [wte, wpe], target_modules: minimal}"]),

@@ -410,15 +410,3 @@ def test_other_dtypes_and_columns_that_lie_apart_are_calculated_by_the_formula()
         pieces.rms_norm(apart, w.float(), 1e-6)[0],
         pieces.rms_norm(apart.contiguous(), w.float(), 1e-6)[0],
     )
-
-
-def test_adamw_takes_the_steps_of_torch(way: str) -> None:
-    p = torch.nn.Parameter(normal(20_003))
-    own, m, v = p.detach().clone(), torch.zeros(20_003), torch.zeros(20_003)
-    settings = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}
-    optimizer = torch.optim.AdamW([p], betas=(0.9, 0.99), **settings)
-    for step in range(1, 6):
-        p.grad = normal(20_003, seed=step)
-        optimizer.step()
-        pieces.adamw_(own, p.grad, m, v, beta1=0.9, beta2=0.99, step=step, **settings)
-    close(own, p.detach())
