@@ -13,9 +13,9 @@ from typing import Any
 
 from loractl.lora.ranks import ModuleRank, RankSpec, resolve
 from loractl.models.shape import ModelShape, from_config
-from loractl.planning.activations import Work
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.memory import Plan
+from loractl.planning.work import Work
 
 Row = dict[str, Any]
 ROWS: list[Row] = json.loads(

@@ -74,6 +74,7 @@ class Llama:
             eager=size.config.get("attn_logit_softcapping") is not None,
             positions=size.optional("max_position_embeddings"),
             experts=experts,
+            windows=windows(size, layers),
         )  # fmt: skip
 
     def attention(self, size: Sizes, at: str, hidden: int, q: int, kv: int) -> Iterable[Module]:
@@ -104,6 +105,22 @@ class Llama:
             Module(f"{at}.{up}", "linear", hidden, inner, "up", bias),
             last,
         ]
+
+
+def windows(size: Sizes, layers: int) -> tuple[int | None, ...]:
+    """The windows of a config's layers, each once: a number of tokens, or None for all before."""
+    config, kind = size.config, size.config["model_type"]
+    if kind == "mistral":
+        return (config.get("sliding_window", 4096),)
+    types = config.get("layer_types")
+    if not isinstance(types, list):  # configs from before transformers wrote them out
+        pattern = config.get("sliding_window_pattern") or 6
+        every = {"gemma2": 2, "gemma3_text": pattern}.get(kind, 1)
+        types = [
+            "sliding_attention" if (n + 1) % every else "full_attention" for n in range(layers)
+        ]
+    slide = sorted({one == "sliding_attention" for one in types})
+    return tuple(size("sliding_window", 4096) if slides else None for slides in slide) or (None,)
 
 
 def told(size: Sizes, bias: bool | str) -> bool:

@@ -92,6 +92,7 @@ class ModelShape:
     positions: int | None = None
     stored_width: int | None = None  # bytes of a value in its files, where config.json tells
     experts: Experts | None = None
+    windows: tuple[int | None, ...] = (None,)  # tokens that layers see, each kind once; None: all
 
     @cached_property
     def kinds(self) -> dict[str, str]:

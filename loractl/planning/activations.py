@@ -1,68 +1,18 @@
-"""What one micro-batch keeps for its backward pass, counted operation by operation.
+"""What one micro-batch keeps for its backward pass, and what it takes besides while it computes.
 
-Autograd keeps an operation's input where it needs it for a gradient that is asked for: a frozen
-linear layer keeps nothing, an adapter its input, a norm, an activation and attention always. Tests
-compare the counts with what autograd keeps of real models.
+How its layers are computed decides it: by hand in fastlayers.py, as transformers wrote them in
+layers.py. Tests compare the counts with what autograd keeps of real models, and with what torch's
+allocator gives out.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from loractl.lora.ranks import ModuleRank, layer_of
 from loractl.models.shape import ModelShape
-from loractl.planning import logits
+from loractl.planning import fastlayers, layers, logits
 from loractl.planning.frameworks import LORACTL, Framework
-
-QKV = ("q", "k", "v", "qkv")
-INTO_MLP = ("gate", "up", "gate_up", "fc1")
-OUT_OF_MLP = ("down", "fc2")
-EXPERTS = ("experts_up", "experts_down")
-KEPT_BY_ACTIVATION = {"gelu_new": 4, "quick_gelu": 2}
-"""Values kept a value, where it is not one: the steps of a formula written out in Python."""
-
-Roles = Mapping[str, tuple[int, int, int]]
-"""Role of each adapted module of a block -> (rank, d_in, d_out)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """One micro-batch, and how it is computed."""
-
-    batch: int
-    length: int
-    width: int  # bytes of a value: 2 for bfloat16 and float16, 4 for float32
-    checkpointing: bool = False
-    masked: bool = False  # attention with an explicit mask: several examples a row
-    eager: bool = False  # attention scores computed whole
-    dropout: float = 0.0
-    trained_share: float = 1.0  # of the tokens, those that a loss is taken of
-    formula: str = "lora"
-    full: bool = False
-    quantized: bool = False
-    autocast: bool = False  # weights in float32, products in `width`
-    whole_head: bool = False  # the head is trained whole beside adapters
-    on_cpu: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.length
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Bytes of one micro-batch."""
-
-    blocks: int  # what all blocks keep until the backward pass reaches them
-    block: int  # of it, what one block keeps or, with checkpointing, keeps when computed again
-    outside: int  # final norm, positions, casts of weights, and what enters the head
-    temporaries: int  # gradients that live together while a block goes backward
-    logits: int  # at most, while the loss goes forward and backward
-    logits_kept: int  # of it, what lives on while the blocks go backward
-
-    @property
-    def activations(self) -> int:
-        return self.blocks + self.outside
+from loractl.planning.work import Kept, Roles, Work
 
 
 def kept(
@@ -72,18 +22,55 @@ def kept(
     framework: Framework = LORACTL,
 ) -> Kept:
     """Count what one micro-batch keeps; `ranks` names the adapted modules, none for full."""
-    adapted = {path: size.rank for path, size in ranks.items()}
-    deep = [layer for path in adapted if (layer := _layer(path)) is not None]
-    from_start = work.full or any(shape.by_path[p].role == "embedding" for p in adapted)
-    # Below the lowest adapter nothing needs a gradient, and nothing is kept.
-    lowest = 0 if from_start else min(deep, default=shape.layers)
+    twice = 2 if work.starts and framework.own_ops else 1  # `LoraLayer.factors`
+    adapted = {path: twice * size.rank for path, size in ranks.items()}
+    if fastlayers.takes(shape, adapted, work, framework):
+        return _by_hand(shape, adapted, work, framework)
+    return _by_transformers(shape, adapted, work, framework)
+
+
+def _by_hand(
+    shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
+) -> Kept:
+    """The layers of fastlayers.py: of real tokens alone, since padding never enters them."""
+    tokens, width = work.real_tokens, work.width
     by_layer = _roles_by_layer(shape, adapted)
+    deep = [by_layer.get(layer, {}) for layer in range(_lowest(shape, adapted, work), shape.layers)]
+    known = {str(roles): roles for roles in deep}  # layers with the same adapters keep as much
+    costs = {key: fastlayers.layer(shape, roles, work) for key, roles in known.items()}
+    largest = max(costs.values(), default=0)
+    inputs = width * shape.hidden * len(deep)
+    every = 0 if work.checkpointing else sum(costs[str(roles)] for roles in deep)
+    kinds = len(shape.windows) if shape.architecture == "gemma3_text" else 1  # sets of angles
+    angles = 2 * kinds * width * shape.head_dim
+    casts = sum(fastlayers.factors(roles, work) for roles in deep)
+    besides = (fastlayers.temporaries(shape, roles, work) for roles in known.values())
+    above = layers.norm(shape, work) * tokens
+    above += round(logits.input_kept(shape, adapted, work, framework) * work.tokens)
+    return Kept(
+        blocks=(inputs + every) * tokens,
+        block=largest * tokens,
+        outside=angles * tokens + casts + above,
+        temporaries=max(besides, default=0),
+        logits=max(
+            logits.peak(shape, adapted, work, framework),
+            fastlayers.final_norm(shape, work) if deep else 0,
+        ),
+        logits_kept=logits.kept(shape, work, framework),
+        above=above,
+    )
+
+
+def _by_transformers(
+    shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
+) -> Kept:
+    lowest, by_layer = _lowest(shape, adapted, work), _roles_by_layer(shape, adapted)
     costs: dict[str, float] = {}  # blocks with the same adapters keep as much
     per_layer = []
     for layer in range(lowest, shape.layers):
         roles = by_layer.get(layer, {})
         if str(roles) not in costs:
-            costs[str(roles)] = _block(shape, roles, work, framework)
+            costs[str(roles)] = layers.block(shape, roles, work, framework)
         per_layer.append(costs[str(roles)])
     tokens, width = work.tokens, work.width
     residual = 4 if work.autocast else width
@@ -91,33 +78,34 @@ def kept(
     if work.checkpointing:
         blocks = len(per_layer) * residual * shape.hidden * tokens
     else:
-        before = not from_start and bool(per_layer)
-        first = _before_first(shape, by_layer.get(lowest, {}), work, framework) if before else 0
+        roles = by_layer.get(lowest, {})
+        before = bool(per_layer) and not _from_start(shape, adapted, work)
+        first = layers.before_first(shape, roles, work, framework) if before else 0
         blocks = max(0, round(sum(per_layer) - first)) * tokens
     angles = 0 if shape.rotary == "none" else 2 * width * shape.head_dim
-    outside: float = angles + _norm(shape, work)  # bytes a token
+    outside: float = angles + layers.norm(shape, work)  # bytes a token
     outside += logits.input_kept(shape, adapted, work, framework)
     return Kept(
         blocks=blocks,
         block=round(largest * tokens),
-        outside=round(outside * tokens) + _casts(shape, adapted, work, framework),
-        temporaries=_temporaries(shape, work) * tokens,
+        outside=round(outside * tokens) + layers.casts(shape, adapted, work, framework),
+        temporaries=layers.temporaries(shape, work) * tokens,
         logits=logits.peak(shape, adapted, work, framework),
         logits_kept=logits.kept(shape, work, framework),
     )
 
 
-def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
-    """Inputs that bitsandbytes keeps of every 4-bit layer (MatMul4Bit: ctx.tensors = (A, B)), where
-    no adapter keeps the same tensor already."""
-    w, h = work.width, shape.hidden
-    own = bool(work.dropout or framework.dropout or (framework.casts_input and w != 4))
-    into = [QKV] if shape.norms == 1 else [QKV, INTO_MLP]
-    total = sum(w * h for group in into if own or not any(role in roles for role in group))
-    inner = shape.intermediate
-    if shape.experts is None and (own or not any(role in roles for role in OUT_OF_MLP)):
-        total += w * inner
-    return total
+def _from_start(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> bool:
+    """Whether a gradient is asked for of the embeddings, below all layers."""
+    tables = any(shape.by_path[path].role == "embedding" for path in adapted)
+    return work.full or work.whole_embedding or tables
+
+
+def _lowest(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> int:
+    """The lowest layer with an adapter: below it nothing needs a gradient, and nothing is kept."""
+    if _from_start(shape, adapted, work):
+        return 0
+    return min((n for path in adapted if (n := _layer(path)) is not None), default=shape.layers)
 
 
 def _roles_by_layer(shape: ModelShape, adapted: Mapping[str, int]) -> dict[int | None, Roles]:
@@ -129,153 +117,3 @@ def _roles_by_layer(shape: ModelShape, adapted: Mapping[str, int]) -> dict[int |
 
 
 _layer = lru_cache(maxsize=1 << 14)(layer_of)
-
-
-def _before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
-    """Bytes a token that the lowest adapted block does not keep: what stands before its first
-    adapter needs no gradient."""
-    # OLMo 2 has its norms behind attention and MLP.
-    norm = 0 if shape.architecture == "olmo2" else _norm(shape, work)
-    of_mlp = any(role in INTO_MLP + OUT_OF_MLP for role in roles)
-    if any(role in QKV for role in roles):
-        return norm + (_mlp(shape, {}, work) if shape.parallel and not of_mlp else 0)
-    attention = _attention(shape, {}, work, framework)
-    if "o" in roles:
-        own = 0 if work.eager or shape.eager or shape.rotary == "part" else 1
-        return norm + attention - own * work.width * shape.heads * shape.head_dim
-    both = norm if shape.parallel else 2 * norm
-    if any(role in INTO_MLP for role in roles):
-        return both + attention
-    return both + attention + _mlp(shape, {}, work)
-
-
-def _norm(shape: ModelShape, work: Work) -> int:
-    """Bytes a token: RMSNorm keeps its input in float32, LayerNorm as it comes; and statistics."""
-    h = shape.hidden
-    if shape.norm == "layer":
-        return (4 if work.autocast else work.width) * h + 8
-    scaled = (4 if work.autocast else work.width) * h if work.full else 0
-    return 4 * h + 4 + scaled
-
-
-def _block(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
-    """Bytes a token that one block keeps."""
-    return (
-        _norms(shape, work)
-        + _inputs(shape, roles, work, framework)
-        + _attention(shape, roles, work, framework)
-        + _mlp(shape, roles, work)
-        + _adapters(roles, work, framework)
-        + (_packed_inputs(shape, roles, work, framework) if work.quantized else 0)
-    )
-
-
-def _norms(shape: ModelShape, work: Work) -> float:
-    # Two norms side by side (GPT-NeoX, Falcon) keep the same input.
-    total: float = _norm(shape, work) * (1 if shape.parallel else shape.norms)
-    if shape.qk_norm:
-        values = (shape.heads + shape.kv_heads) * shape.head_dim
-        total += 4 * values + 4 * (shape.heads + shape.kv_heads)
-        total += work.width * values if work.full else 0
-    return total
-
-
-def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
-    """Inputs of linear layers that a gradient of weights needs, apart from what is kept anyway."""
-    w, h = work.width, shape.hidden
-    if work.full:
-        if work.autocast:
-            # Each product casts its input anew: q, k and v three times the same.
-            own = sum(m.role in QKV + INTO_MLP for m in shape.modules) / shape.layers
-            return w * h * own
-        return w * h if shape.norms == 1 else 2 * w * h
-    dropout = work.dropout or framework.dropout
-    if dropout or (framework.casts_input and w != 4):
-        # Each adapter has a copy of its own, in float32 or with some values dropped; and the mask.
-        copy = 4 if framework.casts_input else w
-        mask = 0 if not dropout else w if work.on_cpu else 1
-        return sum((copy + mask) * d_in for _, d_in, _ in roles.values())
-    groups = [any(role in roles for role in group) for group in (QKV, INTO_MLP)]
-    # A block with one norm gives both the same input.
-    return w * h * (max(groups) if shape.norms == 1 else sum(groups))
-
-
-def _attention(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
-    w, q = work.width, shape.heads * shape.head_dim
-    kv = shape.kv_heads * shape.head_dim
-    falcon = shape.architecture == "falcon"  # repeats k and v, and always makes a mask
-    eager = work.eager or shape.eager
-    masked = (work.masked or falcon) and not eager
-    repeated = kv != q and (masked or eager or framework.repeats_kv)
-    keys = q if repeated else kv
-    if not (framework.fused_qkv or _is_fused(shape)) or repeated or eager:
-        values = q + 2 * keys
-    elif shape.rotary == "none":
-        values = q + 2 * kv  # all three are views of one product
-    else:
-        values = q + kv + (q + 2 * kv)  # rotated q and k, and the product that v is a view of
-    adapts_out = work.full or "o" in roles
-    total: float = w * values
-    if eager:
-        # The softmax in float32, cast for the product with v; capped scores keep their tanh.
-        copies = 4 + (w if w != 4 else 0) + (w if shape.architecture == "gemma2" else 0)
-        return total + copies * shape.heads * work.length + (w * q if adapts_out else 0)
-    total += w * q + 4 * shape.heads  # the output, and the logarithm of each row's sum
-    # Attention lays its output out as q lies: the next layer's input is a copy where q was put
-    # together anew.
-    total += w * q if adapts_out and shape.rotary == "part" else 0
-    return total + (w * work.length if masked else 0)
-
-
-def _is_fused(shape: ModelShape) -> bool:
-    return any(module.role == "qkv" for module in shape.modules[:8])
-
-
-def _mlp(shape: ModelShape, roles: Roles, work: Work) -> float:
-    w, inner = work.width, shape.intermediate
-    last = work.full or any(role in roles for role in OUT_OF_MLP)
-    if shape.experts:
-        # Of each active expert: gate, activation and up, and the output that is weighted.
-        one = 3 * shape.experts.intermediate + shape.hidden
-        one += shape.experts.intermediate + shape.hidden if work.full else 0
-        # Adapters keep what enters them, and their thin products.
-        one += sum(roles[r][0] + roles[r][1] for r in EXPERTS if r in roles)
-        return w * one * shape.experts.active + 4 * shape.experts.count
-    factor = KEPT_BY_ACTIVATION.get(shape.activation, 1)
-    if shape.gated:
-        return w * inner * (factor + 2 + (1 if last else 0))
-    # What relu keeps is its output, which is what the next layer would keep.
-    return w * inner * (factor + (1 if last and shape.activation != "relu" else 0))
-
-
-def _adapters(roles: Roles, work: Work, framework: Framework) -> float:
-    w = 4 if framework.casts_input else work.width
-    total = 0.0
-    for role, (rank, _, d_out) in roles.items():
-        if role in EXPERTS:
-            continue  # `_mlp` counts them: a token goes through several
-        total += w * rank
-        if work.formula == "dora":
-            total += work.width * d_out  # what its gain multiplies
-        if framework.scatters and role in QKV:
-            total += work.width * d_out
-    return total
-
-
-def _casts(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework) -> int:
-    """Copies of float32 weights in 16 bit, which products keep: of adapters, or of all weights."""
-    if work.full:
-        return work.width * shape.active_parameters if work.autocast else 0
-    if work.width == 4 or framework.casts_input or framework.adapter_width is None:
-        return 0
-    modules = (shape.by_path[path] for path in adapted)
-    return work.width * sum(
-        rank * (m.d_in + m.d_out) * m.stack
-        for m, rank in zip(modules, adapted.values(), strict=True)
-    )
-
-
-def _temporaries(shape: ModelShape, work: Work) -> int:
-    """Bytes a token of the gradients that live together in an MLP: into it, out of it, the sum."""
-    inner = shape.intermediate * (3 if shape.gated else 2)
-    return work.width * (inner + 2 * shape.hidden)

@@ -26,6 +26,7 @@ class Framework:
     quantizes: str  # linear: those of the blocks; head: and the head; adapted: where adapters are
     dequantized: int  # copies of a matrix that live while it is multiplied
     unties: bool  # a tied head gets a weight of its own
+    own_ops: bool  # layers by ops/block.py, attention by segments, adapters by ops/lora_linear.py
     source: str
 
 
@@ -34,8 +35,8 @@ LORACTL = Framework(
     repeats_kv=False, trained_only=True, in_chunks=True,
     # log-probabilities, their gradient and that of the logits, each in float32
     logits_kept=0, logits_peak=12, logits_after=0, quantizes="linear",
-    dequantized=1, unties=False,
-    source="loractl: models/objective.py, ops/cross_entropy.py, lora/layer.py",
+    dequantized=1, unties=False, own_ops=True,
+    source="loractl: ops/block.py, ops/cross_entropy.py, ops/attention.py, ops/lora_linear.py",
 )  # fmt: skip
 FRAMEWORKS: dict[str, Framework] = {
     "loractl": LORACTL,
@@ -44,7 +45,7 @@ FRAMEWORKS: dict[str, Framework] = {
         scatters=False, repeats_kv=False, trained_only=False, in_chunks=False,
         # the 16-bit logits live on in the model's output, until after the step
         logits_kept=2, logits_peak=14, logits_after=2, quantizes="linear",
-        dequantized=1, unties=False,
+        dequantized=1, unties=False, own_ops=False,
         source="PEFT lora/layer.py (_cast_input_dtype, autocast_adapter_dtype),"
         " transformers loss/loss_utils.py",
     ),
@@ -55,6 +56,7 @@ FRAMEWORKS: dict[str, Framework] = {
         logits_kept=2, logits_peak=4, logits_after=2, quantizes="head",
         dequantized=2,  # quantized from float16, so dequantized to it, then cast
         unties=True,
+        own_ops=False,
         source="litgpt lora.py (LoRAQKVLinear.zero_pad), utils.py (chunked_cross_entropy)",
     ),
     "torchtune": Framework(
@@ -62,7 +64,7 @@ FRAMEWORKS: dict[str, Framework] = {
         scatters=False, repeats_kv=True, trained_only=False, in_chunks=False,
         # float32 logits, log-probabilities and two gradients
         logits_kept=4, logits_peak=16, logits_after=4, quantizes="linear",
-        dequantized=1, unties=False,
+        dequantized=1, unties=False, own_ops=False,
         source="torchtune modules/transformer.py, modules/attention.py (2024)",
     ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from loractl.ops.chunks import STRIP_ROWS, chunk_rows
 from loractl.planning.frameworks import Framework
 
 if TYPE_CHECKING:
-    from loractl.planning.activations import Work
+    from loractl.planning.work import Work
 
 
 def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:

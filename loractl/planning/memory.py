@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import ModelShape
 from loractl.planning import counts, logits
-from loractl.planning.activations import Work, kept
+from loractl.planning.activations import kept
 from loractl.planning.frameworks import LORACTL, Framework
+from loractl.planning.work import Work
 
 BITS = {"nf4": 4 + 32 / 64, "nf4-double": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
 """Bits a quantized value takes with its scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64
@@ -109,7 +110,7 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     blocks = {
         **held,
         "gradients": accumulated,
-        "activations": activations.activations + recomputed + activations.temporaries,
+        "activations": activations.below + recomputed + activations.temporaries,
         "logits": activations.logits_kept,
     }
     update = {

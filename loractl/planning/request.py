@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from loractl.lora.ranks import ModuleRank, RankSpec, is_named, resolve
 from loractl.models.shape import ModelShape
-from loractl.planning.activations import Work
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.memory import Memory, Plan, memory
+from loractl.planning.work import Work
 
 if TYPE_CHECKING:
     from loractl.config import RunConfig  # pydantic takes a tenth of a second

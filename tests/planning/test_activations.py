@@ -12,7 +12,8 @@ from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models import objective, shape
 from loractl.models.load import head_name
-from loractl.planning.activations import Kept, Work, kept
+from loractl.planning.activations import kept
+from loractl.planning.work import Kept, Work
 from loractl.records import Batch
 
 ROWS, LENGTH, VOCABULARY = 2, 48, 100

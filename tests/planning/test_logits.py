@@ -11,9 +11,9 @@ from loractl.models import shape
 from loractl.ops.chunks import CHUNK, STRIP_ROWS
 from loractl.ops.cross_entropy import Head, head_loss
 from loractl.planning import logits
-from loractl.planning.activations import Work
 from loractl.planning.frameworks import FRAMEWORKS, LORACTL
 from loractl.planning.request import Request, plan_of
+from loractl.planning.work import Work
 
 VOCABULARY, HIDDEN, TOKENS = 20_000, 8, 600
 CONFIG = {

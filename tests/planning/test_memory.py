@@ -11,9 +11,9 @@ from published import Row, label, measure_of, plan_of, rows, shape_of
 
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models import shape
-from loractl.planning.activations import Work
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.memory import BITS, Plan, inference_bytes, memory
+from loractl.planning.work import Work
 
 GIB = 1024**3
 
