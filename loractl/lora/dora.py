@@ -36,15 +36,18 @@ class DoraLayer(LoraLayer):
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output from its input and the base's answer y = base(x)."""
         h = self.dropped(x)
-        update = self.update(h) * self.scale
         # With dropout, all that DoRA adds to the base's answer is made from the dropped input.
         plain = y if h is x else self.base(h)
-        if self.bias is not None:
-            plain = plain - self.bias
+        whole = self.added(h, plain)  # W x + s B A x + bias
+        alone = whole if self.bias is None else whole - self.bias
         # g (Wx + u) = Wx + u + (g - 1)(Wx + u): exact at the start, where g is 1 and u is 0, and
         # in bfloat16 a g near 1 keeps its digits.
         less_one = (self.gain() - 1).to(y.dtype)
-        return y + update + less_one * (plain + update)
+        return torch.addcmul(whole if h is x else self.added(h, y), less_one, alone)
+
+    def added(self, h: Tensor, plain: Tensor) -> Tensor:
+        """plain + s B A h."""
+        return plain + self.update(h) * self.scale
 
     def gain(self) -> Tensor:
         """m / ||W + s B A|| (d_out,), the norm without gradient; 1 where the norm is zero."""
@@ -127,9 +130,15 @@ class DoraLayer(LoraLayer):
 class DoraLinear(DoraLayer, LoraLinear):
     """DoRA on nn.Linear: m has one value for each row of the weight."""
 
+    def added(self, h: Tensor, plain: Tensor) -> Tensor:
+        return self.with_update(h, plain)
+
 
 class DoraConv1D(DoraLayer, LoraConv1D):
     """DoRA on GPT-2's Conv1D: m has one value for each column of the weight."""
+
+    def added(self, h: Tensor, plain: Tensor) -> Tensor:
+        return self.with_update(h, plain)
 
 
 class DoraEmbedding(DoraLayer, LoraEmbedding):

@@ -174,9 +174,13 @@ class LoraLinear(LoraLayer):
         return Linear(weight.T if self.transposed else weight, bias, self.factors, self.scale)
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.with_update(self.dropped(x), y)
+
+    def with_update(self, x: Tensor, y: Tensor) -> Tensor:
+        """y + s B A x in one product, that of `lora_linear`: in a hub an adapter answers with the
+        same bits."""
         A, B = (factor.to(y.dtype) for factor in self.factors())
-        t = F.linear(self.dropped(x), A)  # (..., r)
-        # The product of `lora_linear`, so that an adapter in a hub answers with the same bits.
+        t = F.linear(x, A)  # (..., r)
         rows, out = t.reshape(-1, t.shape[-1]), y.reshape(-1, y.shape[-1])
         return torch.addmm(out, rows, B.T.contiguous(), alpha=self.scale).view(y.shape)
 
