@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loractl import configfile
-from loractl.commands.predicted import beside_the_weights
+from loractl.commands.predicted import Size, beside_the_weights
 from loractl.models import forward, load
 from loractl.models.families import FAMILIES
 
@@ -26,11 +26,11 @@ def test_a_known_model_is_predicted_in_proportion_to_its_rows(
     model = loaded(base, architecture)
     config = configfile.load(config_file(model=base(architecture))).config
     one, two, four = (
-        beside_the_weights(model, config, rows=rows, length=128)  # type: ignore[arg-type]
+        beside_the_weights(model, config, Size(rows, 128))  # type: ignore[arg-type]
         for rows in (1, 2, 4)
     )
     assert four - two == pytest.approx(2 * (two - one), rel=0.01) and two > one
-    half = beside_the_weights(model, config, rows=4, length=128, trained_share=0.5)  # type: ignore[arg-type]
+    half = beside_the_weights(model, config, Size(4, 128, 0.5))  # type: ignore[arg-type]
     assert half < four
 
 
@@ -40,5 +40,5 @@ def test_a_model_whose_shape_is_not_known_gets_a_rough_figure(
     model = loaded(base, "llama")
     config = configfile.load(config_file()).config
     monkeypatch.delitem(FAMILIES, "llama")
-    found = beside_the_weights(model, config, rows=2, length=64)  # type: ignore[arg-type]
+    found = beside_the_weights(model, config, Size(2, 64))  # type: ignore[arg-type]
     assert found == forward.activation_bytes(model, 2, 64)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.lora.whole import train_whole_
+from loractl.models.attention import use_segments_
 from loractl.models.head import head_of
 from loractl.models.load import head_name
 from tests.conftest import ARCHITECTURES
@@ -73,6 +74,18 @@ def test_a_head_with_an_adapter_a_copy_or_a_hook_has_none(base: Made) -> None:
     for model in (adapted, copied, hooked, replaced):
         assert head_of(model) is None
     assert head_of(load()) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt-neox", "mixtral"])
+def test_a_model_that_attends_by_segments_keeps_its_head(
+    name: str, dtype: torch.dtype, base: Made
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base(name), dtype=dtype).eval()
+    assert use_segments_(model)
+    assert head_of(model) is not None
+    model.register_forward_hook(lambda module, inputs, out: out)
+    assert head_of(model) is None
 
 
 def test_a_head_beside_adapters_is_found(base: Made) -> None:
