@@ -85,22 +85,37 @@ def _parts(model: nn.Module) -> "list[PreTrainedModel]":
     return [part for part in model.modules() if isinstance(part, PreTrainedModel)]
 
 
-def _hook_(model: nn.Module, watch: Watch | None = None) -> list[RemovableHandle]:
-    """Keep the segments of a call at hand while it runs, in every part that can be called."""
+class _Enter:
+    """Puts the segments of a call at hand while it runs."""
 
-    def before(module: nn.Module, args: Any, options: Options) -> None:
+    def __init__(self, watch: Watch | None) -> None:
+        self.watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, options: Options) -> None:
         if "segments" in options:
-            running.set(Running(options["segments"], watch, running.get()))
+            running.set(Running(options["segments"], self.watch, running.get()))
 
-    def after(module: nn.Module, args: Any, options: Options, output: Any) -> None:
+
+class _Leave:
+    """Puts back what was at hand before."""
+
+    def __call__(self, module: nn.Module, args: Any, options: Options, output: Any) -> None:
         if "segments" in options:
             call = running.get()
             running.set(call and call.outer)
 
+
+def carries_segments(hook: object) -> bool:
+    """Whether a hook is of those that `use_segments_` leaves, which change no number."""
+    return isinstance(hook, _Enter | _Leave)
+
+
+def _hook_(model: nn.Module, watch: Watch | None = None) -> list[RemovableHandle]:
+    """Keep the segments of a call at hand, in every part of a model that can be called."""
     handles = []
     for part in _parts(model):
-        handles.append(part.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(part.register_forward_hook(after, with_kwargs=True, always_call=True))
+        handles.append(part.register_forward_pre_hook(_Enter(watch), with_kwargs=True))
+        handles.append(part.register_forward_hook(_Leave(), with_kwargs=True, always_call=True))
     return handles
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from loractl.models import attention
+from loractl.models.attention import carries_segments
 from loractl.models.forward import hidden_states, trunk_of
 from loractl.ops.cross_entropy import Head
 from loractl.records import Batch
@@ -43,9 +43,7 @@ def head_of(model: "PreTrainedModel") -> Head | None:
         return None
     batch = _short(model)
     accepted = inspect.signature(model.forward).parameters
-    options = attention.call_options(model, batch.position_ids)
-    if "position_ids" in accepted:
-        options["position_ids"] = batch.position_ids
+    options = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
@@ -61,12 +59,11 @@ def head_of(model: "PreTrainedModel") -> Head | None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether more than its own forward runs when a module is called."""
-    own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
+    """Whether more than its own forward runs when a module is called, or that with segments."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    found = (hook for one in hooks for hook in one.values())
-    # Those that keep the segments of a call at hand change no number.
-    return own or any(getattr(one, "__module__", "") != attention.__name__ for one in found)
+    others = [one for kind in hooks for one in kind.values() if not carries_segments(one)]
+    own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
+    return own or bool(others)
 
 
 def _short(model: "PreTrainedModel") -> Batch:
