@@ -28,7 +28,7 @@ class Size:
     def of(batch: Batch) -> "Size":
         """That of a batch at hand."""
         rows, length = batch.input_ids.shape
-        share = float((batch.labels != UNTRAINED).float().mean())
+        share = int((batch.labels != UNTRAINED).sum()) / batch.labels.numel()
         longest = int(batch.without_padding().position_ids.max()) + 1
         return Size(rows, length, share, batch.n_tokens, longest)
 
