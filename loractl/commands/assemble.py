@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import console
 from loractl.commands.adapting import Adapted, adapt_, check_phases
-from loractl.commands.predicted import beside_the_weights
+from loractl.commands.predicted import Size, beside_the_weights
 from loractl.commands.reading import Data, load_data
 from loractl.commands.trunks import trunk_of_
 from loractl.config import RunConfig
@@ -72,6 +72,11 @@ class Session:
         if not math.isfinite(value):
             raise NumericError(f"the loss on {what} is {value}")
         return value
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether hand-written layers compute, in place of transformers' own."""
+        return self.trunk is not None and not self.trunk.unusual
 
     @property
     def learning_rate(self) -> LearningRate:
@@ -214,7 +219,7 @@ def _checkpointing_(
     """Turn gradient checkpointing on where it is asked for, or where memory is short; there freed
     memory goes back to the system too."""
     wanted = config.train.gradient_checkpointing
-    need = beside_the_weights(model, config, rows=config.train.batch_size, length=max_length)
+    need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
     short = need > 0.5 * load.free_memory(device)
     if short and device.type == "cpu":
         hold_mmap_threshold_()

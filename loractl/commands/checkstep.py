@@ -11,13 +11,13 @@ from loractl.artifacts import adapter as adapters
 from loractl.artifacts import files
 from loractl.commands.adapting import rank_policy
 from loractl.commands.assemble import Session
-from loractl.commands.predicted import beside_the_weights
+from loractl.commands.predicted import Size, beside_the_weights
 from loractl.commands.saving import MODEL, write_trained
 from loractl.data import batches
 from loractl.errors import NumericError
 from loractl.models import load
 from loractl.planning.memory import CPU_PROCESS
-from loractl.records import UNTRAINED, Batch, DataState
+from loractl.records import Batch, DataState
 from loractl.training.optim import LearningRate, adamw, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, steps
@@ -50,14 +50,11 @@ def heaviest(session: Session) -> Batch:
 def estimated_bytes(session: Session, batch: Batch) -> int:
     """Bytes at the peak of a step on this batch, as `loractl estimate` predicts them; on a CPU
     with those of the process itself."""
-    model, (rows, length) = session.model, batch.input_ids.shape
+    model = session.model
     trained = session.parameters.values() if session.layers else ()
     adapters = {id(parameter) for parameter in trained}
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in adapters)
-    share = float((batch.labels != UNTRAINED).float().mean())
-    beside = beside_the_weights(
-        model, session.config, rows=rows, length=length, trained_share=share
-    )
+    beside = beside_the_weights(model, session.config, Size.of(batch), fast=session.is_fast)
     return weights + beside + (0 if session.device.type == "cuda" else CPU_PROCESS)
 
 

@@ -8,8 +8,8 @@ from loractl.artifacts import files
 from loractl.artifacts.peftnames import checkpoint_tensors
 from loractl.artifacts.rundir import RunDir
 from loractl.commands.assemble import Session
+from loractl.commands.predicted import Size, beside_the_weights, recomputes
 from loractl.errors import ConfigError, is_out_of_memory
-from loractl.models import forward
 from loractl.training.state import TrainState
 
 BESIDE = 64 << 10
@@ -56,21 +56,25 @@ def shortage_explained(session: Session) -> Iterator[None]:
 def _remedy(session: Session) -> str:
     config, model, length = session.config, session.model, session.plan.max_length
     rows, windows = config.train.batch_size, config.train.gradient_accumulation
-    whole = forward.activation_bytes(model, rows, length)
-    asked = f"{rows} rows of {length} tokens take about {console.size(whole)} in a step"
+
+    def taken(rows: int, checkpointing: bool | None = None) -> str:
+        size, fast = Size(rows, length), session.is_fast
+        return console.size(
+            beside_the_weights(model, config, size, fast=fast, checkpointing=checkpointing)
+        )
+
+    asked = f"{rows} rows of {length} tokens take about {taken(rows)} in a step"
     if rows > 1:
         fewer = next(n for n in range(rows // 2, 0, -1) if rows % n == 0)
-        left = console.size(forward.activation_bytes(model, fewer, length))
         return (
             f"train.batch_size: {asked}, more than there is; set it to {fewer} and"
             f" train.gradient_accumulation to {windows * rows // fewer}: the same steps in about"
-            f" {left}"
+            f" {taken(fewer)}"
         )
-    if not getattr(model, "is_gradient_checkpointing", False):
-        layers = model.config.get_text_config().num_hidden_layers
+    if not recomputes(model):
         return (
             f"train.gradient_checkpointing: {asked}, more than there is; set it to true, which"
-            f" keeps about 1/{layers} of that for a backward pass a third longer"
+            f" takes about {taken(rows, True)} for a backward pass a third longer"
         )
     return (
         f"data.max_length: a row of {length} tokens takes more than there is; set it to"

@@ -7,7 +7,7 @@ the model. What it cannot read, in any call, runs as transformers wrote it.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loractl.models.fastlayers import Unusual, read_layer
 from loractl.models.forward import hidden_states
@@ -67,6 +67,9 @@ def _why_not(model: "PreTrainedModel") -> str:
     trunk: Any = model.base_model
     if type(trunk).__name__ not in FAMILY:
         return f"no fast layers for {type(trunk).__name__}"
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(head) is not nn.Linear:  # then loss and gradients come from the model as a whole
+        return f"its head is a {type(head).__name__}"
     try:
         layers = [read_layer(layer, f"layers.{i}") for i, layer in enumerate(trunk.layers)]
     except Unusual as found:

@@ -133,6 +133,9 @@ def recompute_activations_(model: "PreTrainedModel") -> None:
         model.activation_checkpointing_enable(options)
     else:  # its name before transformers 5.23
         model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]
+    # transformers lets gradients flow down to the embeddings then, through all the layers below the
+    # lowest adapter. Only its reentrant way needs that.
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def activation_bytes(model: "PreTrainedModel", rows: int, length: int) -> int:

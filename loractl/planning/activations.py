@@ -14,6 +14,9 @@ from loractl.planning import fastlayers, layers, logits
 from loractl.planning.frameworks import LORACTL, Framework
 from loractl.planning.work import Kept, Roles, Work
 
+INDEX = 8
+"""Bytes of the place of a token that is trained, kept where those are taken out of all."""
+
 
 def kept(
     shape: ModelShape,
@@ -46,6 +49,7 @@ def _by_hand(
     casts = sum(fastlayers.factors(roles, work) for roles in deep)
     besides = (fastlayers.temporaries(shape, roles, work) for roles in known.values())
     above = layers.norm(shape, work) * tokens
+    above += round(INDEX * logits.losses(work, framework))
     above += round(logits.input_kept(shape, adapted, work, framework) * work.tokens)
     return Kept(
         blocks=(inputs + every) * tokens,

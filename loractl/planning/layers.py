@@ -41,7 +41,9 @@ def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framewo
     of_norm = 0 if shape.architecture == "olmo2" else norm(shape, work)
     of_mlp = any(role in INTO_MLP + OUT_OF_MLP for role in roles)
     if any(role in QKV for role in roles):
-        return of_norm + (_mlp(shape, {}, work) if shape.parallel and not of_mlp else 0)
+        if framework.own_ops and work.dropout:  # nor is there a mask of what was dropped
+            of_norm += _mask(work) * sum(roles[role][1] for role in QKV if role in roles)
+        return of_norm + (_mlp(shape, {}, work, framework) if shape.parallel and not of_mlp else 0)
     attention = _attention(shape, {}, work, framework)
     if "o" in roles:
         copied = work.eager or shape.eager or shape.rotary == "part"
@@ -50,7 +52,7 @@ def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framewo
     both = of_norm if shape.parallel else 2 * of_norm
     if any(role in INTO_MLP for role in roles):
         return both + attention
-    return both + attention + _mlp(shape, {}, work)
+    return both + attention + _mlp(shape, {}, work, framework)
 
 
 def norm(shape: ModelShape, work: Work) -> int:
@@ -68,7 +70,7 @@ def block(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> 
         _norms(shape, work)
         + _inputs(shape, roles, work, framework)
         + _attention(shape, roles, work, framework)
-        + _mlp(shape, roles, work)
+        + _mlp(shape, roles, work, framework)
         + _adapters(roles, work, framework)
         + (_packed_inputs(shape, roles, work, framework) if work.quantized else 0)
     )
@@ -97,11 +99,16 @@ def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -
     if dropout or (framework.casts_input and w != 4):
         # Each adapter has a copy of its own, in float32 or with some values dropped; and the mask.
         copy = 4 if framework.casts_input else w
-        mask = 0 if not dropout else w if work.on_cpu else 1
+        mask = _mask(work) if dropout else 0
         return sum((copy + mask) * d_in for _, d_in, _ in roles.values())
     groups = [any(role in roles for role in group) for group in (QKV, INTO_MLP)]
     # A block with one norm gives both the same input.
     return w * h * (max(groups) if shape.norms == 1 else sum(groups))
+
+
+def _mask(work: Work) -> int:
+    """Bytes a value of what dropout keeps."""
+    return work.width if work.on_cpu else 1
 
 
 def _attention(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
@@ -144,9 +151,11 @@ def _is_fused(shape: ModelShape) -> bool:
     return any(module.role == "qkv" for module in shape.modules[:8])
 
 
-def _mlp(shape: ModelShape, roles: Roles, work: Work) -> float:
+def _mlp(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     w, inner = work.width, shape.intermediate
     last = work.full or any(role in roles for role in OUT_OF_MLP)
+    if framework.own_ops and work.dropout:
+        last = False  # the adapter keeps a copy with some values dropped, which `_inputs` counts
     if shape.experts:
         # Of each active expert: gate, activation and up, and the output that is weighted.
         one = 3 * shape.experts.intermediate + shape.hidden
@@ -193,12 +202,14 @@ def casts(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: 
 def _own_casts(module: Module, rank: int, work: Work) -> int:
     """Of one adapter: `lora_linear` casts anew when it goes backward, and keeps A and B, which are
     tensors of their own where they are made of others."""
-    plain = not (work.formula == "dora" or work.dropout or work.quantized)
-    if plain and module.role not in ("embedding", *EXPERTS):
-        made = rank * (module.d_in + (module.d_out if work.starts else 0))
-        return 4 * made if work.starts or work.formula == "adalora" else 0
-    d_in = 0 if module.role == "embedding" else module.d_in  # a table is looked up, and not kept
-    return 0 if work.width == 4 else work.width * rank * (d_in + module.d_out) * module.stack
+    of_A, of_B, w = rank * module.d_in, rank * module.d_out, work.width
+    if work.formula == "dora" or module.role in ("embedding", *EXPERTS):
+        of_A = 0 if module.role == "embedding" else of_A  # a table is looked up, and not kept
+        return 0 if w == 4 else w * (of_A + of_B) * module.stack
+    made = 4 * (of_A + of_B) if work.starts else 4 * of_A if work.formula == "adalora" else 0
+    if not (work.dropout or work.quantized):
+        return made
+    return w * of_B + (made if w == 4 else w * of_A)  # B is laid out anew in float32 as well
 
 
 def temporaries(shape: ModelShape, work: Work) -> int:

@@ -203,12 +203,12 @@ def _adapters(shape: ModelShape, plan: Plan) -> int:
 
 
 def _update(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
-    """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach), of one
-    tensor on the CPU, and there once more divided."""
+    """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach; the fused
+    one makes none), of one tensor on the CPU, and there once more divided."""
     if plan.optimizer != "adamw":
         return 0
     if not plan.work.on_cpu:
-        return width * n_trained
+        return 0 if plan.framework.own_ops else width * n_trained
     if plan.work.full:
         return 2 * width * max(m.d_in * m.d_out * m.stack for m in shape.modules)
     ranks, by_path = plan.ranks.items(), shape.by_path

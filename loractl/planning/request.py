@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 METHODS = ("full", "lora", "qlora")
+FINAL_NORM = "model.norm"
+"""Where the models that have hand-written layers have it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Request:
     modules_to_save: tuple[str, ...] = ()
     trained_share: float = 1.0
     eager: bool = False
+    fast: bool = True  # hand-written layers, where a run can have them
+    real_tokens: int | None = None  # of the micro-batch, apart from padding, where it is known
+    longest: int | None = None  # tokens of its longest example, likewise
     framework: str = "loractl"
 
     @property
@@ -77,6 +82,7 @@ def of_config(config: "RunConfig", *, dtype: str) -> Request:
         optimizer=train.optimizer,
         has_starts=lora.init in ("pissa", "olora"),
         modules_to_save=tuple(settings["modules_to_save"]),
+        fast=train.kernels == "auto",
     )
 
 
@@ -97,6 +103,7 @@ def plan_of(
     framework = FRAMEWORKS[request.framework]
     full, width = method == "full", WIDTHS[request.dtype]
     packed = request.quantization if request.quantization != "none" else "nf4"
+    whole = () if full else request.modules_to_save
     work = Work(
         batch=request.batch,
         length=request.length,
@@ -111,7 +118,12 @@ def plan_of(
         quantized=method == "qlora",
         autocast=full and framework.full_width == 4 and width == 2,
         on_cpu=on_cpu,
-        whole_head=not full and any(is_named(shape.head or "", n) for n in request.modules_to_save),
+        starts=request.has_starts and not full,
+        whole_head=_named(shape, "head", whole),
+        whole_embedding=_named(shape, "embedding", whole),
+        fast=request.fast and all(_is_outside(shape, name) for name in whole),
+        real=request.real_tokens,
+        longest=request.longest,
     )
     return Plan(
         ranks={} if full else ranks or ranks_of(shape, request),
@@ -120,9 +132,21 @@ def plan_of(
         optimizer=request.optimizer,
         accumulation=request.accumulation,
         has_starts=request.has_starts and not full,
-        modules_to_save=() if full else request.modules_to_save,
+        modules_to_save=whole,
         framework=framework,
     )
+
+
+def _named(shape: ModelShape, role: str, names: Sequence[str]) -> bool:
+    """Whether one of the names means the embedding, or the head."""
+    paths = [module.path for module in shape.modules if module.role == role]
+    return any(is_named(path, name) for path in paths for name in names)
+
+
+def _is_outside(shape: ModelShape, name: str) -> bool:
+    """Whether a name means no part of a block: the embedding, the head, the norm above all."""
+    outside = [m.path for m in shape.modules if m.role in ("embedding", "head")]
+    return any(is_named(path, name) for path in (*outside, FINAL_NORM))
 
 
 def memory_of(

@@ -31,7 +31,7 @@ def test_without_fast_layers_a_run_attends_by_segments_in_every_layer_of_every_s
         model=base("phi3"),  # which has no fast layers
     )
     assert main(["train", str(config)]) == 0
-    trial = 2  # layers, when the model was tried out
+    trial = 2 * 2  # layers, when the model and its head were tried out
     isolation = 2 * 3 if packing == "true" else 0
     assert len(spans) - trial - isolation == 2 * 4  # layers, steps
     assert (max(spans[trial + isolation :]) > 4) == (packing == "true")

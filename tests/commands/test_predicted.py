@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from loractl import configfile
-from loractl.commands.predicted import beside_the_weights
+from loractl.commands.predicted import Size, beside_the_weights
+from loractl.data.batches import collate
 from loractl.models import forward, load
+from loractl.models.attention import use_segments_
 from loractl.models.families import FAMILIES
+from loractl.records import UNTRAINED, Example
 
 Make = Callable[..., Path]
 
 
-def loaded(base: Make, architecture: str) -> torch.nn.Module:
+def loaded(base: Make, architecture: str) -> Any:
     source = load.locate(str(base(architecture)))
     return load.load_model(source, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -25,13 +29,59 @@ def test_a_known_model_is_predicted_in_proportion_to_its_rows(
 ) -> None:
     model = loaded(base, architecture)
     config = configfile.load(config_file(model=base(architecture))).config
-    one, two, four = (
-        beside_the_weights(model, config, rows=rows, length=128)  # type: ignore[arg-type]
-        for rows in (1, 2, 4)
+    four, eight, sixteen = (
+        beside_the_weights(model, config, Size(rows, 128)) for rows in (4, 8, 16)
     )
-    assert four - two == pytest.approx(2 * (two - one), rel=0.01) and two > one
-    half = beside_the_weights(model, config, rows=4, length=128, trained_share=0.5)  # type: ignore[arg-type]
-    assert half < four
+    assert sixteen - eight == pytest.approx(2 * (eight - four), rel=0.01) and eight > four
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_tokens_that_are_not_trained_have_no_logits(
+    architecture: str, base: Make, config_file: Make
+) -> None:
+    model = loaded(base, architecture)
+    config = configfile.load(config_file(model=base(architecture))).config
+    whole, half = (beside_the_weights(model, config, Size(4, 128, share)) for share in (1.0, 0.5))
+    assert half < whole
+
+
+def test_padding_costs_nothing_in_fast_layers_and_they_keep_less_than_others(
+    base: Make, config_file: Make
+) -> None:
+    model = loaded(base, "llama")
+    config = configfile.load(config_file()).config
+    full, padded = Size(8, 128), Size(8, 128, real=600, longest=128)
+    fast = beside_the_weights(model, config, full)
+    assert beside_the_weights(model, config, padded) < fast
+    for size in (full, padded):  # in transformers' layers padding is computed as well
+        other = beside_the_weights(model, config, size, fast=False)
+        assert other == beside_the_weights(model, config, full, fast=False) > fast
+    plain = configfile.load(config_file("train: {kernels: plain}")).config
+    assert beside_the_weights(model, plain, full) == other
+    again = beside_the_weights(model, config, full, checkpointing=True)
+    assert again < fast
+    forward.recompute_activations_(model)
+    assert beside_the_weights(model, config, full) == again
+
+
+def test_a_model_that_attends_by_segments_is_predicted_whatever_its_attention_was(
+    base: Make, config_file: Make
+) -> None:
+    model = loaded(base, "phi3")
+    config = configfile.load(config_file(model=base("phi3"))).config
+    model.set_attn_implementation("eager")
+    before = beside_the_weights(model, config, Size(4, 128))  # as it will be when a run begins
+    assert use_segments_(model)
+    assert model.config._attn_implementation == "loractl-eager"
+    assert beside_the_weights(model, config, Size(4, 128)) == before
+
+
+def test_a_batch_at_hand_is_sized_without_its_padding() -> None:
+    def example(n: int, trained: int) -> Example:
+        return Example([5] * n, [UNTRAINED] * (n - trained) + [5] * trained, 1)
+
+    batch = collate([[example(30, 10), example(20, 5)], [example(12, 5)]])
+    assert Size.of(batch) == Size(2, 50, 20 / 100, real=62, longest=30)
 
 
 def test_a_model_whose_shape_is_not_known_gets_a_rough_figure(
@@ -40,5 +90,5 @@ def test_a_model_whose_shape_is_not_known_gets_a_rough_figure(
     model = loaded(base, "llama")
     config = configfile.load(config_file()).config
     monkeypatch.delitem(FAMILIES, "llama")
-    found = beside_the_weights(model, config, rows=2, length=64)  # type: ignore[arg-type]
-    assert found == forward.activation_bytes(model, 2, 64)  # type: ignore[arg-type]
+    found = beside_the_weights(model, config, Size(2, 64))
+    assert found == forward.activation_bytes(model, 2, 64)

@@ -178,7 +178,11 @@ def test_what_the_fast_layers_do_not_compute_is_named_and_runs_as_it_was() -> No
         adapt_(model)
         model.model.layers[1].mlp.register_forward_hook(lambda m, args, y: y * 2)
 
-    for change, what in ((dora, "DoraLinear"), (whole, "input_layernorm"), (hooked, "hook")):
+    def head(model: Any) -> None:  # then `Objective` takes the logits of the whole model
+        adapt_(model, target_modules=["lm_head", "q_proj"])
+
+    changes = {dora: "DoraLinear", whole: "input_layernorm", hooked: "hook", head: "its head"}
+    for change, what in changes.items():
         model = model_of("Llama")
         change(model)
         trunk = Trunk(model)

@@ -13,6 +13,7 @@ from loractl.models.forward import (
     activation_bytes,
     check_isolation,
     hidden_states,
+    recompute_activations_,
     trained_logits,
     trained_rows,
 )
@@ -132,6 +133,12 @@ def test_the_check_of_isolation_leaves_the_model_as_it_was(base: Any) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_recomputed_activations_ask_for_no_gradient_of_frozen_embeddings(base: Any) -> None:
+    model = load(base("llama")).requires_grad_(False)
+    recompute_activations_(model)
+    assert not model.get_input_embeddings()(torch.tensor([[1, 2]])).requires_grad
 
 
 def test_the_estimate_of_memory_grows_with_rows_and_length_alike(base: Any) -> None:
