@@ -2,8 +2,7 @@
 
 Each point is a process of its own: two steps on SmolLM2-135M, rows of exactly as many tokens as
 `max_length` says. What is measured is the process's largest resident size while it trains, from the
-`peak_memory_bytes` of its last step; saving comes after. glibc's mmap threshold is held where it
-starts, as `training.heap` does when memory is short: the heap that tensors else lie in fragments.
+`peak_memory_bytes` of its last step; saving comes after.
 """
 
 import json
@@ -18,7 +17,6 @@ from typing import Any
 import yaml
 from bench_report import put
 
-LARGE = 128 * 1024  # bytes, as in loractl/training/heap.py
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct"
 STEPS = 2  # from the second on the optimizer's state is there
@@ -75,7 +73,6 @@ def run(point: dict[str, Any]) -> tuple[int, int]:
         path = directory / "config.yaml"
         path.write_text(yaml.safe_dump(config_of(point, directory)), encoding="utf-8")
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "LORACTL_CACHE": str(directory / "cache")}
-        env["MALLOC_MMAP_THRESHOLD_"] = str(LARGE)
         command = [sys.executable, "-m", "loractl.cli"]
         told = subprocess.run(
             [*command, "estimate", str(path), "--json"],
