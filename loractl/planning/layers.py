@@ -203,13 +203,15 @@ def _own_casts(module: Module, rank: int, work: Work) -> int:
     """Of one adapter: `lora_linear` casts anew when it goes backward, and keeps A and B, which are
     tensors of their own where they are made of others."""
     of_A, of_B, w = rank * module.d_in, rank * module.d_out, work.width
-    if work.formula == "dora" or module.role in ("embedding", *EXPERTS):
+    if module.role in ("embedding", *EXPERTS):
         of_A = 0 if module.role == "embedding" else of_A  # a table is looked up, and not kept
         return 0 if w == 4 else w * (of_A + of_B) * module.stack
     made = 4 * (of_A + of_B) if work.starts else 4 * of_A if work.formula == "adalora" else 0
-    if not (work.dropout or work.quantized):
+    dora = work.formula == "dora"
+    if not (dora or work.dropout or work.quantized):
         return made
-    return w * of_B + (made if w == 4 else w * of_A)  # B is laid out anew in float32 as well
+    times = 2 if dora and work.dropout else 1  # what is dropped stands beside what is not
+    return times * (w * of_B + (made if w == 4 else w * of_A))  # B is laid out anew in float32 too
 
 
 def temporaries(shape: ModelShape, work: Work) -> int:

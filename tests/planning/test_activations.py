@@ -130,7 +130,7 @@ def test_the_count_is_what_autograd_keeps(
     {"targets": ["gate_proj", "up_proj"]},
     {"packed": True, "dtype": torch.bfloat16}, {"dropout": 0.1}, {"formula": "adalora"},
     {"dropout": 0.1, "dtype": torch.bfloat16}, {"formula": "dora", "dtype": torch.bfloat16},
-    {"formula": "adalora", "dtype": torch.bfloat16},
+    {"formula": "adalora", "dtype": torch.bfloat16}, {"formula": "dora", "dropout": 0.1},
     {"targets": ["embed_tokens", "q_proj"], "dtype": torch.bfloat16},
 ], ids=str)  # fmt: skip
 def test_what_llama_keeps_is_counted_for_every_way_to_train_it(
