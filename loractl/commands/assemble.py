@@ -2,7 +2,9 @@
 
 import math
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -106,6 +108,7 @@ def assemble(loaded: Loaded) -> Session:
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate(loaded)
+    fingerprint = _beside(lambda: load.fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
@@ -136,7 +139,7 @@ def assemble(loaded: Loaded) -> Session:
     return Session(
         config=config,
         source=source,
-        base_fingerprint=load.fingerprint(source),
+        base_fingerprint=fingerprint.result(),
         model=model,
         tokenizer=tokenizer,
         device=device,
@@ -153,6 +156,20 @@ def assemble(loaded: Loaded) -> Session:
             model, autocast=dtype if full and dtype != torch.float32 else None, trunk=trunk
         ),
     )
+
+
+def _beside(work: Callable[[], str]) -> "Future[str]":
+    """Do it while all else is loaded, in a thread that no exit waits for."""
+    found: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)  # raised where the result is asked for
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
 
 
 def _plan(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
