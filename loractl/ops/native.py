@@ -51,7 +51,7 @@ class NotBuilt(Exception):
     """Why there is no library here; pieces.py goes on without."""
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The functions of kernels.c for rows of one dtype, or None: `missing` says why."""
     return _found(dtype)[0]
 

@@ -29,7 +29,7 @@ def _library(first: Tensor, *others: Tensor | None) -> CDLL | None:
     for x in (first, *others):
         if x is not None and (x.dtype != dtype or not x.is_cpu or x.stride(-1) != 1):
             return None
-    return native.library(dtype)
+    return native.compiled(dtype)
 
 
 def _heads(x: Tensor) -> tuple[int, int, int]:

@@ -31,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
     os.environ["LORACTL_CACHE"] = str(root)
     try:
         native._found.cache_clear()
-        if native.library(torch.float32) is None:
+        if native.compiled(torch.float32) is None:
             pytest.skip(native.missing(torch.float32))
     finally:
         os.environ["LORACTL_CACHE"] = before
@@ -57,7 +57,7 @@ def test_a_library_in_the_cache_is_opened_and_not_built_again(
     cache: Path, built: tuple[str, bytes]
 ) -> None:
     path = put(cache, *built)
-    assert native.library(torch.float32) is not None and works()
+    assert native.compiled(torch.float32) is not None and works()
     assert path.stat().st_mtime == 1e9 and list(cache.iterdir()) == [path]
 
 
@@ -70,7 +70,7 @@ def test_a_damaged_library_is_built_again(
     flipped[len(good) // 2] ^= 1
     bad = {"empty": b"", "cut short": good[:-5000], "a flipped bit": bytes(flipped)}
     path = put(cache, name, bad.get(damage, b"#!/bin/sh\n" * 100))
-    assert native.library(torch.float32) is not None and works()
+    assert native.compiled(torch.float32) is not None and works()
     assert path.stat().st_mtime > 1e9 and list(cache.iterdir()) == [path]
     assert len(path.read_bytes()) == len(good)
 
@@ -80,7 +80,7 @@ def test_a_library_of_another_user_is_not_run(cache: Path, built: tuple[str, byt
         pytest.skip("only root can give a file away")
     path = put(cache, *built)
     os.chown(path, 12345, 12345)
-    assert native.library(torch.float32) is not None
+    assert native.compiled(torch.float32) is not None
     assert path.stat().st_uid == 0 and path.stat().st_mtime > 1e9
 
 
@@ -88,9 +88,9 @@ def test_each_dtype_has_a_library_of_its_own_and_other_dtypes_none(
     cache: Path, built: tuple[str, bytes]
 ) -> None:
     put(cache, *built)
-    assert native.library(torch.bfloat16) is not None
+    assert native.compiled(torch.bfloat16) is not None
     assert len(list(cache.iterdir())) == 2
-    assert native.library(torch.float16) is None
+    assert native.compiled(torch.float16) is None
     assert "float16" in native.missing(torch.float16)
 
 
@@ -101,7 +101,7 @@ def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    assert native.library(torch.float32) is not None and works()
+    assert native.compiled(torch.float32) is not None and works()
     assert list(temporary.iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_without_a_library_the_formula_serves_and_the_reason_is_known(
 ) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    assert native.library(torch.float32) is None and works()
+    assert native.compiled(torch.float32) is None and works()
     assert reason in native.missing(torch.float32)
     assert not cache.exists() or list(cache.iterdir()) == []
 
@@ -140,7 +140,7 @@ USE = """
 import torch
 from loractl.ops import native, pieces
 y, _ = pieces.rms_norm(torch.ones(2, 3), torch.ones(3), 0.0)
-assert native.library(torch.float32) is not None, native.missing(torch.float32)
+assert native.compiled(torch.float32) is not None, native.missing(torch.float32)
 assert torch.equal(y, torch.ones(2, 3))
 """
 

@@ -24,7 +24,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     if request.param == "formula":
         monkeypatch.setenv("LORACTL_NATIVE", "0")
     native._found.cache_clear()
-    given = native.library(torch.float32)
+    given = native.compiled(torch.float32)
     if request.param == "library" and given is None:
         pytest.skip(native.missing(torch.float32))
     assert (given is not None) == (request.param == "library")
@@ -233,7 +233,7 @@ def test_the_curves_of_the_library_keep_their_precision_far_below_zero(
     low = -80.0 if activation == "silu" else -4.0
     gate = torch.linspace(low, 80, 40_001).unsqueeze(0)
     up = torch.ones_like(gate)
-    if native.library(torch.float32) is None:
+    if native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
     found = pieces.gated(gate, up, activation=activation)
     g = gate.double()
