@@ -118,6 +118,7 @@ def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process
 def test_without_a_library_the_formula_serves_and_the_reason_is_known(
     cache: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], reason: str
 ) -> None:
+    monkeypatch.delenv("LORACTL_NATIVE", raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     assert native.compiled(torch.float32) is None and works()
