@@ -30,7 +30,7 @@ from loractl.models import basedir, forward, load
 from loractl.models.fast import Trunk
 from loractl.models.objective import Objective
 from loractl.records import Batch, DataState, Example
-from loractl.training.heap import hold_mmap_threshold_
+from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _checkpointing_(
     need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
     short = need > 0.5 * load.free_memory(device)
     if (short or wanted is True) and device.type == "cpu":
-        hold_mmap_threshold_()
+        hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":
         wanted = short
     if wanted:
