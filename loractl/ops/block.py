@@ -234,7 +234,7 @@ class _Block(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
         if kept is None:
-            kept = _forward(x, ctx.layer, ctx.thins, ctx.place)[1]
+            _, kept = _forward(x, ctx.layer, ctx.thins, ctx.place)
         dx, pairs = _backward(
             dy, x, ctx.layer, ctx.thins, kept, ctx.place, to_input=ctx.needs_input_grad[0]
         )
