@@ -177,7 +177,7 @@ def test_without_the_loops_of_our_own_as_on_a_gpu_it_takes_more(
     architecture: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In float32 the attention is the same there; torch's kernel for 16 bit could not be run here.
-    monkeypatch.setattr(native, "library", lambda dtype: None)
+    monkeypatch.setattr(native, "compiled", lambda dtype: None)
     settings = {**MODELS[architecture], **sizes}
     for checkpointing in (False, True):
         real, peak, predicted, highest = both(
