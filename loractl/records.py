@@ -64,6 +64,7 @@ class Batch:
     lines: tuple[int | str, ...]  # where its examples came from, for messages: line or path:line
     sizes: tuple[int, ...] = ()  # real tokens of each row
     examples: tuple[int, ...] = ()  # their numbers in the data that is trained, row after row
+    shared: int = 0  # tokens of the first example that all others begin with too, and lack here
 
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""

@@ -7,6 +7,7 @@ from loractl.config import RunConfig
 from loractl.errors import ModelError
 from loractl.models import forward, shape
 from loractl.models.attention import OVER
+from loractl.models.sharedstart import once, shared_start
 from loractl.planning.request import chosen, memory_of, of_config
 from loractl.records import UNTRAINED, Batch
 
@@ -21,7 +22,7 @@ class Size:
     rows: int
     length: int  # tokens of a row, padding among them
     trained_share: float = 1.0  # of those tokens
-    real: int | None = None  # tokens apart from padding
+    real: int | None = None  # tokens that fast layers compute: no padding, a shared start once
     longest: int | None = None  # tokens of the longest example
 
     @staticmethod
@@ -29,8 +30,11 @@ class Size:
         """That of a batch at hand."""
         rows, length = batch.input_ids.shape
         share = int((batch.labels != UNTRAINED).sum()) / batch.labels.numel()
-        longest = int(batch.without_padding().position_ids.max()) + 1
-        return Size(rows, length, share, batch.n_tokens, longest)
+        flat = batch.without_padding()
+        longest = int(flat.position_ids.max()) + 1
+        shared = shared_start(flat)
+        computed = once(flat, shared)[0].input_ids.numel() if shared else batch.n_tokens
+        return Size(rows, length, share, computed, longest)
 
 
 def beside_the_weights(

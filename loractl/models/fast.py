@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loractl.models.fastlayers import Unusual, read_layer
 from loractl.models.forward import hidden_states
+from loractl.models.sharedstart import once, shared_start
 from loractl.models.trunkcache import TrunkCache
 from loractl.ops.block import block
 from loractl.ops.blocklayer import Layer, Place
@@ -30,7 +31,8 @@ PROBE = (5, 7, 4)
 
 class Trunk:
     """Batch -> its hidden states after the final norm, and the batch as it was laid out for them:
-    (1, tokens, hidden) without padding, or (rows, length, hidden) as transformers takes it."""
+    (1, tokens, hidden) without padding and with a start that all examples share but once, or
+    (rows, length, hidden) as transformers takes it."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
@@ -41,8 +43,7 @@ class Trunk:
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
         if not self.unusual:
             try:
-                flat = batch.without_padding()
-                return _hidden(self._model, flat, self._cache), flat
+                return _hidden(self._model, batch.without_padding(), self._cache)
             except Unusual:  # as with dropout in training, which evaluation does not have
                 pass
         return hidden_states(self._model, batch), batch
@@ -78,7 +79,7 @@ def _why_not(model: "PreTrainedModel") -> str:
         return "it has no layers"
     batch = _probe(model)
     with torch.no_grad():
-        theirs, ours = hidden_states(model, batch), _hidden(model, batch)
+        theirs, (ours, _) = hidden_states(model, batch), _hidden(model, batch)
     # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
     allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
     off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
@@ -106,21 +107,25 @@ def _lowest_adapted(layers: list[Layer]) -> int:
     return next(adapted, len(layers))
 
 
-def _hidden(model: "PreTrainedModel", batch: Batch, cache: TrunkCache | None = None) -> Tensor:
+def _hidden(
+    model: "PreTrainedModel", whole: Batch, cache: TrunkCache | None = None
+) -> tuple[Tensor, Batch]:
     """Raises Unusual where a layer is not what the fast one computes."""
     trunk: Any = model.base_model
     layers = _layers(trunk)
+    shared = shared_start(whole)
+    batch, kept = once(whole, shared) if shared else (whole, None)
     first = 0
     if cache is not None and batch.examples:
         first = cache.layers
         assert first <= _lowest_adapted(layers), "a layer below the kept ones is adapted"
         lower = layers[:first]
-        x = cache.fetch(batch, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
+        x = cache.fetch(whole, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
+        x = x if kept is None else x[:, kept]
     else:
         x = _embedded(trunk, batch)
     x = _through(trunk, layers, x, batch, first)
-    hidden: Tensor = trunk.norm(x)
-    return hidden
+    return trunk.norm(x), batch
 
 
 def _embedded(trunk: Any, batch: Batch) -> Tensor:
@@ -132,7 +137,7 @@ def _embedded(trunk: Any, batch: Batch) -> Tensor:
 def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: int = 0) -> Tensor:
     """Apply layers from number `first` on: (rows, length, hidden) to the same."""
     shape, kinds = x.shape, _kinds(trunk)
-    segments = segments_of(batch.position_ids)
+    segments = segments_of(batch.position_ids, batch.shared)
     places = {k: _place(trunk, x, batch, segments, k) for k in dict.fromkeys(kinds[first:])}
     rows = x.reshape(-1, shape[-1])  # (N, hidden)
     for number, layer in enumerate(layers[first:], start=first):

@@ -28,10 +28,11 @@ def attention_forward(
     """softmax(scale * q k') v of each example, causal; a query head reads one of the kv heads.
 
     q (tokens, heads, d), k (tokens, kv_heads, d) and v (tokens, kv_heads, dv) hold the flat tokens
-    of the batch and may be views. With `window` a token sees itself and the window - 1 before it;
-    with `softcap` scores become softcap * tanh(score / softcap) (Gemma 2). Returns out
-    (tokens, heads, dv), contiguous, and what the backward pass wants besides it: empty where it
-    computes everything again, the kernel's logsumexp (heads, tokens) in float32 on CUDA.
+    of the batch and may be views; examples may share their start (ops/segments.py). With `window` a
+    token sees itself and the window - 1 before it; with `softcap` scores become
+    softcap * tanh(score / softcap) (Gemma 2). Returns out (tokens, heads, dv), contiguous, and what
+    the backward pass wants besides it: empty where it computes everything again, the kernel's
+    logsumexp (heads, tokens) in float32 on CUDA.
     """
     form = _form(segments, scale, window, softcap)
     if varlen.fits(q, v, form):
@@ -43,8 +44,8 @@ def attention_forward(
     for start, stop in segments.spans:
         blocks.forward_(
             queries[:, start:stop],
-            keys[:, start:stop],
-            values[:, start:stop],
+            _seen(keys, segments, start, stop),
+            _seen(values, segments, start, stop),
             out[:, start:stop],
             scratch,
         )
@@ -79,16 +80,20 @@ def attention_backward(
     dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     scratch = blocks.Scratch.of(queries, segments.longest, form, backward=True)
     for start, stop in segments.spans:
-        blocks.backward_(
-            douts[:, start:stop],
-            queries[:, start:stop],
-            keys[:, start:stop],
-            values[:, start:stop],
-            dq[:, start:stop],
-            dk[start:stop].transpose(0, 1),
-            dv[start:stop].transpose(0, 1),
-            scratch,
+        k_seen, v_seen = (_seen(x, segments, start, stop) for x in (keys, values))
+        shared = segments.before(start)
+        dk_seen, dv_seen = (
+            torch.zeros_like(x) if shared else dx[start:stop].transpose(0, 1)
+            for x, dx in ((k_seen, dk), (v_seen, dv))
         )
+        blocks.backward_(
+            douts[:, start:stop], queries[:, start:stop], k_seen, v_seen,
+            dq[:, start:stop], dk_seen, dv_seen, scratch,
+        )  # fmt: skip
+        if shared:
+            for dx, found in ((dk, dk_seen), (dv, dv_seen)):
+                dx[:shared] += found[:, :shared].transpose(0, 1)
+                dx[start:stop] = found[:, shared:].transpose(0, 1)
     return dq.transpose(0, 1).reshape(q.shape), dk, dv
 
 
@@ -139,6 +144,12 @@ class _SegmentAttention(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             grads = attention_backward(dout, q, k, v, out, saved, ctx.segments, **ctx.options)
         return *grads, None, None, None, None
+
+
+def _seen(x: Tensor, segments: Segments, start: int, stop: int) -> Tensor:
+    """What a span sees of all keys or values (kv_heads, tokens, d): its own, behind shared ones."""
+    own, shared = x[:, start:stop], segments.before(start)
+    return torch.cat([x[:, :shared], own], dim=1) if shared else own
 
 
 def _form(segments: Segments, scale: float, window: int | None, softcap: float | None) -> Form:

@@ -3,7 +3,7 @@
 Short examples are faster this way than through torch's fused kernel, and a sliding window or a cap
 on the scores costs next to nothing. The query heads of a group stand beside each other as rows, so
 that keys and values are never repeated: q is (kv_heads, tokens, group, d), k and v are
-(kv_heads, tokens, d).
+(kv_heads, before + tokens, d), the first `before` of them those of tokens that ask nothing here.
 """
 
 import math
@@ -70,13 +70,13 @@ class Scratch:
 
 def forward_(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Fill `out` (kv_heads, tokens, group, width of v)."""
-    for start, stop, first in _blocks(q, scratch.form.window):
-        queries, keys = _rows(q, start, stop), k[:, first:stop]
-        scores = scratch.take(queries, stop - first)[0]
+    for start, stop, seen in _blocks(q, k, scratch.form.window):
+        queries, keys = _rows(q, start, stop), k[:, seen]
+        scores = scratch.take(queries, keys.shape[1])[0]
         _scores_(scores, queries, keys, scratch)
         _hide_(scores, stop - start, scratch)
         torch.softmax(scores, -1, out=scores)  # float32 inside, whatever its input
-        _rows(out, start, stop).baddbmm_(scores, v[:, first:stop], beta=0)
+        _rows(out, start, stop).baddbmm_(scores, v[:, seen], beta=0)
 
 
 def backward_(
@@ -85,31 +85,33 @@ def backward_(
 ) -> None:  # fmt: skip
     """Fill dq, and add to dk and dv; the probabilities are computed again."""
     form = scratch.form
-    for start, stop, first in _blocks(q, form.window):
-        queries, keys = _rows(q, start, stop), k[:, first:stop]
-        douts, values = _rows(dout, start, stop), v[:, first:stop]
-        p, ds, *rest = scratch.take(queries, stop - first)  # (kv_heads, rows, keys)
+    for start, stop, seen in _blocks(q, k, form.window):
+        queries, keys = _rows(q, start, stop), k[:, seen]
+        douts, values = _rows(dout, start, stop), v[:, seen]
+        p, ds, *rest = scratch.take(queries, keys.shape[1])  # (kv_heads, rows, keys)
         _scores_(p, queries, keys, scratch)
         if form.softcap is not None:
             torch.div(p, form.softcap, out=rest[0])  # the tanh
         _hide_(p, stop - start, scratch)
         torch.softmax(p, -1, out=p)
-        dv[:, first:stop].baddbmm_(p.transpose(1, 2), douts)
+        dv[:, seen].baddbmm_(p.transpose(1, 2), douts)
         torch.bmm(douts, values.transpose(1, 2), out=ds)
         # p * (ds - the sum over keys of p * ds): the one fused kernel there is for it.
         torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
         if form.softcap is not None:
             ds.mul_(rest[0].square_().neg_().add_(1))  # the derivative of tanh
         _rows(dq, start, stop).baddbmm_(ds, keys, beta=0, alpha=form.scale)
-        dk[:, first:stop].baddbmm_(ds.transpose(1, 2), queries, alpha=form.scale)
+        dk[:, seen].baddbmm_(ds.transpose(1, 2), queries, alpha=form.scale)
 
 
-def _blocks(q: Tensor, window: int | None) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first): queries from start to stop see keys from first to stop."""
+def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
+    """(start, stop, seen): queries from start to stop see keys among `seen`."""
     tokens, block = q.shape[1], block_of(q.dtype)
+    before = k.shape[1] - tokens
     for start in range(0, tokens, block):
-        first = 0 if window is None else max(0, start - window + 1)
-        yield start, min(start + block, tokens), first
+        stop = min(start + block, tokens)
+        first = 0 if window is None else max(0, before + start - window + 1)
+        yield start, stop, slice(first, before + stop)
 
 
 def _rows(x: Tensor, start: int, stop: int) -> Tensor:

@@ -12,17 +12,25 @@ class Segments:
     """The examples of a batch. Its flat token `row * length + column` lies in exactly one span.
 
     Padding lies in a span too: in one of its own, or at the end of a row's only example.
+
+    The first `shared` tokens of all may be those of every example (models/sharedstart.py): each
+    span but the first then sees them before its own, which stand at the positions behind them.
     """
 
     rows: int
     length: int
     spans: tuple[tuple[int, int], ...]  # (start, stop) in flat tokens, in order
+    shared: int = 0
     _offsets: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest span."""
-        return max(stop - start for start, stop in self.spans)
+        """Tokens of the longest example: its span, and the shared ones that it sees before it."""
+        return max(stop - start + self.before(start) for start, stop in self.spans)
+
+    def before(self, start: int) -> int:
+        """How many shared tokens the span that begins at `start` sees before its own."""
+        return self.shared if start else 0
 
     def offsets(self, device: torch.device) -> Tensor:
         """Where each span begins and the last one ends, (spans + 1,) int32, kept on its device."""
@@ -33,6 +41,7 @@ class Segments:
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
         """What each token sees, (rows, 1, length, length) of bool, for kernels that need it."""
+        assert not self.shared, "a start that is shared lies elsewhere"
         sizes = torch.tensor([stop - start for start, stop in self.spans], device=device)
         number = torch.arange(len(self.spans), device=device).repeat_interleave(sizes)
         number = number.view(self.rows, 1, self.length)  # which span a token lies in
@@ -42,14 +51,15 @@ class Segments:
         return ((number[:, :, :, None] == number[:, :, None]) & seen).contiguous()
 
 
-def segments_of(position_ids: Tensor) -> Segments:
+def segments_of(position_ids: Tensor, shared: int = 0) -> Segments:
     """A span begins wherever a position does not follow the one before, and with each row.
 
-    `position_ids` is (rows, length), or (1, length) where every row is the same. Waits for the
-    device once.
+    `position_ids` is (rows, length), or (1, length) where every row is the same; `shared` tokens
+    begin every example and lie in the first one alone. Waits for the device once.
     """
     rows, length = position_ids.shape
     starts = torch.ones(rows, length, dtype=torch.bool, device=position_ids.device)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     found = [*starts.flatten().nonzero().flatten().tolist(), rows * length]
-    return Segments(rows, length, tuple(zip(found[:-1], found[1:], strict=True)))
+    assert rows == 1 or not shared, "a shared start is that of one row"
+    return Segments(rows, length, tuple(zip(found[:-1], found[1:], strict=True)), shared)

@@ -82,6 +82,8 @@ def test_a_batch_at_hand_is_sized_without_its_padding() -> None:
 
     batch = collate([[example(30, 10), example(20, 5)], [example(12, 5)]])
     assert Size.of(batch) == Size(2, 50, 20 / 100, real=62, longest=30)
+    alike = collate([[example(30, 10), example(20, 5)], [example(19, 5)]])  # 13 tokens serve all
+    assert Size.of(alike) == Size(2, 50, 20 / 100, real=69 - 2 * 13, longest=30)
 
 
 def test_a_model_whose_shape_is_not_known_gets_a_rough_figure(

@@ -108,6 +108,34 @@ def test_random_layouts_and_forms_agree(seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 70}, {"window": 7, "softcap": 3.0}], ids=str)
+def test_a_shared_start_is_as_good_as_copies_of_it(
+    heads: tuple[int, int], options: dict[str, Any]
+) -> None:
+    shared, lengths = 67, [70, 68, 200]
+    packed = positions([lengths])
+    q, k, v, dout = (x.float() for x in drawn(sum(lengths), *heads, 8))
+    copy = (packed[0] < shared).nonzero().flatten()[shared:]  # the shared tokens of the others
+    for x in (q, k, v):
+        x[copy] = x[:shared].repeat(len(lengths) - 1, 1, 1)
+    dout[copy] = 0  # nothing that follows reads them
+    options = {"scale": 0.35, **options}
+    whole = segments_of(packed)
+    expected = with_gradients(lambda *x: segment_attention(*x, whole, **options), q, k, v, dout)
+    kept = torch.ones(len(q), dtype=torch.bool)
+    kept[copy] = False
+    once = segments_of(packed[:, kept], shared)
+    assert once.spans == ((0, 70), (70, 71), (71, 204)) and once.longest == 200
+    found = with_gradients(
+        lambda *x: segment_attention(*x, once, **options), *(x[kept] for x in (q, k, v, dout))
+    )
+    for value, exact in zip(found, expected, strict=True):
+        if value is not found[0]:
+            exact[:shared] += exact[copy].view(-1, shared, *exact.shape[1:]).sum(0)
+        torch.testing.assert_close(value, exact[kept], atol=2e-5, rtol=1e-5)
+
+
 def test_views_of_one_projection_give_the_same_as_copies_and_results_are_contiguous() -> None:
     segments = segments_of(positions([[9, 70], [79]]))
     q, k, v, dout = (x.float() for x in drawn(158, 6, 2, 8))
@@ -181,9 +209,9 @@ def test_the_mask_of_segments_is_what_each_token_sees() -> None:
 
 def test_blocks_outside_the_window_are_skipped() -> None:
     q = torch.empty(1, 1000, 1, 4)
-    seen = [stop - first for _, stop, first in attentionblocks._blocks(q, 10)]
+    seen = [keys.stop - keys.start for _, _, keys in attentionblocks._blocks(q, q, 10)]
     assert max(seen) <= attentionblocks.block_of(q.dtype) + 9
-    assert [stop for _, stop, _ in attentionblocks._blocks(q, 10)][-1] == 1000
+    assert [stop for _, stop, _ in attentionblocks._blocks(q, q, 10)][-1] == 1000
 
 
 PEAK = """
