@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
     """Bytes at most, while the loss goes forward and backward."""
     if not _in_chunks(shape, adapted, work, framework):
-        return round(framework.logits_peak * shape.vocabulary * losses(work, framework))
+        strip = framework.logits_strip * work.batch * min(framework.strip, work.length)
+        of_all = framework.logits_peak * losses(work, framework)
+        return round(shape.vocabulary * (of_all + strip))
     width, n = work.width, round(losses(work, framework))
     chunk = width * shape.vocabulary * min(n, chunk_rows(n, shape.vocabulary, width))
     # Of a strip: a copy in float32, and the slope of Gemma 2's cap; the CPU's kernel needs neither.
