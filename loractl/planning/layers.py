@@ -34,6 +34,14 @@ def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Frame
     return total
 
 
+def inputs_left(shape: ModelShape, work: Work) -> int:
+    """Bytes a token of what MatMul4Bit has of one block after it went backward: its inputs hang at
+    its nodes as attributes, which autograd does not free as it frees saved tensors."""
+    into = 1 if shape.norms == 1 else 2
+    inner = 0 if shape.experts else shape.intermediate
+    return work.width * (into * shape.hidden + shape.heads * shape.head_dim + inner)
+
+
 def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     """Bytes a token that the lowest adapted block does not keep: what stands before its first
     adapter needs no gradient."""

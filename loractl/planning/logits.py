@@ -35,11 +35,12 @@ def input_kept(
     shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
 ) -> float:
     """Bytes a token kept of what enters the head: its gradient, which one pass gives with the loss,
-    or where the head has a gradient of its own itself."""
+    or itself, where the head has a gradient of its own or is packed."""
     of_all = work.width * shape.hidden
     if _in_chunks(shape, adapted, work, framework):
         return of_all * work.trained_share
-    return of_all if work.full or shape.head in adapted else 0
+    packed = work.quantized and framework.quantizes == "head"
+    return of_all if work.full or packed or shape.head in adapted else 0
 
 
 def losses(work: "Work", framework: Framework) -> float:

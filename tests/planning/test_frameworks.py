@@ -4,6 +4,8 @@ Figures of it were published and are compared in test_memory.py; here are its fo
 (October 2023: lit_gpt/model.py, lora.py, rmsnorm.py, utils.py), small and on this machine.
 """
 
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models import shape
-from loractl.planning import logits
+from loractl.planning import layers, logits
 from loractl.planning.activations import kept
 from loractl.planning.frameworks import FRAMEWORKS
+from loractl.planning.memory import Plan, memory
 from loractl.planning.work import Work
 
 LITGPT = FRAMEWORKS["litgpt"]
@@ -25,6 +28,24 @@ CONFIG = {
     "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS, "vocab_size": 100, "tie_word_embeddings": False,
 }  # fmt: skip
+
+
+class Product(torch.autograd.Function):
+    """As MatMul4Bit of bitsandbytes: what it needs hangs at its node, and is no saved tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, inputs: list[Any]) -> Tensor:
+        ctx.tensors = (x, weight)
+        inputs.append(weakref.ref(x))
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] @ ctx.tensors[1], None, None
+
+
+def packed(weight: Tensor, inputs: list[Any], x: Tensor) -> Tensor:
+    return Product.apply(x, weight, inputs)  # type: ignore[no-any-return]
 
 
 class Norm(nn.Module):
@@ -106,6 +127,13 @@ class Block(nn.Module):
         return self.down(F.silu(self.fc_1(normed)) * self.fc_2(normed)) + x  # type: ignore[no-any-return]
 
 
+def turns(*, llama: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and sines; of phi's heads one half is turned."""
+    speeds = torch.rand(WIDTH // (2 if llama else 4))
+    angles = torch.outer(torch.arange(LENGTH), speeds).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
 def bytes_kept(groups: int, dtype: torch.dtype, *, llama: bool) -> int:
     """The storages that autograd saves of all blocks and the last norm, each once, but weights."""
     torch.manual_seed(0)
@@ -114,9 +142,7 @@ def bytes_kept(groups: int, dtype: torch.dtype, *, llama: bool) -> int:
     model = nn.ModuleList([blocks, last]).to(dtype)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    turns = torch.rand(WIDTH // (2 if llama else 4))  # of phi's heads one half is turned
-    angles = torch.outer(torch.arange(LENGTH), turns).repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = turns(llama=llama)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}
     alive: list[Tensor] = []  # so that no other storage takes the place of one
@@ -135,14 +161,18 @@ def bytes_kept(groups: int, dtype: torch.dtype, *, llama: bool) -> int:
     return sum(saved.values())
 
 
+def shape_of(architecture: str, groups: int) -> shape.ModelShape:
+    config: dict[str, Any] = {**CONFIG, "model_type": architecture, "num_key_value_heads": groups}
+    config["hidden_act"] = "silu" if architecture == "llama" else "gelu"
+    return shape.from_config(config, where=architecture)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("architecture", "groups"), [("phi", 4), ("llama", 4), ("llama", 2)])
 def test_the_layers_of_litgpt_keep_what_is_predicted(
     architecture: str, groups: int, dtype: torch.dtype
 ) -> None:
-    config: dict[str, Any] = {**CONFIG, "model_type": architecture, "num_key_value_heads": groups}
-    config["hidden_act"] = "silu" if architecture == "llama" else "gelu"
-    found = shape.from_config(config, where=architecture)
+    found = shape_of(architecture, groups)
     ranks = resolve(RankSpec(RANK, 8, ["q_proj", "v_proj"]), found.kinds)
     work = Work(ROWS, LENGTH, dtype.itemsize, on_cpu=True)
     predicted = kept(found, ranks, work, LITGPT).activations
@@ -177,3 +207,43 @@ def test_the_loss_of_litgpt_takes_what_is_predicted() -> None:
     work = Work(ROWS, length, 2)
     assert logits.peak(found, {}, work, LITGPT) == pytest.approx(peak, rel=0.01)
     assert logits.kept(found, work, LITGPT) == pytest.approx(now, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["phi", "llama"])
+def test_inputs_of_packed_layers_are_there_until_the_graph_is_gone(architecture: str) -> None:
+    llama = architecture == "llama"
+    blocks = nn.ModuleList(Block(HEADS, llama=llama) for _ in range(LAYERS))
+    inputs: list[Any] = []
+    for linear in (m for m in blocks.modules() if isinstance(m, nn.Linear)):
+        linear.forward = partial(packed, linear.weight, inputs)
+    for name, parameter in blocks.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    cos, sin = turns(llama=llama)
+    out = torch.randn(ROWS, LENGTH, HIDDEN).requires_grad_() * 1
+    for block in blocks:
+        out = block(out, cos, sin)
+    out.sum().backward()
+
+    def left() -> int:
+        alive = [found.untyped_storage() for one in inputs if (found := one()) is not None]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
+
+    work = Work(ROWS, LENGTH, 4, quantized=True)
+    predicted = layers.inputs_left(shape_of(architecture, HEADS), work) * LAYERS * work.tokens
+    assert left() == predicted
+    del out
+    assert left() == 0
+
+
+def test_a_batch_before_counts_until_the_next_has_gone_forward() -> None:
+    found = shape.named("7B")
+    ranks = resolve(RankSpec(8, 16, ["q_proj", "v_proj"]), found.kinds)
+
+    def peak(quantization: str, previous: int | None, name: str = "litgpt") -> int:
+        work = Work(1, 1024, 2, quantized=quantization != "none", previous=previous)
+        plan = Plan(ranks, work, quantization=quantization, framework=FRAMEWORKS[name])
+        return memory(found, plan).allocated
+
+    assert peak("nf4", None) == peak("nf4", 1024) > 1.1 * peak("nf4", 0)
+    assert peak("none", None) < 1.01 * peak("none", 0)
+    assert peak("nf4", None, "peft") == peak("nf4", 0, "peft")
