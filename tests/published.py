@@ -70,7 +70,9 @@ def config_of(row: Row) -> dict[str, Any]:
 
 
 def shape_of(row: Row) -> ModelShape:
-    return from_config(config_of(row), where=row["model"])
+    found = from_config(config_of(row), where=row["model"])
+    # two norms of the one input
+    return replace(found, norms=2) if row["model"].startswith("StableLM") else found
 
 
 def ranks_of(row: Row, shape: ModelShape) -> dict[str, ModuleRank]:
@@ -142,6 +144,8 @@ def plan_of(row: Row, shape: ModelShape) -> Plan:
         full=row["method"] == "full",
         eager=row["model"].startswith("BERT"),  # before transformers called torch's own attention
         quantized=quantization_of(row) != "none",
+        # litgpt's scripts of 2023 begin with the longest example: no batch came before
+        previous=0 if "longest" in str(row.get("notes")) else None,
     )
     return Plan(
         ranks=ranks_of(row, shape),

@@ -34,6 +34,14 @@ def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Frame
     return total
 
 
+def inputs_left(shape: ModelShape, work: Work) -> int:
+    """Bytes a token of what MatMul4Bit has of one block after it went backward: its inputs hang at
+    its nodes as attributes, which autograd does not free as it frees saved tensors."""
+    into = 1 if shape.norms == 1 else 2
+    inner = 0 if shape.experts else shape.intermediate
+    return work.width * (into * shape.hidden + shape.heads * shape.head_dim + inner)
+
+
 def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     """Bytes a token that the lowest adapted block does not keep: what stands before its first
     adapter needs no gradient."""
@@ -41,8 +49,8 @@ def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framewo
     of_norm = 0 if shape.architecture == "olmo2" else norm(shape, work)
     of_mlp = any(role in INTO_MLP + OUT_OF_MLP for role in roles)
     if any(role in QKV for role in roles):
-        if framework.own_ops and work.dropout:  # nor is there a mask of what was dropped
-            of_norm += _mask(work) * sum(roles[role][1] for role in QKV if role in roles)
+        if work.dropout or framework.dropout:  # nor is there a mask of what was dropped
+            of_norm += _mask(work) * _read({r: roles[r] for r in QKV if r in roles}, framework)
         return of_norm + (_mlp(shape, {}, work, framework) if shape.parallel and not of_mlp else 0)
     attention = _attention(shape, {}, work, framework)
     if "o" in roles:
@@ -100,10 +108,17 @@ def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -
         # Each adapter has a copy of its own, in float32 or with some values dropped; and the mask.
         copy = 4 if framework.casts_input else w
         mask = _mask(work) if dropout else 0
-        return sum((copy + mask) * d_in for _, d_in, _ in roles.values())
+        return (copy + mask) * _read(roles, framework)
     groups = [any(role in roles for role in group) for group in (QKV, INTO_MLP)]
     # A block with one norm gives both the same input.
     return w * h * (max(groups) if shape.norms == 1 else sum(groups))
+
+
+def _read(roles: Roles, framework: Framework) -> int:
+    """Values that adapters read a token, each its own copy; a fused q, k and v has one adapter."""
+    widths = [d_in for role, (_, d_in, _) in roles.items() if role not in QKV]
+    of_qkv = [roles[role][1] for role in QKV if role in roles]
+    return sum(widths) + (max(of_qkv, default=0) if framework.fused_qkv else sum(of_qkv))
 
 
 def _mask(work: Work) -> int:

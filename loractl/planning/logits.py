@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
     """Bytes at most, while the loss goes forward and backward."""
     if not _in_chunks(shape, adapted, work, framework):
-        return round(framework.logits_peak * shape.vocabulary * losses(work, framework))
+        strip = framework.logits_strip * work.batch * min(framework.strip, work.length)
+        of_all = framework.logits_peak * losses(work, framework)
+        return round(shape.vocabulary * (of_all + strip))
     width, n = work.width, round(losses(work, framework))
     chunk = width * shape.vocabulary * min(n, chunk_rows(n, shape.vocabulary, width))
     # Of a strip: a copy in float32, and the slope of Gemma 2's cap; the CPU's kernel needs neither.
@@ -33,11 +35,12 @@ def input_kept(
     shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
 ) -> float:
     """Bytes a token kept of what enters the head: its gradient, which one pass gives with the loss,
-    or where the head has a gradient of its own itself."""
+    or itself, where the head has a gradient of its own or is packed."""
     of_all = work.width * shape.hidden
     if _in_chunks(shape, adapted, work, framework):
         return of_all * work.trained_share
-    return of_all if work.full or shape.head in adapted else 0
+    packed = work.quantized and framework.quantizes == "head"
+    return of_all if work.full or packed or shape.head in adapted else 0
 
 
 def losses(work: "Work", framework: Framework) -> float:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import ModelShape
-from loractl.planning import counts, logits
+from loractl.planning import counts, layers, logits
 from loractl.planning.activations import kept
 from loractl.planning.frameworks import LORACTL, Framework
-from loractl.planning.work import Work
+from loractl.planning.work import Kept, Work
 
 BITS = {"nf4": 4 + 32 / 64, "nf4-double": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
 """Bits a quantized value takes with its scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64
@@ -82,11 +82,12 @@ class Memory:
 
 
 def memory(shape: ModelShape, plan: Plan) -> Memory:
-    """Bytes of every part in the three phases of a step where the peak can lie.
+    """Bytes of every part in the phases of a step where the peak can lie.
 
     loss: every activation is kept, and the logits with their gradients live. blocks: a block goes
     backward, with checkpointing after it was computed again. update: the activations are gone, all
-    gradients are there, and the optimizer makes temporaries.
+    gradients are there, and the optimizer makes temporaries. forward: of frameworks that hold the
+    graph of a batch until the next one has gone forward, both.
     """
     work, framework = plan.work, plan.framework
     n_trained = trained_parameters(shape, plan)
@@ -119,6 +120,8 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
         "update": _update(shape, plan, n_trained, width),
     }
     phases = {"loss": loss, "blocks": blocks, "update": update}
+    if framework.graph_lives:
+        phases["forward"] = {**loss, **_after_another(shape, plan, activations)}
     if work.on_cpu:
         # Files are mapped. Where their values are copied to another dtype, their pages count as
         # resident too; else they are the weights.
@@ -130,6 +133,26 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     losses = logits.losses(work, framework)
     after = round(framework.logits_after * shape.vocabulary * losses)
     return Memory(phases, static + after)
+
+
+def _after_another(shape: ModelShape, plan: Plan, now: Kept) -> dict[str, int]:
+    """Activations and logits when the model returns, those that are left of the batch before
+    included: the head has just been multiplied, or its logits cast."""
+    work, framework = plan.work, plan.framework
+    tokens = work.tokens_before
+    left = round(framework.logits_kept * shape.vocabulary * tokens)
+    inputs = 0
+    if plan.quantization != "none":
+        of_head = work.width * shape.hidden if framework.quantizes == "head" else 0
+        inputs = (shape.layers * layers.inputs_left(shape, work) + of_head) * tokens
+    given = work.width * shape.vocabulary * round(logits.losses(work, framework))
+    unpacked = _dequantized(shape, plan)
+    quantization, made = max((unpacked, given), (0, given + now.logits_kept), key=sum)
+    return {
+        "quantization": quantization,
+        "activations": now.activations + inputs,
+        "logits": made + left,
+    }
 
 
 def trained_parameters(shape: ModelShape, plan: Plan) -> int:

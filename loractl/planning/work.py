@@ -34,10 +34,15 @@ class Work:
     on_cpu: bool = False
     real: int | None = None  # tokens apart from padding, where that is known
     longest: int | None = None  # tokens of the longest example, where that is known
+    previous: int | None = None  # tokens of a row of the batch before; None: as many
 
     @property
     def tokens(self) -> int:
         return self.batch * self.length
+
+    @property
+    def tokens_before(self) -> int:
+        return self.tokens if self.previous is None else self.batch * self.previous
 
     @property
     def real_tokens(self) -> int:
