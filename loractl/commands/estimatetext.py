@@ -34,9 +34,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield console.table(["", *TITLES.values()], list(_side_by_side(found["methods"])))
     yield ""
-    yield "Parts are not all there at once: the peak is the largest of three moments, the loss, a"
-    yield "block going backward, and the optimizer's update. On a CPU with memory to spare up to a"
-    yield "quarter comes on top, since glibc keeps what was freed."
+    yield "Parts are not all there at once: the peak is the largest of a few moments, the loss, a"
+    yield "block going backward, and the optimizer's update; with litgpt also a forward pass, since"
+    yield "the batch before is still there. On a CPU with memory to spare up to a quarter comes on"
+    yield "top, since glibc keeps what was freed."
     yield ""
     yield from _modules(found)
     yield from _disk(found["disk"])
