@@ -54,12 +54,13 @@ class Session:
     parameters: dict[str, nn.Parameter]  # what is trained, by name
     data: Data
     plan: batches.BatchPlan
+    epochs: batches.Epochs
     total_steps: int
     trunk: Trunk | None  # None where every weight is trained
     loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
-        return batches.windows(self.data.train, self.plan, start)
+        return batches.windows(self.epochs, start)
 
     def eval_loss(self) -> float:
         """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
@@ -114,7 +115,8 @@ def assemble(loaded: Loaded) -> Session:
     data = load_data(config.data, tokenizer, max_length=max_length)
     _warn(data, max_length)
     plan = _plan(config, data, max_length)
-    total_steps = _total_steps(loaded, data, plan)
+    epochs = batches.Epochs(data.train, plan)
+    total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
     device = load.choose_device()
     dtype = load.choose_dtype(config.model.dtype, device)
@@ -135,7 +137,7 @@ def assemble(loaded: Loaded) -> Session:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
     _checkpointing_(model, config, max_length, device)
-    trunk = trunk_of_(model, config, data.train, plan, total_steps)
+    trunk = trunk_of_(model, config, epochs, total_steps)
     return Session(
         config=config,
         source=source,
@@ -150,6 +152,7 @@ def assemble(loaded: Loaded) -> Session:
         parameters=parameters,
         data=data,
         plan=plan,
+        epochs=epochs,
         total_steps=total_steps,
         trunk=trunk,
         loss=Objective(
@@ -215,12 +218,12 @@ def _max_length(config: RunConfig, positions: int | None) -> int:
     return positions
 
 
-def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
+def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
     train = loaded.config.train
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None, "resolve() fills epochs in"
-    total = batches.count_windows(data.train, plan, train.epochs)
+    total = batches.count_windows(epochs, train.epochs)
     if train.warmup >= 1 and train.warmup > total:
         raise loaded.error(
             "train.warmup",

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 def trunk_of_(
     model: "PreTrainedModel",
     config: RunConfig,
-    examples: "Sequence[Example]",
-    plan: batches.BatchPlan,
+    epochs: batches.Epochs,
     total_steps: int,
 ) -> Trunk | None:
     """The way to hidden states of a run with adapters; None where transformers' own is taken.
@@ -45,9 +44,9 @@ def trunk_of_(
         if config.data.packing:
             check_isolation(model)
     elif config.train.cache_trunk == "auto" and trunk.frozen_layers:
-        comes_again = total_steps > batches.count_windows(examples, plan, 1)
+        comes_again = total_steps > batches.count_windows(epochs, 1)
         if comes_again:
-            _keep_(trunk, model, trunk.frozen_layers, examples)
+            _keep_(trunk, model, trunk.frozen_layers, epochs.examples)
     return trunk
 
 
