@@ -29,6 +29,7 @@ from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
 from loractl.models.fast import Trunk
 from loractl.models.objective import Objective
+from loractl.models.shortrun import ShortRun
 from loractl.records import Batch, DataState, Example
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
@@ -137,7 +138,7 @@ def assemble(loaded: Loaded) -> Session:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
     _checkpointing_(model, config, max_length, device)
-    trunk = trunk_of_(model, config, epochs, total_steps)
+    trunk, loss = _ways_(model, config, epochs, total_steps, dtype)
     return Session(
         config=config,
         source=source,
@@ -155,10 +156,22 @@ def assemble(loaded: Loaded) -> Session:
         epochs=epochs,
         total_steps=total_steps,
         trunk=trunk,
-        loss=Objective(
-            model, autocast=dtype if full and dtype != torch.float32 else None, trunk=trunk
-        ),
+        loss=loss,
     )
+
+
+def _ways_(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    epochs: batches.Epochs,
+    total_steps: int,
+    dtype: torch.dtype,
+) -> tuple[Trunk | None, Objective]:
+    """How hidden states and losses are computed, both proven on one run of the plain model."""
+    run = ShortRun(model)
+    trunk = trunk_of_(model, config, epochs, total_steps, run)
+    wide = config.method == "full" and dtype != torch.float32
+    return trunk, Objective(model, autocast=dtype if wide else None, trunk=trunk, run=run)
 
 
 def _beside(work: Callable[[], str]) -> "Future[str]":
