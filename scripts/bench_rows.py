@@ -76,7 +76,8 @@ def main() -> None:
             lines = lines or [example.where for example in taken]
             steps.append([{"ids": one.ids, "labels": one.labels} for one in taken])
     else:
-        windows = batches.windows(data.train, plan_of(config), DataState(0, 0))
+        epochs = batches.Epochs(data.train, plan_of(config))
+        windows = batches.windows(epochs, DataState(0, 0))
         for (window, _), _ in zip(windows, range(asked.steps), strict=False):
             steps.append([row for batch in window for row in rows_of(batch)])
     messages = list(conversations(config, max(200, asked.steps * 64))) if asked.batch else []

@@ -29,6 +29,7 @@ from loractl.lora.whole import WholeModule
 from loractl.models import basedir, forward, load
 from loractl.models.fast import Trunk
 from loractl.models.objective import Objective
+from loractl.models.shortrun import ShortRun
 from loractl.records import Batch, DataState, Example
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
@@ -54,12 +55,13 @@ class Session:
     parameters: dict[str, nn.Parameter]  # what is trained, by name
     data: Data
     plan: batches.BatchPlan
+    epochs: batches.Epochs
     total_steps: int
     trunk: Trunk | None  # None where every weight is trained
     loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
-        return batches.windows(self.data.train, self.plan, start)
+        return batches.windows(self.epochs, start)
 
     def eval_loss(self) -> float:
         """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
@@ -114,7 +116,8 @@ def assemble(loaded: Loaded) -> Session:
     data = load_data(config.data, tokenizer, max_length=max_length)
     _warn(data, max_length)
     plan = _plan(config, data, max_length)
-    total_steps = _total_steps(loaded, data, plan)
+    epochs = batches.Epochs(data.train, plan)
+    total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
     device = load.choose_device()
     dtype = load.choose_dtype(config.model.dtype, device)
@@ -135,7 +138,7 @@ def assemble(loaded: Loaded) -> Session:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
     _checkpointing_(model, config, max_length, device)
-    trunk = trunk_of_(model, config, data.train, plan, total_steps)
+    trunk, loss = _ways_(model, config, epochs, total_steps, dtype)
     return Session(
         config=config,
         source=source,
@@ -150,12 +153,25 @@ def assemble(loaded: Loaded) -> Session:
         parameters=parameters,
         data=data,
         plan=plan,
+        epochs=epochs,
         total_steps=total_steps,
         trunk=trunk,
-        loss=Objective(
-            model, autocast=dtype if full and dtype != torch.float32 else None, trunk=trunk
-        ),
+        loss=loss,
     )
+
+
+def _ways_(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    epochs: batches.Epochs,
+    total_steps: int,
+    dtype: torch.dtype,
+) -> tuple[Trunk | None, Objective]:
+    """How hidden states and losses are computed, both proven on one run of the plain model."""
+    run = ShortRun(model)
+    trunk = trunk_of_(model, config, epochs, total_steps, run)
+    wide = config.method == "full" and dtype != torch.float32
+    return trunk, Objective(model, autocast=dtype if wide else None, trunk=trunk, run=run)
 
 
 def _beside(work: Callable[[], str]) -> "Future[str]":
@@ -215,12 +231,12 @@ def _max_length(config: RunConfig, positions: int | None) -> int:
     return positions
 
 
-def _total_steps(loaded: Loaded, data: Data, plan: batches.BatchPlan) -> int:
+def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
     train = loaded.config.train
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None, "resolve() fills epochs in"
-    total = batches.count_windows(data.train, plan, train.epochs)
+    total = batches.count_windows(epochs, train.epochs)
     if train.warmup >= 1 and train.warmup > total:
         raise loaded.error(
             "train.warmup",

@@ -11,6 +11,7 @@ from loractl.models.attention import use_segments_
 from loractl.models.fast import Trunk
 from loractl.models.forward import check_isolation
 from loractl.models.kernels import compile_layers_, use_liger_
+from loractl.models.shortrun import ShortRun
 from loractl.models.trunkcache import TrunkCache, n_bytes
 from loractl.places import cache_home
 
@@ -25,29 +26,31 @@ if TYPE_CHECKING:
 def trunk_of_(
     model: "PreTrainedModel",
     config: RunConfig,
-    examples: "Sequence[Example]",
-    plan: batches.BatchPlan,
+    epochs: batches.Epochs,
     total_steps: int,
+    run: ShortRun,
 ) -> Trunk | None:
     """The way to hidden states of a run with adapters; None where transformers' own is taken.
 
     Where transformers' own layers are to run, they attend by segments if they can. Raises
     ModelError where packed examples would change each other; the fast layers keep them apart.
+    `run` is of this model as it is.
     """
     kernels, device = config.train.kernels, next(model.parameters()).device
-    trunk = Trunk(model) if config.method != "full" and kernels == "auto" else None
+    trunk = Trunk(model, run) if config.method != "full" and kernels == "auto" else None
     if kernels == "compile":
         compile_layers_(model)
     if kernels == "liger":
         use_liger_(model, device)
     if trunk is None or trunk.unusual or config.lora.dropout:
         use_segments_(model)
+        run.forget_()
         if config.data.packing:
             check_isolation(model)
     elif config.train.cache_trunk == "auto" and trunk.frozen_layers:
-        comes_again = total_steps > batches.count_windows(examples, plan, 1)
+        comes_again = total_steps > batches.count_windows(epochs, 1)
         if comes_again:
-            _keep_(trunk, model, trunk.frozen_layers, examples)
+            _keep_(trunk, model, trunk.frozen_layers, epochs.examples)
     return trunk
 
 

@@ -86,23 +86,36 @@ def _bucketed(order: Indices, lengths: Indices, window: int, rng: np.random.Rand
     return np.concatenate(found)
 
 
-def count_windows(examples: Sequence[Example], plan: BatchPlan, epochs: float) -> int:
-    """Optimizer steps that `epochs` passes take; the last window of a pass may be smaller."""
-    whole = math.floor(epochs)
-    rows = [len(epoch_rows(examples, plan, epoch)) for epoch in range(math.ceil(epochs))]
-    steps = sum(math.ceil(count / plan.window) for count in rows[:whole])
-    if epochs > whole:
-        steps += math.ceil(rows[whole] * (epochs - whole) / plan.window - 1e-9)
+class Epochs:
+    """`epoch_rows` of some examples, which keeps those of one epoch: a run counts the steps of its
+    epochs before it takes the first of them."""
+
+    def __init__(self, examples: Sequence[Example], plan: BatchPlan) -> None:
+        self.examples, self.plan = examples, plan
+        self._kept: tuple[int, Rows] | None = None
+
+    def rows(self, epoch: int) -> Rows:
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = epoch, epoch_rows(self.examples, self.plan, epoch)
+        return self._kept[1]
+
+
+def count_windows(epochs: Epochs, count: float) -> int:
+    """Optimizer steps that `count` passes take; the last window of a pass may be smaller."""
+    whole, window = math.floor(count), epochs.plan.window
+    steps = 0
+    for epoch in reversed(range(math.ceil(count))):  # the first one last: it is kept
+        rows = len(epochs.rows(epoch))
+        part = 1 if epoch < whole else count - whole
+        steps += math.ceil(rows * part / window - 1e-9)
     return steps
 
 
-def windows(
-    examples: Sequence[Example], plan: BatchPlan, start: DataState
-) -> Iterator[tuple[list[Batch], DataState]]:
+def windows(epochs: Epochs, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
     """Yield windows without end, from `start` on, each with the state right after it."""
-    state = start
+    examples, plan, state = epochs.examples, epochs.plan, start
     while True:
-        rows = epoch_rows(examples, plan, state.epoch)
+        rows = epochs.rows(state.epoch)
         while state.row < len(rows):
             taken = rows[state.row : state.row + plan.window]
             state = DataState(state.epoch, state.row + len(taken), len(rows))

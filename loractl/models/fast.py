@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from loractl.models.fastlayers import Unusual, read_layer
 from loractl.models.forward import hidden_states
 from loractl.models.sharedstart import once, shared_start
+from loractl.models.shortrun import ShortRun
 from loractl.models.trunkcache import TrunkCache
 from loractl.ops.block import block
 from loractl.ops.blocklayer import Layer, Place
@@ -25,8 +26,6 @@ FAMILY = {
     "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model", "GraniteModel",
     "GemmaModel", "Gemma2Model", "Gemma3TextModel",
 }  # fmt: skip
-PROBE = (5, 7, 4)
-"""Tokens of the examples on which a trunk is proven; the last one is padding's length."""
 
 
 class Trunk:
@@ -34,10 +33,11 @@ class Trunk:
     (1, tokens, hidden) without padding and with a start that all examples share but once, or
     (rows, length, hidden) as transformers takes it."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel", run: ShortRun | None = None) -> None:
+        """`run` is one that others are proven on too."""
         self._model = model
         self._cache: TrunkCache | None = None
-        self.unusual = _why_not(model)
+        self.unusual = _why_not(model, run or ShortRun(model))
         """Why transformers' own layers are used, or empty."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
@@ -63,7 +63,7 @@ class Trunk:
         self._cache = cache
 
 
-def _why_not(model: "PreTrainedModel") -> str:
+def _why_not(model: "PreTrainedModel", run: ShortRun) -> str:
     """What keeps a model from the fast layers, or an empty text."""
     trunk: Any = model.base_model
     if type(trunk).__name__ not in FAMILY:
@@ -77,24 +77,15 @@ def _why_not(model: "PreTrainedModel") -> str:
         return str(found)
     if not layers:
         return "it has no layers"
-    batch = _probe(model)
+    theirs, was_training = run.shown.hidden, model.training
+    model.eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        theirs, (ours, _) = hidden_states(model, batch), _hidden(model, batch)
+        ours, _ = _hidden(model, run.shown.batch)
+    model.train(was_training)
     # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
     allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
     off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
     return "" if off <= allowed else f"its layers differ from transformers' by {float(off):.1e}"
-
-
-def _probe(model: "PreTrainedModel") -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    device = next(model.parameters()).device
-    length = sum(PROBE)
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(0, vocabulary, (2, length), generator=generator).to(device)
-    ranges = [torch.arange(n, device=device) for n in PROBE]
-    positions = torch.stack([torch.cat(ranges), torch.arange(length, device=device)])
-    return Batch(ids, ids, positions, n_tokens=ids.numel(), lines=())
 
 
 def _layers(trunk: Any) -> list[Layer]:

@@ -57,12 +57,16 @@ def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """
     trunk = trunk_of(model)
     assert trunk is not None, f"{type(model).__name__} has no trunk of its own"
+    hidden: Tensor = trunk(input_ids=batch.input_ids, **trunk_options(model, trunk, batch))[0]
+    return hidden
+
+
+def trunk_options(model: "PreTrainedModel", trunk: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The keywords beside `input_ids` with which `hidden_states` calls the trunk of a model."""
     given = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
     accepted = inspect.signature(trunk.forward).parameters
     options = {name: value for name, value in given.items() if name in accepted}
-    options |= call_options(model, batch.position_ids)
-    hidden: Tensor = trunk(input_ids=batch.input_ids, **options)[0]
-    return hidden
+    return options | call_options(model, batch.position_ids)
 
 
 def trunk_of(model: "PreTrainedModel") -> nn.Module | None:

@@ -1,6 +1,5 @@
 """The output head of a model as the formula of `ops/cross_entropy.py`, proven on the model."""
 
-import inspect
 from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
@@ -9,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from loractl.models.attention import carries_segments
-from loractl.models.forward import hidden_states, trunk_of
+from loractl.models.forward import trunk_of
+from loractl.models.shortrun import ShortRun
 from loractl.ops.cross_entropy import Head
-from loractl.records import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,32 +29,23 @@ SOFTCAPS = (
 )
 
 
-def head_of(model: "PreTrainedModel") -> Head | None:
+def head_of(model: "PreTrainedModel", run: ShortRun | None = None) -> Head | None:
     """The head of a model, where it is a plain linear layer, scaled and capped as its config says.
 
-    A model may do anything with its logits, so this is proven: on a short random input the head
-    applied to `hidden_states` must give the model's own logits. None where it does not, or where
-    the head carries an adapter, a copy that is trained whole, or hooks. Costs two short forward
-    passes.
+    A model may do anything with its logits, so this is proven: on the random tokens of `run` the
+    head applied to `hidden_states` must give the model's own logits. None where it does not, or
+    where the head carries an adapter, a copy that is trained whole, or hooks. A run that was made
+    already costs nothing more.
     """
     layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(layer) is not nn.Linear or trunk_of(model) is None or _hooked(layer) or _hooked(model):
         return None
-    batch = _short(model)
-    accepted = inspect.signature(model.forward).parameters
-    options = {"position_ids": batch.position_ids} if "position_ids" in accepted else {}
-    was_training = model.training
-    model.eval()  # type: ignore[no-untyped-call]
+    shown = (run or ShortRun(model)).shown
+    if shown.hidden.shape[-1] != layer.in_features:  # ELECTRA: a projection stands between
+        return None
     with torch.no_grad():
-        own = model(
-            input_ids=batch.input_ids, attention_mask=None, use_cache=False, **options
-        ).logits
-        hidden = hidden_states(model, batch)
-        fits = hidden.shape[-1] == layer.in_features  # ELECTRA: a projection stands between
-        heads = _candidates(layer, model.config.get_text_config()) if fits else ()
-        found = next((head for head in heads if _agree(head.logits(hidden), own)), None)
-    model.train(was_training)
-    return found
+        heads = _candidates(layer, model.config.get_text_config())
+        return next((one for one in heads if _agree(one.logits(shown.hidden), shown.logits)), None)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -64,16 +54,6 @@ def _hooked(module: nn.Module) -> bool:
     others = [one for kind in hooks for one in kind.values() if not carries_segments(one)]
     own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
     return own or bool(others)
-
-
-def _short(model: "PreTrainedModel") -> Batch:
-    """Twelve random tokens, two examples in a row: positions count as well."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(0, vocabulary, (1, 12), generator=generator).to(device)
-    positions = torch.arange(6, device=device).repeat(2)[None]
-    return Batch(ids, ids, positions, 12, ())
 
 
 def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:

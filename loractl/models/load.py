@@ -281,7 +281,15 @@ def fingerprint(source: Source) -> str:
         *([config] if config.is_file() and not source.gguf else []),
         *source.weight_files(),
     ]:
-        with path.open("rb") as file:
-            inner = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{inner}\n".encode())
+        digest.update(f"{_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """In large pieces: after each of file_digest's 256 KiB a thread waits for its turn again, and
+    beside imports 269 MB took 1.0 to 1.6 s in place of 0.5."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(4 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
     return digest.hexdigest()

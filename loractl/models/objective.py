@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loractl.models.forward import hidden_states, trained_logits, trained_rows
 from loractl.models.head import head_of
+from loractl.models.shortrun import ShortRun
 from loractl.ops.cross_entropy import head_loss
 from loractl.records import Batch
 
@@ -22,7 +23,7 @@ class Objective:
 
     `autocast` is the dtype of the products where the weights themselves rest in float32. `trunk`
     is another way to `hidden_states`, which may lay the batch out anew. The head is looked for
-    once: where it is not a plain one, or under autocast, `loss_sum` does the work.
+    once, on `run`: where it is not a plain one, or under autocast, `loss_sum` does the work.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class Objective:
         *,
         autocast: torch.dtype | None = None,
         trunk: Callable[[Batch], tuple[Tensor, Batch]] | None = None,
+        run: ShortRun | None = None,
     ) -> None:
         self.model, self.autocast = model, autocast
         self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))
-        self.head = head_of(model) if autocast is None else None
+        self.head = head_of(model, run) if autocast is None else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         if self.head is None:

@@ -1,6 +1,7 @@
 """`loractl train`, run whole: what it writes, what it refuses, and that a run cut anywhere is the
 same run."""
 
+import gc
 import hashlib
 import json
 import math
@@ -135,6 +136,17 @@ def test_a_run_directory_holds_what_the_contract_names(config_file: Config, tmp_
     assert {path.stat().st_mode & 0o777 for path in run.rglob("*") if path.is_file()} == {
         0o666 & ~mask
     }
+
+
+def test_the_search_for_garbage_is_as_it_was_after_a_run(
+    config_file: Config, tmp_path: Path
+) -> None:
+    frozen = gc.get_freeze_count()
+    assert train(config_file()) == 0
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
+    absent = config_file("lora: {target_modules: [absent]}")
+    assert train(absent, "--out", str(tmp_path / "other")) == 2
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
 
 
 def test_metrics_have_a_row_a_step_with_the_keys_of_the_contract(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from loractl.data.batches import (
     BatchPlan,
+    Epochs,
     collate,
     count_windows,
     epoch_rows,
@@ -43,7 +44,7 @@ def plain(batch: Batch) -> list[object]:
 
 
 def taken(plan: BatchPlan, n: int, start: DataState = START) -> list[tuple[list[Batch], DataState]]:
-    return list(itertools.islice(windows(EXAMPLES, plan, start), n))
+    return list(itertools.islice(windows(Epochs(EXAMPLES, plan), start), n))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
@@ -92,6 +93,17 @@ def test_states_count_epochs_from_zero_to_whole_numbers() -> None:
     assert done[0] == pytest.approx(2 / 11)
 
 
+def test_the_first_epoch_is_laid_out_once_for_counting_and_for_training() -> None:
+    plan = BatchPlan(2, 1, 64, packing=True)
+    epochs = Epochs(EXAMPLES, plan)
+    count_windows(epochs, 2.5)
+    rows = epochs.rows(0)
+    next(windows(epochs, START))
+    assert epochs.rows(0) is rows
+    for epoch in (1, 0):
+        assert list(epochs.rows(epoch)) == list(epoch_rows(EXAMPLES, plan, epoch))
+
+
 @given(
     st.lists(st.integers(2, 20), min_size=1, max_size=30),
     st.integers(1, 4), st.integers(1, 3), st.booleans(),
@@ -101,8 +113,8 @@ def test_the_count_of_steps_is_what_iteration_gives(
     lengths: list[int], batch_size: int, accumulation: int, packing: bool, epochs: float
 ) -> None:
     examples, plan = make(lengths), BatchPlan(batch_size, accumulation, 20, packing)
-    count = count_windows(examples, plan, epochs)
-    states = [after for _, after in itertools.islice(windows(examples, plan, START), count)]
+    count = count_windows(Epochs(examples, plan), epochs)
+    states = [after for _, after in itertools.islice(windows(Epochs(examples, plan), START), count)]
     assert count >= 1
     done = [state.epochs for state in states]
     whole_steps = (

@@ -1,5 +1,6 @@
 """Base models as they are found and loaded: whole, finite, and plain even from a GGUF file."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loractl.errors import ModelError
-from loractl.models.load import fingerprint, head_name, load_model, load_tokenizer, locate
+from loractl.models.load import Source, fingerprint, head_name, load_model, load_tokenizer, locate
 
 Make = Callable[..., Path]
 Logits = Callable[..., Tensor]
@@ -104,6 +105,19 @@ def test_a_truncated_file_is_refused(base: Make, tmp_path: Path) -> None:
     (where / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(ModelError, match="truncated or corrupt|cannot be loaded"):
         load_model(locate(str(where)), dtype=torch.float32, device=CPU)
+
+
+def test_a_fingerprint_is_the_hash_of_the_hashes_of_config_and_weights(tmp_path: Path) -> None:
+    content = {
+        "config.json": b"{}",
+        "a.safetensors": bytes(range(256)) * 40_000,
+        "b.safetensors": b"",
+    }
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    order = ("config.json", "a.safetensors", "b.safetensors")
+    lines = "".join(f"{hashlib.sha256(content[name]).hexdigest()}\n" for name in order)
+    assert fingerprint(Source("any", tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_a_fingerprint_is_that_of_the_bytes_wherever_they_lie(base: Make, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loractl.data.batches import BatchPlan, micro_batches, windows
+from loractl.data.batches import BatchPlan, Epochs, micro_batches, windows
 from loractl.models.fast import Trunk
 from loractl.models.trunkcache import TrunkCache
 from loractl.records import Batch, DataState, Example
@@ -63,7 +63,7 @@ def test_a_trunk_that_keeps_gives_the_numbers_of_one_that_does_not(tmp_path: Pat
     keeping.keep_(cache_of(tmp_path))
     plan = BatchPlan(batch_size=2, accumulation=1, max_length=16, packing=True)
     seen: dict[int, list[Tensor]] = {}
-    for window, state in windows(examples(), plan, DataState(0, 0)):
+    for window, state in windows(Epochs(examples(), plan), DataState(0, 0)):
         for batch in (one.without_padding() for one in window):
             wanted, theirs = hidden_and_gradients(lambda one: plain(one)[0], model, batch)
             found, ours = hidden_and_gradients(lambda one: keeping(one)[0], model, batch)
