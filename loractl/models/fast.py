@@ -43,7 +43,7 @@ class Trunk:
             try:
                 flat = batch.without_padding()
                 return _hidden(self._model, flat, self._cache), flat
-            except Unusual:  # as with dropout in training, which evaluation does not have
+            except Unusual:  # as with dropout of attention, which training alone has
                 pass
         return hidden_states(self._model, batch), batch
 
@@ -77,8 +77,12 @@ def _why_not(model: "PreTrainedModel") -> str:
     if not layers:
         return "it has no layers"
     batch = _probe(model)
-    with torch.no_grad():
-        theirs, ours = hidden_states(model, batch), _hidden(model, batch)
+    draws = torch.default_generator  # of dropout's masks, the same for both
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        draws.manual_seed(0)
+        theirs = hidden_states(model, batch)
+        draws.manual_seed(0)
+        ours = _hidden(model, batch)
     # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
     allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
     off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
