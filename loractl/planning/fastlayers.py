@@ -75,13 +75,9 @@ def temporaries(shape: ModelShape, roles: Roles, work: Work) -> int:
     h, n = shape.hidden, work.real_tokens
     forward = 3 * h + shape.intermediate  # at the end: input and product of the MLP, twice its sum
     forward += h if _scaled(shape) else 0
-    of_mask = 0 if work.on_cpu else 1
     plain = 0 if work.on_cpu else 8 * shape.intermediate  # bytes: the gate in float32, twice
     again = h if work.checkpointing else 0
     moments = [work.width * (forward + again) * n + plain * n]
-    if work.dropout and "down" in roles:  # the input of the MLP, the product, and it with dropout
-        values = h + again + 2 * shape.intermediate
-        moments.append((work.width * values + of_mask * shape.intermediate) * n)
     moments += (work.width * again * n + one for one in _backward(shape, roles, work))
     return max(moments)
 
