@@ -42,7 +42,7 @@ def trunk_of_(
         compile_layers_(model)
     if kernels == "liger":
         use_liger_(model, device)
-    if trunk is None or trunk.unusual or config.lora.dropout:
+    if trunk is None or trunk.unusual:
         use_segments_(model)
         run.forget_()
         if config.data.packing:

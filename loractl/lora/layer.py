@@ -102,8 +102,8 @@ class LoraLayer(nn.Module):
         return self.adapt(x, y) if self.enabled else y
 
     def as_linear(self) -> Linear | None:
-        """The layer as one product with a thin update, None where it is more than that: dropout, a
-        trained or quantized weight, a hook, another formula."""
+        """The layer as one product with a thin update, None where it is more than that: a trained
+        or quantized weight, a hook, another formula."""
         return None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
@@ -164,14 +164,15 @@ class LoraLinear(LoraLayer):
         base = self.base
         plain = type(base) is nn.Linear or (self.transposed and type(base).__name__ == "Conv1D")
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
-        drops = self.dropout > 0 and self.training
         own_formula = type(self).adapt is not LoraLinear.adapt
-        if not plain or hooked or drops or own_formula or not self.enabled:
+        if not plain or hooked or own_formula or not self.enabled:
             return None
         weight, bias = self.weight, self.bias
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        return Linear(weight.T if self.transposed else weight, bias, self.factors, self.scale)
+        dropout = self.dropout if self.training else 0.0
+        laid = weight.T if self.transposed else weight
+        return Linear(laid, bias, self.factors, self.scale, dropout)
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         return self.with_update(self.dropped(x), y)

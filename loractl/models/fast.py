@@ -44,7 +44,7 @@ class Trunk:
         if not self.unusual:
             try:
                 return _hidden(self._model, batch.without_padding(), self._cache)
-            except Unusual:  # as with dropout in training, which evaluation does not have
+            except Unusual:  # a hook that came later, say
                 pass
         return hidden_states(self._model, batch), batch
 
@@ -71,17 +71,18 @@ def _why_not(model: "PreTrainedModel", run: ShortRun) -> str:
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear:  # then loss and gradients come from the model as a whole
         return f"its head is a {type(head).__name__}"
+    was_training = model.training
     try:
-        layers = [read_layer(layer, f"layers.{i}") for i, layer in enumerate(trunk.layers)]
+        model.train()  # what training alone has must show, as dropout of attention
+        if not _layers(trunk):
+            return "it has no layers"
+        model.eval()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            theirs, (ours, _) = run.shown.hidden, _hidden(model, run.shown.batch)
     except Unusual as found:
         return str(found)
-    if not layers:
-        return "it has no layers"
-    theirs, was_training = run.shown.hidden, model.training
-    model.eval()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        ours, _ = _hidden(model, run.shown.batch)
-    model.train(was_training)
+    finally:
+        model.train(was_training)
     # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
     allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
     off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
@@ -104,7 +105,9 @@ def _hidden(
     """Raises Unusual where a layer is not what the fast one computes."""
     trunk: Any = model.base_model
     layers = _layers(trunk)
-    shared = shared_start(whole)
+    # With dropout the copies of a start are not alike: each has masks of its own.
+    drops = any(linear.dropout for layer in layers for linear in layer.linears)
+    shared = 0 if drops else shared_start(whole)
     batch, kept = once(whole, shared) if shared else (whole, None)
     first = 0
     if cache is not None and batch.examples:

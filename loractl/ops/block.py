@@ -17,11 +17,13 @@ from torch import Tensor
 from loractl.ops import pieces
 from loractl.ops.attention import attention_backward, attention_forward
 from loractl.ops.blocklayer import Layer, Norm, Place
+from loractl.ops.dropout import Mask
 from loractl.ops.lora_linear import (
     Pair,
     Thin,
     factor_gradients,
     input_gradient,
+    masks_of,
     project,
     thin_gradient,
     thin_of,
@@ -64,14 +66,12 @@ class _Thins:
     down: Thin
 
 
-def _thins(layer: Layer, pairs: Sequence[Pair], dtype: torch.dtype) -> _Thins:
-    q, k, v, o, gate, up, down = layer.linears
-    return _Thins(
-        thin_of([q, k, v], pairs[:3], dtype),
-        thin_of([o], pairs[3:4], dtype),
-        thin_of([gate, up], pairs[4:6], dtype),
-        thin_of([down], pairs[6:], dtype),
-    )
+def _thins(
+    layer: Layer, factors: Sequence[Tensor | None], masks: Sequence[Mask | None], dtype: torch.dtype
+) -> _Thins:
+    pairs = list(zip(factors[::2], factors[1::2], strict=True))
+    groups = (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))  # q, k, v; o; gate, up; down
+    return _Thins(*(thin_of(layer.linears[g], pairs[g], masks[g], dtype) for g in groups))
 
 
 def _normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -219,10 +219,10 @@ def _backward(
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: Layer, place: Place, checkpoint: bool, *factors: Tensor | None
-    ) -> Tensor:
-        pairs = list(zip(factors[::2], factors[1::2], strict=True))
-        thins = _thins(layer, pairs, x.dtype)
+        ctx: Any, x: Tensor, layer: Layer, place: Place, masks: Sequence[Mask | None],
+        checkpoint: bool, *factors: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        thins = _thins(layer, factors, masks, x.dtype)
         y, kept = _forward(x, layer, thins, place)
         ctx.save_for_backward(x)
         ctx.layer, ctx.place, ctx.thins = layer, place, thins
@@ -238,7 +238,7 @@ class _Block(torch.autograd.Function):
         dx, pairs = _backward(
             dy, x, ctx.layer, ctx.thins, kept, ctx.place, to_input=ctx.needs_input_grad[0]
         )
-        return dx, None, None, None, *(gradient for pair in pairs for gradient in pair)
+        return dx, None, None, None, None, *(gradient for pair in pairs for gradient in pair)
 
 
 def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) -> Tensor:
@@ -249,8 +249,8 @@ def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) ->
     grows = torch.is_grad_enabled() and (
         x.requires_grad or any(one is not None and one.requires_grad for one in factors)
     )
+    masks = masks_of(layer.linears)
     if not grows:
-        pairs = list(zip(factors[::2], factors[1::2], strict=True))
-        return _forward(x, layer, _thins(layer, pairs, x.dtype), place)[0]
-    y: Tensor = _Block.apply(x, layer, place, checkpoint, *factors)  # type: ignore[no-untyped-call]
+        return _forward(x, layer, _thins(layer, factors, masks, x.dtype), place)[0]
+    y: Tensor = _Block.apply(x, layer, place, masks, checkpoint, *factors)  # type: ignore[no-untyped-call]
     return y

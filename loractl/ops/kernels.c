@@ -273,6 +273,42 @@ void gated_backward(number *dact, size dact_row, number *gate, size gate_row, nu
     }
 }
 
+/* ---- dropout --------------------------------------------------------------------------------- */
+
+/* The hash "lowbias32" of Wellons (2018, "Prospecting for hash functions"), without its last step,
+   which changes only the lower half: what follows compares. dropout.py has it too. */
+INLINE uint32_t mixed(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352d;
+    x ^= x >> 15;
+    return x * 0x846ca68b;
+}
+
+/* Each row has a key, each column a multiple of 2^32 over the golden ratio. What falls is masked
+   out by its bits: by a choice, the loop for bf16 is not vectorised and takes ten times as long. */
+INLINE void dropout_row(const number *x, number *y, uint32_t key, int32_t bound, float scale,
+                        size d, int add) {
+    SIMD for (size i = 0; i < d; i++) {
+        int32_t hash = (int32_t)mixed(key ^ ((uint32_t)i * 0x9e3779b9));
+        uint32_t bits = to_bits(get(x, i) * scale);
+        float kept = from_bits(bits & -(uint32_t)(hash >= bound));
+        put(y, i, add ? get(y, i) + kept : kept);
+    }
+}
+
+/* y = dropout of x, or y += it. */
+void dropout(const number *x, size x_row, number *y, size y_row, size n, size d, uint32_t low,
+             uint32_t high, int32_t bound, float scale, int add, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * d > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        uint32_t key = mixed(mixed((uint32_t)i + low) ^ high);
+        if (add)
+            dropout_row(x + i * x_row, y + i * y_row, key, bound, scale, d, 1);
+        else
+            dropout_row(x + i * x_row, y + i * y_row, key, bound, scale, d, 0);
+    }
+}
+
 /* ---- softmax and loss ------------------------------------------------------------------------ */
 
 #define BLOCK 2048 /* numbers that the first level of the cache keeps between two loops */

@@ -30,6 +30,7 @@ FLAGS = (
 DEFINES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
 POINTER, SIZE, REAL, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+WORD = ctypes.c_uint32
 MATRIX = (POINTER, SIZE)  # and the stride of its rows
 HEADS = (POINTER, SIZE, SIZE)  # and the strides of its rows and of the heads in them
 ARGUMENTS: dict[str, tuple[type, ...]] = {
@@ -38,6 +39,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rotary": (*HEADS, *MATRIX, *MATRIX, *[SIZE] * 3, INT, INT),
     "gated": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "gated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
+    "dropout": (*MATRIX * 2, SIZE, SIZE, WORD, WORD, INT, REAL, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
 """The parameters of each function of kernels.c, in order."""

@@ -6,6 +6,7 @@ allocator gives out.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from loractl.lora.ranks import ModuleRank, layer_of
@@ -68,6 +69,8 @@ def _by_hand(
 def _by_transformers(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
+    if framework.own_ops and work.formula != "dora" and not (work.quantized or shape.experts):
+        work = replace(work, dropout=0.0)  # `lora_linear` keeps nothing of it
     lowest, by_layer = _lowest(shape, adapted, work), _roles_by_layer(shape, adapted)
     costs: dict[str, float] = {}  # blocks with the same adapters keep as much
     per_layer = []

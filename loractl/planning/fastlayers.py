@@ -26,7 +26,7 @@ OF_FINAL_NORM = 20
 
 def takes(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework) -> bool:
     """Whether a run goes through these layers; where not, through those of transformers."""
-    special = work.full or work.quantized or work.dropout > 0
+    special = work.full or work.quantized
     own_head = work.whole_head or shape.head in adapted  # then transformers' model runs as a whole
     return (
         framework.own_ops
@@ -89,19 +89,33 @@ def _backward(shape: ModelShape, roles: Roles, work: Work) -> Iterator[int]:
     of_qkv, of_o, of_mlp, of_down = (
         sum(roles[role][0] for role in group if role in roles) for group in GROUPS
     )
+    drop_qkv, drop_o, drop_mlp, drop_down = (_dropping(roles, group, work) for group in GROUPS)
     dy = h
     d_out = h if _scaled(shape) or _sandwiched(shape) else 0
     # Formulas of torch in place of the loops of kernels.c, as on CUDA: their float32 steps.
     of_norm, of_gate, of_rotary = (0, 0, 0) if work.on_cpu else _plain(w)
     yield (w * (dy + d_out + of_down + shape.intermediate) + of_gate * shape.intermediate) * n
+    yield (w * (dy + d_out + of_down + shape.intermediate) + drop_down) * n
+    yield (w * (dy + d_out + of_mlp + 2 * h) + drop_mlp) * n
     yield (w * (dy + d_out + of_mlp + 3 * h) + of_norm * h) * n  # d_middle, the norm, its gradient
     before = dy + h + d_out + of_o + q  # with d_middle and d_attended
+    yield (w * before + drop_o) * n
     yield w * before * n + _attention_backward(shape, work)
     after = before + q + 2 * kv  # dq, dk, dv
     yield (w * after + of_rotary * q) * n
     if shape.qk_norm:
         yield (w * (after + q) + of_norm * q) * n
-    yield (w * (dy + h + q + 2 * kv + of_qkv + 2 * h) + of_norm * h) * n
+    yield (w * (dy + h + q + 2 * kv + of_qkv + 2 * h) + max(of_norm * h, drop_qkv)) * n
+
+
+def _dropping(roles: Roles, group: tuple[str, ...], work: Work) -> int:
+    """Bytes a token that layers of one input take, one after another, while the gradient of that
+    input is made: what goes through the adapter; in formulas of torch also it with dropout, and
+    the mask."""
+    d_in = max((roles[role][1] for role in group if role in roles), default=0)
+    if not work.dropout:
+        return 0
+    return d_in * (work.width if work.on_cpu else 2 * work.width + 1)
 
 
 def _plain(width: int) -> tuple[int, int, int]:

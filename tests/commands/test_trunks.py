@@ -13,6 +13,7 @@ from tests.commands.test_train import rows_of, timeless, tree
 Make = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
 UPPER = "lora: {layers: [1]}"
+DROPPING = "lora: {layers: [1], dropout: 0.1}"
 LONG = "train: {steps: 6, save_every: 3}"
 
 
@@ -20,10 +21,11 @@ def train(config: Path, *options: str) -> int:
     return main(["train", str(config), *options])
 
 
+@pytest.mark.parametrize("lora", [UPPER, DROPPING])
 def test_a_run_that_keeps_the_frozen_layers_learns_what_one_that_does_not_learns(
-    config_file: Make, tmp_path: Path, capsys: Capture
+    lora: str, config_file: Make, tmp_path: Path, capsys: Capture
 ) -> None:
-    config = config_file(UPPER, LONG)
+    config = config_file(lora, LONG)
     assert train(config, "--out", str(tmp_path / "kept")) == 0
     said = capsys.readouterr().err
     assert "what the lowest 1 layers compute (" in said and "kept in" in said
@@ -39,8 +41,11 @@ def test_a_run_that_keeps_the_frozen_layers_learns_what_one_that_does_not_learns
     assert set(left) <= {"tokens", "kernels"}, "the file of the run has no name"
 
 
-def test_a_run_that_keeps_them_is_resumed_bit_for_bit(config_file: Make, tmp_path: Path) -> None:
-    config = config_file(UPPER, LONG)
+@pytest.mark.parametrize("lora", [UPPER, DROPPING])
+def test_a_run_that_keeps_them_is_resumed_bit_for_bit(
+    lora: str, config_file: Make, tmp_path: Path
+) -> None:
+    config = config_file(lora, LONG)
     assert train(config, "--out", str(tmp_path / "whole")) == 0
     short = ("--set", "train.steps=3", "--out", str(tmp_path / "cut"))
     assert train(config, *short, "--set", "train.schedule=constant") == 0
@@ -64,8 +69,9 @@ def test_nothing_is_kept_where_it_never_comes_again_or_does_not_fit(
 
 
 def test_a_run_says_which_layers_compute(config_file: Make, base: Make, capsys: Capture) -> None:
-    assert train(config_file()) == 0
-    assert "layers   fast ones" in capsys.readouterr().err
+    for sections in ((), ("lora: {dropout: 0.05}",)):
+        assert train(config_file(*sections), "--overwrite") == 0
+        assert "layers   fast ones" in capsys.readouterr().err
     assert (
         train(config_file("lora: {target_modules: [c_attn]}", model=base("gpt2")), "--overwrite")
         == 0

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from loractl.ops.dropout import Mask, draw, fallen
 from loractl.ops.lora_linear import (
     Linear,
     factor_gradients,
     input_gradient,
     lora_linear,
+    masks_of,
     project,
     thin_gradient,
     thin_of,
@@ -23,6 +25,15 @@ def naive(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
 ) -> Tensor:
     return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+
+
+def with_zeros(x: Tensor, mask: Mask | None) -> Tensor:
+    """Dropout of x (..., d) as the paper of dropout writes it: a product with zeros and scales."""
+    if mask is None:
+        return x
+    n = x.numel() // x.shape[-1]
+    keeps = ~fallen(mask, n, x.shape[-1], device=x.device).view(x.shape)
+    return x * keeps / (1 - mask.share)
 
 
 def made(dtype: torch.dtype, *, bias: bool = True) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -70,17 +81,43 @@ def test_in_bfloat16_the_factors_stay_float32_and_so_do_their_gradients() -> Non
         assert (rounded.double() - one.grad).norm() < 0.02 * one.grad.norm()
 
 
-def test_only_the_input_and_the_thin_product_are_kept() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_only_the_input_and_the_thin_product_are_kept(dropout: float) -> None:
     weight, b, A, B = made(torch.float32)
     x = torch.randn(50, D_IN, requires_grad=True)
     kept: list[Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
-        lora_linear(x, Linear(weight, b, lambda: (A, B), SCALE))
+        lora_linear(x, Linear(weight, b, lambda: (A, B), SCALE, dropout))
     sizes = sorted(tuple(t.shape) for t in kept)
     assert sizes == sorted([(50, D_IN), (50, RANK), tuple(A.shape), tuple(B.shape)])
 
 
-def test_layers_of_one_input_share_a_stacked_product_and_one_may_have_no_adapter() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_dropout_output_and_gradients_are_those_of_the_formula(bias: bool) -> None:
+    weight, b, A, B = made(torch.float32, bias=bias)
+    x = torch.randn(2, 5, D_IN, requires_grad=True)
+    direction = torch.randn(2, 5, D_OUT)
+    layer = Linear(weight, b, lambda: (A, B), SCALE, dropout=0.4)
+    torch.manual_seed(3)
+    [mask] = masks_of([layer])
+    torch.manual_seed(3)
+    found = lora_linear(x, layer)
+    update = F.linear(F.linear(with_zeros(x, mask), A), B)
+    wanted = F.linear(x, weight, b) + SCALE * update
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * direction).sum(), (x, A, B)),
+        torch.autograd.grad((wanted * direction).sum(), (x, A, B)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(lora_linear(x, layer), found), "the next call has another mask"
+
+
+@pytest.mark.parametrize("dropout", [(0.0, 0.0, 0.0), (0.3, 0.3, 0.3), (0.3, 0.0, 0.0)], ids=str)
+def test_layers_of_one_input_share_a_stacked_product_and_one_may_have_no_adapter(
+    dropout: tuple[float, ...],
+) -> None:
     torch.manual_seed(1)
     x = torch.randn(6, D_IN, requires_grad=True)
     widths, ranks = (7, 5, 4), (3, 0, 2)
@@ -92,12 +129,15 @@ def test_layers_of_one_input_share_a_stacked_product_and_one_may_have_no_adapter
         for width, r in zip(widths, ranks, strict=True)
     ]
     linears = [Linear(weight, None, None, SCALE) for weight in weights]
-    thin = thin_of(linears, pairs, torch.float32)
+    masks = draw(dropout)
+    thin = thin_of(linears, pairs, masks, torch.float32)
     with torch.no_grad():
         outputs, t = project(x, linears, thin)
     wanted = [
-        F.linear(x, weight) if A is None or B is None else naive(x, weight, None, A, B, SCALE)
-        for weight, (A, B) in zip(weights, pairs, strict=True)
+        F.linear(x, weight)
+        if A is None or B is None
+        else F.linear(x, weight) + SCALE * F.linear(F.linear(with_zeros(x, mask), A), B)
+        for weight, (A, B), mask in zip(weights, pairs, masks, strict=True)
     ]
     directions = [torch.randn_like(one) for one in outputs]
     for ours, theirs in zip(outputs, wanted, strict=True):

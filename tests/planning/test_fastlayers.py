@@ -84,6 +84,7 @@ def both(
     checkpointing: bool = False,
     formula: str = "lora",
     starts: bool = False,
+    dropout: float = 0.0,
     on_cpu: bool = True,
     targets: Any = "all-linear",
     **spec: Any,
@@ -94,7 +95,7 @@ def both(
     model = AutoModelForCausalLM.from_config(config).to(dtype).train()
     wanted = RankSpec(RANK, 8, targets, **spec)
     ranks = resolve(wanted, adaptable(model), head=head_name(model))
-    adapted = inject_(model, ranks, formula=formula)
+    adapted = inject_(model, ranks, formula=formula, dropout=dropout)
     for one in adapted.values() if starts else ():
         one.count_from_(one.A.detach().clone(), one.B.detach().clone())
     if checkpointing:
@@ -109,8 +110,8 @@ def both(
     share = n_trained / batch.input_ids.numel()
     work = Work(
         *batch.input_ids.shape, dtype.itemsize, checkpointing=checkpointing, masked=True,
-        trained_share=share, formula=formula, starts=starts, on_cpu=on_cpu, real=batch.n_tokens,
-        longest=max(size for row in rows for size in row),
+        trained_share=share, formula=formula, starts=starts, dropout=dropout, on_cpu=on_cpu,
+        real=batch.n_tokens, longest=max(size for row in rows for size in row),
     )  # fmt: skip
     ours = resolve(wanted, found.kinds, head=found.head)
     predicted = kept(found, ours, work)
@@ -145,7 +146,9 @@ PACKED = ((30, 30, 30), (30, 30))  # masks of blocks of other lengths are small 
     {"targets": ["o_proj"]}, {"targets": ["gate_proj", "up_proj"]}, {"rank_pattern": {"q_proj": 9}},
     {"targets": ["embed_tokens", "q_proj"], "layers": None}, {"formula": "adalora"},
     {"formula": "adalora", "targets": ["q_proj"]}, {"starts": True}, {"rows": PACKED},
-    {"rows": ((96,), (20,), (40,))}, {"rows": PACKED, "checkpointing": True, "layers": "2-3"},
+    {"rows": ((96,), (20,), (40,))}, {"dropout": 0.3}, {"dropout": 0.3, "checkpointing": True},
+    {"dropout": 0.3, "targets": ["o_proj"]},
+    {"rows": PACKED, "checkpointing": True, "layers": "2-3"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_way_to_train_it_is_counted(settings: dict[str, Any], dtype: torch.dtype) -> None:
@@ -157,17 +160,19 @@ def test_every_way_to_train_it_is_counted(settings: dict[str, Any], dtype: torch
         assert highest == pytest.approx(peak, rel=0.015)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [THIN, FAT], ids=["hidden state", "MLP"])
 def test_the_peak_is_counted_wherever_it_lies(
-    sizes: dict[str, Any], dtype: torch.dtype, checkpointing: bool
+    sizes: dict[str, Any], dtype: torch.dtype, checkpointing: bool, dropout: float
 ) -> None:
     for architecture in ("llama", "gemma2", "granite"):
         settings = {**MODELS[architecture], **sizes}
         _, peak, _, highest = both(
-            architecture, settings, dtype=dtype, checkpointing=checkpointing, rows=((200,), (200,))
-        )
+            architecture, settings, dtype=dtype, checkpointing=checkpointing, dropout=dropout,
+            rows=((200,), (200,)),
+        )  # fmt: skip
         assert highest == pytest.approx(peak, rel=0.015)
 
 
@@ -214,7 +219,7 @@ def test_what_keeps_a_run_from_the_fast_layers_is_known_to_the_plan() -> None:
         return fastlayers.takes(found, adapted, plan.work, plan.framework)
 
     assert fast() and fast(method="lora") and fast(has_starts=True)
-    assert not fast("full") and not fast("qlora") and not fast(dropout=0.1)
+    assert fast(dropout=0.1) and not fast("full") and not fast("qlora")
     assert not fast(fast=False)
     assert not fast(target_modules=["q_proj", "lm_head"])
     for names, expected in (

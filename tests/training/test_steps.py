@@ -15,6 +15,7 @@ from loractl.data.batches import BatchPlan, Epochs, windows
 from loractl.errors import NumericError
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
+from loractl.models.fast import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.objective import Objective, loss_sum
 from loractl.records import UNTRAINED, Batch, DataState, Example
@@ -152,12 +153,20 @@ def test_state_is_up_to_date_at_each_yield_and_the_loop_ends_at_its_total(
     assert list(made.run(plan)) == []
 
 
-def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(bench: Callable[..., Bench]) -> None:
+@pytest.mark.parametrize("layers", ["transformers", "fast"])
+def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(
+    layers: str, bench: Callable[..., Bench]
+) -> None:
+    def run(made: Bench) -> Iterator[Step]:
+        trunk = Trunk(made.model)
+        assert trunk.unusual == ""
+        return made.run(plan, Objective(made.model, trunk=trunk if layers == "fast" else None))
+
     plan = BatchPlan(3, 2, 128, packing=True)
     whole = bench(6, dropout=0.3)
-    list(whole.run(plan))
+    list(run(whole))
     cut = bench(6, dropout=0.3)
-    for step in cut.run(plan):
+    for step in run(cut):
         if step.step == 3:
             break
     torch.manual_seed(99)  # whatever else drew numbers in between
@@ -167,10 +176,10 @@ def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(bench: Callable[...
         for name, parameter in again.parameters.items():
             parameter.copy_(cut.parameters[name])
     again.optimizer.load_state_dict(cut.optimizer.state_dict())
-    list(again.run(plan))
+    list(run(again))
     assert all(torch.equal(again.parameters[name], p) for name, p in whole.parameters.items())
     dry = bench(6)
-    list(dry.run(plan))
+    list(run(dry))
     assert any(not torch.equal(dry.parameters[name], p) for name, p in whole.parameters.items())
 
 
