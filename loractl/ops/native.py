@@ -38,6 +38,8 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rotary": (*HEADS, *MATRIX, *MATRIX, *[SIZE] * 3, INT, INT),
     "gated": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "gated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
+    "activated": (*MATRIX * 2, SIZE, SIZE, INT, INT),
+    "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
 """The parameters of each function of kernels.c, in order."""

@@ -14,7 +14,11 @@ FAMILY = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text",
 })  # fmt: skip
 """Architectures that `models/fast.py` has layers for."""
-ACTIVATIONS = frozenset({"silu", "swish", "gelu", "gelu_pytorch_tanh"})
+ACTIVATIONS = frozenset({
+    "silu", "swish", "gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new",
+    "gelu_fast", "gelu_accurate",
+})  # fmt: skip
+"""Those of config.json that `models/activations.py` makes one operation of."""
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Layers that share an input, and so one thin product."""
 UNDER_WAY = 9
