@@ -133,8 +133,9 @@ def _attention_backward(shape: ModelShape, work: Work) -> int:
 
 
 def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
-    """Bytes of the scores of a block of queries and their gradients (`attentionblocks.Scratch`), of
-    the masks of all kinds of blocks, and of one mask while it is made."""
+    """Bytes of the scores of a block of queries, their gradients and a product of them
+    (`attentionblocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
+    made."""
     longest = work.longest_example
     block = min(query_rows(work.width), longest)
     if window is None or window >= longest:
@@ -146,6 +147,8 @@ def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int
     count = 3 if shape.eager else 2  # with a cap its slope
     masks = [queries * (queries + before) for queries, before in sizes]
     scores = work.width * count * shape.heads * block * widest
+    if shape.kv_heads == shape.heads and work.on_cpu and work.width == 4:
+        scores += work.width * shape.heads * max(block, widest) * shape.head_dim
     return scores, work.width * sum(masks), UNDER_WAY * max(masks)
 
 
