@@ -7,6 +7,7 @@ from loractl.artifacts import files
 from loractl.config import RunConfig
 from loractl.data import batches
 from loractl.data.store import lengths_of
+from loractl.models.activations import fuse_activations_
 from loractl.models.attention import use_segments_
 from loractl.models.fast import Trunk
 from loractl.models.forward import check_isolation
@@ -32,9 +33,9 @@ def trunk_of_(
 ) -> Trunk | None:
     """The way to hidden states of a run with adapters; None where transformers' own is taken.
 
-    Where transformers' own layers are to run, they attend by segments if they can. Raises
-    ModelError where packed examples would change each other; the fast layers keep them apart.
-    `run` is of this model as it is.
+    Where transformers' own layers are to run, they attend by segments if they can, with
+    activations in one operation each. Raises ModelError where packed examples would change each
+    other; the fast layers keep them apart. `run` is of this model as it is.
     """
     kernels, device = config.train.kernels, next(model.parameters()).device
     trunk = Trunk(model, run) if config.method != "full" and kernels == "auto" else None
@@ -43,6 +44,8 @@ def trunk_of_(
     if kernels == "liger":
         use_liger_(model, device)
     if trunk is None or trunk.unusual:
+        if kernels == "auto":
+            fuse_activations_(model)
         use_segments_(model)
         run.forget_()
         if config.data.packing:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from loractl.models.activations import activation_of
 from loractl.ops.blocklayer import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
-from loractl.ops.pieces import Activation
 
 
 class Unusual(Exception):
@@ -26,12 +26,6 @@ FAMILY = {
 """Classes of transformers whose layers are read here."""
 SANDWICHED = {"Gemma2DecoderLayer", "Gemma3DecoderLayer"}
 """Those with a norm before and one behind attention and MLP."""
-ACTIVATIONS: dict[str, Activation] = {
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "GELUTanh": "gelu_tanh",
-    "GELUActivation": "gelu",
-}
 
 
 def read_layer(layer: nn.Module, path: str) -> Layer:
@@ -66,7 +60,7 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
 
 def _shape(layer: Any, attention: Any, mlp: Any, path: str) -> Shape:
     config = attention.config
-    activation = ACTIVATIONS.get(type(mlp.act_fn).__name__)
+    activation = activation_of(mlp.act_fn)
     if activation is None:
         raise Unusual(f"{path}.mlp uses {type(mlp.act_fn).__name__}")
     if not getattr(attention, "is_causal", True):

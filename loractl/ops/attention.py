@@ -40,7 +40,7 @@ def attention_forward(
     kv_heads, heads, tokens = k.shape[1], q.shape[1], q.shape[0]
     queries, keys, values = _grouped(q, kv_heads), k.transpose(0, 1), v.transpose(0, 1)
     out = _empty_grouped(queries, v.shape[2])
-    scratch = blocks.Scratch.of(queries, segments.longest, form, backward=False)
+    scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=False)
     for start, stop in segments.spans:
         blocks.forward_(
             queries[:, start:stop],
@@ -78,7 +78,7 @@ def attention_backward(
     douts = _grouped(dout, kv_heads)
     dq = _empty_grouped(queries, q.shape[2])
     dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-    scratch = blocks.Scratch.of(queries, segments.longest, form, backward=True)
+    scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=True)
     for start, stop in segments.spans:
         k_seen, v_seen = (_seen(x, segments, start, stop) for x in (keys, values))
         shared = segments.before(start)

@@ -309,6 +309,48 @@ void dropout(const number *x, size x_row, number *y, size y_row, size n, size d,
     }
 }
 
+/* ---- activation alone ------------------------------------------------------------------------- */
+
+INLINE void activated_row(const number *x, number *y, size m, int activation) {
+    SIMD for (size i = 0; i < m; i++) put(y, i, curve(get(x, i), activation).value);
+}
+
+INLINE void activated_backward_row(const number *dy, const number *x, number *dx, size m,
+                                   int activation) {
+    SIMD for (size i = 0; i < m; i++) put(dx, i, get(dy, i) * curve(get(x, i), activation).slope);
+}
+
+void activated(const number *x, size x_row, number *y, size y_row, size n, size m, int activation,
+               int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * m > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        const number *from = x + i * x_row;
+        number *to = y + i * y_row;
+        if (activation == SILU)
+            activated_row(from, to, m, SILU);
+        else if (activation == GELU_TANH)
+            activated_row(from, to, m, GELU_TANH);
+        else
+            activated_row(from, to, m, GELU);
+    }
+}
+
+/* dx may be dy or x. */
+void activated_backward(const number *dy, size dy_row, const number *x, size x_row, number *dx,
+                        size dx_row, size n, size m, int activation, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * m > ENOUGH)
+    for (size i = 0; i < n; i++) {
+        const number *d = dy + i * dy_row, *from = x + i * x_row;
+        number *to = dx + i * dx_row;
+        if (activation == SILU)
+            activated_backward_row(d, from, to, m, SILU);
+        else if (activation == GELU_TANH)
+            activated_backward_row(d, from, to, m, GELU_TANH);
+        else
+            activated_backward_row(d, from, to, m, GELU);
+    }
+}
+
 /* ---- softmax and loss ------------------------------------------------------------------------ */
 
 #define BLOCK 2048 /* numbers that the first level of the cache keeps between two loops */

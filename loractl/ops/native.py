@@ -40,6 +40,8 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "gated": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "gated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "dropout": (*MATRIX * 2, SIZE, SIZE, WORD, WORD, INT, REAL, INT, INT),
+    "activated": (*MATRIX * 2, SIZE, SIZE, INT, INT),
+    "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
 """The parameters of each function of kernels.c, in order."""

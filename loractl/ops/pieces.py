@@ -179,6 +179,33 @@ def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activ
     dact.copy_(product)
 
 
+def activated(x: Tensor, *, activation: Activation, out: Tensor | None = None) -> Tensor:
+    """act(x) of x (N, m)."""
+    if found := _library(x, out):
+        y, (n, m) = _like(x, out), x.shape
+        found.activated(
+            *(*_matrix(x), *_matrix(y), n, m),
+            *(ACTIVATIONS.index(activation), torch.get_num_threads()),
+        )
+        return y
+    return _into(out, _curve(x, activation))
+
+
+def activated_backward(
+    dy: Tensor, x: Tensor, *, activation: Activation, out: Tensor | None = None
+) -> Tensor:
+    """The gradient of x (N, m) from that of act(x); `out` may be either of the two."""
+    assert dy.shape == x.shape, (dy.shape, x.shape)
+    if found := _library(dy, x, out):
+        dx, (n, m) = _like(x, out), x.shape
+        found.activated_backward(
+            *(*_matrix(dy), *_matrix(x), *_matrix(dx), n, m),
+            *(ACTIVATIONS.index(activation), torch.get_num_threads()),
+        )
+        return dx
+    return _into(out, _curve_backward(dy, x, activation))
+
+
 def _curve(g: Tensor, activation: Activation) -> Tensor:
     if activation == "silu":
         return F.silu(g)

@@ -14,7 +14,11 @@ FAMILY = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text",
 })  # fmt: skip
 """Architectures that `models/fast.py` has layers for."""
-ACTIVATIONS = frozenset({"silu", "swish", "gelu", "gelu_pytorch_tanh"})
+ACTIVATIONS = frozenset({
+    "silu", "swish", "gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new",
+    "gelu_fast", "gelu_accurate",
+})  # fmt: skip
+"""Those of config.json that `models/activations.py` makes one operation of."""
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Layers that share an input, and so one thin product."""
 UNDER_WAY = 9
@@ -143,8 +147,9 @@ def _attention_backward(shape: ModelShape, work: Work) -> int:
 
 
 def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
-    """Bytes of the scores of a block of queries and their gradients (`attentionblocks.Scratch`), of
-    the masks of all kinds of blocks, and of one mask while it is made."""
+    """Bytes of the scores of a block of queries, their gradients and a product of them
+    (`attentionblocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
+    made."""
     longest = work.longest_example
     block = min(query_rows(work.width), longest)
     if window is None or window >= longest:
@@ -156,6 +161,8 @@ def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int
     count = 3 if shape.eager else 2  # with a cap its slope
     masks = [queries * (queries + before) for queries, before in sizes]
     scores = work.width * count * shape.heads * block * widest
+    if shape.kv_heads == shape.heads and work.on_cpu and work.width == 4:
+        scores += work.width * shape.heads * max(block, widest) * shape.head_dim
     return scores, work.width * sum(masks), UNDER_WAY * max(masks)
 
 

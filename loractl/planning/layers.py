@@ -12,7 +12,10 @@ from loractl.planning.frameworks import Framework
 from loractl.planning.work import INTO_MLP, OUT_OF_MLP, QKV, Roles, Work
 
 EXPERTS = ("experts_up", "experts_down")
-KEPT_BY_ACTIVATION = {"gelu_new": 4, "quick_gelu": 2}
+KEPT_BY_ACTIVATION = {
+    "gelu_new": 4, "gelu_accurate": 4, "gelu_python_tanh": 4, "gelu_python": 3, "gelu_fast": 7,
+    "gelu_10": 2, "quick_gelu": 2,
+}  # fmt: skip
 """Values kept a value, where it is not one: the steps of a formula written out in Python."""
 BY_SEGMENTS = frozenset({
     "llama", "granite", "smollm3", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
@@ -178,7 +181,8 @@ def _mlp(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> f
         # Adapters keep what enters them, and their thin products.
         one += sum(roles[r][0] + roles[r][1] for r in EXPERTS if r in roles)
         return w * one * shape.experts.active + 4 * shape.experts.count
-    factor = KEPT_BY_ACTIVATION.get(shape.activation, 1)
+    fused = framework.own_ops and work.fused and shape.activation in fastlayers.ACTIVATIONS
+    factor = 1 if fused else KEPT_BY_ACTIVATION.get(shape.activation, 1)
     if shape.gated:
         return w * inner * (factor + 2 + (1 if last else 0))
     # What relu keeps is its output, which is what the next layer would keep.

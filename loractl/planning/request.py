@@ -43,6 +43,7 @@ class Request:
     trained_share: float = 1.0
     eager: bool = False
     fast: bool = True  # hand-written layers, where a run can have them
+    fused: bool = True  # activations in one operation each
     real_tokens: int | None = None  # of the micro-batch, apart from padding, where it is known
     longest: int | None = None  # tokens of its longest example, likewise
     framework: str = "loractl"
@@ -83,6 +84,7 @@ def of_config(config: "RunConfig", *, dtype: str) -> Request:
         has_starts=lora.init in ("pissa", "olora"),
         modules_to_save=tuple(settings["modules_to_save"]),
         fast=train.kernels == "auto",
+        fused=train.kernels == "auto",
     )
 
 
@@ -121,6 +123,7 @@ def plan_of(
         starts=request.has_starts and not full,
         whole_head=_named(shape, "head", whole),
         whole_embedding=_named(shape, "embedding", whole),
+        fused=request.fused,
         fast=request.fast and all(_is_outside(shape, name) for name in whole),
         real=request.real_tokens,
         longest=request.longest,

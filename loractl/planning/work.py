@@ -31,6 +31,7 @@ class Work:
     whole_head: bool = False  # the head is trained whole beside adapters
     whole_embedding: bool = False  # likewise
     fast: bool = True  # through hand-written layers, where they serve
+    fused: bool = True  # activations in one operation each
     on_cpu: bool = False
     real: int | None = None  # tokens apart from padding, where that is known
     longest: int | None = None  # tokens of the longest example, where that is known

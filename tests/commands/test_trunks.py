@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from loractl import configfile
 from loractl.artifacts import files
 from loractl.cli import main
+from loractl.commands.assemble import assemble
+from loractl.models.activations import Fused
 from loractl.places import cache_home
+from loractl.records import DataState
 from tests.commands.test_train import rows_of, timeless, tree
 
 Make = Callable[..., Path]
@@ -66,6 +70,22 @@ def test_nothing_is_kept_where_it_never_comes_again_or_does_not_fit(
     monkeypatch.setattr(files, "free", lambda path: 128 << 10)  # under twice 86 KiB
     assert train(config_file(UPPER, LONG), "--overwrite") == 0
     assert "is not kept for later epochs: 128 KiB are free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "method"), [("gpt2", "lora"), ("llama", "dora")])
+def test_where_transformers_layers_run_activations_are_fused_unless_all_is_to_be_plain(
+    name: str, method: str, config_file: Make, base: Make
+) -> None:
+    options = ("lora: {target_modules: all-linear}", f"method: {method}")
+    losses = []
+    for kernels, expected in (("auto", 2), ("plain", 0)):
+        path = config_file(*options, f"train: {{kernels: {kernels}}}", model=base(name))
+        session = assemble(configfile.load(path))
+        assert sum(isinstance(one, Fused) for one in session.model.modules()) == expected
+        session.model.eval()
+        [batch], _ = next(session.windows(DataState(0, 0)))
+        losses.append(session.loss(batch)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_run_says_which_layers_compute(config_file: Make, base: Make, capsys: Capture) -> None:

@@ -247,6 +247,27 @@ def test_the_curves_of_the_library_keep_their_precision_far_below_zero(
     assert worst < (4e-7 if activation == "silu" else 2e-6)
 
 
+# ---- activation alone
+
+
+@pytest.mark.parametrize("shape", ROWS, ids=str)
+@pytest.mark.parametrize("activation", pieces.ACTIVATIONS)
+def test_an_activation_and_its_gradient_are_those_of_transformers(
+    way: str, activation: pieces.Activation, shape: tuple[int, int]
+) -> None:
+    x, dy = normal(*shape) * 4, normal(*shape, seed=1)
+    leaf = x.double().requires_grad_()
+    expected = ACT2FN[TRANSFORMERS_NAME[activation]](leaf)
+    expected.backward(dy.double())
+    rows, out = view(x), view(torch.zeros(shape))
+    assert pieces.activated(rows, activation=activation, out=out) is out
+    close(out, expected.detach())
+    dx = view(dy)
+    assert pieces.activated_backward(dx, rows, activation=activation, out=dx) is dx
+    close(dx, leaf.grad, atol=2e-6 if way == "library" else 1e-5)
+    assert untouched(out) and untouched(dx) and torch.equal(rows, x)
+
+
 # ---- loss
 
 
@@ -347,6 +368,8 @@ def every_piece(dtype: torch.dtype) -> list[Tensor]:
         results.append(pieces.gated(gate, up, activation=activation))
         pieces.gated_backward_(d, gate, up, activation=activation)
         results += [d, gate, up]
+        results.append(pieces.activated(x, activation=activation))
+        results.append(pieces.activated_backward(dy, x, activation=activation))
     for softcap in (None, 5.0):
         logits = normal(9, 3000, dtype=dtype)
         targets = torch.arange(9)
