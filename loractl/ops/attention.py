@@ -1,7 +1,8 @@
 """Attention in which the examples of a packed row see themselves only, and cost only that.
 
 Plain functions for layers that are written by hand, and one that autograd knows. Products and masks
-are in attentionblocks.py, torch's kernels for CUDA in attentionvarlen.py.
+are in attentionblocks.py, how examples are put together in attentionpack.py, torch's kernels for
+CUDA in attentionvarlen.py.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from loractl.ops import attentionblocks as blocks
 from loractl.ops import attentionvarlen as varlen
 from loractl.ops.attentionblocks import Form
+from loractl.ops.attentionpack import Pack, pack_of
 from loractl.ops.segments import Segments
 
 
@@ -37,19 +39,21 @@ def attention_forward(
     form = _form(segments, scale, window, softcap)
     if varlen.fits(q, v, form):
         return varlen.forward(q, k, v, segments, form)
-    kv_heads, heads, tokens = k.shape[1], q.shape[1], q.shape[0]
-    queries, keys, values = _grouped(q, kv_heads), k.transpose(0, 1), v.transpose(0, 1)
-    out = _empty_grouped(queries, v.shape[2])
+    if q.shape[1] > k.shape[1]:
+        return _packed(q, k, v, pack_of(q, k, segments), form), q.new_empty(0)
+    queries, keys, values = _headwise(q)[:, :, None], _headwise(k), _headwise(v)
+    out = q.new_empty(*q.shape[:2], v.shape[2])  # (tokens, heads, dv)
     scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=False)
+    results = _headwise(out)[:, :, None]
     for start, stop in segments.spans:
         blocks.forward_(
             queries[:, start:stop],
             _seen(keys, segments, start, stop),
             _seen(values, segments, start, stop),
-            out[:, start:stop],
+            results[:, start:stop],
             scratch,
         )
-    return out.transpose(0, 1).reshape(tokens, heads, -1), q.new_empty(0)
+    return out, q.new_empty(0)
 
 
 def attention_backward(
@@ -73,11 +77,15 @@ def attention_backward(
     form = _form(segments, scale, window, softcap)
     if varlen.fits(q, v, form):
         return varlen.backward(dout, q, k, v, out, saved, segments, form)
-    kv_heads = k.shape[1]
-    queries, keys, values = _grouped(q, kv_heads), k.transpose(0, 1), v.transpose(0, 1)
-    douts = _grouped(dout, kv_heads)
-    dq = _empty_grouped(queries, q.shape[2])
+    if q.shape[1] > k.shape[1]:
+        pack = pack_of(q, k, segments)
+        slots = _packed_gradients(dout, q, k, v, pack, form)
+        return pack.of_queries(slots[0]), pack.of_keys(slots[1]), pack.of_keys(slots[2])
+    douts, queries = _headwise(dout)[:, :, None], _headwise(q)[:, :, None]
+    keys, values = _headwise(k), _headwise(v)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    dqueries = _headwise(dq)[:, :, None]
     scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=True)
     for start, stop in segments.spans:
         k_seen, v_seen = (_seen(x, segments, start, stop) for x in (keys, values))
@@ -88,13 +96,41 @@ def attention_backward(
         )
         blocks.backward_(
             douts[:, start:stop], queries[:, start:stop], k_seen, v_seen,
-            dq[:, start:stop], dk_seen, dv_seen, scratch,
+            dqueries[:, start:stop], dk_seen, dv_seen, scratch,
         )  # fmt: skip
         if shared:
             for dx, found in ((dk, dk_seen), (dv, dv_seen)):
                 dx[:shared] += found[:, :shared].transpose(0, 1)
                 dx[start:stop] = found[:, shared:].transpose(0, 1)
-    return dq.transpose(0, 1).reshape(q.shape), dk, dv
+    return dq, dk, dv
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form) -> Tensor:
+    """out (tokens, heads, dv) where several query heads read one kv head."""
+    queries, keys, values = pack.queries(q), pack.keys(k), pack.keys(v)
+    out = queries.new_empty(len(queries), v.shape[2])
+    q_views, k_views = pack.query_views(queries), pack.key_views(keys)
+    scratch = blocks.Scratch.packed(q_views, k_views, form, backward=False)
+    groups = zip(q_views, k_views, pack.key_views(values), pack.query_views(out), strict=True)
+    for one in groups:
+        blocks.forward_(*one, scratch)
+    return pack.of_queries(out)
+
+
+def _packed_gradients(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of q, k and v, in slots."""
+    queries, keys, values = pack.queries(q), pack.keys(k), pack.keys(v)
+    douts, dq = pack.gradients(dout), torch.empty_like(queries)
+    dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+    q_views, k_views = pack.query_views(queries), pack.key_views(keys)
+    scratch = blocks.Scratch.packed(q_views, k_views, form, backward=True)
+    inputs = zip(pack.query_views(douts), q_views, k_views, pack.key_views(values), strict=True)
+    results = zip(pack.query_views(dq), pack.key_views(dk), pack.key_views(dv), strict=True)
+    for given, into in zip(inputs, results, strict=True):
+        blocks.backward_(*given, *into, scratch)
+    return dq, dk, dv
 
 
 def segment_attention(
@@ -157,19 +193,6 @@ def _form(segments: Segments, scale: float, window: int | None, softcap: float |
     return Form(scale, None if window is None or window >= segments.longest else window, softcap)
 
 
-def _grouped(x: Tensor, kv_heads: int) -> Tensor:
-    """(tokens, heads, d) -> (kv_heads, tokens, group, d): head kv * group + i reads kv head kv.
-
-    A view where each kv head has one query head, else a copy: tokens and group become rows of one
-    matrix.
-    """
-    grouped = x.view(len(x), kv_heads, -1, x.shape[2]).transpose(0, 1)
-    return grouped if grouped.shape[2] == 1 else grouped.contiguous()
-
-
-def _empty_grouped(q: Tensor, width: int) -> Tensor:
-    """An empty (kv_heads, tokens, group, width) whose transpose is flat where group is 1."""
-    kv_heads, tokens, group, _ = q.shape
-    if group == 1:
-        return q.new_empty(tokens, kv_heads, 1, width).transpose(0, 1)
-    return q.new_empty(kv_heads, tokens, group, width)
+def _headwise(x: Tensor) -> Tensor:
+    """(tokens, heads, d) -> (heads, tokens, d), in place."""
+    return x.transpose(0, 1)

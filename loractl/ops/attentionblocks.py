@@ -1,13 +1,14 @@
-"""Causal attention of one example through plain matrix products, a block of queries at a time.
+"""Causal attention through plain matrix products, a block of queries at a time.
 
 Short examples are faster this way than through torch's fused kernel, and a sliding window or a cap
 on the scores costs next to nothing. The query heads of a group stand beside each other as rows, so
-that keys and values are never repeated: q is (kv_heads, tokens, group, d), k and v are
-(kv_heads, before + tokens, d), the first `before` of them those of tokens that ask nothing here.
+that keys and values are never repeated: q is (matrices, tokens, group, d), k and v are
+(matrices, before + tokens, d), the first `before` of them those of tokens that ask nothing here.
+A matrix is a kv head of an example; the examples of a call are equally long.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,35 +41,46 @@ class Scratch:
     biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @staticmethod
+    def packed(
+        queries: Sequence[Tensor], keys: Sequence[Tensor], form: Form, *, backward: bool
+    ) -> "Scratch":
+        """For calls with each of `queries` and of `keys`, which lie head by head."""
+        size = 0
+        for q, k in zip(queries, keys, strict=True):
+            matrices, tokens, group, _ = q.shape
+            block = min(block_of(q.dtype), tokens)
+            widest = k.shape[1] if form.window is None else min(k.shape[1], form.window + block - 1)
+            size = max(size, matrices * block * group * widest)
+        return Scratch(form, queries[0].new_empty(_count(form, backward), size))
+
+    @staticmethod
     def of(q: Tensor, longest: int, form: Form, *, width: int, backward: bool) -> "Scratch":
-        """For q (kv_heads, all tokens, group, d) whose longest example has `longest` tokens, and v
-        of this width.
-        """
-        kv_heads, _, group, d = q.shape
+        """For q (heads, all tokens, 1, d) whose longest example has `longest` tokens, and v of this
+        width."""
+        heads, _, _, d = q.shape
         block = min(block_of(q.dtype), longest)
         widest = longest if form.window is None else min(longest, form.window + block - 1)
-        size = kv_heads * block * group * widest
-        count = 1 + backward + (backward and form.softcap is not None)
+        buffers = q.new_empty(_count(form, backward), heads * block * widest)
         product = None
-        if group == 1 and q.is_cpu and q.dtype == torch.float32:
-            product = q.new_empty(kv_heads * max(block, widest) * max(d, width))
-        return Scratch(form, q.new_empty(count, size), product)
+        if q.is_cpu and q.dtype == torch.float32:
+            product = q.new_empty(heads * max(block, widest) * max(d, width))
+        return Scratch(form, buffers, product)
 
     def take(self, q: Tensor, width: int) -> list[Tensor]:
-        """The buffers in the shape of the scores of q (kv_heads, rows, d) with `width` keys."""
+        """The buffers in the shape of the scores of q (matrices, rows, d) with `width` keys."""
         shape = (q.shape[0], q.shape[1], width)
         return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
 
     def multiply_(
         self, out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta: float = 1.0
     ) -> None:
-        """out <- beta out + alpha a b, of (kv_heads, rows, n) and (kv_heads, n, columns).
+        """out <- beta out + alpha a b, of (matrices, rows, n) and (matrices, n, columns).
 
         Into a part of a tensor torch multiplies head by head. Heads by themselves are so small
         that two threads wait for each other: forward and backward of 1,024 tokens in examples of
         about 200, 12 heads of 64, took 36 to 39 ms on two AVX2 cores, and 29 to 30 with a product
-        in between. With groups of three heads, or one thread, it made no difference; bfloat16 would
-        be rounded twice.
+        in between. With groups of three heads, which are put together, or one thread, it made no
+        difference; bfloat16 would be rounded twice.
         """
         if self.product is None:
             out.baddbmm_(a, b, beta=beta, alpha=alpha)
@@ -95,8 +107,13 @@ class Scratch:
         return self.biases[queries, before]
 
 
+def _count(form: Form, backward: bool) -> int:
+    """Buffers: scores, their gradients, and with a cap its slope."""
+    return 1 + backward + (backward and form.softcap is not None)
+
+
 def forward_(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scratch: Scratch) -> None:
-    """Fill `out` (kv_heads, tokens, group, width of v)."""
+    """Fill `out` (matrices, tokens, group, width of v)."""
     for start, stop, seen in _blocks(q, k, scratch.form.window):
         queries, keys = _rows(q, start, stop), k[:, seen]
         scores = scratch.take(queries, keys.shape[1])[0]
@@ -115,7 +132,7 @@ def backward_(
     for start, stop, seen in _blocks(q, k, form.window):
         queries, keys = _rows(q, start, stop), k[:, seen]
         douts, values = _rows(dout, start, stop), v[:, seen]
-        p, ds, *rest = scratch.take(queries, keys.shape[1])  # (kv_heads, rows, keys)
+        p, ds, *rest = scratch.take(queries, keys.shape[1])  # (matrices, rows, keys)
         _scores_(p, queries, keys, scratch)
         if form.softcap is not None:
             torch.div(p, form.softcap, out=rest[0])  # the tanh
@@ -142,13 +159,13 @@ def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int
 
 
 def _rows(x: Tensor, start: int, stop: int) -> Tensor:
-    """(kv_heads, tokens, group, d) -> (kv_heads, (stop - start) * group, d), in place."""
-    kv_heads, _, group, width = x.shape
-    return x[:, start:stop].view(kv_heads, (stop - start) * group, width)
+    """(matrices, tokens, group, d) -> (matrices, (stop - start) * group, d), in place."""
+    matrices, _, group, width = x.shape
+    return x[:, start:stop].view(matrices, (stop - start) * group, width)
 
 
 def _scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> None:
-    """Scaled scores, capped where the form says so, (kv_heads, rows, keys)."""
+    """Scaled scores, capped where the form says so, (matrices, rows, keys)."""
     scale, cap = scratch.form.scale, scratch.form.softcap
     if cap is None:
         out.baddbmm_(queries, keys.transpose(1, 2), beta=0, alpha=scale)
@@ -162,5 +179,5 @@ def _hide_(scores: Tensor, queries: int, scratch: Scratch) -> None:
     before = 0 if scratch.form.window is None else width - queries
     if queries == 1 and before == 0:
         return  # all keys are before it
-    whole = scores.view(scores.shape[0], queries, -1, width)  # (kv_heads, queries, group, keys)
+    whole = scores.view(scores.shape[0], queries, -1, width)  # (matrices, queries, group, keys)
     whole[..., width - queries - before :].add_(scratch.bias(queries, before))

@@ -29,3 +29,15 @@ def query_rows(width: int) -> int:
     128.
     """
     return 64 if width == 4 else 128
+
+
+SCORES = 4 * 1024**2
+"""Bytes of scores of a group that exist at a time. Forward and backward, 9 heads of 64 on 3, two
+threads, one by one / in groups of 2 / 4 / 8 MiB: 4 examples of 256 tokens 20 / 17 / 15 / 15 ms, 30
+of 64 tokens 34 / 19 / 19 / 19, chats of 170 to 280 tokens 37 / 32 / 32 / 32."""
+
+
+def together(scores: int, examples: int) -> int:
+    """How many of some examples of one length are computed together; `scores` are those of one, a
+    block of queries, in bytes."""
+    return max(1, min(examples, SCORES // scores))

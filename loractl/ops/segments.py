@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class Segments:
     length: int
     spans: tuple[tuple[int, int], ...]  # (start, stop) in flat tokens, in order
     shared: int = 0
-    _offsets: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What is computed of it once for all layers, by whoever needs it."""
 
     @cached_property
     def longest(self) -> int:
@@ -34,10 +36,11 @@ class Segments:
 
     def offsets(self, device: torch.device) -> Tensor:
         """Where each span begins and the last one ends, (spans + 1,) int32, kept on its device."""
-        if device not in self._offsets:
+        if device not in self.kept:
             ends = [0, *(stop for _, stop in self.spans)]
-            self._offsets[device] = torch.tensor(ends, dtype=torch.int32, device=device)
-        return self._offsets[device]
+            self.kept[device] = torch.tensor(ends, dtype=torch.int32, device=device)
+        found: Tensor = self.kept[device]
+        return found
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
         """What each token sees, (rows, 1, length, length) of bool, for kernels that need it."""

@@ -45,8 +45,6 @@ def _by_hand(
     largest = max(costs.values(), default=0)
     inputs = width * shape.hidden * len(deep)
     every = 0 if work.checkpointing else sum(costs[str(roles)] for roles in deep)
-    kinds = len(shape.windows) if shape.architecture == "gemma3_text" else 1  # sets of angles
-    angles = 2 * kinds * width * shape.head_dim
     casts = sum(fastlayers.factors(roles, work) for roles in deep)
     besides = (fastlayers.temporaries(shape, roles, work) for roles in known.values())
     above = layers.norm(shape, work) * tokens
@@ -55,7 +53,7 @@ def _by_hand(
     return Kept(
         blocks=(inputs + every) * tokens,
         block=largest * tokens,
-        outside=angles * tokens + casts + above,
+        outside=fastlayers.places(shape, work) * tokens + casts + above,
         temporaries=max(besides, default=0),
         logits=max(
             logits.peak(shape, adapted, work, framework),

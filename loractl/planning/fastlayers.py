@@ -6,7 +6,7 @@ Sizes are in values a token until the last moment; `scores` alone does not grow 
 from collections.abc import Iterator, Mapping
 
 from loractl.models.shape import ModelShape
-from loractl.ops.chunks import query_rows
+from loractl.ops.chunks import query_rows, together
 from loractl.planning.frameworks import Framework
 from loractl.planning.work import Roles, Work
 
@@ -58,6 +58,14 @@ def layer(shape: ModelShape, roles: Roles, work: Work) -> int:
     if flash(shape, work):
         statistics += shape.heads  # logsumexp
     return work.width * values + 4 * statistics
+
+
+def places(shape: ModelShape, work: Work) -> int:
+    """Bytes a token that tell all layers where it stands: its angles, and its slots as int32."""
+    kinds = len(shape.windows) if shape.architecture == "gemma3_text" else 1  # sets of angles
+    slots = packed(shape) and not flash(shape, work)
+    angles = 2 * kinds * work.width * shape.head_dim
+    return angles + (2 * 4 * (shape.heads + shape.kv_heads) if slots else 0)
 
 
 def factors(roles: Roles, work: Work) -> int:
@@ -134,16 +142,18 @@ def _attention_backward(shape: ModelShape, work: Work) -> int:
     if flash(shape, work):
         repeated = 2 * q if kv != q else 0
         return (w * (q + 2 * kv + repeated) + 4 * q + 4 * shape.heads) * n  # and dq in float32
-    # Query heads that share a kv head are laid out anew: q, the gradient of the output, dq; at the
-    # end dq once more, as it was.
-    laid_out = 1 < shape.kv_heads < shape.heads
-    grouped, end = (3 * q, 4 * q) if laid_out else (q, q)
+    # Query heads that share a kv head: all is put into slots (`attentionpack.Pack`).
+    slots = 3 * q + 4 * kv if packed(shape) else q + 2 * kv
     found = 0
     for window in shape.windows:
         scores, masks, making = _scores(shape, work, window)
-        held = w * 2 * kv * n + scores + masks
-        found = max(found, held + w * grouped * n + making, held + w * end * n)
+        found = max(found, w * slots * n + scores + masks + making)
     return found
+
+
+def packed(shape: ModelShape) -> bool:
+    """Whether examples of like length attend together."""
+    return shape.kv_heads < shape.heads
 
 
 def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
@@ -161,7 +171,10 @@ def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int
     count = 3 if shape.eager else 2  # with a cap its slope
     masks = [queries * (queries + before) for queries, before in sizes]
     scores = work.width * count * shape.heads * block * widest
-    if shape.kv_heads == shape.heads and work.on_cpu and work.width == 4:
+    if packed(shape):
+        of_one = work.width * shape.heads * block * longest
+        scores *= together(of_one, work.real_tokens // longest)
+    elif work.on_cpu and work.width == 4:
         scores += work.width * shape.heads * max(block, widest) * shape.head_dim
     return scores, work.width * sum(masks), UNDER_WAY * max(masks)
 
