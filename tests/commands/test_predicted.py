@@ -50,7 +50,8 @@ def test_padding_costs_nothing_in_fast_layers_and_they_keep_less_than_others(
 ) -> None:
     model = loaded(base, "llama")
     config = configfile.load(config_file()).config
-    full, padded = Size(8, 128), Size(8, 128, real=600, longest=128)
+    # Enough rows that a block of scores, 4 MiB at most, does not decide it in so small a model.
+    full, padded = Size(64, 128), Size(64, 128, real=4800, longest=128)
     fast = beside_the_weights(model, config, full)
     assert beside_the_weights(model, config, padded) < fast
     for size in (full, padded):  # in transformers' layers padding is computed as well
