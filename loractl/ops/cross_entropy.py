@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+from loractl.ops.gemm import Term, products
 from loractl.ops.pieces import softmax_loss_
 
 FLOAT16_FACTOR = 1024.0
@@ -117,10 +118,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
         chunk = slice(start, start + rows)
         h = hidden[chunk]  # (rows, hidden)
         logits = buffer[: len(h)]  # (rows, vocabulary)
-        if head.bias is None:
-            torch.mm(h, head.weight.T, out=logits)
-        else:
-            torch.addmm(head.bias, h, head.weight.T, out=logits)
+        products([Term(h, head.weight.T)], start=head.bias, out=logits)
         for at in range(0, len(h), STRIP_ROWS):
             strip = slice(start + at, min(start + at + STRIP_ROWS, start + len(h)))
             losses[strip] = softmax_loss_(
@@ -132,7 +130,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
                 factor=factor,
             )
         if gradients.hidden is not None:
-            gradients.hidden[chunk] = logits @ head.weight
+            gradients.hidden[chunk] = products([Term(logits, head.weight)])
             if factor != 1:
                 gradients.hidden[chunk] /= factor
         _add_of_head_(gradients, logits, h, factor)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from loractl.ops.dropout import Mask, add_dropped_, draw, dropped
+from loractl.ops.gemm import Term, products
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def project(x: Tensor, linears: Sequence[Linear], thin: Thin) -> tuple[list[Tens
     t = None if thin.A is None else _thin_product(x, thin.A, thin)  # (N, r_1 + r_2 + ...)
     outputs = []
     for linear, B, scale, span in zip(linears, thin.Bs, thin.scales, thin.spans, strict=True):
-        y = torch.nn.functional.linear(x, linear.weight, linear.bias)  # (N, d_out)
+        terms = [Term(x, linear.weight.T)]
         if B is not None:
             assert t is not None
-            y.addmm_(t[:, span], B, alpha=scale)
-        outputs.append(y)
+            terms.append(Term(t[:, span], B, scale))
+        outputs.append(products(terms, start=linear.bias))  # (N, d_out)
     return outputs, t
 
 
@@ -121,15 +122,14 @@ def input_gradient(
     dys: Sequence[Tensor], linears: Sequence[Linear], thin: Thin, u: Tensor | None
 ) -> Tensor:
     """The gradient (N, d_in) of the input that layers share; `u` is from `thin_gradient`."""
-    dx = dys[0] @ linears[0].weight
-    for dy, linear in zip(dys[1:], linears[1:], strict=True):
-        dx.addmm_(dy, linear.weight)
-    if u is not None and thin.A is not None:
-        for mask, span in thin.parts:
-            if mask is None:
-                dx.addmm_(u[:, span], thin.A[span])
-            else:
-                add_dropped_(dx, u[:, span] @ thin.A[span], mask)
+    terms = [Term(dy, linear.weight) for dy, linear in zip(dys, linears, strict=True)]
+    if u is None or thin.A is None:
+        return products(terms)
+    terms += [Term(u[:, span], thin.A[span]) for mask, span in thin.parts if mask is None]
+    dx = products(terms)
+    for mask, span in thin.parts:
+        if mask is not None:
+            add_dropped_(dx, u[:, span] @ thin.A[span], mask)
     return dx
 
 

@@ -127,11 +127,11 @@ def test_without_a_library_the_formula_serves_and_the_reason_is_known(
 
 
 def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> None:
-    package = native.SOURCE.parents[1]
+    package = native.HERE.parent
     settings = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
     listed = settings["tool"]["setuptools"]["package-data"]
     others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    assert native.SOURCE in others
+    assert {*native.SOURCES, *native.INCLUDED} <= set(others)
     for path in others:
         room = ".".join(path.parent.relative_to(package.parent).parts)
         assert path.name in listed[room], path

@@ -1,0 +1,127 @@
+/* Sums of matrix products in float32, y = start + x_1 w_1 + x_2 w_2 + ..., for processors with AVX2
+   whose BLAS in torch does not know them well; gemm.py says where it serves.
+
+   Blocks and panels as Goto and van de Geijn (2008, "Anatomy of high-performance matrix
+   multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
+   each number of both beside the one that is needed next. The products lie one behind the other
+   along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
+   y is not read again for it. A row of y is calculated in the same order whatever the other rows,
+   and the number of threads, are. */
+
+#include "tile.h"
+
+#include <omp.h>
+
+#define DEPTH 384            /* of a block: a panel of w has to stay in the first level of the cache */
+#define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
+#define WIDTH (64 * COLUMNS) /* columns of a block of w, which the threads share in the third */
+
+typedef struct {
+    const float *x; /* (m, depth) */
+    size x_row;
+    const float *w; /* (depth, n), or where `across` (n, depth) */
+    size w_row;
+    size depth;
+    float scale; /* of x */
+    int across;
+} Term;
+
+/* ---- panels ----------------------------------------------------------------------------------- */
+
+/* Rows `row` to `row + rows`, at most ROWS, of all x from depth `from` to `to`. */
+static void pack_x(const Term *term, size from, size to, size row, size rows, float *panel) {
+    for (size before = 0; before < to; before += term->depth, term++) {
+        size first = most(from - before, 0), last = least(to - before, term->depth);
+        if (first >= last)
+            continue;
+        transpose(term->x + row * term->x_row + first, term->x_row, rows, last - first,
+                  term->scale, panel, ROWS);
+        panel += (last - first) * ROWS;
+    }
+}
+
+/* The same for `columns` columns of all w from `column` on, at most COLUMNS. */
+static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel) {
+    for (size before = 0; before < to; before += term->depth, term++) {
+        size first = most(from - before, 0), last = least(to - before, term->depth);
+        if (first >= last)
+            continue;
+        if (term->across)
+            for (size j = 0; j < COLUMNS; j += 4) {
+                size left = most(columns - j, 0); /* nothing is read where none is left */
+                transpose(term->w + (column + least(j, columns - 1)) * term->w_row + first,
+                          term->w_row, left, last - first, 1.0f, panel + j, COLUMNS);
+            }
+        else
+            copy_rows(term->w + first * term->w_row + column, term->w_row, columns, last - first,
+                      panel);
+        panel += (last - first) * COLUMNS;
+    }
+}
+
+/* ---- the sum ---------------------------------------------------------------------------------- */
+
+/* The tiles of some rows in the columns from `column` on. */
+static void strip(size depth, const float *x, const float *w, float *y, size y_row,
+                  const float *start, size start_row, size rows, size column, size n) {
+    size columns = least(COLUMNS, n - column);
+    for (size i = 0; i < rows; i += ROWS) {
+        float *to = y + i * y_row + column;
+        const float *old = start ? start + i * start_row + column : NULL;
+        if (columns == COLUMNS && rows - i >= ROWS)
+            tile(depth, x + i * depth, w, to, y_row, old, start_row);
+        else
+            part_of_tile(depth, x + i * depth, w, to, y_row, old, start_row, least(ROWS, rows - i),
+                         columns);
+    }
+}
+
+/* How many numbers `space` below has to hold: panels of w for all threads, and a block of x each. */
+size workspace(size threads) { return DEPTH * (WIDTH + threads * HEIGHT); }
+
+/* y (m, n); start_row 0 makes one row serve for all. */
+void products(float *y, size y_row, const float *start, size start_row, size m, size n,
+              const Term *terms, size count, float *space, int threads) {
+    size depth = 0;
+    for (size t = 0; t < count; t++)
+        depth += terms[t].depth;
+    size blocks = most((depth + DEPTH - 1) / DEPTH, 1), panels = (m + ROWS - 1) / ROWS;
+    size block = (depth + blocks - 1) / blocks;
+    /* Where rows are few, threads share the columns too. */
+    int across = 1;
+    while (across < threads && (threads % across || panels * across < 8 * threads))
+        across++;
+#pragma omp parallel num_threads(threads)
+    {
+        /* OpenMP may give fewer threads than were asked for. */
+        int all = omp_get_num_threads(), me = omp_get_thread_num();
+        int wide = all == threads ? across : 1, high = all / wide;
+        size top = panels * (me / wide) / high * ROWS;
+        size bottom = least(panels * (me / wide + 1) / high * ROWS, m);
+        float *of_x = space + DEPTH * (WIDTH + me * HEIGHT);
+        for (size left = 0; left < n; left += WIDTH) {
+            size width = least(WIDTH, n - left), strips = (width + COLUMNS - 1) / COLUMNS;
+            for (size from = 0; from < depth; from += block) {
+                size to = least(from + block, depth), deep = to - from;
+                const float *old = from ? y : start;
+                size old_row = from ? y_row : start_row;
+#pragma omp for schedule(static)
+                for (size j = 0; j < strips; j++)
+                    pack_w(terms, from, to, left + j * COLUMNS, least(COLUMNS, width - j * COLUMNS),
+                           space + j * COLUMNS * deep);
+                for (size up = top; up < bottom; up += HEIGHT) {
+                    size down = least(up + HEIGHT, bottom);
+                    for (size i = up; i < down; i += ROWS)
+                        pack_x(terms, from, to, i, least(ROWS, down - i), of_x + (i - up) * deep);
+                    size first = strips * (me % wide) / wide;
+                    size last = strips * (me % wide + 1) / wide;
+                    for (size j = first; j < last; j++)
+                        strip(deep, of_x, space + j * COLUMNS * deep, y + up * y_row, y_row,
+                              old ? old + up * old_row : NULL, old_row, down - up,
+                              left + j * COLUMNS, n);
+                }
+#pragma omp barrier
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+"""Sums of products against float64, by gemm.c and by torch; a row does not depend on the others."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from loractl.ops import gemm, native
+from loractl.ops.gemm import Term, products
+
+EDGES = [1, 3, 4, 5, 23, 24, 25, 47, 48, 70]
+DEPTHS = [1, 2, 8, 24, 383, 384, 385, 800]  # 384 is the depth of a block
+
+
+@pytest.fixture(params=["gemm.c", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Whatever this machine's processor is; small products go the same way here."""
+    if request.param == "gemm.c" and native.compiled(torch.float32) is None:
+        pytest.skip(native.missing(torch.float32))
+    monkeypatch.setattr(gemm, "serves_here", lambda: request.param == "gemm.c")
+    monkeypatch.setattr(gemm, "SMALL", 0)
+    monkeypatch.setattr(gemm, "FEW_ROWS", 0)
+    yield str(request.param)
+
+
+@pytest.fixture
+def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.compiled(torch.float32) is None:
+        pytest.skip(native.missing(torch.float32))
+    monkeypatch.setattr(gemm, "serves_here", lambda: True)
+    monkeypatch.setattr(gemm, "SMALL", 0)
+
+
+def exact(terms: list[Term], start: Tensor | None) -> Tensor:
+    total = sum(term.scale * term.x.double() @ term.w.double() for term in terms)
+    assert isinstance(total, Tensor)
+    return total if start is None else total + start.double()
+
+
+def drawn_term(m: int, n: int, depth: int, *, across: bool, scale: float) -> Term:
+    """Parts of wider tensors, so that rows do not follow upon each other."""
+    x = torch.randn(m, depth + 3)[:, :depth]
+    w = torch.randn(n, depth + 5)[:, :depth].T if across else torch.randn(depth, n + 2)[:, :n]
+    return Term(x, w, scale)
+
+
+def far(y: Tensor, wanted: Tensor, depth: int) -> float:
+    """The largest difference in roundings of a sum of `depth` numbers of size 1."""
+    return float((y - wanted).abs().max()) / (1.2e-7 * (depth + 4))
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.DataObject) -> None:
+    if (found := native.compiled(torch.float32)) is None:
+        pytest.skip(native.missing(torch.float32))
+    m, n = data.draw(st.sampled_from(EDGES)), data.draw(st.sampled_from(EDGES))
+    depths = data.draw(st.lists(st.sampled_from(DEPTHS), min_size=1, max_size=4))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    terms = [
+        drawn_term(m, n, depth, across=data.draw(st.booleans()), scale=data.draw(SCALES))
+        for depth in depths
+    ]
+    start = data.draw(st.sampled_from([None, torch.randn(n), torch.randn(m, n + 1)[:, :n]]))
+    buffer = torch.full((m, n + 2), 7.0)
+    gemm._products(found, buffer[:, :n], start, terms)
+    assert far(buffer[:, :n], exact(terms, start), 3 * sum(depths)) < 1
+    assert torch.equal(buffer[:, n:], torch.full((m, 2), 7.0)), "wrote beside the columns"
+
+
+SCALES = st.sampled_from([1.0, 2.5, -0.5])
+
+
+@pytest.mark.parametrize("m", [4, 341])
+def test_a_layer_with_bias_and_adapter(way: str, m: int) -> None:
+    x, W, bias = torch.randn(m, 600), torch.randn(300, 600), torch.randn(300)
+    t, B = torch.randn(m, 8), torch.randn(8, 300)
+    terms = [Term(x, W.T), Term(t, B, 2.0)]
+    assert far(products(terms, start=bias), exact(terms, bias), 608) < 1
+
+
+def test_the_sum_may_stand_where_its_start_stood(way: str) -> None:
+    terms = [Term(torch.randn(30, 900), torch.randn(900, 50))]
+    y = torch.randn(30, 50)
+    wanted = exact(terms, y)
+    assert products(terms, start=y, out=y) is y
+    assert far(y, wanted, 900) < 1
+
+
+def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None) -> None:
+    x, w = torch.randn(203, 700), torch.randn(700, 1600)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = products([Term(x, w)])
+        torch.set_num_threads(2)
+        assert torch.equal(products([Term(x, w)]), alone)
+        torch.set_num_threads(5)  # threads share the columns too
+        assert torch.equal(products([Term(x[:40], w)]), alone[:40])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(products([Term(x[7:19], w)]), alone[7:19])
+
+
+def test_nan_and_infinity_come_through_and_stay_in_their_row(by_c: None) -> None:
+    x, w = torch.ones(9, 500), torch.ones(500, 30)
+    x[2, 77], x[5, 3] = torch.nan, torch.inf
+    y = products([Term(x, w)])
+    assert y[2].isnan().all() and y[5].isposinf().all()
+    assert torch.equal(y[[0, 1, 3, 4, 6, 7, 8]], torch.full((7, 30), 500.0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, w: (x.bfloat16(), w.bfloat16()),
+        lambda x, w: (x.double(), w.double()),
+        lambda x, w: (x.T.contiguous().T, w),  # numbers of a row lie apart
+        lambda x, w: (x, w.repeat_interleave(2, 1)[:, ::2].T.repeat_interleave(2, 1)[:, ::2].T),
+        lambda x, w: (x[:3], w),
+    ],
+)
+def test_what_gemm_c_does_not_take_goes_to_torch(
+    by_c: None, monkeypatch: pytest.MonkeyPatch, change: object
+) -> None:
+    assert callable(change)
+    x, w = change(torch.randn(20, 64), torch.randn(64, 48))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("gemm.c was called")
+
+    monkeypatch.setattr(gemm, "_products", refuse)
+    assert torch.equal(products([Term(x, w)]), torch.mm(x, w))
+    with pytest.raises(AssertionError, match=r"gemm\.c was called"):
+        products([Term(torch.randn(20, 64), torch.randn(64, 48))])
+
+
+@pytest.mark.parametrize(
+    ("said", "serves"),
+    [
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma ", True),
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma avx512f ", False),
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx ", False),
+        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma ", False),
+        ("aarch64 CPU implementer : 0x41 Features : fp asimd ", False),
+    ],
+)
+def test_it_serves_on_the_processors_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch, said: str, serves: bool
+) -> None:
+    monkeypatch.setattr(native, "processor", lambda: said)
+    gemm.serves_here.cache_clear()
+    try:
+        assert gemm.serves_here() is serves
+    finally:
+        gemm.serves_here.cache_clear()
