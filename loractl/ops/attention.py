@@ -1,8 +1,8 @@
 """Attention in which the examples of a packed row see themselves only, and cost only that.
 
 Plain functions for layers that are written by hand, and one that autograd knows. Products and masks
-are in attentionblocks.py, how examples are put together in attentionpack.py, torch's kernels for
-CUDA in attentionvarlen.py.
+are in attentionblocks.py, how examples are put together in attentionpack.py, the way in C in
+attentiontasks.py, torch's kernels for CUDA in attentionvarlen.py.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loractl.ops import attentionblocks as blocks
+from loractl.ops import attentiontasks as tasks
 from loractl.ops import attentionvarlen as varlen
 from loractl.ops.attentionblocks import Form
 from loractl.ops.attentionpack import Pack, pack_of
@@ -33,12 +34,14 @@ def attention_forward(
     of the batch and may be views; examples may share their start (ops/segments.py). With `window` a
     token sees itself and the window - 1 before it; with `softcap` scores become
     softcap * tanh(score / softcap) (Gemma 2). Returns out (tokens, heads, dv), contiguous, and what
-    the backward pass wants besides it: empty where it computes everything again, the kernel's
-    logsumexp (heads, tokens) in float32 on CUDA.
+    the backward pass wants besides it: the kernel's logsumexp (heads, tokens) in float32 on CUDA
+    and where attention.c serves, empty where everything is computed again.
     """
     form = _form(segments, scale, window, softcap)
     if varlen.fits(q, v, form):
         return varlen.forward(q, k, v, segments, form)
+    if tasks.fits(q, k, v, segments, form):
+        return tasks.forward(q, k, v, segments, form)
     if q.shape[1] > k.shape[1]:
         return _packed(q, k, v, pack_of(q, k, segments), form), q.new_empty(0)
     queries, keys, values = _headwise(q)[:, :, None], _headwise(k), _headwise(v)
@@ -77,6 +80,8 @@ def attention_backward(
     form = _form(segments, scale, window, softcap)
     if varlen.fits(q, v, form):
         return varlen.backward(dout, q, k, v, out, saved, segments, form)
+    if saved.numel():
+        return tasks.backward(dout, q, k, v, out, saved, segments, form)
     if q.shape[1] > k.shape[1]:
         pack = pack_of(q, k, segments)
         slots = _packed_gradients(dout, q, k, v, pack, form)

@@ -47,11 +47,8 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
         if (first >= last)
             continue;
         if (term->across)
-            for (size j = 0; j < COLUMNS; j += 4) {
-                size left = most(columns - j, 0); /* nothing is read where none is left */
-                transpose(term->w + (column + least(j, columns - 1)) * term->w_row + first,
-                          term->w_row, left, last - first, 1.0f, panel + j, COLUMNS);
-            }
+            copy_across(term->w + column * term->w_row + first, term->w_row, columns, last - first,
+                        panel);
         else
             copy_rows(term->w + first * term->w_row + column, term->w_row, columns, last - first,
                       panel);
@@ -60,21 +57,6 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
 }
 
 /* ---- the sum ---------------------------------------------------------------------------------- */
-
-/* The tiles of some rows in the columns from `column` on. */
-static void strip(size depth, const float *x, const float *w, float *y, size y_row,
-                  const float *start, size start_row, size rows, size column, size n) {
-    size columns = least(COLUMNS, n - column);
-    for (size i = 0; i < rows; i += ROWS) {
-        float *to = y + i * y_row + column;
-        const float *old = start ? start + i * start_row + column : NULL;
-        if (columns == COLUMNS && rows - i >= ROWS)
-            tile(depth, x + i * depth, w, to, y_row, old, start_row);
-        else
-            part_of_tile(depth, x + i * depth, w, to, y_row, old, start_row, least(ROWS, rows - i),
-                         columns);
-    }
-}
 
 /* How many numbers `space` below has to hold: panels of w for all threads, and a block of x each. */
 size workspace(size threads) { return DEPTH * (WIDTH + threads * HEIGHT); }

@@ -8,35 +8,12 @@
    not depend on the number of threads. Nothing here may be compiled with -ffast-math: a NaN must
    come through. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __clang__
-#error "needs GCC: torch brings GCC's OpenMP library, and clang would load a second one"
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define SIMD _Pragma("omp simd")
+#include "real.h"
 
 /* Fewer numbers than this are not worth waking another thread for (some 5 us). */
 #define ENOUGH 16384
 
-typedef int64_t size;
-
 /* ---- numbers -------------------------------------------------------------------------------- */
-
-INLINE float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint32_t to_bits(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
 
 /* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's
    (rounded like a number, some would become infinite); chosen before the rounding, not after it,
@@ -59,28 +36,6 @@ INLINE float get(const number *row, size i) { return row[i]; }
 INLINE void put(number *row, size i, float value) { row[i] = value; }
 INLINE float rounded(float value) { return value; }
 #endif
-
-/* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln(2)/2; ln 2 is subtracted in two parts,
-   the first of few bits, so that n times it is exact (Cody and Waite 1980). e^r is 1 + r + r^2 q(r)
-   with q of degree 4, fitted to the least greatest relative error (Lawson's weighted least squares
-   on 2001 Chebyshev points): 3e-9, and 9e-8 with the roundings. Adding 1.5 * 2^23 rounds to an
-   integer and leaves it in the low bits, without a conversion that is undefined for a NaN.
-   Results below 2^-126 are 0 and above 2^127 infinite; NaN gives NaN. */
-INLINE float exp_(float x) {
-    const float magic = 12582912.0f;
-    float shifted = x * 1.44269504f + magic;
-    float n = shifted - magic;
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float q = 0.00138144335f;
-    q = q * r + 0.00836879667f;
-    q = q * r + 0.0416683964f;
-    q = q * r + 0.166665196f;
-    q = q * r + 0.49999994f;
-    float y = ((q * r) * r + r) + 1.0f;
-    y *= from_bits((to_bits(shifted) + 127) << 23);
-    y = x < -87.33f ? 0.0f : y;
-    return x > 88.02f ? INFINITY : y;
-}
 
 /* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted in the same way;
    beyond it 1 - 2 / (e^2x + 1), which cancels little there (the two parts of Cephes' tanhf);

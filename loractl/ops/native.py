@@ -1,7 +1,7 @@
-"""Compiles kernels.c and gemm.c with the machine's own compiler at their first use, and keeps the
-library.
+"""Compiles the C files of this room with the machine's own compiler at their first use, and keeps
+the library.
 
-What it does not know is what the functions calculate: that is for pieces.py and gemm.py, whose
+What it does not know is what the functions calculate: that is for those who call them, whose
 plain formulas serve wherever `compiled` has nothing to give. Against torch.compile this spares
 seconds of imports and tracing at each start: the compiler takes 0.8 s once, and a later start 5 ms.
 """
@@ -21,8 +21,8 @@ import torch
 from loractl.places import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c"))
-INCLUDED = (HERE / "tile.h",)
+SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c", "attention.c"))
+INCLUDED = (HERE / "real.h", HERE / "tile.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a choice in them be vectorised. Nothing of -ffast-math: NaN must come through.
@@ -47,10 +47,12 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "workspace": (SIZE,),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
+    "attention_space": (SIZE, SIZE, SIZE),
+    "attention": (POINTER, INT, POINTER, SIZE, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
-"""The parameters of each function of the two files, in order."""
-RESULTS: dict[str, type] = {"workspace": SIZE}
+"""The parameters of each function of these files, in order."""
+RESULTS: dict[str, type] = {"workspace": SIZE, "attention_space": SIZE}
 """What those return that return anything."""
 
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))

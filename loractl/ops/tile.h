@@ -1,10 +1,7 @@
 /* What gemm.c and attention.c make matrix products of: panels, in which both factors lie as they are
    needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2. */
 
-#include <stddef.h>
-#include <stdint.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "real.h"
 
 /* 12 sums, 3 numbers of w and one of x are the 16 registers of AVX2. What a step costs beside its
    12 multiplications counts where two threads share a core: unrolled by 4 it is 1.5 times as fast
@@ -13,7 +10,6 @@
 #define ROWS 4
 #define COLUMNS (3 * LANES)
 
-typedef int64_t size;
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t places __attribute__((vector_size(16)));
@@ -38,7 +34,7 @@ INLINE void four_by_four(const float *from, size row, float scale, float *to, si
 
 /* `rows` rows of `count` numbers become count groups of four, `step` apart; rows that are not there
    are 0. */
-static void transpose(const float *from, size row, size rows, size count, float scale, float *to,
+INLINE void transpose(const float *from, size row, size rows, size count, float scale, float *to,
                       size step) {
     size p = 0;
     if (rows >= 4)
@@ -49,7 +45,8 @@ static void transpose(const float *from, size row, size rows, size count, float 
             to[p * step + r] = r < rows ? from[r * row + p] * scale : 0.0f;
 }
 
-static void copy_rows(const float *from, size row, size columns, size count, float *to) {
+/* One panel of w (count, columns), of which columns beyond those that are there are 0. */
+INLINE void copy_rows(const float *from, size row, size columns, size count, float *to) {
     for (size p = 0; p < count; p++, from += row, to += COLUMNS)
         if (columns >= COLUMNS) {
             ((lanes *)to)[0] = ((const lanes *)from)[0];
@@ -61,6 +58,14 @@ static void copy_rows(const float *from, size row, size columns, size count, flo
         }
 }
 
+/* The same of w (columns, count). */
+INLINE void copy_across(const float *from, size row, size columns, size count, float *to) {
+    for (size j = 0; j < COLUMNS; j += 4) {
+        size left = most(columns - j, 0); /* nothing is read where none is left */
+        transpose(from + least(j, columns - 1) * row, row, left, count, 1.0f, to + j, COLUMNS);
+    }
+}
+
 /* ---- a tile ----------------------------------------------------------------------------------- */
 
 #define EACH_ROW(do) do(0) do(1) do(2) do(3)
@@ -69,30 +74,34 @@ static void copy_rows(const float *from, size row, size columns, size count, flo
     __builtin_prefetch(y + i * y_row, 1);      \
     __builtin_prefetch(y + i * y_row + 16, 1);
 /* x - 0 is x, also for -0: it only makes a vector of the number. */
-#define MULTIPLY(i)                 \
-    {                               \
+#define MULTIPLY(i)                  \
+    {                                \
         lanes s = x[i] - (lanes){0}; \
-        a##i += s * w0;             \
-        b##i += s * w1;             \
-        c##i += s * w2;             \
+        a##i += s * w0;              \
+        b##i += s * w1;              \
+        c##i += s * w2;              \
     }
-#define STORE(i)                                                   \
-    {                                                              \
-        lanes *to = (lanes *)(y + i * y_row);                      \
-        if (start) {                                               \
-            const lanes *old = (const lanes *)(start + i * start_row); \
-            a##i += old[0];                                        \
-            b##i += old[1];                                        \
-            c##i += old[2];                                        \
-        }                                                          \
-        to[0] = a##i;                                              \
-        to[1] = b##i;                                              \
-        to[2] = c##i;                                              \
+#define STORE(i)                                   \
+    {                                              \
+        const float *old = start + i * start_row;  \
+        float *to = y + i * y_row;                 \
+        put_lanes(to, a##i, old, start != NULL);   \
+        if (wide > 1)                              \
+            put_lanes(to + LANES, b##i, old + LANES, start != NULL); \
+        if (wide > 2)                              \
+            put_lanes(to + 2 * LANES, c##i, old + 2 * LANES, start != NULL); \
     }
 
-/* ROWS x COLUMNS of y from a panel of x and one of w; start may be y, or NULL for zeros. */
-static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
-                                           size y_row, const float *start, size start_row) {
+INLINE void put_lanes(float *to, lanes sum, const float *old, int add) {
+    if (add)
+        sum += *(const lanes *)old;
+    *(lanes *)to = sum;
+}
+
+/* ROWS x (wide * LANES) of y from a panel of x and one of w, whose other columns nobody asks for;
+   start may be y, or NULL for zeros. */
+INLINE void tile_of(int wide, size depth, const float *x, const float *w, float *y, size y_row,
+                    const float *start, size start_row) {
     EACH_ROW(CLEAR)
     EACH_ROW(FETCH)
 #pragma GCC unroll 4
@@ -103,13 +112,44 @@ static __attribute__((noinline)) void tile(size depth, const float *x, const flo
     EACH_ROW(STORE)
 }
 
+static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
+                                           size y_row, const float *start, size start_row) {
+    tile_of(3, depth, x, w, y, y_row, start, start_row);
+}
+
+static __attribute__((noinline)) void tile_of_two(size depth, const float *x, const float *w,
+                                                  float *y, size y_row, const float *start,
+                                                  size start_row) {
+    tile_of(2, depth, x, w, y, y_row, start, start_row);
+}
+
 /* A tile of which only some rows and columns are there. */
 static void part_of_tile(size depth, const float *x, const float *w, float *y, size y_row,
                          const float *start, size start_row, size rows, size columns) {
     float whole[ROWS * COLUMNS];
-    tile(depth, x, w, whole, COLUMNS, NULL, 0);
+    if (columns <= 2 * LANES)
+        tile_of_two(depth, x, w, whole, COLUMNS, NULL, 0);
+    else
+        tile(depth, x, w, whole, COLUMNS, NULL, 0);
     for (size i = 0; i < rows; i++)
         for (size j = 0; j < columns; j++)
             y[i * y_row + j] =
                 start ? start[i * start_row + j] + whole[i * COLUMNS + j] : whole[i * COLUMNS + j];
+}
+
+/* The tiles of some rows in the columns from `column` on, of n. */
+static void strip(size depth, const float *x, const float *w, float *y, size y_row,
+                  const float *start, size start_row, size rows, size column, size n) {
+    size columns = least(COLUMNS, n - column);
+    for (size i = 0; i < rows; i += ROWS) {
+        float *to = y + i * y_row + column;
+        const float *old = start ? start + i * start_row + column : NULL;
+        if (rows - i >= ROWS && columns == COLUMNS)
+            tile(depth, x + i * depth, w, to, y_row, old, start_row);
+        else if (rows - i >= ROWS && columns == 2 * LANES)
+            tile_of_two(depth, x + i * depth, w, to, y_row, old, start_row);
+        else
+            part_of_tile(depth, x + i * depth, w, to, y_row, old, start_row, least(ROWS, rows - i),
+                         columns);
+    }
 }

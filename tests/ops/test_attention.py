@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loractl.ops import attentionblocks
+from loractl.ops import attentionblocks, attentiontasks, gemm, native
 from loractl.ops.attention import attention_backward, attention_forward, segment_attention
 from loractl.ops.segments import Segments, segments_of
 
@@ -20,6 +20,16 @@ EXAMPLES: dict[str, list[list[int]]] = {  # lengths of the examples of each row
     "a row of several blocks": [[150]],
     "two rows, mixed": [[64, 65, 1, 20], [130, 20]],
 }
+
+
+@pytest.fixture(params=["attention.c", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whatever this machine's processor is; a window or a cap goes torch's way in both."""
+    if request.param == "attention.c" and native.compiled(torch.float32) is None:
+        pytest.skip(native.missing(torch.float32))
+    monkeypatch.setattr(gemm, "serves_here", lambda: request.param == "attention.c")
+    monkeypatch.setattr(attentiontasks, "BUSY", 0.0)  # also where tasks are few
+    return str(request.param)
 
 
 def positions(lengths: list[list[int]]) -> Tensor:
@@ -79,6 +89,7 @@ def compare(
         torch.testing.assert_close(value.double(), exact, atol=tolerance * scale, rtol=0)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("lengths", EXAMPLES.values(), ids=EXAMPLES)
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"window": 7}, {"softcap": 3.0}], ids=str)
@@ -88,6 +99,7 @@ def test_it_is_the_softmax_over_the_full_mask(
     compare(lengths, heads, d=8, **options)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(8))
 def test_random_layouts_and_forms_agree(seed: int) -> None:
     draw = random.Random(seed)
@@ -108,6 +120,7 @@ def test_random_layouts_and_forms_agree(seed: int) -> None:
     )
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"window": 70}, {"window": 7, "softcap": 3.0}], ids=str)
 def test_a_shared_start_is_as_good_as_copies_of_it(
@@ -136,6 +149,7 @@ def test_a_shared_start_is_as_good_as_copies_of_it(
         torch.testing.assert_close(value, exact[kept], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 def test_views_of_one_projection_give_the_same_as_copies_and_results_are_contiguous() -> None:
     segments = segments_of(positions([[9, 70], [79]]))
     q, k, v, dout = (x.float() for x in drawn(158, 6, 2, 8))
@@ -150,6 +164,7 @@ def test_views_of_one_projection_give_the_same_as_copies_and_results_are_contigu
         torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 def test_what_is_saved_besides_the_arguments_is_small() -> None:
     segments = segments_of(positions([[40]]))
     q, k, v, _ = (x.float() for x in drawn(40, 4, 2, 8))
