@@ -101,14 +101,21 @@ def peer(s: Setting, name: str, kind: str, rows: Path, *options: object) -> Job:
     )  # fmt: skip
 
 
-def limit(s: Setting, tokens: int, trained_share: float) -> Job:
-    return Job(
-        "limit",
-        lambda _: s.script(
-            "bench_limit.py", "--model", s.model, "--dtype", s.dtype, "--tokens", tokens,
-            "--trained", max(1, round(tokens * trained_share)),
-        ),
-    )  # fmt: skip
+def limits(s: Setting, tokens: int, trained_share: float) -> list[Job]:
+    """That of torch's products, and of ours where they are others."""
+    from loractl.ops import gemm
+
+    def job(name: str, by: str) -> Job:
+        return Job(
+            name,
+            lambda _: s.script(
+                "bench_limit.py", "--model", s.model, "--dtype", s.dtype, "--tokens", tokens,
+                "--trained", max(1, round(tokens * trained_share)), "--by", by,
+            ),
+        )  # fmt: skip
+
+    own = [job("own limit", "loractl")] if gemm.serves_here() and s.dtype == "float32" else []
+    return [job("limit", "torch"), *own]
 
 
 def written_rows(s: Setting, config: Mapping[str, Any], out: Path, *options: object) -> Found:

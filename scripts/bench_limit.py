@@ -1,10 +1,11 @@
 """The limit: how fast the frozen base's own matrix products alone run.
 
-    python bench_limit.py --model DIR --dtype T --tokens N --trained M
+    python bench_limit.py --model DIR --dtype T --tokens N --trained M [--by torch|loractl]
 
 For a micro-batch of N tokens, each linear layer of the blocks forward and its input gradient, and
 the output head the same on M tokens. No norms, no attention, no softmax, no adapter, no optimizer;
-what comes out goes into memory that is there. Prints one JSON line.
+what comes out goes into memory that is there. The products are torch's, or those that loractl
+computes layers with (ops/gemm.py). Prints one JSON line.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from loractl.ops.gemm import Term, products
+
 STRIP = 512  # tokens that go through the head at a time: their logits are in memory together
 TIMES = 2  # measured passes, after one that is not
 
@@ -24,8 +27,9 @@ TIMES = 2  # measured passes, after one that is not
 class Products:
     """Products with weights (d_out, d_in) that read and write the same few matrices each time."""
 
-    def __init__(self, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, tokens: int, dtype: torch.dtype, by: str) -> None:
         self.tokens, self.dtype = tokens, dtype
+        self.multiply = {"torch": by_torch, "loractl": by_loractl}[by]
         self.read: dict[int, Tensor] = {}  # width -> (tokens, width)
         self.written: dict[int, Tensor] = {}
 
@@ -36,8 +40,16 @@ class Products:
             if width not in self.read:
                 self.read[width] = torch.randn(self.tokens, width).to(self.dtype)
                 self.written[width] = torch.zeros(self.tokens, width, dtype=self.dtype)
-        torch.mm(self.read[d_in], W.T, out=self.written[d_out])  # (tokens, d_out)
-        torch.mm(self.read[d_out], W, out=self.written[d_in])  # (tokens, d_in)
+        self.multiply(self.read[d_in], W.T, self.written[d_out])  # (tokens, d_out)
+        self.multiply(self.read[d_out], W, self.written[d_in])  # (tokens, d_in)
+
+
+def by_torch(x: Tensor, w: Tensor, out: Tensor) -> None:
+    torch.mm(x, w, out=out)
+
+
+def by_loractl(x: Tensor, w: Tensor, out: Tensor) -> None:
+    products([Term(x, w)], out=out)
 
 
 def weights(model: nn.Module, head: nn.Module) -> Iterator[Tensor]:
@@ -49,10 +61,12 @@ def weights(model: nn.Module, head: nn.Module) -> Iterator[Tensor]:
             yield module.weight.detach().T
 
 
-def measure(model: nn.Module, head: nn.Module, *, tokens: int, trained: int) -> dict[str, object]:
+def measure(
+    model: nn.Module, head: nn.Module, *, tokens: int, trained: int, by: str = "torch"
+) -> dict[str, object]:
     """Tokens a second of these products, and what the passes took."""
     dtype = head.weight.dtype
-    body, strip = Products(tokens, dtype), Products(min(STRIP, trained), dtype)
+    body, strip = Products(tokens, dtype, by), Products(min(STRIP, trained), dtype, by)
     taken = []
     with torch.no_grad():
         for _ in range(1 + TIMES):
@@ -84,10 +98,12 @@ def main() -> None:
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--trained", type=int, required=True)
+    parser.add_argument("--by", choices=["torch", "loractl"], default="torch")
     asked = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=getattr(torch, asked.dtype))
     head = model.get_output_embeddings()
-    print(json.dumps(measure(model, head, tokens=asked.tokens, trained=asked.trained)))
+    size = {"tokens": asked.tokens, "trained": asked.trained}
+    print(json.dumps(measure(model, head, **size, by=asked.by)))
 
 
 if __name__ == "__main__":

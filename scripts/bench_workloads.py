@@ -11,7 +11,7 @@ from bench_jobs import (
     Workload,
     config_of,
     fixed_rows,
-    limit,
+    limits,
     ours,
     peer,
     texts_file,
@@ -36,7 +36,7 @@ def chats(s: Setting, name: str) -> Workload:
         f"chats, answers trained, {s.packed_rows} packed rows of {LENGTH} tokens or {s.batch}"
         " padded ones",
         [
-            limit(s, s.packed_rows * LENGTH, about["trained_share"]),
+            *limits(s, s.packed_rows * LENGTH, about["trained_share"]),
             replace(ours(s, name, "ours on the peers' first rows", same), once=True),
             ours(s, name, "ours", config),
             peer(s, "plain PEFT loop", "plain", rows),
@@ -54,7 +54,7 @@ def texts(s: Setting, name: str, *, length: int = 256, batch: int = 4) -> Worklo
     return Workload(
         f"{batch} rows of {length} tokens, all trained",
         [
-            limit(s, length * batch, share),
+            *limits(s, length * batch, share),
             ours(s, name, "ours", config),
             peer(s, "plain PEFT loop", "plain", rows),
         ],

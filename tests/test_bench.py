@@ -131,16 +131,17 @@ def test_rows_for_peers_are_the_examples_of_a_packed_and_padded_batch() -> None:
     assert [(e.ids, e.labels) for e in found] == [(e.ids, e.labels) for e in [*examples, longer]]
 
 
+@pytest.mark.parametrize("by", ["torch", "loractl"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_limit_multiplies_by_every_layer_that_can_carry_an_adapter_but_the_head(
-    base: Callable[..., Path], architecture: str
+    base: Callable[..., Path], architecture: str, by: str
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(base(architecture), dtype=torch.float32)
     head = model.get_output_embeddings()
     shapes = [tuple(W.shape) for W in bench_limit.weights(model, head)]
     kinds = [kind for name, kind in adaptable(model).items() if name != "lm_head"]
     assert len(shapes) == sum(kind in ("linear", "conv1d") for kind in kinds)
-    found = bench_limit.measure(model, head, tokens=8, trained=5)
+    found = bench_limit.measure(model, head, tokens=8, trained=5, by=by)
     assert found["tokens_per_s"] == 8 / (found["blocks_s"] + found["head_s"])  # type: ignore[operator]
 
 
