@@ -34,7 +34,7 @@ INLINE void four_by_four(const float *from, size row, float scale, float *to, si
 
 /* `rows` rows of `count` numbers become count groups of four, `step` apart; rows that are not there
    are 0. */
-INLINE void transpose(const float *from, size row, size rows, size count, float scale, float *to,
+static void transpose(const float *from, size row, size rows, size count, float scale, float *to,
                       size step) {
     size p = 0;
     if (rows >= 4)
@@ -46,7 +46,7 @@ INLINE void transpose(const float *from, size row, size rows, size count, float 
 }
 
 /* One panel of w (count, columns), of which columns beyond those that are there are 0. */
-INLINE void copy_rows(const float *from, size row, size columns, size count, float *to) {
+static void copy_rows(const float *from, size row, size columns, size count, float *to) {
     for (size p = 0; p < count; p++, from += row, to += COLUMNS)
         if (columns >= COLUMNS) {
             ((lanes *)to)[0] = ((const lanes *)from)[0];
@@ -59,7 +59,7 @@ INLINE void copy_rows(const float *from, size row, size columns, size count, flo
 }
 
 /* The same of w (columns, count). */
-INLINE void copy_across(const float *from, size row, size columns, size count, float *to) {
+static void copy_across(const float *from, size row, size columns, size count, float *to) {
     for (size j = 0; j < COLUMNS; j += 4) {
         size left = most(columns - j, 0); /* nothing is read where none is left */
         transpose(from + least(j, columns - 1) * row, row, left, count, 1.0f, to + j, COLUMNS);
