@@ -7,7 +7,6 @@ other, as with one long row and many threads, those products serve.
 
 import ctypes
 import heapq
-import threading
 
 import torch
 from torch import Tensor
@@ -130,14 +129,9 @@ def _spans(segments: Segments) -> Tensor:
     return found
 
 
-_spaces = threading.local()
-
-
 def _run(job: _Job, segments: Segments, *, is_backward: bool = False) -> None:
     library, threads = native.compiled(torch.float32), torch.get_num_threads()
     assert library is not None
     row = library.attention_space(segments.longest, job.d, job.e)
-    if getattr(_spaces, "size", 0) < threads * row:  # anew in each call it would cost page faults
-        _spaces.space, _spaces.size = torch.empty(threads * row), threads * row
-    space = _spaces.space.data_ptr()
+    space = native.space(threads * row)
     library.attention(ctypes.addressof(job), is_backward, space, row, threads)

@@ -8,7 +8,6 @@ torch's products, one after the other.
 
 import ctypes
 import functools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,18 +106,5 @@ def _products(found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequen
     threads = torch.get_num_threads()
     found.products(
         *(y.data_ptr(), y.stride(0), *before, m, n, ctypes.addressof(given), len(terms)),
-        *(_space(found, threads).data_ptr(), threads),
+        *(native.space(found.workspace(threads)), threads),
     )
-
-
-_spaces = threading.local()
-
-
-def _space(found: ctypes.CDLL, threads: int) -> Tensor:
-    """What gemm.c copies weights and rows to, some 3 MB: one for each calling thread, since to ask
-    for it anew costs page faults in every call."""
-    if getattr(_spaces, "threads", 0) != threads:
-        _spaces.space = torch.empty(found.workspace(threads), dtype=torch.float32)
-        _spaces.threads = threads
-    space: Tensor = _spaces.space
-    return space

@@ -20,7 +20,7 @@ from loractl.models.fast import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.load import head_name
 from loractl.models.objective import Objective
-from loractl.ops import native
+from loractl.ops import gemm, native
 from loractl.planning import fastlayers, layers
 from loractl.planning.activations import kept
 from loractl.planning.frameworks import FRAMEWORKS, LORACTL
@@ -119,6 +119,24 @@ def both(
     below = predicted.below + again + predicted.temporaries
     highest = max(predicted.activations + predicted.logits, below)
     return left, max(forward, left + backward), predicted, highest
+
+
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted is what torch's products and attention take, on any machine."""
+    monkeypatch.setattr(gemm, "serves_here", lambda: False)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_products_and_attention_in_c_take_no_more(
+    monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    if native.compiled(torch.float32) is None:
+        pytest.skip(native.missing(torch.float32))
+    monkeypatch.setattr(gemm, "serves_here", lambda: True)
+    real, peak, predicted, highest = both("llama", MODELS["llama"], checkpointing=checkpointing)
+    assert 0.9 < real / predicted.activations < 1.001
+    assert peak < highest  # scores, which weigh much in a model as small as this one
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
