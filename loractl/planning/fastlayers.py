@@ -55,8 +55,8 @@ def layer(shape: ModelShape, roles: Roles, work: Work) -> int:
     if _sandwiched(shape):
         values += 2 * shape.hidden
         statistics += 2
-    if flash(shape, work):
-        statistics += shape.heads  # logsumexp
+    if flash(shape, work) or (work.on_cpu and work.width == 4):
+        statistics += shape.heads  # logsumexp; on the CPU of what attention.c serves for
     return work.width * values + 4 * statistics
 
 
