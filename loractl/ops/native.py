@@ -1,9 +1,10 @@
-"""Compiles kernels.c and gemm.c with the machine's own compiler at their first use, and keeps the
-library.
+"""Compiles kernels.c, gemm.c and thin.c with the machine's own compiler at their first use, and
+keeps the library.
 
-What it does not know is what the functions calculate: that is for pieces.py and gemm.py, whose
-plain formulas serve wherever `compiled` has nothing to give. Against torch.compile this spares
-seconds of imports and tracing at each start: the compiler takes 0.8 s once, and a later start 5 ms.
+What it does not know is what the functions calculate: that is for pieces.py, gemm.py and thin.py,
+whose plain formulas serve wherever `compiled` has nothing to give. Against torch.compile this
+spares seconds of imports and tracing at each start: the compiler takes 0.8 s once, and a later
+start 5 ms.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ import torch
 from loractl.places import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c"))
+SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c", "thin.c"))
 INCLUDED = (HERE / "tile.h",)
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
@@ -47,10 +48,12 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "workspace": (SIZE,),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
+    "thin_workspace": (SIZE, SIZE, SIZE),
+    "thin": (*MATRIX, *[SIZE] * 3, *MATRIX, REAL, *MATRIX * 2, POINTER, POINTER, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
-"""The parameters of each function of the two files, in order."""
-RESULTS: dict[str, type] = {"workspace": SIZE}
+"""The parameters of each function of the files, in order."""
+RESULTS: dict[str, type] = dict.fromkeys(("workspace", "thin_workspace"), SIZE)
 """What those return that return anything."""
 
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))

@@ -1,5 +1,5 @@
-/* What gemm.c and attention.c make matrix products of: panels, in which both factors lie as they are
-   needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2. */
+/* What gemm.c, thin.c and attention.c make matrix products of: panels, in which both factors lie as
+   they are needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -38,8 +38,8 @@ INLINE void four_by_four(const float *from, size row, float scale, float *to, si
 
 /* `rows` rows of `count` numbers become count groups of four, `step` apart; rows that are not there
    are 0. */
-static void transpose(const float *from, size row, size rows, size count, float scale, float *to,
-                      size step) {
+static __attribute__((unused)) void transpose(const float *from, size row, size rows, size count,
+                                              float scale, float *to, size step) {
     size p = 0;
     if (rows >= 4)
         for (; p + 4 <= count; p += 4)
@@ -90,17 +90,24 @@ static void copy_rows(const float *from, size row, size columns, size count, flo
         to[2] = c##i;                                              \
     }
 
-/* ROWS x COLUMNS of y from a panel of x and one of w; start may be y, or NULL for zeros. */
-static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
-                                           size y_row, const float *start, size start_row) {
+/* ROWS x COLUMNS of y from a panel of x, and of w rows that lie `w_row` apart; start may be y, or
+   NULL for zeros. */
+INLINE void tile_of_rows(size depth, const float *x, const float *w, size w_row, float *y,
+                         size y_row, const float *start, size start_row) {
     EACH_ROW(CLEAR)
     EACH_ROW(FETCH)
 #pragma GCC unroll 4
-    for (const float *end = x + depth * ROWS; x != end; x += ROWS, w += COLUMNS) {
+    for (const float *end = x + depth * ROWS; x != end; x += ROWS, w += w_row) {
         lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2];
         EACH_ROW(MULTIPLY)
     }
     EACH_ROW(STORE)
+}
+
+/* The same from two panels. */
+static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
+                                           size y_row, const float *start, size start_row) {
+    tile_of_rows(depth, x, w, COLUMNS, y, y_row, start, start_row);
 }
 
 /* A tile of which only some rows and columns are there. */
