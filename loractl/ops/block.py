@@ -24,8 +24,8 @@ from loractl.ops.lora_linear import (
     factor_gradients,
     input_gradient,
     masks_of,
+    output_gradients,
     project,
-    thin_gradient,
     thin_of,
 )
 
@@ -147,16 +147,16 @@ def _mlp_backward(
     if layer.after_mlp is not None:
         assert kept.down_raw is not None and kept.down_rstd is not None
         d_out = _through_norm(d_out, kept.down_raw, kept.down_rstd, layer.after_mlp)
-    u = thin_gradient([d_out], thins.down)
+    u, dBs = output_gradients([d_out], thins.down, kept.thin_down)
     inner = input_gradient([d_out], [layer.down], thins.down, u)  # (N, intermediate)
     # Now gate and up become their own gradients, and `inner` the product that they had made.
     pieces.gated_backward_(inner, kept.gate, kept.up, activation=layer.shape.activation)
-    down = factor_gradients([d_out], thins.down, kept.thin_down, u, inner)
+    down = factor_gradients(dBs, thins.down, u, inner)
     del inner
     both = [kept.gate, kept.up]
-    u = thin_gradient(both, thins.gate_up)
+    u, dBs = output_gradients(both, thins.gate_up, kept.thin_gate_up)
     h = _again(kept.middle, kept.rstd_mlp, layer.before_mlp)
-    gate_up = factor_gradients(both, thins.gate_up, kept.thin_gate_up, u, h)
+    gate_up = factor_gradients(dBs, thins.gate_up, u, h)
     dh = input_gradient(both, [layer.gate, layer.up], thins.gate_up, u)  # (N, hidden)
     d_middle = dy.clone()
     norm = layer.before_mlp
@@ -175,8 +175,8 @@ def _attention_backward(
     if layer.after_attention is not None:
         assert kept.o_raw is not None and kept.o_rstd is not None
         d_out = _through_norm(d_out, kept.o_raw, kept.o_rstd, layer.after_attention)
-    u = thin_gradient([d_out], thins.o)
-    o = factor_gradients([d_out], thins.o, kept.thin_o, u, kept.attended.view(n, -1))
+    u, dBs = output_gradients([d_out], thins.o, kept.thin_o)
+    o = factor_gradients(dBs, thins.o, u, kept.attended.view(n, -1))
     d_attended = input_gradient([d_out], [layer.o], thins.o, u)
     dq, dk, dv = attention_backward(
         d_attended.view(kept.attended.shape), kept.q, kept.k, kept.v, kept.attended, kept.softmax,
@@ -204,10 +204,10 @@ def _backward(
     """From the gradient of the output that of the input, if asked, and of all factors in order."""
     dx, mlp = _mlp_backward(dy, layer, thins, kept)
     dqkv, o = _attention_backward(dx, layer, thins, kept, place)
-    u = thin_gradient(dqkv, thins.qkv)
+    u, dBs = output_gradients(dqkv, thins.qkv, kept.thin_qkv)
     norm = layer.before_attention
     h = _again(x, kept.rstd_in, norm)
-    qkv = factor_gradients(dqkv, thins.qkv, kept.thin_qkv, u, h)
+    qkv = factor_gradients(dBs, thins.qkv, u, h)
     pairs = [*qkv, *o, *mlp]
     if not to_input:
         return None, pairs

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loractl.ops.dropout import Mask, add_dropped_, draw, dropped
 from loractl.ops.gemm import Term, products
+from loractl.ops.thin import across, both, down
 
 
 @dataclass(frozen=True)
@@ -100,28 +101,34 @@ def project(x: Tensor, linears: Sequence[Linear], thin: Thin) -> tuple[list[Tens
 
 
 def _thin_product(x: Tensor, A: Tensor, thin: Thin) -> Tensor:
-    found = [dropped(x, mask) @ A[span].T for mask, span in thin.parts]
+    found = [across(dropped(x, mask), A[span]) for mask, span in thin.parts]
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-def thin_gradient(dys: Sequence[Tensor], thin: Thin) -> Tensor | None:
-    """From the gradients of the outputs (N, d_out) that of the stacked thin product (N, r_1 + ...).
-
-    None where no layer has an adapter.
+def output_gradients(
+    dys: Sequence[Tensor], thin: Thin, t: Tensor | None
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """What the gradients of the outputs (N, d_out) are needed for beside that of the input, in one
+    pass over each: the gradient of the stacked thin product t (N, r_1 + ...), and that of each
+    layer's B' (r, d_out) in the dtype in which B rests. None where there is no adapter.
     """
-    if thin.A is None:
-        return None
+    if thin.A is None or t is None:
+        return None, [None] * len(dys)
     u = dys[0].new_empty(dys[0].shape[0], thin.A.shape[0])
+    dBs: list[Tensor | None] = []
     for dy, B, scale, span in zip(dys, thin.Bs, thin.scales, thin.spans, strict=True):
-        if B is not None:
-            u[:, span] = (dy @ B.T).mul_(scale)
-    return u
+        if B is None:
+            dBs.append(None)
+        else:
+            dB = both(dy, B, t[:, span], u=u[:, span], scale=scale)
+            dBs.append(dB.to(thin.rest).mul_(scale))
+    return u, dBs
 
 
 def input_gradient(
     dys: Sequence[Tensor], linears: Sequence[Linear], thin: Thin, u: Tensor | None
 ) -> Tensor:
-    """The gradient (N, d_in) of the input that layers share; `u` is from `thin_gradient`."""
+    """The gradient (N, d_in) of the input that layers share; `u` is from `output_gradients`."""
     terms = [Term(dy, linear.weight) for dy, linear in zip(dys, linears, strict=True)]
     if u is None or thin.A is None:
         return products(terms)
@@ -134,21 +141,18 @@ def input_gradient(
 
 
 def factor_gradients(
-    dys: Sequence[Tensor], thin: Thin, t: Tensor | None, u: Tensor | None, x: Tensor
+    dBs: Sequence[Tensor | None], thin: Thin, u: Tensor | None, x: Tensor
 ) -> list[Pair]:
-    """The gradients of each layer's A and B, in the dtype in which these rest; x is (N, d_in)."""
-    if u is None or t is None:
-        return [(None, None)] * len(dys)
-    rows = [(u[:, span].T @ dropped(x, mask)).to(thin.rest) for mask, span in thin.parts]
+    """The gradients of each layer's A and B, in the dtype in which these rest; x is (N, d_in), the
+    rest is from `output_gradients`."""
+    if u is None:
+        return [(None, None)] * len(dBs)
+    rows = [down(dropped(x, mask), u[:, span]).to(thin.rest) for mask, span in thin.parts]
     dA = rows[0] if len(rows) == 1 else torch.cat(rows)  # (r_1 + r_2 + ..., d_in)
-    found: list[Pair] = []
-    for dy, B, scale, span in zip(dys, thin.Bs, thin.scales, thin.spans, strict=True):
-        if B is None:
-            found.append((None, None))
-        else:
-            dB = (t[:, span].T @ dy).to(thin.rest).mul_(scale)  # (r, d_out)
-            found.append((dA[span], dB.T))
-    return found
+    return [
+        (None, None) if dB is None else (dA[span], dB.T)
+        for dB, span in zip(dBs, thin.spans, strict=True)
+    ]
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -169,8 +173,8 @@ class _LoraLinear(torch.autograd.Function):
         linear: Linear = ctx.linear
         thin = thin_of([linear], [(A, B)], [ctx.mask], rows.dtype)
         dys = [dy.reshape(-1, dy.shape[-1])]  # (N, d_out)
-        u = thin_gradient(dys, thin)
-        [(dA, dB)] = factor_gradients(dys, thin, t, u, rows)
+        u, dBs = output_gradients(dys, thin, t)
+        [(dA, dB)] = factor_gradients(dBs, thin, u, rows)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = input_gradient(dys, [linear], thin, u).view(*dy.shape[:-1], -1)

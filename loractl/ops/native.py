@@ -23,7 +23,7 @@ import torch
 from loractl.places import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c", "attention.c"))
+SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c", "thin.c", "attention.c"))
 INCLUDED = (HERE / "real.h", HERE / "tile.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
@@ -51,10 +51,12 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
     "attention_space": (SIZE, SIZE, SIZE),
     "attention": (POINTER, INT, POINTER, SIZE, INT),
+    "thin_workspace": (SIZE, SIZE, SIZE),
+    "thin": (*MATRIX, *[SIZE] * 3, *MATRIX, REAL, *MATRIX * 2, POINTER, POINTER, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
 }
 """The parameters of each function of these files, in order."""
-RESULTS: dict[str, type] = {"workspace": SIZE, "attention_space": SIZE}
+RESULTS: dict[str, type] = dict.fromkeys(("workspace", "thin_workspace", "attention_space"), SIZE)
 """What those return that return anything."""
 
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))

@@ -1,7 +1,9 @@
-/* What gemm.c and attention.c make matrix products of: panels, in which both factors lie as they are
-   needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2. */
+/* What gemm.c, thin.c and attention.c make matrix products of: panels, in which both factors lie as
+   they are needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2. */
 
 #include "real.h"
+
+#define FUNCTION static __attribute__((unused)) /* not every file needs each */
 
 /* 12 sums, 3 numbers of w and one of x are the 16 registers of AVX2. What a step costs beside its
    12 multiplications counts where two threads share a core: unrolled by 4 it is 1.5 times as fast
@@ -34,8 +36,8 @@ INLINE void four_by_four(const float *from, size row, float scale, float *to, si
 
 /* `rows` rows of `count` numbers become count groups of four, `step` apart; rows that are not there
    are 0. */
-static void transpose(const float *from, size row, size rows, size count, float scale, float *to,
-                      size step) {
+static __attribute__((unused)) void transpose(const float *from, size row, size rows, size count,
+                                              float scale, float *to, size step) {
     size p = 0;
     if (rows >= 4)
         for (; p + 4 <= count; p += 4)
@@ -46,7 +48,7 @@ static void transpose(const float *from, size row, size rows, size count, float 
 }
 
 /* One panel of w (count, columns), of which columns beyond those that are there are 0. */
-static void copy_rows(const float *from, size row, size columns, size count, float *to) {
+FUNCTION void copy_rows(const float *from, size row, size columns, size count, float *to) {
     for (size p = 0; p < count; p++, from += row, to += COLUMNS)
         if (columns >= COLUMNS) {
             ((lanes *)to)[0] = ((const lanes *)from)[0];
@@ -59,7 +61,7 @@ static void copy_rows(const float *from, size row, size columns, size count, flo
 }
 
 /* The same of w (columns, count). */
-static void copy_across(const float *from, size row, size columns, size count, float *to) {
+FUNCTION void copy_across(const float *from, size row, size columns, size count, float *to) {
     for (size j = 0; j < COLUMNS; j += 4) {
         size left = most(columns - j, 0); /* nothing is read where none is left */
         transpose(from + least(j, columns - 1) * row, row, left, count, 1.0f, to + j, COLUMNS);
@@ -98,33 +100,34 @@ INLINE void put_lanes(float *to, lanes sum, const float *old, int add) {
     *(lanes *)to = sum;
 }
 
-/* ROWS x (wide * LANES) of y from a panel of x and one of w, whose other columns nobody asks for;
-   start may be y, or NULL for zeros. */
-INLINE void tile_of(int wide, size depth, const float *x, const float *w, float *y, size y_row,
-                    const float *start, size start_row) {
+/* ROWS x (wide * LANES) of y from a panel of x, and of w rows that lie `w_row` apart, whose other
+   columns nobody asks for; start may be y, or NULL for zeros. */
+INLINE void tile_of(int wide, size depth, const float *x, const float *w, size w_row, float *y,
+                    size y_row, const float *start, size start_row) {
     EACH_ROW(CLEAR)
     EACH_ROW(FETCH)
 #pragma GCC unroll 4
-    for (const float *end = x + depth * ROWS; x != end; x += ROWS, w += COLUMNS) {
+    for (const float *end = x + depth * ROWS; x != end; x += ROWS, w += w_row) {
         lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2];
         EACH_ROW(MULTIPLY)
     }
     EACH_ROW(STORE)
 }
 
+/* The same from two panels. */
 static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
                                            size y_row, const float *start, size start_row) {
-    tile_of(3, depth, x, w, y, y_row, start, start_row);
+    tile_of(3, depth, x, w, COLUMNS, y, y_row, start, start_row);
 }
 
 static __attribute__((noinline)) void tile_of_two(size depth, const float *x, const float *w,
                                                   float *y, size y_row, const float *start,
                                                   size start_row) {
-    tile_of(2, depth, x, w, y, y_row, start, start_row);
+    tile_of(2, depth, x, w, COLUMNS, y, y_row, start, start_row);
 }
 
 /* A tile of which only some rows and columns are there. */
-static void part_of_tile(size depth, const float *x, const float *w, float *y, size y_row,
+FUNCTION void part_of_tile(size depth, const float *x, const float *w, float *y, size y_row,
                          const float *start, size start_row, size rows, size columns) {
     float whole[ROWS * COLUMNS];
     if (columns <= 2 * LANES)
@@ -138,7 +141,7 @@ static void part_of_tile(size depth, const float *x, const float *w, float *y, s
 }
 
 /* The tiles of some rows in the columns from `column` on, of n. */
-static void strip(size depth, const float *x, const float *w, float *y, size y_row,
+FUNCTION void strip(size depth, const float *x, const float *w, float *y, size y_row,
                   const float *start, size start_row, size rows, size column, size n) {
     size columns = least(COLUMNS, n - column);
     for (size i = 0; i < rows; i += ROWS) {

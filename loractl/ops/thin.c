@@ -1,0 +1,193 @@
+/* Thin products in float32, of which a factor or the result has r columns, as many as an adapter has
+   ranks: x A' and t' x. They take as long as x takes to be read; thin.py says what they are for.
+
+   x is read once, row after row as it lies, for both products: a block of rows stays in the second
+   level of the cache while the sums over its rows are made. These are kept for pieces of rows, each
+   the work of one thread, and added in the order of the pieces; so neither product depends on the
+   number of threads. */
+
+#include "tile.h"
+
+#define MOST_RANKS 64      /* that thin.py may ask for */
+#define PIECE 144          /* rows, where that makes no more than PIECES and than SPACE numbers */
+#define PIECES 64
+#define SPACE (4 << 20)
+#define TALL 48            /* rows of a block, where that makes no more than BLOCK numbers */
+#define BLOCK (36 * 1024)
+#define ENOUGH (64 * 1024) /* fewer numbers of x are not worth waking another thread for */
+
+/* 12 sums, 3 numbers of x and one of A are the 16 registers. */
+#define XS 3
+#define RANKS 4
+
+static size pieces_of(size n, size r, size d) {
+    size most_pieces = least(PIECES, most(SPACE / most(r * d, 1), 1));
+    return least((n + PIECE - 1) / PIECE, most_pieces);
+}
+
+/* How many numbers `space` below has to hold. */
+size thin_workspace(size n, size r, size d) { return (pieces_of(n, r, d) - 1) * r * d; }
+
+/* ---- x A' ------------------------------------------------------------------------------------- */
+
+INLINE quad halved(lanes a) {
+    quad low, high;
+    memcpy(&low, &a, sizeof low);
+    memcpy(&high, (const char *)&a + sizeof low, sizeof high);
+    return low + high;
+}
+
+INLINE quad pairs(quad a, quad b) {
+    return __builtin_shuffle(a, b, (places){0, 4, 2, 6}) +
+           __builtin_shuffle(a, b, (places){1, 5, 3, 7});
+}
+
+/* The sums over the numbers of each. */
+INLINE quad totals(lanes a, lanes b, lanes c, lanes d) {
+    quad odd = pairs(halved(a), halved(b)), even = pairs(halved(c), halved(d));
+    return __builtin_shuffle(odd, even, (places){0, 1, 4, 5}) +
+           __builtin_shuffle(odd, even, (places){2, 3, 6, 7});
+}
+
+/* The first `count` numbers, and zeros. */
+INLINE lanes some(const float *from, size count) {
+    lanes all = {0};
+    for (size i = 0; i < LANES; i++)
+        if (i < count)
+            all[i] = from[i];
+    return all;
+}
+
+#define EACH_RANK(do, i) do(i, 0) do(i, 1) do(i, 2) do(i, 3)
+#define EACH_SUM(do) EACH_RANK(do, 0) EACH_RANK(do, 1) EACH_RANK(do, 2)
+#define SUM(i, j) lanes sum##i##j = {0};
+#define ADD(i, j) sum##i##j += x##i * a##j;
+/* Or the compiler reads x again for each sum: 0.6 times as fast. */
+#ifdef __AVX2__
+#define HELD(a) __asm__("" : "+x"(a));
+#else
+#define HELD(a)
+#endif
+#define ADD_RANK(j)                               \
+    {                                             \
+        lanes a##j = *(const lanes *)(A##j + p);  \
+        HELD(a##j)                                \
+        ADD(0, j) ADD(1, j) ADD(2, j)             \
+    }
+#define TOTAL(i) sums[i] = totals(sum##i##0, sum##i##1, sum##i##2, sum##i##3);
+
+/* Products of XS rows of x with RANKS rows of A. */
+static void dots(size d, const float *const *x, const float *const *A, quad sums[XS]) {
+    const float *from0 = x[0], *from1 = x[1], *from2 = x[2];
+    const float *A0 = A[0], *A1 = A[1], *A2 = A[2], *A3 = A[3];
+    EACH_SUM(SUM)
+    size p = 0;
+    for (; p + LANES <= d; p += LANES) {
+        lanes x0 = *(const lanes *)(from0 + p), x1 = *(const lanes *)(from1 + p);
+        lanes x2 = *(const lanes *)(from2 + p);
+        HELD(x0) HELD(x1) HELD(x2)
+        ADD_RANK(0)
+        ADD_RANK(1)
+        ADD_RANK(2)
+        ADD_RANK(3)
+    }
+    if (p < d) {
+        size left = d - p;
+        lanes x0 = some(from0 + p, left), x1 = some(from1 + p, left), x2 = some(from2 + p, left);
+        lanes a0 = some(A0 + p, left), a1 = some(A1 + p, left);
+        lanes a2 = some(A2 + p, left), a3 = some(A3 + p, left);
+        EACH_SUM(ADD)
+    }
+    TOTAL(0)
+    TOTAL(1)
+    TOTAL(2)
+}
+
+/* Where rows or ranks are missing, the last one stands in. */
+static void across(const float *x, size x_row, size rows, size d, const float *A, size A_row,
+                   size r, float scale, float *u, size u_row) {
+    for (size i = 0; i < rows; i += XS)
+        for (size j = 0; j < r; j += RANKS) {
+            const float *some_x[XS], *some_A[RANKS];
+            quad sums[XS];
+            for (size k = 0; k < XS; k++)
+                some_x[k] = x + least(i + k, rows - 1) * x_row;
+            for (size k = 0; k < RANKS; k++)
+                some_A[k] = A + least(j + k, r - 1) * A_row;
+            dots(d, some_x, some_A, sums);
+            for (size k = 0; k < least(XS, rows - i); k++) {
+                float *to = u + (i + k) * u_row + j;
+                sums[k] *= scale;
+                if (r - j >= RANKS)
+                    *(quad *)to = sums[k];
+                else
+                    for (size l = 0; l < r - j; l++)
+                        to[l] = sums[k][l];
+            }
+        }
+}
+
+/* ---- t' x ------------------------------------------------------------------------------------- */
+
+/* The first `count` columns of t, at most ROWS, as a panel. */
+static void pack_t(const float *t, size t_row, size rows, size count, float *panel) {
+    for (size i = 0; i < rows; i++, t += t_row, panel += ROWS)
+        for (size k = 0; k < ROWS; k++)
+            panel[k] = k < count ? t[k] : 0.0f;
+}
+
+/* y (r, d), plus `start` where it is not NULL. */
+static void down(const float *x, size x_row, size rows, size d, const float *t, size t_row, size r,
+                 float *y, const float *start) {
+    float panels[MOST_RANKS * TALL], strip[TALL * COLUMNS];
+    for (size i = 0; i < r; i += ROWS)
+        pack_t(t + i, t_row, rows, least(ROWS, r - i), panels + i * rows);
+    for (size j = 0; j < d; j += COLUMNS) {
+        size columns = least(COLUMNS, d - j);
+        if (columns < COLUMNS || r % ROWS)
+            copy_rows(x + j, x_row, columns, rows, strip);
+        for (size i = 0; i < r; i += ROWS) {
+            const float *old = start ? start + i * d + j : NULL, *panel = panels + i * rows;
+            float *to = y + i * d + j;
+            if (columns < COLUMNS || r - i < ROWS)
+                part_of_tile(rows, panel, strip, to, d, old, d, least(ROWS, r - i), columns);
+            else
+                tile_of(3, rows, panel, x + j, x_row, to, d, old, d);
+        }
+    }
+}
+
+/* ---- both ------------------------------------------------------------------------------------- */
+
+/* u (n, r) = scale x A' where there is A (r, d), and y (r, d) = t' x where there is t (n, r). */
+void thin(const float *x, size x_row, size n, size d, size r, const float *A, size A_row,
+          float scale, float *u, size u_row, const float *t, size t_row, float *y, float *space,
+          int threads) {
+    size pieces = pieces_of(n, r, d);
+    size tall = most(XS, least(TALL, BLOCK / most(d, 1) / XS * XS));
+#pragma omp parallel num_threads(threads) if (n * d >= ENOUGH)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (size piece = 0; piece < pieces; piece++) {
+            size top = n * piece / pieces, bottom = n * (piece + 1) / pieces;
+            float *sums = piece ? space + (piece - 1) * r * d : y;
+            for (size i = top; i < bottom; i += tall) {
+                size rows = least(tall, bottom - i);
+                const float *block = x + i * x_row;
+                if (A)
+                    across(block, x_row, rows, d, A, A_row, r, scale, u + i * u_row, u_row);
+                if (t)
+                    down(block, x_row, rows, d, t + i * t_row, t_row, r, sums,
+                         i > top ? sums : NULL);
+            }
+        }
+        if (t)
+#pragma omp for schedule(static)
+            for (size i = 0; i < r; i++)
+                for (size piece = 1; piece < pieces; piece++) {
+                    const float *more = space + ((piece - 1) * r + i) * d;
+                    for (size j = 0; j < d; j++)
+                        y[i * d + j] += more[j];
+                }
+    }
+}

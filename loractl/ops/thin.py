@@ -1,0 +1,81 @@
+"""Thin products, of which a factor or the result has as many columns as an adapter has ranks:
+x A' for the update, and backward for its gradient, and t' x for the gradients of the factors.
+
+They read much and calculate little. In float32 on the processors of gemm.py thin.c reads x once for
+both, as it lies: 2.0 to 2.9 times as fast as torch's two products with eight ranks
+(scripts/LOG.md). Elsewhere they are torch's.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from loractl.ops import gemm, native
+
+FEW_RANKS = 4
+"""With fewer, thin.c is no faster than torch."""
+MOST_RANKS, MOST_OF_BOTH = 32, 64
+"""Nor with more: for one product, and for both."""
+SMALL, SMALL_FOR_BOTH = 128 * 1024, 16 * 1024
+"""Values of x below which calling it costs what it gains."""
+
+
+def across(x: Tensor, A: Tensor) -> Tensor:
+    """x A': x (n, d), A (r, d) -> (n, r), in their dtype. Without gradients, as all here."""
+    if found := _library(x, A, rank=len(A)):
+        u = x.new_empty(len(x), len(A))
+        _thin(found, x, len(A), A=A, u=u)
+        return u
+    return x @ A.T
+
+
+def down(x: Tensor, t: Tensor) -> Tensor:
+    """t' x: x (n, d), t (n, r) -> (r, d)."""
+    if found := _library(x, t, rank=t.shape[1]):
+        y = x.new_empty(t.shape[1], x.shape[1])
+        _thin(found, x, len(y), t=t, y=y)
+        return y
+    return t.T @ x
+
+
+def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
+    """`down`; and scale * `across` is written to u (n, r), which may be part of wider rows."""
+    if found := _library(x, A, t, u, rank=len(A), both=True):
+        y = torch.empty_like(A, memory_format=torch.contiguous_format)
+        _thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
+        return y
+    u.copy_((x @ A.T).mul_(scale))
+    return t.T @ x
+
+
+def _library(x: Tensor, *others: Tensor, rank: int, both: bool = False) -> ctypes.CDLL | None:
+    if not gemm.serves_here() or len(x) < gemm.FEW_ROWS:
+        return None
+    if not FEW_RANKS <= rank <= (MOST_OF_BOTH if both else MOST_RANKS):
+        return None
+    if x.numel() < (SMALL_FOR_BOTH if both else SMALL):
+        return None
+    given = (x, *others)
+    if not all(one.is_cpu and one.dtype == torch.float32 and one.stride(1) == 1 for one in given):
+        return None
+    return native.compiled(torch.float32)
+
+
+def _thin(
+    found: ctypes.CDLL, x: Tensor, r: int, *, A: Tensor | None = None, u: Tensor | None = None,
+    t: Tensor | None = None, y: Tensor | None = None, scale: float = 1.0,
+) -> None:  # fmt: skip
+    n, d = x.shape
+    for one, shape in ((A, (r, d)), (u, (n, r)), (t, (n, r)), (y, (r, d))):
+        assert one is None or one.shape == shape, (one.shape, shape)
+    assert y is None or y.is_contiguous()
+    space = x.new_empty(found.thin_workspace(n, r, d) if t is not None else 0)
+    found.thin(
+        *(*_matrix(x), n, d, r, *_matrix(A), scale, *_matrix(u), *_matrix(t)),
+        *(y.data_ptr() if y is not None else None, space.data_ptr(), torch.get_num_threads()),
+    )
+
+
+def _matrix(one: Tensor | None) -> tuple[int | None, int]:
+    return (one.data_ptr(), one.stride(0)) if one is not None else (None, 0)
