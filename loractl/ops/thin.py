@@ -15,15 +15,15 @@ from loractl.ops import gemm, native
 
 FEW_RANKS = 4
 """With fewer, thin.c is no faster than torch."""
-MOST_RANKS, MOST_OF_BOTH = 32, 64
-"""Nor with more: for one product, and for both."""
+MOST_ACROSS, MOST_DOWN, MOST_OF_BOTH = 16, 32, 64
+"""Nor with more."""
 SMALL, SMALL_FOR_BOTH = 128 * 1024, 16 * 1024
 """Values of x below which calling it costs what it gains."""
 
 
 def across(x: Tensor, A: Tensor) -> Tensor:
     """x A': x (n, d), A (r, d) -> (n, r), in their dtype. Without gradients, as all here."""
-    if found := _library(x, A, rank=len(A)):
+    if found := _library(x, A, rank=len(A), most=MOST_ACROSS):
         u = x.new_empty(len(x), len(A))
         _thin(found, x, len(A), A=A, u=u)
         return u
@@ -32,7 +32,7 @@ def across(x: Tensor, A: Tensor) -> Tensor:
 
 def down(x: Tensor, t: Tensor) -> Tensor:
     """t' x: x (n, d), t (n, r) -> (r, d)."""
-    if found := _library(x, t, rank=t.shape[1]):
+    if found := _library(x, t, rank=t.shape[1], most=MOST_DOWN):
         y = x.new_empty(t.shape[1], x.shape[1])
         _thin(found, x, len(y), t=t, y=y)
         return y
@@ -41,7 +41,7 @@ def down(x: Tensor, t: Tensor) -> Tensor:
 
 def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
     """`down`; and scale * `across` is written to u (n, r), which may be part of wider rows."""
-    if found := _library(x, A, t, u, rank=len(A), both=True):
+    if found := _library(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
         y = torch.empty_like(A, memory_format=torch.contiguous_format)
         _thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
         return y
@@ -49,12 +49,11 @@ def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
     return t.T @ x
 
 
-def _library(x: Tensor, *others: Tensor, rank: int, both: bool = False) -> ctypes.CDLL | None:
+def _library(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDLL | None:
     if not gemm.serves_here() or len(x) < gemm.FEW_ROWS:
         return None
-    if not FEW_RANKS <= rank <= (MOST_OF_BOTH if both else MOST_RANKS):
-        return None
-    if x.numel() < (SMALL_FOR_BOTH if both else SMALL):
+    small = SMALL_FOR_BOTH if most == MOST_OF_BOTH else SMALL
+    if not FEW_RANKS <= rank <= most or x.numel() < small:
         return None
     given = (x, *others)
     if not all(one.is_cpu and one.dtype == torch.float32 and one.stride(1) == 1 for one in given):
