@@ -89,7 +89,9 @@ def space(values: int) -> int:
     ask for it anew costs page faults every time. At the start of a page."""
     n_bytes = values * ctypes.sizeof(REAL)
     if getattr(_kept, "n_bytes", 0) < n_bytes:
-        _kept.memory, _kept.n_bytes = mmap.mmap(-1, n_bytes), n_bytes
+        # Private: what a forked process calculates must not land in this one's.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        _kept.memory, _kept.n_bytes = mmap.mmap(-1, n_bytes, flags=private), n_bytes
         _kept.address = ctypes.addressof(ctypes.c_char.from_buffer(_kept.memory))
     address: int = _kept.address
     return address
