@@ -116,9 +116,9 @@ def test_a_second_interrupt_does_not_wait_for_a_long_step(
     """A step of several seconds, most of them in one call of torch's backward pass."""
     expected, run = whole(), tmp_path / "run"
     row = {"text": "The quick brown fox jumps over the lazy dog. " * 200}
-    long = write_jsonl(tmp_path / "long.jsonl", [row] * 100)
+    long = write_jsonl(tmp_path / "long.jsonl", [row] * 400)
     options = (
-        "--set", f"data.train={long}", "--set", "train.batch_size=100", "--set",
+        "--set", f"data.train={long}", "--set", "train.batch_size=400", "--set",
         "data.max_length=512", "--set", "data.too_long=truncate", "--set", "train.save_every=1",
         "--set", "data.format=text",
     )  # fmt: skip
