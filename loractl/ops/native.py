@@ -3,7 +3,7 @@ the library.
 
 What it does not know is what the functions calculate: that is for those who call them, whose
 plain formulas serve wherever `compiled` has nothing to give. Against torch.compile this spares
-seconds of imports and tracing at each start: the compiler takes 0.8 s once, and a later start 5 ms.
+seconds of imports and tracing at each start: the compiler takes some 3 s once, a later start 5 ms.
 """
 
 import ctypes
