@@ -27,8 +27,10 @@ class Failed(Exception):
 
 def environment(cache: Path) -> dict[str, str]:
     """What every process sees: this checkout, no network, and a cache of its own for rows."""
+    # As a user has it, Python keeps what it compiled of our files: the first step comes sooner.
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

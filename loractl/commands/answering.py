@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl.errors import ConfigError, ModelError
+from loractl.models import libraries
 
 if TYPE_CHECKING:
     from loractl.artifacts.adapter import Adapter
@@ -52,6 +53,7 @@ def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
 
 def open_hub(model_name: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
     """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
+    libraries.import_()
     from loractl.artifacts import adapter as files
     from loractl.artifacts import spoke
     from loractl.generation.hubmodel import HubModel

@@ -8,6 +8,7 @@ from typing import Any
 
 from loractl import configfile, console
 from loractl.artifacts.rundir import RunDir
+from loractl.models import libraries
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
     directory = RunDir(Path(loaded.config.out))
 
     # Imported here, not above: what is wrong with a config is said before torch is loaded.
+    libraries.import_()
     from loractl.commands.checking import examine
 
     report = examine(loaded)

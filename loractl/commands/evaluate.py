@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loractl import console
 from loractl.commands.answering import parse_adapters
 from loractl.errors import ConfigError, DataError
+from loractl.models import libraries
 
 if TYPE_CHECKING:
     from loractl.commands.evaluating import Evaluated
@@ -50,6 +51,7 @@ def run(
     if "base" in paths:
         raise ConfigError("base: a name that the base model has already; choose another")
 
+    libraries.import_()
     from loractl.commands.evaluating import evaluate
 
     found = evaluate(paths, asked, model=model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loractl import console
 from loractl.commands.merge import base_of, require_apart
 from loractl.errors import ConfigError, ModelError, NumericError
+from loractl.models import libraries
 
 if TYPE_CHECKING:
     from loractl.artifacts.adapter import Adapter
@@ -56,6 +57,7 @@ def run(
         )
     _check_out(out, form, overwrite)
 
+    libraries.import_()
     from loractl.artifacts import adapter as adapters
 
     adapter = adapters.read(path)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from loractl import console
 from loractl.errors import ArtifactError, ConfigError, ModelError, NumericError
+from loractl.models import libraries
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ def run(
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists; choose another directory, or add --overwrite")
 
+    libraries.import_()
     import torch
 
     from loractl.artifacts import adapter as adapters

@@ -1,10 +1,8 @@
 """`loractl train`: the story of a run, from a config to an adapter."""
 
-import contextlib
 import gc
 import os
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from loractl.artifacts.rundir import RunDir, Status
 from loractl.commands.signals import StopRequest
 from loractl.config import RunConfig
 from loractl.errors import StateError, Stopped, StorageError
+from loractl.models import libraries
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 """Settings a resumed run may have otherwise: they do not change what is computed."""
@@ -64,12 +63,13 @@ def run(
         if directory.status() is not status:
             raise StateError(f"{directory.path}: another process changed this run just now")
         try:
-            with stop.at_once(), _uncollected():
-                # Imported here, not above: what is wrong with a config is said before torch is
-                # loaded.
+            with stop.at_once(), libraries.uncollected():
+                # Here, not above: what is wrong with a config is said before torch is loaded.
+                libraries.import_transformers()
                 from loractl.commands.training_run import prepare, train
 
                 prepared = prepare(loaded, directory, resume=resume)
+                gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
         except Stopped:
             console.note(f"stopped before a step was done; start again with: {same}")
             raise
@@ -78,19 +78,6 @@ def run(
             return train(prepared, stop, again=again)
         finally:
             gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Leave the search for cyclic garbage until later, and what is there then out of it, until
-    `gc.unfreeze`: what is imported stays anyway, and looking through it again and again takes 0.7
-    of 4.9 s, and once more 0.2 s right before the first step."""
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 def _command(config: Path, overrides: list[str], out: str | None, *flags: str) -> str:
