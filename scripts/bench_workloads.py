@@ -65,7 +65,7 @@ def texts(s: Setting, name: str, *, length: int = 256, batch: int = 4) -> Worklo
 def long(s: Setting, name: str) -> Workload:
     """One long row a step, with gradient checkpointing; all tokens trained. Ours alone."""
     jobs = []
-    for length in (2048, 8192):
+    for length in (2048, 4096, 8192):
         path = s.place / name / f"{length}.jsonl"
         changes = {
             "data": {"format": "text", "too_long": "truncate"},
