@@ -15,6 +15,7 @@
 #define DEPTH 384            /* of a block: a panel of w has to stay in the first level of the cache */
 #define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
 #define WIDTH (64 * COLUMNS) /* columns of a block of w, which the threads share in the third */
+#define FEWEST (8 * ROWS)    /* rows that a thread takes at a time */
 
 typedef struct {
     const float *x; /* (m, depth) */
@@ -58,8 +59,49 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
 
 /* ---- the sum ---------------------------------------------------------------------------------- */
 
-/* How many numbers `space` below has to hold: panels of w for all threads, and a block of x each. */
-size workspace(size threads) { return DEPTH * (WIDTH + threads * HEIGHT); }
+/* A block of w in panels, and where its products go. */
+typedef struct {
+    const Term *terms;
+    size from, to;   /* of the depth */
+    size left;       /* its first column */
+    const float *w;
+    float *y;
+    size y_row, n;   /* n columns in all */
+    const float *old; /* what is added: rows of start, or of y itself; or NULL */
+    size old_row;
+} Block;
+
+/* Multiply rows `top` to `bottom` of x with the panels `first` to `last`. */
+static void multiply(const Block *b, size top, size bottom, size first, size last, float *of_x) {
+    size deep = b->to - b->from;
+    for (size up = top; up < bottom; up += HEIGHT) {
+        size down = least(up + HEIGHT, bottom);
+        for (size i = up; i < down; i += ROWS)
+            pack_x(b->terms, b->from, b->to, i, least(ROWS, down - i), of_x + (i - up) * deep);
+        for (size j = first; j < last; j++)
+            strip(deep, of_x, b->w + j * COLUMNS * deep, b->y + up * b->y_row, b->y_row,
+                  b->old ? b->old + up * b->old_row : NULL, b->old_row, down - up,
+                  b->left + j * COLUMNS, b->n);
+    }
+}
+
+/* Take rows that no thread has taken, fewer the fewer are left, so that all end together although
+   one's core may be slower. Returns 0 where none are left. */
+static int take(size *next, size m, size threads, size *top, size *bottom) {
+    size at = __atomic_load_n(next, __ATOMIC_RELAXED), to;
+    do {
+        if (at >= m)
+            return 0;
+        size share = (m - at) / (2 * threads) / ROWS * ROWS;
+        to = least(at + most(share, FEWEST), m);
+    } while (!__atomic_compare_exchange_n(next, &at, to, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    *top = at, *bottom = to;
+    return 1;
+}
+
+/* How many numbers `space` below has to hold: panels of w for all threads, twice, and a block of x
+   each. */
+size workspace(size threads) { return DEPTH * (2 * WIDTH + threads * HEIGHT); }
 
 /* y (m, n); start_row 0 makes one row serve for all. */
 void products(float *y, size y_row, const float *start, size start_row, size m, size n,
@@ -73,36 +115,36 @@ void products(float *y, size y_row, const float *start, size start_row, size m, 
     int across = 1;
     while (across < threads && (threads % across || panels * across < 8 * threads))
         across++;
+    size next[2]; /* row that no thread has taken yet */
 #pragma omp parallel num_threads(threads)
     {
         /* OpenMP may give fewer threads than were asked for. */
         int all = omp_get_num_threads(), me = omp_get_thread_num();
         int wide = all == threads ? across : 1, high = all / wide;
-        size top = panels * (me / wide) / high * ROWS;
-        size bottom = least(panels * (me / wide + 1) / high * ROWS, m);
-        float *of_x = space + DEPTH * (WIDTH + me * HEIGHT);
+        float *of_x = space + DEPTH * (2 * WIDTH + me * HEIGHT);
+        /* Blocks of w have two places by turns: a thread that is done begins the next one. */
+        size turn = 0;
         for (size left = 0; left < n; left += WIDTH) {
             size width = least(WIDTH, n - left), strips = (width + COLUMNS - 1) / COLUMNS;
-            for (size from = 0; from < depth; from += block) {
-                size to = least(from + block, depth), deep = to - from;
-                const float *old = from ? y : start;
-                size old_row = from ? y_row : start_row;
-#pragma omp for schedule(static)
+            for (size from = 0; from < depth; from += block, turn ^= 1) {
+                float *w = space + turn * DEPTH * WIDTH;
+                size to = least(from + block, depth);
+                if (me == 0)
+                    next[turn] = 0;
+#pragma omp for schedule(dynamic, 1)
                 for (size j = 0; j < strips; j++)
                     pack_w(terms, from, to, left + j * COLUMNS, least(COLUMNS, width - j * COLUMNS),
-                           space + j * COLUMNS * deep);
-                for (size up = top; up < bottom; up += HEIGHT) {
-                    size down = least(up + HEIGHT, bottom);
-                    for (size i = up; i < down; i += ROWS)
-                        pack_x(terms, from, to, i, least(ROWS, down - i), of_x + (i - up) * deep);
-                    size first = strips * (me % wide) / wide;
-                    size last = strips * (me % wide + 1) / wide;
-                    for (size j = first; j < last; j++)
-                        strip(deep, of_x, space + j * COLUMNS * deep, y + up * y_row, y_row,
-                              old ? old + up * old_row : NULL, old_row, down - up,
-                              left + j * COLUMNS, n);
-                }
-#pragma omp barrier
+                           w + j * COLUMNS * (to - from));
+                Block b = {terms, from, to, left, w, y, y_row, n,
+                           from ? y : start, from ? y_row : start_row};
+                size top = panels * (me / wide) / high * ROWS;
+                size bottom = least(panels * (me / wide + 1) / high * ROWS, m);
+                if (wide > 1)
+                    multiply(&b, top, bottom, strips * (me % wide) / wide,
+                             strips * (me % wide + 1) / wide, of_x);
+                else
+                    while (take(&next[turn], m, all, &top, &bottom))
+                        multiply(&b, top, bottom, 0, strips, of_x);
             }
         }
     }
