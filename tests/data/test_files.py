@@ -24,7 +24,7 @@ def test_plain_and_packed_bytes_are_read_alike_whatever_the_name(
     ("content", "words"),
     [
         ("Straße".encode("utf-16"), "found UTF-16, expected UTF-8"),
-        (gzip.compress("Straße".encode("utf-16")), "found UTF-16, expected UTF-8"),
+        (gzip.compress("Straße".encode("utf-16"), mtime=0), "found UTF-16, expected UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (gzip.compress(os.urandom(5000))[:-100], "cut off or corrupt"),
         (gzip.compress(os.urandom(5000))[:2000] + b"xxxx", "cut off or corrupt"),
