@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import transformers
 from transformers.utils import import_utils
 
@@ -54,7 +55,7 @@ def test_transformers_and_the_search_for_garbage_are_as_they_were() -> None:
         gc.enable()
 
 
-def test_another_way_of_listing_is_left_to_transformers(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_another_way_of_listing_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its list holds something else, takes other arguments, or is made by nothing of this name."""
     asked = []
 
