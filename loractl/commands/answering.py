@@ -53,14 +53,15 @@ def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
 
 def open_hub(model_name: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
     """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
-    libraries.import_()
     from loractl.artifacts import adapter as files
+
+    adapters = {name: files.read(path) for name, path in directories.items()}
+    libraries.import_()  # an adapter that cannot be read is told before
     from loractl.artifacts import spoke
     from loractl.generation.hubmodel import HubModel
     from loractl.lora.hub import Hub
     from loractl.models import load
 
-    adapters = {name: files.read(path) for name, path in directories.items()}
     source = load.locate(base_name(model_name, adapters))
     tokenizer = load.load_tokenizer(source)
     device = load.choose_device()

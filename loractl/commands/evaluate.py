@@ -51,7 +51,7 @@ def run(
     if "base" in paths:
         raise ConfigError("base: a name that the base model has already; choose another")
 
-    libraries.import_()
+    libraries.import_transformers()
     from loractl.commands.evaluating import evaluate
 
     found = evaluate(paths, asked, model=model)

@@ -19,7 +19,7 @@ from loractl.evaluation.loss import row_losses
 from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
-from loractl.models import load
+from loractl.models import libraries, load
 from loractl.models.forward import trained_logits
 from loractl.records import Conversation
 
@@ -64,6 +64,7 @@ def evaluate(paths: Mapping[str, Path], asked: Asked, *, model: str | None) -> l
     """
     full = {name: path for name, path in paths.items() if _is_model(path)}
     read = {name: adapters.read(path) for name, path in paths.items() if name not in full}
+    libraries.import_()  # an adapter that cannot be read is told before
     source = load.locate(model or _base_of(list(read.values()), full))
     loaded = _load(source, asked)
     tokenizer = load.load_tokenizer(source)

@@ -57,10 +57,10 @@ def run(
         )
     _check_out(out, form, overwrite)
 
-    libraries.import_()
     from loractl.artifacts import adapter as adapters
 
     adapter = adapters.read(path)
+    libraries.import_()  # an adapter that cannot be read is told before
     source = base_of(adapter, base)
     if source.gguf:
         raise ModelError(

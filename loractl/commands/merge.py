@@ -33,15 +33,16 @@ def run(
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists; choose another directory, or add --overwrite")
 
-    libraries.import_()
     import torch
 
     from loractl.artifacts import adapter as adapters
+
+    adapter = adapters.read(path)
+    libraries.import_()  # an adapter that cannot be read is told before
     from loractl.artifacts import files, merged
     from loractl.artifacts.proof import prove
     from loractl.models import load
 
-    adapter = adapters.read(path)
     source = base_of(adapter, base)
     target: torch.dtype | None = load.DTYPES[dtype] if dtype else None
     require_apart(out, source.directory, adapter.directory)

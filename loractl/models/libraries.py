@@ -34,10 +34,11 @@ def import_() -> None:
 def import_transformers() -> None:
     """Import transformers without what loads a model, which takes 1.5 s more: something else can be
     begun before that."""
-    import transformers
+    with uncollected():
+        import transformers
 
-    with _listed_once(transformers):
-        import transformers.models
+        with _listed_once(transformers):
+            import transformers.models
 
 
 @contextmanager
