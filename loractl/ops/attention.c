@@ -7,26 +7,12 @@
    pass calculates the probabilities again from the logsumexp that the forward pass leaves
    (Dao 2023, FlashAttention-2). */
 
+#include "calls.h"
 #include "tile.h"
 
 #include <omp.h>
 
 #define BLOCK 32 /* tokens whose scores exist at a time; 16 to 64 differ by no more than noise */
-
-typedef struct {
-    float *at; /* (tokens, heads, width) */
-    size row, head;
-} View;
-
-typedef struct {
-    View q, k, v, out, dout, dq, dk, dv;
-    float *logsumexp;               /* (heads, tokens) */
-    float *dk_shared, *dv_shared;   /* (spans, kv_heads, shared, width) */
-    const size *spans;              /* start and stop of each */
-    size count, tokens, heads, kv_heads, d, e; /* e is the width of v */
-    size shared; /* tokens at 0 that each span but the one at 0 sees before its own */
-    float scale;
-} Job;
 
 typedef struct {
     size start, own, before, keys; /* keys = before + own */

@@ -37,13 +37,18 @@ class _Job(ctypes.Structure):
 
 def fits(q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form) -> bool:
     """Whether attention.c serves for these; the sizes are those of `attention_forward`."""
-    if not gemm.serves_here() or form.window is not None or form.softcap is not None:
-        return False
     if any(not x.is_cpu or x.dtype != torch.float32 or x.stride(-1) != 1 for x in (q, k, v)):
+        return False
+    return serves(segments, k.shape[1], form)
+
+
+def serves(segments: Segments, kv_heads: int, form: Form) -> bool:
+    """Whether it does for tensors in float32 on the CPU."""
+    if not gemm.serves_here() or form.window is not None or form.softcap is not None:
         return False
     if native.compiled(torch.float32) is None:
         return False
-    return _busy(segments, k.shape[1], torch.get_num_threads()) >= BUSY
+    return _busy(segments, kv_heads, torch.get_num_threads()) >= BUSY
 
 
 def _busy(segments: Segments, kv_heads: int, threads: int) -> float:
@@ -114,13 +119,13 @@ def _job(
     assert heads % k.shape[1] == 0 and tokens == segments.rows * segments.length
     job = _Job()
     job.q, job.k, job.v, job.out = (_view(x) for x in (q, k, v, out))
-    job.logsumexp, job.spans = logsumexp.data_ptr(), _spans(segments).data_ptr()
+    job.logsumexp, job.spans = logsumexp.data_ptr(), spans_of(segments).data_ptr()
     job.count, job.tokens, job.heads, job.kv_heads = len(segments.spans), tokens, heads, k.shape[1]
     job.d, job.e, job.shared, job.scale = d, v.shape[2], segments.shared, form.scale
     return job
 
 
-def _spans(segments: Segments) -> Tensor:
+def spans_of(segments: Segments) -> Tensor:
     """(spans, 2), the longest first, so that no thread ends with it alone; kept."""
     if "spans" not in segments.kept:
         ordered = sorted(segments.spans, key=lambda span: span[0] - span[1])

@@ -8,6 +8,9 @@ from loractl.ops.lora_linear import Linear
 from loractl.ops.pieces import Activation
 from loractl.ops.segments import Segments
 
+GROUPS = (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))
+"""Which of a layer's linears share an input: q, k, v; o; gate, up; down."""
+
 
 @dataclass(frozen=True)
 class Norm:

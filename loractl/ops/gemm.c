@@ -8,6 +8,7 @@
    y is not read again for it. A row of y is calculated in the same order whatever the other rows,
    and the number of threads, are. */
 
+#include "calls.h"
 #include "tile.h"
 
 #include <omp.h>
@@ -16,16 +17,6 @@
 #define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
 #define WIDTH (64 * COLUMNS) /* columns of a block of w, which the threads share in the third */
 #define FEWEST (8 * ROWS)    /* rows that a thread takes at a time */
-
-typedef struct {
-    const float *x; /* (m, depth) */
-    size x_row;
-    const float *w; /* (depth, n), or where `across` (n, depth) */
-    size w_row;
-    size depth;
-    float scale; /* of x */
-    int across;
-} Term;
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 
@@ -41,19 +32,35 @@ static void pack_x(const Term *term, size from, size to, size row, size rows, fl
     }
 }
 
-/* The same for `columns` columns of all w from `column` on, at most COLUMNS. */
+/* Rows of w, which lie far apart, are read where they are as wide as this many panels. */
+#define SIDE_BY_SIDE 4
+
+static void copy_side_by_side(const float *from, size row, size count, float *to, size panel) {
+    for (size p = 0; p < count; p++, from += row, to += COLUMNS)
+        for (size j = 0; j < SIDE_BY_SIDE; j++)
+            for (size i = 0; i < COLUMNS; i += LANES)
+                *(lanes *)(to + j * panel + i) = *(const lanes *)(from + j * COLUMNS + i);
+}
+
+/* The same of all w for `columns` columns from `column` on, at most SIDE_BY_SIDE panels. */
 static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel) {
+    size deep = to - from;
     for (size before = 0; before < to; before += term->depth, term++) {
-        size first = most(from - before, 0), last = least(to - before, term->depth);
-        if (first >= last)
+        size first = most(from - before, 0), count = least(to - before, term->depth) - first;
+        if (count <= 0)
             continue;
-        if (term->across)
-            copy_across(term->w + column * term->w_row + first, term->w_row, columns, last - first,
-                        panel);
+        const float *w = term->w + (term->across ? column * term->w_row + first
+                                                 : first * term->w_row + column);
+        if (!term->across && columns >= SIDE_BY_SIDE * COLUMNS)
+            copy_side_by_side(w, term->w_row, count, panel, deep * COLUMNS);
         else
-            copy_rows(term->w + first * term->w_row + column, term->w_row, columns, last - first,
-                      panel);
-        panel += (last - first) * COLUMNS;
+            for (size j = 0; j < columns; j += COLUMNS)
+                if (term->across)
+                    copy_across(w + j * term->w_row, term->w_row, columns - j, count,
+                                panel + j * deep);
+                else
+                    copy_rows(w + j, term->w_row, columns - j, count, panel + j * deep);
+        panel += count * COLUMNS;
     }
 }
 
@@ -132,9 +139,9 @@ void products(float *y, size y_row, const float *start, size start_row, size m, 
                 if (me == 0)
                     next[turn] = 0;
 #pragma omp for schedule(dynamic, 1)
-                for (size j = 0; j < strips; j++)
-                    pack_w(terms, from, to, left + j * COLUMNS, least(COLUMNS, width - j * COLUMNS),
-                           w + j * COLUMNS * (to - from));
+                for (size j = 0; j < width; j += SIDE_BY_SIDE * COLUMNS)
+                    pack_w(terms, from, to, left + j, least(SIDE_BY_SIDE * COLUMNS, width - j),
+                           w + j * (to - from));
                 Block b = {terms, from, to, left, w, y, y_row, n,
                            from ? y : start, from ? y_row : start_row};
                 size top = panels * (me / wide) / high * ROWS;

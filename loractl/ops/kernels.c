@@ -8,7 +8,7 @@
    not depend on the number of threads. Nothing here may be compiled with -ffast-math: a NaN must
    come through. */
 
-#include "real.h"
+#include "calls.h"
 
 /* Fewer numbers than this are not worth waking another thread for (some 5 us). */
 #define ENOUGH 16384
@@ -26,12 +26,10 @@ INLINE uint16_t to_bf16(float value) {
 INLINE float from_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
 
 #ifdef BF16
-typedef uint16_t number;
 INLINE float get(const number *row, size i) { return from_bf16(row[i]); }
 INLINE void put(number *row, size i, float value) { row[i] = to_bf16(value); }
 INLINE float rounded(float value) { return from_bf16(to_bf16(value)); }
 #else
-typedef float number;
 INLINE float get(const number *row, size i) { return row[i]; }
 INLINE void put(number *row, size i, float value) { row[i] = value; }
 INLINE float rounded(float value) { return value; }

@@ -23,8 +23,11 @@ import torch
 from loractl.places import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "gemm.c", "thin.c", "attention.c"))
-INCLUDED = (HERE / "real.h", HERE / "tile.h")
+SOURCES = {
+    torch.float32: ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c"),
+    torch.bfloat16: ("kernels.c",),
+}
+INCLUDED = ("real.h", "calls.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a choice in them be vectorised. Nothing of -ffast-math: NaN must come through.
@@ -47,17 +50,28 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "dropout": (*MATRIX * 2, SIZE, SIZE, WORD, WORD, INT, REAL, INT, INT),
     "activated": (*MATRIX * 2, SIZE, SIZE, INT, INT),
     "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
+    "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
+}
+"""The parameters of each function of kernels.c, in order."""
+OF_FLOAT32: dict[str, tuple[type, ...]] = {
     "workspace": (SIZE,),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
     "attention_space": (SIZE, SIZE, SIZE),
     "attention": (POINTER, INT, POINTER, SIZE, INT),
     "thin_workspace": (SIZE, SIZE, SIZE),
     "thin": (*MATRIX, *[SIZE] * 3, *MATRIX, REAL, *MATRIX * 2, POINTER, POINTER, INT),
-    "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
+    "layer_kept": (POINTER, POINTER),
+    "layer_space": (POINTER, POINTER),
+    "layer_step": (POINTER, POINTER, SIZE),
+    "layer_forward": (*[POINTER] * 7, INT),
+    "layer_backward": (*[POINTER] * 5, INT, *[POINTER] * 3, INT),
 }
-"""The parameters of each function of these files, in order."""
-RESULTS: dict[str, type] = dict.fromkeys(("workspace", "thin_workspace", "attention_space"), SIZE)
-"""What those return that return anything."""
+"""And of the others."""
+COUNTS = (
+    *("workspace", "thin_workspace", "attention_space"),
+    *("layer_kept", "layer_space", "layer_step"),
+)
+"""Those that return something: how many numbers another one needs."""
 
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))
 """How lines of /proc/cpuinfo begin that say who made a processor, and what it knows."""
@@ -104,15 +118,16 @@ def _found(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
             raise NotBuilt("LORACTL_NATIVE is 0")
         if dtype not in DEFINES:
             raise NotBuilt(f"kernels.c knows float32 and bfloat16, not {dtype}")
-        return _declared(_opened(dtype)), ""
+        return _declared(_opened(dtype), dtype), ""
     except NotBuilt as reason:
         return None, str(reason)
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    for name, arguments in ARGUMENTS.items():
+def _declared(found: ctypes.CDLL, dtype: torch.dtype) -> ctypes.CDLL:
+    names = ARGUMENTS if dtype != torch.float32 else {**ARGUMENTS, **OF_FLOAT32}
+    for name, arguments in names.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, RESULTS.get(name)
+        function.argtypes, function.restype = arguments, SIZE if name in COUNTS else None
     return found
 
 
@@ -122,9 +137,9 @@ def _opened(dtype: torch.dtype) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if compiler is None:
         raise NotBuilt("there is no C compiler (cc, gcc or $CC)")
-    command = [compiler, *FLAGS, *DEFINES[dtype]]
-    sources = [source.read_text("utf-8") for source in (*SOURCES, *INCLUDED)]
-    parts = (*sources, *command, _output([compiler, "--version"]), processor())
+    command = [os.path.abspath(compiler), *FLAGS, *DEFINES[dtype], *SOURCES[dtype]]
+    texts = [(HERE / name).read_text("utf-8") for name in (*SOURCES[dtype], *INCLUDED)]
+    parts = (*texts, *command, _output([command[0], "--version"]), processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     place = cache_home() / "kernels" / f"{key}.so"
     try:
@@ -171,7 +186,7 @@ def _built(command: list[str], place: Path) -> ctypes.CDLL:
 
 def _compiled(command: list[str], working: Path) -> Path:
     made = working / "kernels.so"
-    _output([*command, "-o", str(made), *map(str, SOURCES), "-lm"])
+    _output([*command, "-o", str(made), "-lm"])
     with made.open("r+b") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         file.seek(0, os.SEEK_END)
@@ -182,7 +197,7 @@ def _compiled(command: list[str], working: Path) -> Path:
 def _output(command: list[str]) -> str:
     """What a run of the compiler says; raises NotBuilt with its first complaint where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotBuilt(f"{command[0]} cannot be run: {error}") from None
     if done.returncode != 0:

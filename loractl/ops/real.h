@@ -1,5 +1,7 @@
 /* What every file in C here begins with. */
 
+#pragma once
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -6,6 +6,7 @@
    the work of one thread, and added in the order of the pieces; so neither product depends on the
    number of threads. */
 
+#include "calls.h"
 #include "tile.h"
 
 #define MOST_RANKS 64      /* that thin.py may ask for */

@@ -1,0 +1,65 @@
+/* What the files in C offer to each other and to Python, where each says what it does. */
+
+#pragma once
+
+#include "real.h"
+
+/* Of kernels.c, on rows of: */
+#ifdef BF16
+typedef uint16_t number;
+#else
+typedef float number;
+#endif
+
+void rms_norm(const number *x, size x_row, size x_head, const number *w, number *y, size y_row,
+              size y_head, float *rstd, size n, size heads, size h, float eps, float offset,
+              int again, int threads);
+void rms_norm_backward(number *dx, size dx_row, size dx_head, const number *dy, size dy_row,
+                       size dy_head, const number *x, size x_row, size x_head, const float *rstd,
+                       const number *w, size n, size heads, size h, float offset, int threads);
+void rotary(number *x, size x_row, size x_head, const float *cos, size cos_row, const float *sin,
+            size sin_row, size n, size heads, size half, int inverse, int threads);
+void gated(const number *gate, size gate_row, const number *up, size up_row, number *y, size y_row,
+           size n, size m, int activation, int threads);
+void gated_backward(number *dact, size dact_row, number *gate, size gate_row, number *up,
+                    size up_row, size n, size m, int activation, int threads);
+
+/* Of gemm.c. */
+typedef struct {
+    const float *x; /* (m, depth) */
+    size x_row;
+    const float *w; /* (depth, n), or where `across` (n, depth) */
+    size w_row;
+    size depth;
+    float scale; /* of x */
+    int across;
+} Term;
+
+size workspace(size threads);
+void products(float *y, size y_row, const float *start, size start_row, size m, size n,
+              const Term *terms, size count, float *space, int threads);
+
+/* Of thin.c. */
+size thin_workspace(size n, size r, size d);
+void thin(const float *x, size x_row, size n, size d, size r, const float *A, size A_row,
+          float scale, float *u, size u_row, const float *t, size t_row, float *y, float *space,
+          int threads);
+
+/* Of attention.c. */
+typedef struct {
+    float *at; /* (tokens, heads, width) */
+    size row, head;
+} View;
+
+typedef struct {
+    View q, k, v, out, dout, dq, dk, dv;
+    float *logsumexp;               /* (heads, tokens) */
+    float *dk_shared, *dv_shared;   /* (spans, kv_heads, shared, width) */
+    const size *spans;              /* start and stop of each */
+    size count, tokens, heads, kv_heads, d, e; /* e is the width of v */
+    size shared; /* tokens at 0 that each span but the one at 0 sees before its own */
+    float scale;
+} Job;
+
+size attention_space(size keys, size d, size e);
+void attention(const Job *job, int is_backward, float *space, size space_row, int threads);

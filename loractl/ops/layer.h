@@ -1,0 +1,139 @@
+/* What layer.c computes from, and where it puts what it computes. */
+
+#pragma once
+
+#include "calls.h"
+
+enum { Q, K, V, O, GATE, UP, DOWN, LINEARS };
+
+typedef struct {
+    const float *w; /* (d_out, d_in), or where `turned` (d_in, d_out) */
+    size w_row;
+    const float *bias;  /* (d_out), or NULL */
+    const float *A, *B; /* (rank, d_in) and (d_out, rank) */
+    float *dA, *dB;     /* their gradients; those of linears that share an input follow one another */
+    size d_in, d_out, rank; /* rank 0: no adapter */
+    float scale;
+    int turned;
+} Linear;
+
+typedef struct {
+    const float *weight; /* NULL: no norm */
+    float eps, offset;
+} Norm;
+
+typedef struct {
+    Linear linears[LINEARS];
+    Norm before_attention, before_mlp, q_norm, k_norm;
+    size heads, kv_heads, head_dim;
+    float scaling; /* of the scores */
+    int activation;
+} Layer;
+
+typedef struct {
+    const float *cos, *sin;
+    size cos_row, sin_row, half; /* half 0: no rotary */
+    const size *spans;           /* as those of attention.c */
+    size count, longest, shared, tokens;
+} Place;
+
+typedef struct {
+    float *step; /* memory for any function of the others */
+    int threads;
+} Space;
+
+/* ---- memory ----------------------------------------------------------------------------------- */
+
+INLINE size greater(size a, size b) { return a > b ? a : b; }
+
+/* Where numbers are put one behind the other; without a base they are only counted. */
+typedef struct {
+    float *base;
+    size used;
+} Room;
+
+static float *take(Room *room, size count) {
+    float *at = room->base ? room->base + room->used : NULL;
+    room->used += (count + 15) / 16 * 16;
+    return at;
+}
+
+/* Linears that share an input, and their factors as the thin products want them. */
+typedef struct {
+    const Linear *linears;
+    size count, d_in, rank; /* of all together */
+    float *A;               /* (rank, d_in) */
+    float *Bs[3];           /* (rank of each, d_out) */
+    float *t;               /* (tokens, rank), the thin product */
+} Group;
+
+/* What the forward pass leaves for the backward pass. */
+typedef struct {
+    Group qkv, o, gate_up, down;
+    float *q, *k, *v; /* (tokens, heads, head_dim), rotated */
+    float *q_raw, *k_raw, *q_rstd, *k_rstd; /* before their norms */
+    float *attended, *logsumexp, *middle, *gate, *up, *rstd_in, *rstd_mlp;
+} Kept;
+
+static Group group_of(const Linear *linears, size count, size tokens, Room *room) {
+    Group group = {linears, count, linears->d_in, 0, NULL, {NULL}, NULL};
+    for (size i = 0; i < count; i++) {
+        group.rank += linears[i].rank;
+        group.Bs[i] = take(room, linears[i].rank * linears[i].d_out);
+    }
+    group.A = take(room, group.rank * group.d_in);
+    group.t = take(room, tokens * group.rank);
+    return group;
+}
+
+static Kept kept_of(const Layer *layer, size n, Room *room) {
+    size q = n * layer->heads * layer->head_dim, k = n * layer->kv_heads * layer->head_dim;
+    size q_raw = layer->q_norm.weight ? q : 0, k_raw = layer->k_norm.weight ? k : 0;
+    size inner = n * layer->linears[GATE].d_out;
+    Kept kept;
+    kept.qkv = group_of(layer->linears + Q, 3, n, room);
+    kept.o = group_of(layer->linears + O, 1, n, room);
+    kept.gate_up = group_of(layer->linears + GATE, 2, n, room);
+    kept.down = group_of(layer->linears + DOWN, 1, n, room);
+    kept.q = take(room, q), kept.k = take(room, k), kept.v = take(room, k);
+    kept.q_raw = take(room, q_raw), kept.k_raw = take(room, k_raw);
+    kept.q_rstd = take(room, q_raw / layer->head_dim);
+    kept.k_rstd = take(room, k_raw / layer->head_dim);
+    kept.attended = take(room, q), kept.logsumexp = take(room, n * layer->heads);
+    kept.middle = take(room, n * layer->linears[Q].d_in);
+    kept.gate = take(room, inner), kept.up = take(room, inner);
+    kept.rstd_in = take(room, n), kept.rstd_mlp = take(room, n);
+    return kept;
+}
+
+/* What a call needs besides. Where two names share a place, the first is done with it. */
+typedef struct {
+    float *u, *dB, *of_thin;  /* (tokens, rank); (rank, d_out) */
+    float *inner;             /* (tokens, intermediate) */
+    float *h, *dh;            /* (tokens, hidden), in the place of `inner` or of `dattended` */
+    float *dattended;         /* (tokens, heads, head_dim) */
+    float *dq, *dk, *dv, *of_norm, *of_shared;
+} Scratch;
+
+static Scratch scratch_of(const Layer *layer, const Place *place, Room *room) {
+    size n = place->tokens, hidden = n * layer->linears[Q].d_in, rank = 0, widest = 0, thins = 0;
+    size q = n * layer->heads * layer->head_dim, k = n * layer->kv_heads * layer->head_dim;
+    for (size i = 0; i < LINEARS; i++) {
+        const Linear *one = layer->linears + i;
+        size of_group = one->rank + (i == V || i == UP ? one[-1].rank : 0) + (i == V ? one[-2].rank : 0);
+        rank = greater(rank, of_group);
+        widest = greater(widest, one->rank * one->d_out);
+        thins = greater(thins, thin_workspace(n, of_group, greater(one->d_in, one->d_out)));
+    }
+    Scratch s;
+    s.u = take(room, n * rank), s.dB = take(room, widest), s.of_thin = take(room, thins);
+    s.dq = take(room, q), s.dk = take(room, k), s.dv = take(room, k);
+    s.of_norm = take(room, layer->q_norm.weight || layer->k_norm.weight ? greater(q, k) : 0);
+    s.of_shared = take(room, place->shared ? 2 * place->count * place->shared * (k / n) : 0);
+    s.inner = s.dattended = s.h = room->base ? room->base + room->used : NULL;
+    size before = room->used;
+    take(room, hidden);
+    s.dh = take(room, hidden);
+    room->used = greater(room->used, before + greater(n * layer->linears[GATE].d_out, q));
+    return s;
+}
