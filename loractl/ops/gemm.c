@@ -16,7 +16,7 @@
 #define DEPTH 384            /* of a block: a panel of w has to stay in the first level of the cache */
 #define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
 #define WIDTH (64 * COLUMNS) /* columns of a block of w, which the threads share in the third */
-#define FEWEST (8 * ROWS)    /* rows that a thread takes at a time */
+#define FEWEST (2 * ROWS)    /* rows that a thread takes at a time */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 

@@ -135,7 +135,10 @@ def test_products_and_attention_in_c_take_no_more(
         pytest.skip(native.missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda: True)
     real, peak, predicted, highest = both("llama", MODELS["llama"], checkpointing=checkpointing)
-    assert 0.9 < real / predicted.activations < 1.001
+    # What layer.c lays out of the factors it makes anew with the rest: four layers, 576 rows of B
+    # and, where inputs are shared, five A of 64 columns.
+    made_anew = 4 * 4 * RANK * (576 + 5 * 64) if checkpointing else 0
+    assert 0.9 < real / (predicted.activations - made_anew) < 1.001
     assert peak < highest  # scores, which weigh much in a model as small as this one
 
 
