@@ -58,7 +58,7 @@ def layer(
     )
 
     def norm(width: int) -> Norm:
-        return Norm(torch.rand(width) + 0.5, 1e-5, offset)
+        return Norm(torch.rand(width) + 0.5 - offset, 1e-5, offset)
 
     made = Layer(shape, *linears, before_attention=norm(hidden), before_mlp=norm(hidden))
     if not head_norms:
@@ -70,7 +70,7 @@ def place(*lengths: int, rotated: int = 16, shared: int = 0) -> Place:
     starts = (shared if number else 0 for number in range(len(lengths)))
     each = [torch.arange(n) + start for n, start in zip(lengths, starts, strict=True)]
     positions = torch.cat(each)[None]
-    angles = positions[0][:, None] * torch.rand(rotated // 2)
+    angles = positions[0][:, None] / 10_000.0 ** torch.arange(0, 1, 2 / rotated)
     angles = torch.cat([angles, angles], dim=1)
     return Place(segments_of(positions, shared), angles.cos(), angles.sin())
 
