@@ -118,12 +118,15 @@ typedef struct {
 static Scratch scratch_of(const Layer *layer, const Place *place, Room *room) {
     size n = place->tokens, hidden = n * layer->linears[Q].d_in, rank = 0, widest = 0, thins = 0;
     size q = n * layer->heads * layer->head_dim, k = n * layer->kv_heads * layer->head_dim;
+    size of_group = 0;
     for (size i = 0; i < LINEARS; i++) {
         const Linear *one = layer->linears + i;
-        size of_group = one->rank + (i == V || i == UP ? one[-1].rank : 0) + (i == V ? one[-2].rank : 0);
+        of_group = (i == K || i == V || i == UP ? of_group : 0) + one->rank; /* those before it too */
         rank = greater(rank, of_group);
         widest = greater(widest, one->rank * one->d_out);
-        thins = greater(thins, thin_workspace(n, of_group, greater(one->d_in, one->d_out)));
+        /* Of each of the shapes that there are: a larger one may want less. */
+        thins = greater(thins, thin_workspace(n, of_group, one->d_in));
+        thins = greater(thins, thin_workspace(n, one->rank, one->d_out));
     }
     Scratch s;
     s.u = take(room, n * rank), s.dB = take(room, widest), s.of_thin = take(room, thins);

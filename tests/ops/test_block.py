@@ -215,3 +215,26 @@ def test_two_layers_in_one_graph_do_not_share_memory() -> None:
     for x, y in zip(inputs, outputs, strict=True):
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
         assert torch.equal(y, expected[0]) and torch.equal(x.grad, expected[1])
+
+
+@pytest.mark.parametrize("tokens", [500, 9216, 20_000])
+def test_a_call_has_memory_for_every_thin_product(tokens: int) -> None:
+    """Which of them wants most is not which is largest: sums are kept for fewer pieces then."""
+    library, rank, hidden, inner = native.compiled(torch.float32), 32, 1024, 4096
+    assert library is not None
+    shape = replace(SHAPE, head_dim=64)
+    one = layer(shape, hidden, inner, (8, 8, 8, rank, rank, rank, rank))
+    factors = [linear.factors() for linear in one.linears if linear.factors]
+    made = blockwhole.Whole.of(torch.empty(tokens, hidden), one, place(tokens, rotated=64), factors)
+    assert made is not None
+    q, kv = 256, 128
+    thins = max(
+        library.thin_workspace(tokens, r, d)
+        for r, d in (
+            *((24, hidden), (8, q), (8, kv), (rank, q), (rank, hidden)),  # q, k, v; o
+            *((2 * rank, hidden), (rank, inner)),  # gate, up; down
+        )
+    )
+    a_token = 2 * rank + q + 2 * kv + max(2 * hidden, inner, q)
+    needed = tokens * a_token + rank * inner + thins
+    assert needed <= library.layer_space(*made._at) < needed + 256
