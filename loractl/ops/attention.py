@@ -194,8 +194,7 @@ def _seen(x: Tensor, segments: Segments, start: int, stop: int) -> Tensor:
 
 
 def _form(segments: Segments, scale: float, window: int | None, softcap: float | None) -> Form:
-    """A window that hides nothing is none."""
-    return Form(scale, None if window is None or window >= segments.longest else window, softcap)
+    return Form.of(segments.longest, scale=scale, window=window, softcap=softcap)
 
 
 def _headwise(x: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ class Form:
     window: int | None = None
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap) (Gemma 2)
 
+    @classmethod
+    def of(cls, longest: int, *, scale: float, window: int | None, softcap: float | None) -> "Form":
+        """For examples of at most so many tokens: a window that hides nothing is none."""
+        return cls(scale, None if window is None or window >= longest else window, softcap)
+
 
 @dataclass(frozen=True)
 class Scratch:

@@ -117,8 +117,9 @@ def _fits(x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> bool:
         return False
     if shape.rotary and not (_plain(place.cos) and _plain(place.sin)):
         return False
-    window = shape.window if shape.window and shape.window < segments.longest else None
-    form = Form(shape.scaling, window, shape.softcap)
+    form = Form.of(
+        segments.longest, scale=shape.scaling, window=shape.window, softcap=shape.softcap
+    )
     return attentiontasks.serves(segments, shape.kv_heads, form)
 
 

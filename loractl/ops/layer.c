@@ -22,7 +22,7 @@ size layer_space(const Layer *layer, const Place *place) {
 /* Numbers that `step` has to hold. */
 size layer_step(const Layer *layer, const Place *place, size threads) {
     size of_attention = attention_space(place->longest, layer->head_dim, layer->head_dim);
-    return greater(workspace(threads), threads * of_attention);
+    return most(workspace(threads), threads * of_attention);
 }
 
 /* ---- linears ---------------------------------------------------------------------------------- */

@@ -44,8 +44,6 @@ typedef struct {
 
 /* ---- memory ----------------------------------------------------------------------------------- */
 
-INLINE size greater(size a, size b) { return a > b ? a : b; }
-
 /* Where numbers are put one behind the other; without a base they are only counted. */
 typedef struct {
     float *base;
@@ -122,21 +120,21 @@ static Scratch scratch_of(const Layer *layer, const Place *place, Room *room) {
     for (size i = 0; i < LINEARS; i++) {
         const Linear *one = layer->linears + i;
         of_group = (i == K || i == V || i == UP ? of_group : 0) + one->rank; /* those before it too */
-        rank = greater(rank, of_group);
-        widest = greater(widest, one->rank * one->d_out);
+        rank = most(rank, of_group);
+        widest = most(widest, one->rank * one->d_out);
         /* Of each of the shapes that there are: a larger one may want less. */
-        thins = greater(thins, thin_workspace(n, of_group, one->d_in));
-        thins = greater(thins, thin_workspace(n, one->rank, one->d_out));
+        thins = most(thins, thin_workspace(n, of_group, one->d_in));
+        thins = most(thins, thin_workspace(n, one->rank, one->d_out));
     }
     Scratch s;
     s.u = take(room, n * rank), s.dB = take(room, widest), s.of_thin = take(room, thins);
     s.dq = take(room, q), s.dk = take(room, k), s.dv = take(room, k);
-    s.of_norm = take(room, layer->q_norm.weight || layer->k_norm.weight ? greater(q, k) : 0);
+    s.of_norm = take(room, layer->q_norm.weight || layer->k_norm.weight ? most(q, k) : 0);
     s.of_shared = take(room, place->shared ? 2 * place->count * place->shared * (k / n) : 0);
     s.inner = s.dattended = s.h = room->base ? room->base + room->used : NULL;
     size before = room->used;
     take(room, hidden);
     s.dh = take(room, hidden);
-    room->used = greater(room->used, before + greater(n * layer->linears[GATE].d_out, q));
+    room->used = most(room->used, before + most(n * layer->linears[GATE].d_out, q));
     return s;
 }

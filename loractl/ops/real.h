@@ -16,6 +16,9 @@
 
 typedef int64_t size;
 
+INLINE size least(size a, size b) { return a < b ? a : b; }
+INLINE size most(size a, size b) { return a > b ? a : b; }
+
 INLINE float from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);

@@ -17,9 +17,6 @@ typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t places __attribute__((vector_size(16)));
 
-INLINE size least(size a, size b) { return a < b ? a : b; }
-INLINE size most(size a, size b) { return a > b ? a : b; }
-
 /* ---- panels ----------------------------------------------------------------------------------- */
 
 INLINE void four_by_four(const float *from, size row, float scale, float *to, size step) {
