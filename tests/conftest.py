@@ -24,6 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from loractl.ops import memory
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 atexit.register(shutil.rmtree, os.environ["LORACTL_CACHE"], ignore_errors=True)
@@ -88,6 +90,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<|endoftext|>",
         chat_template=CHATML,
     )
+
+
+@pytest.fixture
+def nothing_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and what layers keep come from torch each time, so that it can say how much it is."""
+    kept = memory.scratch  # what is there for one call is: torch would free it before the call
+
+    def anew(name: str, values: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        is_logits = name == "logits"
+        return torch.empty(values, dtype=dtype) if is_logits else kept(name, values, dtype)
+
+    monkeypatch.setattr(memory, "scratch", anew)
+    monkeypatch.setattr(memory, "take", torch.empty)
+    monkeypatch.setattr(memory, "give", lambda block: None)
 
 
 @pytest.fixture(scope="session")

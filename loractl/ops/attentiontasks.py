@@ -11,7 +11,7 @@ import heapq
 import torch
 from torch import Tensor
 
-from loractl.ops import gemm, native
+from loractl.ops import gemm, memory, native
 from loractl.ops.attentionblocks import Form
 from loractl.ops.native import POINTER, REAL, SIZE
 from loractl.ops.segments import Segments
@@ -138,5 +138,5 @@ def _run(job: _Job, segments: Segments, *, is_backward: bool = False) -> None:
     library, threads = native.compiled(torch.float32), torch.get_num_threads()
     assert library is not None
     row = library.attention_space(segments.longest, job.d, job.e)
-    space = native.space(threads * row)
+    space = memory.scratch("step", threads * row).data_ptr()
     library.attention(ctypes.addressof(job), is_backward, space, row, threads)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loractl.ops import attentiontasks, gemm, native
+from loractl.ops import attentiontasks, gemm, memory, native
 from loractl.ops.attentionblocks import Form
 from loractl.ops.blocklayer import GROUPS, Layer, Norm, Place
 from loractl.ops.lora_linear import Linear, Pair
@@ -72,13 +72,14 @@ class Whole:
     def forward(self, x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """x (N, hidden) -> the layer's output (N, hidden), and what `backward` needs."""
         library, at = _library(), self._at
-        y, kept = torch.empty_like(x), x.new_empty(library.layer_kept(*at))
-        space = x.new_empty(library.layer_space(*at))
+        y, kept = torch.empty_like(x), memory.take(library.layer_kept(*at))
         library.layer_forward(
-            *(*at, x.data_ptr(), y.data_ptr(), kept.data_ptr(), space.data_ptr()),
-            *_step(library, at),
+            *(*at, x.data_ptr(), y.data_ptr(), kept.data_ptr(), *_spaces(library, at))
         )
-        return y, kept if keep else None
+        if keep:
+            return y, kept
+        memory.give(kept)
+        return y, None
 
     def backward(
         self, dy: Tensor, x: Tensor, kept: Tensor, *, to_input: bool
@@ -90,11 +91,11 @@ class Whole:
         for to, (dA, dB) in zip(self.given.linears, gradients, strict=True):
             if dA is not None and dB is not None:
                 to.dA, to.dB = dA.data_ptr(), dB.data_ptr()
-        space = x.new_empty(library.layer_space(*at))
         library.layer_backward(
             *(*at, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), to_input),
-            *(kept.data_ptr(), space.data_ptr(), *_step(library, at)),
+            *(kept.data_ptr(), *_spaces(library, at)),
         )
+        memory.give(kept)
         return dx if to_input else None, gradients
 
     @property
@@ -148,10 +149,12 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _step(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int]:
-    """Memory for a step of the layer, and threads."""
+def _spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, int]:
+    """Memory for the layer and for a step of it, and threads."""
     threads = torch.get_num_threads()
-    return native.space(library.layer_step(*at, threads)), threads
+    of_layer = memory.scratch("layer", library.layer_space(*at))
+    of_step = memory.scratch("step", library.layer_step(*at, threads))
+    return of_layer.data_ptr(), of_step.data_ptr(), threads
 
 
 def _layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:

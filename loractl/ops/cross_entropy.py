@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loractl.ops import memory
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
 from loractl.ops.gemm import Term, products
 from loractl.ops.pieces import softmax_loss_
@@ -112,7 +113,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
     n, vocabulary = len(hidden), len(head.weight)
     losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
     rows = chunk_rows(n, vocabulary, hidden.element_size())
-    buffer = hidden.new_empty(min(n, rows), vocabulary)  # of all chunks, one after the other
+    buffer = _space(hidden, min(n, rows), vocabulary)  # of all chunks, one after the other
     factor = FLOAT16_FACTOR / head.scale if hidden.dtype == torch.float16 else 1.0
     for start in range(0, n, rows):
         chunk = slice(start, start + rows)
@@ -135,6 +136,12 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
                 gradients.hidden[chunk] /= factor
         _add_of_head_(gradients, logits, h, factor)
     return losses.sum()
+
+
+def _space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
+    if like.device.type != "cpu":  # whose memory torch keeps itself
+        return like.new_empty(rows, vocabulary)
+    return memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
 
 
 def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: float) -> None:

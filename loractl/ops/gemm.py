@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loractl.ops import native
+from loractl.ops import memory, native
 from loractl.ops.native import INT, POINTER, REAL, SIZE
 
 FEW_ROWS = 4
@@ -106,5 +106,5 @@ def _products(found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequen
     threads = torch.get_num_threads()
     found.products(
         *(y.data_ptr(), y.stride(0), *before, m, n, ctypes.addressof(given), len(terms)),
-        *(native.space(found.workspace(threads)), threads),
+        *(memory.scratch("step", found.workspace(threads)).data_ptr(), threads),
     )

@@ -9,13 +9,11 @@ seconds of imports and tracing at each start: the compiler takes some 3 s once, 
 import ctypes
 import functools
 import hashlib
-import mmap
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-import threading
 from pathlib import Path
 
 import torch
@@ -93,22 +91,6 @@ def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
 def missing(dtype: torch.dtype) -> str:
     """Why there is no library for a dtype, in a line; empty where there is one."""
     return _found(dtype)[1]
-
-
-_kept = threading.local()
-
-
-def space(values: int) -> int:
-    """The address of memory for float32 values, kept for the next call of the calling thread: to
-    ask for it anew costs page faults every time. At the start of a page."""
-    n_bytes = values * ctypes.sizeof(REAL)
-    if getattr(_kept, "n_bytes", 0) < n_bytes:
-        # Private: what a forked process calculates must not land in this one's.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        _kept.memory, _kept.n_bytes = mmap.mmap(-1, n_bytes, flags=private), n_bytes
-        _kept.address = ctypes.addressof(ctypes.c_char.from_buffer(_kept.memory))
-    address: int = _kept.address
-    return address
 
 
 @functools.cache

@@ -59,7 +59,7 @@ def _by_hand(
             logits.peak(shape, adapted, work, framework),
             fastlayers.final_norm(shape, work) if deep else 0,
         ),
-        logits_kept=logits.kept(shape, work, framework),
+        logits_kept=logits.kept(shape, adapted, work, framework),
         above=above,
     )
 
@@ -96,7 +96,7 @@ def _by_transformers(
         outside=round(outside * tokens) + layers.casts(shape, adapted, work, framework),
         temporaries=layers.temporaries(shape, work) * tokens,
         logits=logits.peak(shape, adapted, work, framework),
-        logits_kept=logits.kept(shape, work, framework),
+        logits_kept=logits.kept(shape, adapted, work, framework),
     )
 
 

@@ -17,17 +17,20 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
         strip = framework.logits_strip * work.batch * min(framework.strip, work.length)
         of_all = framework.logits_peak * losses(work, framework)
         return round(shape.vocabulary * (of_all + strip))
-    width, n = work.width, round(losses(work, framework))
-    chunk = width * shape.vocabulary * min(n, chunk_rows(n, shape.vocabulary, width))
+    n = round(losses(work, framework))
     # Of a strip: a copy in float32, and the slope of Gemma 2's cap; the CPU's kernel needs neither.
-    strips = 0 if work.on_cpu else (width != 4) + (shape.architecture == "gemma2")
+    strips = 0 if work.on_cpu else (work.width != 4) + (shape.architecture == "gemma2")
     strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
-    return chunk + strip + of_weight + width * shape.hidden * n  # and the rows that enter
+    rows = work.width * shape.hidden * n  # that enter
+    return _chunk(shape, work, framework) + strip + of_weight + rows
 
 
-def kept(shape: ModelShape, work: "Work", framework: Framework) -> int:
-    """Bytes of logits that live on while the blocks go backward."""
+def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
+    """Bytes of logits that live on while the blocks go backward: on a CPU the memory of a chunk,
+    which the next step uses again (ops/memory.py)."""
+    if _in_chunks(shape, adapted, work, framework):
+        return _chunk(shape, work, framework) if work.on_cpu else 0
     return round(framework.logits_kept * shape.vocabulary * losses(work, framework))
 
 
@@ -46,6 +49,12 @@ def input_kept(
 def losses(work: "Work", framework: Framework) -> float:
     """Tokens that logits are made for."""
     return work.tokens * (work.trained_share if framework.trained_only else 1)
+
+
+def _chunk(shape: ModelShape, work: "Work", framework: Framework) -> int:
+    n = round(losses(work, framework))
+    rows = min(n, chunk_rows(n, shape.vocabulary, work.width))
+    return work.width * shape.vocabulary * rows
 
 
 def _in_chunks(

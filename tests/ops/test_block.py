@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loractl.ops import blockwhole, gemm, native
+from loractl.ops import blockwhole, gemm, memory, native
 from loractl.ops.block import block
 from loractl.ops.blocklayer import Layer, Norm, Place, Shape
 from loractl.ops.lora_linear import Linear
@@ -215,6 +215,24 @@ def test_two_layers_in_one_graph_do_not_share_memory() -> None:
     for x, y in zip(inputs, outputs, strict=True):
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
         assert torch.equal(y, expected[0]) and torch.equal(x.grad, expected[1])
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_layer_uses_its_memory_again_whatever_is_left_in_it(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    kept = memory._OfThread()
+    monkeypatch.setattr(memory, "_kept", kept)
+    one, where, x = layer(), place(50, 40), torch.randn(90, HIDDEN)
+    expected = run(x, one, where, checkpoint=checkpoint)
+    with torch.no_grad():
+        block(x, one, where)
+    (left,) = kept.idle
+    for used in (left, *kept.scratch.values()):
+        used.fill_(torch.nan)
+    again = run(x, one, where, checkpoint=checkpoint)
+    assert all(map(torch.equal, again, expected))
+    assert [block.data_ptr() for block in kept.idle] == [left.data_ptr()]
 
 
 @pytest.mark.parametrize("tokens", [500, 9216, 20_000])

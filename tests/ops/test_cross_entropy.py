@@ -160,6 +160,7 @@ class Sizes(TorchDispatchMode):
         return out
 
 
+@pytest.mark.usefixtures("nothing_used_again")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_more_logits_exist_than_a_chunk_and_no_float32_copy_of_it(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -153,23 +153,3 @@ def test_two_processes_that_build_at_once_both_work_and_leave_one_library(
     runs = [subprocess.Popen([sys.executable, "-c", USE]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert [path.name for path in cache.iterdir()] == [built[0]]
-
-
-FORK = """
-import ctypes, os
-from loractl.ops import native
-at = native.space(1000)
-assert at % 4096 == 0 and native.space(10) == at, "kept"
-ctypes.memset(at, 1, 4000)
-child = os.fork()
-if child == 0:
-    ctypes.memset(at, 2, 4000)
-    os._exit(0)
-os.waitpid(child, 0)
-assert ctypes.string_at(at, 4000) == bytes([1]) * 4000
-assert native.space(10**6) and native.space(1000), "larger, and kept again"
-"""
-
-
-def test_memory_for_calls_is_kept_and_a_forked_process_has_its_own() -> None:
-    subprocess.run([sys.executable, "-c", FORK], check=True)

@@ -122,7 +122,7 @@ def both(
 
 
 @pytest.fixture(autouse=True)
-def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_torch(monkeypatch: pytest.MonkeyPatch, nothing_used_again: None) -> None:
     """What is predicted is what torch's products and attention take, on any machine."""
     monkeypatch.setattr(gemm, "serves_here", lambda: False)
 

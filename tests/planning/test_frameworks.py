@@ -206,7 +206,7 @@ def test_the_loss_of_litgpt_takes_what_is_predicted() -> None:
             peak = max(peak, now)
     work = Work(ROWS, length, 2)
     assert logits.peak(found, {}, work, LITGPT) == pytest.approx(peak, rel=0.01)
-    assert logits.kept(found, work, LITGPT) == pytest.approx(now, rel=0.01)
+    assert logits.kept(found, {}, work, LITGPT) == pytest.approx(now, rel=0.01)
 
 
 @pytest.mark.parametrize("architecture", ["phi", "llama"])

@@ -1,5 +1,6 @@
 """What head and loss are predicted to take, against what torch's allocator gives out."""
 
+import mmap
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import ModuleRank
 from loractl.models import shape
+from loractl.ops import memory
 from loractl.ops.chunks import CHUNK, STRIP_ROWS
 from loractl.ops.cross_entropy import Head, head_loss
 from loractl.planning import logits
@@ -50,6 +52,7 @@ def measured(dtype: torch.dtype, *, softcap: float | None, full: bool, share: fl
     {}, {"share": 0.1}, {"full": True}, {"softcap": 30.0}, {"dtype": torch.bfloat16},
     {"dtype": torch.bfloat16, "softcap": 30.0, "share": 0.5},
 ], ids=str)  # fmt: skip
+@pytest.mark.usefixtures("nothing_used_again")
 def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
     case = {"dtype": torch.float32, "softcap": None, "full": False, "share": 1.0, **case}
     found = GEMMA if case["softcap"] else LLAMA
@@ -64,6 +67,19 @@ def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
     kept = TOKENS * logits.input_kept(found, {}, work, LORACTL)
     predicted = logits.peak(found, {}, work, LORACTL) + kept
     assert predicted == pytest.approx(measured(**case), rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_the_memory_of_a_chunk_lives_on(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(memory, "_kept", memory._OfThread())
+    measured(dtype, softcap=None, full=False, share=1.0)
+    lives_on = sum(one.nbytes for name, one in memory._kept.scratch.items() if name == "logits")
+    for on_cpu, real in ((True, lives_on), (False, 0)):
+        work = Work(1, TOKENS, dtype.itemsize, on_cpu=on_cpu)
+        assert logits.kept(LLAMA, {}, work, LORACTL) == pytest.approx(real, abs=mmap.PAGESIZE)
+    assert lives_on
 
 
 def test_longer_batches_take_no_more_logits_and_other_heads_do() -> None:
