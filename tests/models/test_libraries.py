@@ -1,16 +1,19 @@
 """The libraries come in whole, once, and as they would by themselves."""
 
 import gc
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import transformers
 from transformers.utils import import_utils
 
-from loractl.models import libraries
+from loractl.models import libraries, listing
 
+OURS = "from loractl.models import libraries; libraries.import_transformers()"
 READS = """
 import sys
 reads = []
@@ -29,45 +32,115 @@ def reads_of_a_file_that_nothing_needs(before: str) -> int:
     return int(done.stdout)
 
 
-def test_the_sources_of_all_models_are_read_once_not_twice() -> None:
-    ours = "from loractl.models import libraries; libraries.import_transformers()"
+def test_the_sources_of_all_models_are_read_at_the_first_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORACTL_CACHE", str(tmp_path))
     assert reads_of_a_file_that_nothing_needs("") == 2
-    assert reads_of_a_file_that_nothing_needs(ours) == 1
+    assert [reads_of_a_file_that_nothing_needs(OURS) for _ in range(2)] == [1, 0]
+    (made,) = (tmp_path / "transformers").iterdir()
+    made.write_text("damaged")
+    assert [reads_of_a_file_that_nothing_needs(OURS) for _ in range(2)] == [1, 0]
+    monkeypatch.setenv("LORACTL_CACHE", str(made / "cannot be written"))
+    assert reads_of_a_file_that_nothing_needs(OURS) == 1
 
 
-def test_the_list_of_models_is_the_one_that_transformers_makes() -> None:
-    place = Path(transformers.__file__).parent / "models"
-    own = import_utils.define_import_structure
-    theirs = own.__wrapped__(str(place / "__init__.py"))
-    assert libraries._within("models.", own(place, prefix="models")) == theirs
-    assert {"llama.modeling_llama", "gpt2.modeling_gpt2"} <= set(theirs[frozenset({"torch"})])
+SAME = """
+from transformers.utils import import_utils
+assert import_utils.define_import_structure.__module__ == import_utils.__name__
+import sys, transformers
+assert not any("loractl" in type(finder).__module__ for finder in sys.meta_path)
+assert transformers.LlamaForCausalLM.__name__ == "LlamaForCausalLM"
+"""
 
 
-def test_transformers_and_the_search_for_garbage_are_as_they_were() -> None:
-    before = import_utils.define_import_structure
+def test_transformers_is_as_it_was() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", f"{OURS}\n{SAME}"], check=True)
+
+
+def test_the_lists_are_those_that_transformers_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORACTL_CACHE", str(tmp_path))
+    models = listing.models_beside(import_utils)
+    own = import_utils.define_import_structure.__wrapped__  # transformers adds to what it has got
+    for _ in range(2):  # made, and read
+        ours = listing._from_cache(own, models)
+        assert ours(models, prefix="models") == own(models, prefix="models")
+        found = ours(str(models / "__init__.py"))
+        assert found == own(str(models / "__init__.py"))
+        assert {"llama.modeling_llama", "gpt2.modeling_gpt2"} <= set(found[frozenset({"torch"})])
+    assert ours(models / "llama") == own(models / "llama")
+
+
+def made_of(tmp_path: Path) -> tuple[Path, list[Path]]:
+    models = tmp_path / "library" / "models"
+    files = [models.parent / "utils" / "import_utils.py", models / "a" / "modeling_a.py"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    return models, files
+
+
+def test_a_source_that_changed_makes_a_new_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORACTL_CACHE", str(tmp_path / "cache"))
+    models, files = made_of(tmp_path)
+    asked: list[Any] = []
+
+    def own(*given: Any, **options: Any) -> Any:
+        asked.append(given)
+        return {frozenset({"torch"}): {"a.modeling_a": {f"A{len(asked)}"}}}
+
+    def listed() -> Any:
+        return listing._from_cache(own, models)(models / "__init__.py")
+
+    assert listed() == listed() == {frozenset({"torch"}): {"a.modeling_a": {"A1"}}}
+    for count, file in enumerate(files, start=2):
+        os.utime(file, ns=(count, count))
+        assert listed() == listed() == {frozenset({"torch"}): {"a.modeling_a": {f"A{count}"}}}
+    (models / "a" / "new.py").write_text("")
+    listed()
+    assert len(asked) == 4
+    (made,) = (tmp_path / "cache" / "transformers").iterdir()
+    made.write_text(json.dumps({"state": listing._state(models), "listed": [["torch", 5]]}))
+    listed()
+    assert len(asked) == 5, "it holds something else"
+
+
+def test_another_way_of_listing_is_left_to_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its list holds something else, takes other arguments, or lies elsewhere."""
+    monkeypatch.setenv("LORACTL_CACHE", str(tmp_path / "cache"))
+    models, _ = made_of(tmp_path)
+    ours = listing._from_cache(lambda path, *more: ["llama", str(path), *more], models)
+    path = str(models / "__init__.py")
+    assert ours(path) == ["llama", path]
+    assert ours(path, "more") == ["llama", path, "more"]
+    assert ours(models / "a") == ["llama", str(models / "a")]
+    elsewhere = listing._from_cache(lambda path: ["llama"], tmp_path / "nowhere")
+    assert elsewhere(tmp_path / "nowhere" / "__init__.py") == ["llama"]
+
+
+def test_a_version_without_such_a_list_is_imported_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "import_utils_without_it"
+    (tmp_path / f"{name}.py").write_text("found = 5")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(listing, "MODULE", name)
+    with listing.kept():
+        assert __import__(name).found == 5
+
+
+def test_the_search_for_garbage_is_as_it_was() -> None:
     libraries.import_()
-    assert import_utils.define_import_structure is before and gc.isenabled()
+    assert gc.isenabled()
     gc.disable()
     try:
         libraries.import_()
         assert not gc.isenabled()
     finally:
         gc.enable()
-
-
-def test_another_way_of_listing_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its list holds something else, takes other arguments, or is made by nothing of this name."""
-    asked = []
-
-    def own(path: object) -> list[str]:
-        asked.append(path)
-        return ["llama"]
-
-    monkeypatch.setattr(import_utils, "define_import_structure", own)
-    path = str(Path(transformers.__file__).parent / "models" / "__init__.py")
-    with libraries._listed_once(transformers):
-        assert import_utils.define_import_structure(path) == ["llama"]
-    assert asked == [path] and import_utils.define_import_structure is own
-    monkeypatch.delattr(import_utils, "define_import_structure")
-    with libraries._listed_once(transformers):
-        pass

@@ -1,0 +1,138 @@
+"""transformers' list of its classes, kept between starts.
+
+Whenever it is imported, transformers reads 1,640 source files for the names of their classes, and
+reads them again for `transformers.models`: 0.6 s each time of the 6 that a start takes. Here the
+list lies in a file of the cache, with what tells whether it still holds: names, times and sizes of
+all those sources. Where it does not, or a version of transformers goes about it otherwise, it reads
+them as it always did.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from loractl.places import cache_home
+
+MODULE = "transformers.utils.import_utils"
+MAKER = "define_import_structure"  # of that module: (path, prefix) -> Listed
+
+Listed = Mapping[frozenset[str], Mapping[str, set[str]]]
+"""What a class needs to be there -> module -> its classes."""
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Give transformers the list while it is imported, and leave it as it was."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        if finder.found is not None:
+            setattr(finder.found, MAKER, finder.own)
+
+
+class _Finder(MetaPathFinder):
+    """Waits for the module that makes the list, which `transformers` runs and at once asks."""
+
+    found: Any = None
+    own: Any = None
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: object = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == MODULE else None
+        if spec is None or spec.loader is None:
+            return None
+        loader: Any = spec.loader
+        run = loader.exec_module
+
+        def run_and_take_over(module: Any) -> None:
+            del loader.exec_module
+            run(module)
+            if hasattr(module, MAKER):
+                self.found, self.own = module, getattr(module, MAKER)
+                setattr(module, MAKER, _from_cache(self.own, models_beside(module)))
+
+        loader.exec_module = run_and_take_over
+        return spec
+
+
+def models_beside(utils: Any) -> Path:
+    """The directory of all models."""
+    return Path(utils.__file__).resolve().parent.parent / "models"
+
+
+def _from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
+    """`own`, with the two lists of all models taken from the cache."""
+    everything = functools.cache(lambda: _all_of(models, own))
+
+    def listed(path: Any, *rest: Any, **options: Any) -> Any:
+        asked = (Path(path).resolve(), rest, options)
+        prefixes = {models: "models.", models / "__init__.py": ""}
+        if asked not in ((models, (), {"prefix": "models"}), (models / "__init__.py", (), {})):
+            return own(path, *rest, **options)
+        try:
+            return _prefixed(everything(), prefixes[asked[0]])
+        except (AttributeError, TypeError, ValueError, OSError):
+            return own(path, *rest, **options)
+
+    return listed
+
+
+def _prefixed(everything: Listed, prefix: str) -> Listed:
+    return {
+        needs: {prefix + name: set(classes) for name, classes in modules.items()}
+        for needs, modules in everything.items()
+    }
+
+
+def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
+    of_this = hashlib.sha256(str(models).encode()).hexdigest()[:16]
+    place, state = cache_home() / "transformers" / f"{of_this}.json", _state(models)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        there = json.loads(place.read_text("utf-8"))
+        if there["state"] == state:
+            return {
+                frozenset(needs): {name: set(classes) for name, classes in modules.items()}
+                for needs, modules in there["listed"]
+            }
+    made: Listed = own(str(models))
+    listed = [
+        [sorted(needs), {name: sorted(classes) for name, classes in modules.items()}]
+        for needs, modules in made.items()
+    ]
+    with contextlib.suppress(OSError):  # then it is made again the next time
+        _write(place, json.dumps({"state": state, "listed": listed}))
+    return made
+
+
+def _state(models: Path) -> str:
+    """Changes with each source file of the models, and with how they are listed."""
+    digest = hashlib.sha256()
+    each = (path for path in models.iterdir() if path.is_dir())
+    for directory in (models.parent / "utils", models, *sorted(each)):
+        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            if entry.name.endswith(".py"):
+                of_it = entry.stat()
+                digest.update(f"{entry.path} {of_it.st_mtime_ns} {of_it.st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _write(place: Path, text: str) -> None:
+    """By one rename, so that no other process reads a part."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as working:
+        made = Path(working) / place.name
+        made.write_text(text, encoding="utf-8")
+        os.replace(made, place)
