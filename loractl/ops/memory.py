@@ -52,10 +52,14 @@ def give(block: Tensor) -> None:
 
 
 def _mapped(n_bytes: int) -> Tensor:
-    """From the system, apart from the C library's heap; float32, whole pages."""
+    """Float32, whole pages, apart from the C library's heap. Raises MemoryError."""
     n_bytes = max(-(-n_bytes // mmap.PAGESIZE), 1) * mmap.PAGESIZE
     if os.name != "posix":
         return torch.empty(n_bytes // torch.float32.itemsize)
     # Private: what a forked process calculates must not land in this one's.
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return torch.frombuffer(mmap.mmap(-1, n_bytes, flags=private), dtype=torch.float32)
+    try:
+        mapped = mmap.mmap(-1, n_bytes, flags=private)
+    except OSError as error:
+        raise MemoryError(f"{error.strerror}: {n_bytes} bytes") from None
+    return torch.frombuffer(mapped, dtype=torch.float32)

@@ -69,6 +69,13 @@ def test_larger_blocks_come_in_the_place_of_smaller_ones() -> None:
     assert len(memory._kept.idle) == 1, "as many as were in use at a time"
 
 
+def test_more_than_there_is_is_told_as_such() -> None:
+    for ask in (memory.take, lambda values: memory.scratch("a", values)):
+        with pytest.raises(MemoryError, match="bytes"):
+            ask(2**50)
+    assert len(memory.scratch("a", 10)) == len(memory.take(10)[:10])
+
+
 FORK = """
 import os
 from loractl.ops import memory
