@@ -1,6 +1,6 @@
 """Memory of the CPU that is used again, step after step.
 
-Asked for anew it costs a page fault for every 4 KiB, 160,000 a step of 4 x 256 tokens of
+Asked for anew it costs a page fault for every 4 KiB, up to 160,000 a step of 4 x 256 tokens of
 SmolLM2-135M; and in the C library's heap small tensors settle between the large ones, so that it
 grows. With what layers, products and the head need held apart from it such a step was 1.05 to 1.07
 times as fast, and the process peaked at 1,729 MB in place of 1,841 (scripts/LOG.md).
