@@ -76,14 +76,17 @@ def models_beside(utils: Any) -> Path:
 def _from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
     """`own`, with the two lists of all models taken from the cache."""
     everything = functools.cache(lambda: _all_of(models, own))
+    known: dict[Path, tuple[dict[str, Any], str]] = {  # path -> options, what names begin with
+        models: ({"prefix": "models"}, "models."),
+        models / "__init__.py": ({}, ""),
+    }
 
     def listed(path: Any, *rest: Any, **options: Any) -> Any:
-        asked = (Path(path).resolve(), rest, options)
-        prefixes = {models: "models.", models / "__init__.py": ""}
-        if asked not in ((models, (), {"prefix": "models"}), (models / "__init__.py", (), {})):
+        wanted, prefix = known.get(Path(path).resolve(), (None, ""))
+        if rest or options != wanted:
             return own(path, *rest, **options)
         try:
-            return _prefixed(everything(), prefixes[asked[0]])
+            return _prefixed(everything(), prefix)
         except (AttributeError, TypeError, ValueError, OSError):
             return own(path, *rest, **options)
 
