@@ -63,7 +63,7 @@ def run(
         if directory.status() is not status:
             raise StateError(f"{directory.path}: another process changed this run just now")
         try:
-            with stop.at_once(), libraries.uncollected():
+            with stop.at_once(), libraries.quickly():
                 # Here, not above: what is wrong with a config is said before torch is loaded.
                 libraries.import_transformers()
                 from loractl.commands.training_run import prepare, train

@@ -13,13 +13,14 @@ from transformers.utils import import_utils
 
 from loractl.models import libraries, listing
 
-OURS = "from loractl.models import libraries; libraries.import_transformers()"
+OURS = "from loractl.models import libraries; libraries.import_transformers(); libraries.import_()"
 READS = """
 import sys
 reads = []
 sys.addaudithook(lambda event, args: event == "open" and reads.append(str(args[0])))
 {}
 import transformers.models
+import transformers.processing_utils
 print(sum(path.endswith("modeling_zamba.py") for path in reads))
 """
 
@@ -133,6 +134,18 @@ def test_a_version_without_such_a_list_is_imported_as_it_is(
     monkeypatch.setattr(listing, "MODULE", name)
     with listing.kept():
         assert __import__(name).found == 5
+    with listing.kept():
+        assert __import__(name).found == 5
+
+
+def test_one_within_another_changes_nothing() -> None:
+    own = import_utils.define_import_structure
+    with listing.kept():
+        given = import_utils.define_import_structure
+        with listing.kept():
+            assert import_utils.define_import_structure is given is not own
+        assert import_utils.define_import_structure is given
+    assert import_utils.define_import_structure is own
 
 
 def test_the_search_for_garbage_is_as_it_was() -> None:
