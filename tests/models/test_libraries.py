@@ -1,6 +1,7 @@
 """The libraries come in whole, once, and as they would by themselves."""
 
 import gc
+import inspect
 import json
 import os
 import subprocess
@@ -157,3 +158,20 @@ def test_the_search_for_garbage_is_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_lines_of_sources_are_found_as_ever() -> None:
+    def read() -> tuple[Any, ...]:
+        return (
+            inspect.getframeinfo(sys._getframe(), context=3).code_context,
+            inspect.getsource(libraries),
+            inspect.getsource(libraries.import_),
+            inspect.getmodule(libraries.import_),
+        )
+
+    with_search, searches = read(), inspect.getmodule
+    assert "code_context" in "".join(with_search[0])
+    with libraries.quickly():
+        assert inspect.getmodule is not searches
+        assert read() == with_search
+    assert inspect.getmodule is searches
