@@ -192,7 +192,19 @@ def bias_table(jobs: Jobs) -> str:
     return "\n".join(lines)
 
 
-KINDS = {"trunk": trunk_table, "curves": curves_table, "bias": bias_table}
+def start_table(jobs: Jobs) -> str:
+    """Medians, and of how many starts."""
+    lines = ["| | seconds (lowest, highest) | starts |", "|---|---|---|"]
+    for name, runs in jobs.items():
+        found = [run["start_s"] for run in runs]
+        spread = f"{statistics.median(found):.2f} ({min(found):.2f}, {max(found):.2f})"
+        lines.append(f"| {name} | {spread} | {len(found)} |")
+    return "\n".join(lines)
+
+
+KINDS = {
+    "trunk": trunk_table, "curves": curves_table, "bias": bias_table, "start": start_table
+}  # fmt: skip
 
 
 def plot_curves(found: Mapping[str, Any], path: Path) -> None:

@@ -145,6 +145,25 @@ def bias(s: Setting, name: str) -> Workload:
     )
 
 
+def start(s: Setting, name: str) -> Workload:
+    """From the command to the first step of chats, with all caches warm."""
+    config = config_of(s, s.data, length=LENGTH, rows=s.packed_rows, train={"steps": 1})
+    rows = s.place / name / "rows.json"
+    written_rows(s, config, rows, "--batch", s.batch)
+    mine = ours(s, name, "ours", config)
+    mine.run(-1)  # fills them
+
+    def imports(_: int) -> Found:
+        return s.script("bench_imports.py", s.model)
+
+    jobs = [
+        Job("imports of torch and transformers alone", imports),
+        mine,
+        peer(replace(s, peer_steps=1), "plain PEFT loop, its tokens given", "plain", rows),
+    ]
+    return Workload("from the command to the first step, caches warm", jobs)
+
+
 WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
     "chats": chats,
     "256x4": texts,
@@ -153,4 +172,5 @@ WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
     "trunk": trunk,
     "curves": curves,
     "bias": bias,
+    "start": start,
 }

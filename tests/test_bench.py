@@ -89,6 +89,11 @@ def test_epochs_are_told_apart_and_their_first_two_steps_left_out() -> None:
     assert bench_report.epochs(run) == (50.0, 100.0)
 
 
+def test_starts_are_told_as_medians_with_their_number() -> None:
+    table = bench_report.start_table({"ours": [{"start_s": one} for one in (5.0, 9.0, 5.5)]})
+    assert table.splitlines()[2] == "| ours | 5.50 (5.00, 9.00) | 3 |"
+
+
 def test_a_table_is_put_between_its_marks_and_nothing_else_changes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- t -->\nold\n<!-- /t -->\nb\n", "utf-8")
