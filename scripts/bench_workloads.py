@@ -146,10 +146,10 @@ def bias(s: Setting, name: str) -> Workload:
 
 
 def start(s: Setting, name: str) -> Workload:
-    """From the command to the first step of chats, with all caches warm."""
-    config = config_of(s, s.data, length=LENGTH, rows=s.packed_rows, train={"steps": 1})
+    """From the command to the first step, with all caches warm; the step itself is a small one."""
+    config = config_of(s, s.data, length=LENGTH // 4, rows=1, train={"steps": 1})
     rows = s.place / name / "rows.json"
-    written_rows(s, config, rows, "--batch", s.batch)
+    written_rows(s, config, rows, "--batch", 1)
     mine = ours(s, name, "ours", config)
     mine.run(-1)  # fills them
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from loractl.models import listing
+from loractl.models import dynamo, listing
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def quickly() -> Iterator[None]:
     gc.disable()
     inspect.getmodule = without_search
     try:
-        with listing.kept():
+        with listing.kept(), dynamo.waiting():
             yield
     finally:
         inspect.getmodule = modules
