@@ -6,16 +6,16 @@ module stands in its place with those names alone, and becomes the real one as s
 for anything else, a module inside it included. What was disabled or marked by then is so.
 """
 
-import contextlib
 import functools
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FunctionType, ModuleType
 from typing import Any
+
+from loractl.models import imports
 
 NAME = "torch._dynamo"
 FREE = f"{NAME}._trace_wrapped_higher_order_op"
@@ -23,39 +23,19 @@ FREE = f"{NAME}._trace_wrapped_higher_order_op"
 LATER = "_loractl_later"
 
 
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
+def waiting() -> AbstractContextManager[None]:
     """Let torch._dynamo wait, where it is imported in here for the first time."""
-    finder = _Finder()
-    sys.meta_path.insert(0, finder)
+    return imports.instead(NAME, _let_wait)
+
+
+def _let_wait(module: ModuleType, run: imports.Run) -> None:
     try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-class _Finder(MetaPathFinder):
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: object = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name == NAME else None
-        if spec is None or spec.loader is None:
-            return None
-        loader: Any = spec.loader
-        run = loader.exec_module
-
-        def let_wait(module: ModuleType) -> None:
-            del loader.exec_module
-            try:
-                importlib.import_module(FREE)
-            except ImportError:  # another version of torch
-                run(module)
-            else:
-                del module.__path__  # whoever imports another module inside asks for it
-                module.__class__ = _Waiting
-
-        loader.exec_module = let_wait
-        return spec
+        importlib.import_module(FREE)
+    except ImportError:  # another version of torch
+        run(module)
+    else:
+        del module.__path__  # whoever imports another module inside asks for it
+        module.__class__ = _Waiting
 
 
 class _Waiting(ModuleType):

@@ -17,12 +17,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from loractl.models import imports
 from loractl.places import cache_home
 
 MODULE = "transformers.utils.import_utils"
@@ -38,48 +38,28 @@ def kept() -> Iterator[None]:
 
     Within another of its kind it does nothing.
     """
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if imports.is_expected(MODULE):
         yield
         return
-    finder = _Finder()
+    taken: list[tuple[ModuleType, Any]] = []
+
+    def take_over(module: ModuleType) -> None:
+        if (own := getattr(module, MAKER, None)) is not None:
+            taken.append((module, own))
+            setattr(module, MAKER, _from_cache(own, models_beside(module)))
+
+    def run_and_take_over(module: ModuleType, run: imports.Run) -> None:
+        run(module)
+        take_over(module)  # `transformers` runs it and at once asks for the list
+
     if MODULE in sys.modules:
-        finder.take_over(sys.modules[MODULE])
-    sys.meta_path.insert(0, finder)
+        take_over(sys.modules[MODULE])
     try:
-        yield
+        with imports.instead(MODULE, run_and_take_over):
+            yield
     finally:
-        sys.meta_path.remove(finder)
-        if finder.found is not None:
-            setattr(finder.found, MAKER, finder.own)
-
-
-class _Finder(MetaPathFinder):
-    """Waits for the module that makes the list, which `transformers` runs and at once asks."""
-
-    found: Any = None
-    own: Any = None
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: object = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name == MODULE else None
-        if spec is None or spec.loader is None:
-            return None
-        loader: Any = spec.loader
-        run = loader.exec_module
-
-        def run_and_take_over(module: Any) -> None:
-            del loader.exec_module
-            run(module)
-            self.take_over(module)
-
-        loader.exec_module = run_and_take_over
-        return spec
-
-    def take_over(self, module: Any) -> None:
-        if hasattr(module, MAKER):
-            self.found, self.own = module, getattr(module, MAKER)
-            setattr(module, MAKER, _from_cache(self.own, models_beside(module)))
+        for module, own in taken:
+            setattr(module, MAKER, own)
 
 
 def models_beside(utils: Any) -> Path:

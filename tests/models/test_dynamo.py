@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loractl.models import dynamo
+from loractl.models import dynamo, imports
 
 BODY = """
 import time
@@ -49,7 +49,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
 def waiting(name: str) -> Any:
     with dynamo.waiting():
         module = __import__(name)
-    assert not any(isinstance(finder, dynamo._Finder) for finder in sys.meta_path)
+    assert not any(isinstance(finder, imports.Finder) for finder in sys.meta_path)
     return module
 
 

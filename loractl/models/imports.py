@@ -1,0 +1,51 @@
+"""Take the place of running one module, whoever imports it."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+Run = Callable[[ModuleType], None]
+
+
+@contextmanager
+def instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[None]:
+    """Where `name` is imported in here for the first time, `act` is given the empty module and what
+    would run it."""
+    finder = Finder(name, act)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def is_expected(name: str) -> bool:
+    """Whether this is within an `instead` of that name."""
+    return any(isinstance(finder, Finder) and finder.name == name for finder in sys.meta_path)
+
+
+class Finder(MetaPathFinder):
+    """Finds one module as Python does, with another way of running it."""
+
+    def __init__(self, name: str, act: Callable[[ModuleType, Run], None]) -> None:
+        self.name, self.act = name, act
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: object = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == self.name else None
+        if spec is None or spec.loader is None:
+            return None
+        loader: Any = spec.loader
+        run = loader.exec_module
+
+        def once(module: ModuleType) -> None:
+            del loader.exec_module
+            self.act(module, run)
+
+        loader.exec_module = once
+        return spec
