@@ -94,7 +94,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def nothing_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits and what layers keep come from torch each time, so that it can say how much it is."""
+    """Logits and what layers keep come from torch each time, so that it can say how much it is; and
+    no product makes a copy of its result, which planning does not count (fastlayers.py)."""
     kept = memory.scratch  # what is there for one call is: torch would free it before the call
 
     def anew(name: str, values: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -104,6 +105,7 @@ def nothing_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "scratch", anew)
     monkeypatch.setattr(memory, "take", torch.empty)
     monkeypatch.setattr(memory, "give", lambda block: None)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 @pytest.fixture(scope="session")

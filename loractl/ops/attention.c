@@ -1,5 +1,5 @@
-/* Causal attention in float32, softmax(scale q k') v and its gradients, for
-   processors with AVX2; attention.py says where it serves.
+/* Causal attention in float32, softmax(scale q k') v and its gradients; attention.py says where it
+   serves.
 
    A task is one example and one kv head, and belongs to one thread: no number depends on how many
    there are. Keys and values become panels once, and the queries of all heads that read them are
@@ -63,7 +63,7 @@ static void panels_of_rows(const float *x, size row, size rows, size depth, floa
 static void panels_of_columns(const float *x, size row, size rows, size depth, float *to) {
     for (size i = 0; i < rows; i += ROWS)
         for (size p = 0; p < depth; p++, to += ROWS)
-            *(quad *)to = *(const quad *)(x + p * row + i);
+            memcpy(to, x + p * row + i, ROWS * sizeof *to);
 }
 
 /* y (rows, n), or what is added to it, from panels; those of w are `stride` deep. */
@@ -113,7 +113,7 @@ static void forward(Task task, float *space) {
     for (size head = task.kv_head * group; head < (task.kv_head + 1) * group; head++)
         for (size first = 0; first < task.own; first += BLOCK) {
             size queries = least(BLOCK, task.own - first), token = task.start + first;
-            size seen = task.before + first + queries, width = up_to(seen, COLUMNS);
+            size seen = task.before + first + queries, width = up_to(seen, LANES);
             panels_of_rows(token_of(job->q, token, head), job->q.row, queries, d, job->scale, of_q);
             multiply(of_q, up_to(queries, ROWS), of_k, d, width, d, scores, wide, 0);
             for (size i = 0; i < queries; i++)
@@ -184,7 +184,7 @@ static void backward(Task task, size number, float *space) {
     for (size head = task.kv_head * group; head < (task.kv_head + 1) * group; head++)
         for (size first = 0; first < task.own; first += BLOCK) {
             size queries = least(BLOCK, task.own - first), token = task.start + first;
-            size seen = task.before + first + queries, width = up_to(seen, COLUMNS);
+            size seen = task.before + first + queries, width = up_to(seen, LANES);
             const float *q = token_of(job->q, token, head), *dout = token_of(job->dout, token, head);
             const float *out = token_of(job->out, token, head);
             panels_of_rows(q, job->q.row, queries, d, job->scale, q_rows);

@@ -1,5 +1,5 @@
-/* Sums of matrix products in float32, y = start + x_1 w_1 + x_2 w_2 + ..., for processors with AVX2
-   whose BLAS in torch does not know them well; gemm.py says where it serves.
+/* Sums of matrix products in float32, y = start + x_1 w_1 + x_2 w_2 + ..., for processors whose
+   BLAS in torch does not know them well; gemm.py says where it serves.
 
    Blocks and panels as Goto and van de Geijn (2008, "Anatomy of high-performance matrix
    multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
@@ -15,8 +15,8 @@
 
 #define DEPTH 384            /* of a block: a panel of w has to stay in the first level of the cache */
 #define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
-#define WIDTH (64 * COLUMNS) /* columns of a block of w, which the threads share in the third */
-#define FEWEST (2 * ROWS)    /* rows that a thread takes at a time */
+#define WIDTH 1536           /* columns of a block of w, which the threads share in the third */
+#define FEWEST 8             /* rows that a thread takes at a time */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 

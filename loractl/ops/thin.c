@@ -17,9 +17,12 @@
 #define BLOCK (36 * 1024)
 #define ENOUGH (64 * 1024) /* fewer numbers of x are not worth waking another thread for */
 
-/* 12 sums, 3 numbers of x and one of A are the 16 registers. */
+/* x A' is bound by memory, for which registers of AVX2 do: 12 sums, 3 numbers of x and one of A. */
+#define WIDE 8
 #define XS 3
 #define RANKS 4
+
+typedef float eight __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 
 static size pieces_of(size n, size r, size d) {
     size most_pieces = least(PIECES, most(SPACE / most(r * d, 1), 1));
@@ -31,7 +34,7 @@ size thin_workspace(size n, size r, size d) { return (pieces_of(n, r, d) - 1) * 
 
 /* ---- x A' ------------------------------------------------------------------------------------- */
 
-INLINE quad halved(lanes a) {
+INLINE quad halved(eight a) {
     quad low, high;
     memcpy(&low, &a, sizeof low);
     memcpy(&high, (const char *)&a + sizeof low, sizeof high);
@@ -44,16 +47,16 @@ INLINE quad pairs(quad a, quad b) {
 }
 
 /* The sums over the numbers of each. */
-INLINE quad totals(lanes a, lanes b, lanes c, lanes d) {
+INLINE quad totals(eight a, eight b, eight c, eight d) {
     quad odd = pairs(halved(a), halved(b)), even = pairs(halved(c), halved(d));
     return __builtin_shuffle(odd, even, (places){0, 1, 4, 5}) +
            __builtin_shuffle(odd, even, (places){2, 3, 6, 7});
 }
 
 /* The first `count` numbers, and zeros. */
-INLINE lanes some(const float *from, size count) {
-    lanes all = {0};
-    for (size i = 0; i < LANES; i++)
+INLINE eight some(const float *from, size count) {
+    eight all = {0};
+    for (size i = 0; i < WIDE; i++)
         if (i < count)
             all[i] = from[i];
     return all;
@@ -61,7 +64,7 @@ INLINE lanes some(const float *from, size count) {
 
 #define EACH_RANK(do, i) do(i, 0) do(i, 1) do(i, 2) do(i, 3)
 #define EACH_SUM(do) EACH_RANK(do, 0) EACH_RANK(do, 1) EACH_RANK(do, 2)
-#define SUM(i, j) lanes sum##i##j = {0};
+#define SUM(i, j) eight sum##i##j = {0};
 #define ADD(i, j) sum##i##j += x##i * a##j;
 /* Or the compiler reads x again for each sum: 0.6 times as fast. */
 #ifdef __AVX2__
@@ -71,7 +74,7 @@ INLINE lanes some(const float *from, size count) {
 #endif
 #define ADD_RANK(j)                               \
     {                                             \
-        lanes a##j = *(const lanes *)(A##j + p);  \
+        eight a##j = *(const eight *)(A##j + p);  \
         HELD(a##j)                                \
         ADD(0, j) ADD(1, j) ADD(2, j)             \
     }
@@ -83,9 +86,9 @@ static void dots(size d, const float *const *x, const float *const *A, quad sums
     const float *A0 = A[0], *A1 = A[1], *A2 = A[2], *A3 = A[3];
     EACH_SUM(SUM)
     size p = 0;
-    for (; p + LANES <= d; p += LANES) {
-        lanes x0 = *(const lanes *)(from0 + p), x1 = *(const lanes *)(from1 + p);
-        lanes x2 = *(const lanes *)(from2 + p);
+    for (; p + WIDE <= d; p += WIDE) {
+        eight x0 = *(const eight *)(from0 + p), x1 = *(const eight *)(from1 + p);
+        eight x2 = *(const eight *)(from2 + p);
         HELD(x0) HELD(x1) HELD(x2)
         ADD_RANK(0)
         ADD_RANK(1)
@@ -94,9 +97,9 @@ static void dots(size d, const float *const *x, const float *const *A, quad sums
     }
     if (p < d) {
         size left = d - p;
-        lanes x0 = some(from0 + p, left), x1 = some(from1 + p, left), x2 = some(from2 + p, left);
-        lanes a0 = some(A0 + p, left), a1 = some(A1 + p, left);
-        lanes a2 = some(A2 + p, left), a3 = some(A3 + p, left);
+        eight x0 = some(from0 + p, left), x1 = some(from1 + p, left), x2 = some(from2 + p, left);
+        eight a0 = some(A0 + p, left), a1 = some(A1 + p, left);
+        eight a2 = some(A2 + p, left), a3 = some(A3 + p, left);
         EACH_SUM(ADD)
     }
     TOTAL(0)

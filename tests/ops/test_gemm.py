@@ -150,6 +150,7 @@ def test_what_gemm_c_does_not_take_goes_to_torch(
         ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma avx512f ", False),
         ("x86_64 vendor_id : AuthenticAMD flags : fpu avx ", False),
         ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma ", False),
+        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma avx512f ", True),
         ("aarch64 CPU implementer : 0x41 Features : fp asimd ", False),
     ],
 )

