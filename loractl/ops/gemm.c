@@ -13,10 +13,18 @@
 
 #include <omp.h>
 
-#define DEPTH 384            /* of a block: a panel of w has to stay in the first level of the cache */
-#define HEIGHT (36 * ROWS)   /* rows of a block of x, which stays in the second level */
-#define WIDTH 1536           /* columns of a block of w, which the threads share in the third */
-#define FEWEST 8             /* rows that a thread takes at a time */
+/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. HEIGHT rows
+   of x stay in the second, and WIDTH columns of w, which the threads share, in the third. */
+#ifdef __AVX512F__
+#define DEPTH 576
+#define HEIGHT (24 * ROWS)
+#define WIDTH 768
+#else
+#define DEPTH 384
+#define HEIGHT (36 * ROWS)
+#define WIDTH 1536
+#endif
+#define FEWEST 8 /* rows that a thread takes at a time */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 
@@ -36,10 +44,13 @@ static void pack_x(const Term *term, size from, size to, size row, size rows, fl
 #define SIDE_BY_SIDE 4
 
 static void copy_side_by_side(const float *from, size row, size count, float *to, size panel) {
-    for (size p = 0; p < count; p++, from += row, to += COLUMNS)
+    for (size p = 0; p < count; p++, from += row, to += COLUMNS) {
+        for (size j = 0; j < SIDE_BY_SIDE * COLUMNS; j += LINE)
+            __builtin_prefetch(from + 6 * row + j);
         for (size j = 0; j < SIDE_BY_SIDE; j++)
             for (size i = 0; i < COLUMNS; i += LANES)
                 *(lanes *)(to + j * panel + i) = *(const lanes *)(from + j * COLUMNS + i);
+    }
 }
 
 /* The same of all w for `columns` columns from `column` on, at most SIDE_BY_SIDE panels. */
