@@ -156,7 +156,7 @@ static void down(const float *x, size x_row, size rows, size d, const float *t, 
             if (columns < COLUMNS || r - i < ROWS)
                 part_of_tile(rows, panel, strip, to, d, old, d, least(ROWS, r - i), columns);
             else
-                tile_of(3, rows, panel, x + j, x_row, to, d, old, d);
+                tile_of(3, rows, panel, 1, ROWS, x + j, x_row, to, d, old, d);
         }
     }
 }

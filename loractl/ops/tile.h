@@ -116,7 +116,7 @@ FUNCTION void copy_across(const float *from, size row, size columns, size count,
 /* x - 0 is x, also for -0: it only makes a vector of the number. */
 #define MULTIPLY(i)                  \
     {                                \
-        lanes s = x[i] - (lanes){0}; \
+        lanes s = x[i * x_row] - (lanes){0}; \
         a##i += s * w0;              \
         b##i += s * w1;              \
         c##i += s * w2;              \
@@ -138,14 +138,15 @@ INLINE void put_lanes(float *to, lanes sum, const float *old, int add) {
     *(lanes *)to = sum;
 }
 
-/* ROWS x (wide * LANES) of y from a panel of x, and of w rows that lie `w_row` apart, whose other
-   columns nobody asks for; start may be y, or NULL for zeros. */
-INLINE void tile_of(int wide, size depth, const float *x, const float *w, size w_row, float *y,
-                    size y_row, const float *start, size start_row) {
+/* ROWS x (wide * LANES) of y from x, whose rows lie `x_row` and whose columns `x_step` apart, and of
+   w rows that lie `w_row` apart, whose other columns nobody asks for; start may be y, or NULL for
+   zeros. */
+INLINE void tile_of(int wide, size depth, const float *x, size x_row, size x_step, const float *w,
+                    size w_row, float *y, size y_row, const float *start, size start_row) {
     EACH_ROW(CLEAR)
     EACH_ROW(FETCH)
 #pragma GCC unroll 4
-    for (const float *end = x + depth * ROWS; x != end; x += ROWS, w += w_row) {
+    for (const float *end = x + depth * x_step; x != end; x += x_step, w += w_row) {
         lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2];
         EACH_LINE(AHEAD)
         EACH_ROW(MULTIPLY)
@@ -153,22 +154,21 @@ INLINE void tile_of(int wide, size depth, const float *x, const float *w, size w
     EACH_ROW(STORE)
 }
 
-static __attribute__((noinline)) void tile(size depth, const float *x, const float *w, float *y,
-                                           size y_row, const float *start, size start_row) {
-    tile_of(3, depth, x, w, COLUMNS, y, y_row, start, start_row);
-}
-
-static __attribute__((noinline)) void tile_of_two(size depth, const float *x, const float *w,
-                                                  float *y, size y_row, const float *start,
-                                                  size start_row) {
-    tile_of(2, depth, x, w, COLUMNS, y, y_row, start, start_row);
-}
-
-static __attribute__((noinline)) void tile_of_one(size depth, const float *x, const float *w,
-                                                  float *y, size y_row, const float *start,
-                                                  size start_row) {
-    tile_of(1, depth, x, w, COLUMNS, y, y_row, start, start_row);
-}
+/* From two panels, and from x as it lies. */
+#define TILE(name, wide)                                                                         \
+    static __attribute__((noinline, unused)) void name(size depth, const float *x, const float *w, \
+                                                       float *y, size y_row, const float *start, \
+                                                       size start_row) {                         \
+        tile_of(wide, depth, x, 1, ROWS, w, COLUMNS, y, y_row, start, start_row);                \
+    }                                                                                            \
+    static __attribute__((noinline, unused)) void name##_of_rows(                                \
+        size depth, const float *x, size x_row, const float *w, float *y, size y_row,            \
+        const float *start, size start_row) {                                                    \
+        tile_of(wide, depth, x, x_row, 1, w, COLUMNS, y, y_row, start, start_row);               \
+    }
+TILE(tile, 3)
+TILE(tile_of_two, 2)
+TILE(tile_of_one, 1)
 
 /* A tile of which only some rows and columns are there. */
 FUNCTION void part_of_tile(size depth, const float *x, const float *w, float *y, size y_row,

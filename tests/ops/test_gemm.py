@@ -11,8 +11,9 @@ from torch import Tensor
 from loractl.ops import gemm, native
 from loractl.ops.gemm import Term, products
 
-EDGES = [1, 3, 4, 5, 23, 24, 25, 47, 48, 70]
-DEPTHS = [1, 2, 8, 24, 383, 384, 385, 800]  # 384 is the depth of a block
+EDGES = [1, 3, 4, 5, 8, 9, 23, 24, 25, 47, 48, 49, 70, 112]
+DEPTHS = [1, 2, 8, 24, 383, 384, 385, 577, 800, 1021]
+"""Blocks are 384 deep, with AVX-512 576; `drawn_term` makes rows of 1021 numbers 4,096 bytes long."""
 
 
 @pytest.fixture(params=["gemm.c", "torch"])
@@ -93,21 +94,28 @@ def test_the_sum_may_stand_where_its_start_stood(way: str) -> None:
     assert close(y, terms, start)
 
 
-def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None) -> None:
-    x, w = torch.randn(203, 700), torch.randn(700, 1600)
+@pytest.mark.parametrize("depth", [700, 1024])  # with AVX-512 read as it lies, and in panels
+def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None, depth: int) -> None:
+    x, w, t, B = (torch.randn(*shape) for shape in ((203, depth), (depth, 1600), (203, 8), (8, 1600)))
+    start = torch.randn(203, 1600)
+
+    def some(rows: slice) -> Tensor:
+        terms = [Term(x[rows], w), Term(t[rows], B, 2.5)]
+        return products(terms, start=start[rows])
+
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = products([Term(x, w)])
+        alone = some(slice(203))
         for threads in (2, 3):
             torch.set_num_threads(threads)
             for _ in range(20):  # which of them takes which rows differs
-                assert torch.equal(products([Term(x, w)]), alone)
+                assert torch.equal(some(slice(203)), alone)
         torch.set_num_threads(5)  # threads share the columns too
-        assert torch.equal(products([Term(x[:40], w)]), alone[:40])
+        assert torch.equal(some(slice(40)), alone[:40])
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(products([Term(x[7:19], w)]), alone[7:19])
+    assert torch.equal(some(slice(7, 19)), alone[7:19])
 
 
 def test_nan_and_infinity_come_through_and_stay_in_their_row(by_c: None) -> None:
