@@ -13,7 +13,7 @@ from loractl.ops.gemm import Term, products
 
 EDGES = [1, 3, 4, 5, 8, 9, 23, 24, 25, 47, 48, 49, 70, 112]
 DEPTHS = [1, 2, 8, 24, 383, 384, 385, 577, 800, 1021]
-"""Blocks are 384 deep, with AVX-512 576; `drawn_term` makes rows of 1021 numbers 4,096 bytes long."""
+"""Blocks are 384 deep, with AVX-512 576; rows of 1021 numbers are 4,096 bytes long here."""
 
 
 @pytest.fixture(params=["gemm.c", "torch"])
@@ -96,7 +96,9 @@ def test_the_sum_may_stand_where_its_start_stood(way: str) -> None:
 
 @pytest.mark.parametrize("depth", [700, 1024])  # with AVX-512 read as it lies, and in panels
 def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None, depth: int) -> None:
-    x, w, t, B = (torch.randn(*shape) for shape in ((203, depth), (depth, 1600), (203, 8), (8, 1600)))
+    x, w, t, B = (
+        torch.randn(*shape) for shape in ((203, depth), (depth, 1600), (203, 8), (8, 1600))
+    )
     start = torch.randn(203, 1600)
 
     def some(rows: slice) -> Tensor:
