@@ -40,8 +40,10 @@ static void pack_x(const Term *term, size from, size to, size row, size rows, fl
     }
 }
 
-/* Rows of w, which lie far apart, are read where they are as wide as this many panels. */
+/* Rows of w, which lie far apart, are read where they are as wide as this many panels; a thread takes
+   a part of so many at a time. */
 #define SIDE_BY_SIDE 4
+#define PARTS 2
 
 static void copy_side_by_side(const float *from, size row, size count, float *to, size panel) {
     for (size p = 0; p < count; p++, from += row, to += COLUMNS) {
@@ -57,9 +59,10 @@ static void multiply_by(float scale, float *panel, size count) {
     SIMD for (size i = 0; i < count; i++) panel[i] *= scale;
 }
 
-/* The same of all w, times their scales, for `columns` columns from `column` on, at most SIDE_BY_SIDE panels. */
-static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel) {
-    size deep = to - from;
+/* The same of all w, times their scales, for `columns` columns from `column` on, at most SIDE_BY_SIDE
+   panels, which are `deep` deep. */
+static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel,
+                   size deep) {
     for (size before = 0; before < to; before += term->depth, term++) {
         size first = most(from - before, 0), count = least(to - before, term->depth) - first;
         if (count <= 0)
@@ -201,15 +204,21 @@ void products(float *y, size y_row, const float *start, size start_row, size m, 
         size turn = 0;
         for (size left = 0; left < n; left += WIDTH) {
             size width = least(WIDTH, n - left), strips = (width + COLUMNS - 1) / COLUMNS;
+            size groups = (strips + SIDE_BY_SIDE - 1) / SIDE_BY_SIDE;
             for (size from = 0; from < depth; from += block, turn ^= 1) {
                 float *w = space + turn * DEPTH * WIDTH;
                 size to = least(from + block, depth);
                 if (me == 0)
                     next[turn] = 0;
 #pragma omp for schedule(dynamic, 1)
-                for (size j = 0; j < width; j += SIDE_BY_SIDE * COLUMNS)
-                    pack_w(terms, from, to, left + j, least(SIDE_BY_SIDE * COLUMNS, width - j),
-                           w + j * (to - from));
+                for (size part = 0; part < PARTS * groups; part++) {
+                    size j = part / PARTS * SIDE_BY_SIDE * COLUMNS, deep = to - from;
+                    size above = deep * (part % PARTS) / PARTS;
+                    size below = deep * (part % PARTS + 1) / PARTS;
+                    pack_w(terms, from + above, from + below, left + j,
+                           least(SIDE_BY_SIDE * COLUMNS, width - j), w + j * deep + above * COLUMNS,
+                           deep);
+                }
                 Block b = {terms, from, to, left, w, y, y_row, n,
                            from ? y : start, from ? y_row : start_row, lie};
                 size top = panels * (me / wide) / high * ROWS;
