@@ -76,20 +76,24 @@ static void multiply(const float *x, size rows, const float *w, size stride, siz
 /* ---- forward ---------------------------------------------------------------------------------- */
 
 /* Scores become probabilities where a query sees its first `seen` keys, and 0 up to `width`.
-   Returns the logsumexp. */
+   Returns the logsumexp. Loops run to a multiple of LANES, since what is left over of a vector goes
+   number by number: up to 15, each as long as a vector. */
 static float softmax(float *row, size seen, size width) {
     float greatest = -INFINITY, sum = 0.0f;
+    size whole = up_to(seen, LANES);
+    for (size i = seen; i < whole; i++)
+        row[i] = -INFINITY;
 #pragma omp simd reduction(max : greatest)
-    for (size i = 0; i < seen; i++)
+    for (size i = 0; i < whole; i++)
         greatest = row[i] > greatest ? row[i] : greatest;
 #pragma omp simd reduction(+ : sum)
-    for (size i = 0; i < seen; i++) {
+    for (size i = 0; i < whole; i++) {
         row[i] = exp_(row[i] - greatest);
         sum += row[i];
     }
     float share = 1.0f / sum;
-    SIMD for (size i = 0; i < seen; i++) row[i] *= share;
-    for (size i = seen; i < width; i++)
+    SIMD for (size i = 0; i < whole; i++) row[i] *= share;
+    for (size i = whole; i < width; i++)
         row[i] = 0.0f;
     return greatest + logf(sum);
 }
@@ -131,7 +135,7 @@ static void forward(Task task, float *space) {
    sees; delta is the sum over keys of p dp, which is that of out dout. */
 static void probabilities(float *s, float *dp, size seen, size width, float logsumexp, float delta,
                           float scale) {
-    SIMD for (size i = 0; i < seen; i++) {
+    SIMD for (size i = 0; i < up_to(seen, LANES); i++) {
         s[i] = exp_(s[i] - logsumexp);
         dp[i] = scale * s[i] * (dp[i] - delta);
     }
