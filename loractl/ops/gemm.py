@@ -1,9 +1,10 @@
 """Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ...: a frozen layer and its update, or
 the gradient of an input that several layers share.
 
-In float32 on AMD processors with AVX2 and Intel's with AVX-512, gemm.c calculates the sum in one
-pass: 1.1 to 1.6 times as fast as torch's BLAS there, which also reads y again for each term
-(scripts/LOG.md). Elsewhere it is torch's products, one after the other.
+In float32 on AMD processors with AVX2 gemm.c calculates the sum in one pass: 1.1 to 1.6 times as
+fast as torch's BLAS there, which also reads y again for each term. On Intel's with AVX-512 it is as
+fast as torch's, and serves because whole layers in C are built on it (scripts/LOG.md). Elsewhere it
+is torch's products, one after the other.
 """
 
 import ctypes
@@ -64,7 +65,7 @@ def products(
 
 @functools.cache
 def serves_here() -> bool:
-    """Whether gemm.c was found faster than torch on processors like this one."""
+    """Whether gemm.c, and what is built on it, is faster than torch on processors like this one."""
     words = set(native.processor().split())
     if "avx512f" in words:
         return "GenuineIntel" in words
