@@ -5,7 +5,8 @@
    multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
    each number of both beside the one that is needed next. The products lie one behind the other
    along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
-   y is not read again for it. A row of y is calculated in the same order whatever the other rows,
+   y is not read again for it from memory. With AVX-512 x is read as it lies where it can be, and a
+   tile of y once more for each term, while the first level of the cache has it. A row of y is calculated in the same order whatever the other rows,
    and the number of threads, are. */
 
 #include "calls.h"
