@@ -6,16 +6,16 @@
    each number of both beside the one that is needed next. The products lie one behind the other
    along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
    y is not read again for it from memory. With AVX-512 x is read as it lies where it can be, and a
-   tile of y once more for each term, while the first level of the cache has it. A row of y is calculated in the same order whatever the other rows,
-   and the number of threads, are. */
+   tile of y once more for each term, while the first level of the cache has it. A row of y is
+   calculated in the same order whatever the other rows, and the number of threads, are. */
 
 #include "calls.h"
 #include "tile.h"
 
 #include <omp.h>
 
-/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. HEIGHT rows
-   of x stay in the second, and WIDTH columns of w, which the threads share, in the third. */
+/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. HEIGHT
+   rows of x stay in the second, and WIDTH columns of w, which the threads share, in the third. */
 #ifdef __AVX512F__
 #define DEPTH 576
 #define HEIGHT (24 * ROWS)
@@ -41,8 +41,8 @@ static void pack_x(const Term *term, size from, size to, size row, size rows, fl
     }
 }
 
-/* Rows of w, which lie far apart, are read where they are as wide as this many panels; a thread takes
-   a part of so many at a time. */
+/* Rows of w, which lie far apart, are read where they are as wide as this many panels; a thread
+   takes a part of so many at a time. */
 #define SIDE_BY_SIDE 4
 #define PARTS 2
 
@@ -60,8 +60,8 @@ static void multiply_by(float scale, float *panel, size count) {
     SIMD for (size i = 0; i < count; i++) panel[i] *= scale;
 }
 
-/* The same of all w, times their scales, for `columns` columns from `column` on, at most SIDE_BY_SIDE
-   panels, which are `deep` deep. */
+/* The same of all w, times their scales, for `columns` columns from `column` on, at most
+   SIDE_BY_SIDE panels, which are `deep` deep. */
 static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel,
                    size deep) {
     for (size before = 0; before < to; before += term->depth, term++) {
@@ -100,8 +100,9 @@ typedef struct {
     int lie; /* whether x is read as it lies */
 } Block;
 
-/* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with AVX2
-   no faster. Rows of a multiple of 4,096 bytes would all want the same few places of the cache. */
+/* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with
+   AVX2 no faster. Rows of a multiple of 4,096 bytes would all want the same few places of the
+   cache. */
 static int as_they_lie(const Term *terms, size count) {
 #ifdef __AVX512F__
     for (size t = 0; t < count; t++)

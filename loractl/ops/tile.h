@@ -34,7 +34,8 @@ typedef int32_t places __attribute__((vector_size(16)));
 #ifdef __AVX512F__
 typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
 
-#define MIXED(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(32)))){__VA_ARGS__})
+typedef int32_t octet_places __attribute__((vector_size(32)));
+#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octet_places){__VA_ARGS__})
 #define READ(i) octet a##i = *(const octet *)(from + i * row) * scale;
 #define TWO(i, j)                                             \
     octet b##i = MIXED(a##i, a##j, 0, 8, 1, 9, 4, 12, 5, 13); \
