@@ -43,8 +43,7 @@ static void gather(View view, Task task, size width, float *to) {
 
 /* Panels of w (depth, n). */
 static void panels(const float *w, size row, size n, size depth, float *to) {
-    for (size j = 0; j < n; j += COLUMNS)
-        copy_rows(w + j, row, n - j, depth, to + j * depth);
+    copy_rows(w, row, n, depth, to, depth * COLUMNS);
 }
 
 /* Panels of w' for w (n, depth). */
@@ -70,7 +69,8 @@ static void panels_of_columns(const float *x, size row, size rows, size depth, f
 static void multiply(const float *x, size rows, const float *w, size stride, size n, size depth,
                      float *y, size y_row, int add) {
     for (size j = 0; j < n; j += COLUMNS)
-        strip(depth, x, w + j * stride, y, y_row, add ? y : NULL, y_row, rows, j, n);
+        strip(depth, x, w + j * stride, y + j, y_row, add ? y + j : NULL, y_row, rows,
+              least(COLUMNS, n - j));
 }
 
 /* ---- forward ---------------------------------------------------------------------------------- */

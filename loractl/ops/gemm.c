@@ -5,8 +5,7 @@
    multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
    each number of both beside the one that is needed next. The products lie one behind the other
    along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
-   y is not read again for it from memory. With AVX-512 x is read as it lies where it can be, and a
-   tile of y once more for each term, while the first level of the cache has it. A row of y is
+   y is not read again for it. With AVX-512 x is read as it lies where it can be. A row of y is
    calculated in the same order whatever the other rows, and the number of threads, are. */
 
 #include "calls.h"
@@ -14,18 +13,19 @@
 
 #include <omp.h>
 
-/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. HEIGHT
-   rows of x stay in the second, and WIDTH columns of w, which the threads share, in the third. */
+/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. The GROUP
+   panels of w that a thread multiplies stay in the second, which is its own: panels for all threads,
+   in the third, took three times as long to write. */
 #ifdef __AVX512F__
-#define DEPTH 576
-#define HEIGHT (24 * ROWS)
-#define WIDTH 768
+#define DEPTH 768
+#define GROUP 4
+#define SHARE 32 /* rows that a thread takes at a time */
 #else
 #define DEPTH 384
-#define HEIGHT (36 * ROWS)
-#define WIDTH 1536
+#define GROUP 8
+#define SHARE 64
 #endif
-#define FEWEST 8 /* rows that a thread takes at a time */
+#define TALL 1024 /* rows of x in panels at a time */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 
@@ -41,44 +41,25 @@ static void pack_x(const Term *term, size from, size to, size row, size rows, fl
     }
 }
 
-/* Rows of w, which lie far apart, are read where they are as wide as this many panels; a thread
-   takes a part of so many at a time. */
-#define SIDE_BY_SIDE 4
-#define PARTS 2
-
-static void copy_side_by_side(const float *from, size row, size count, float *to, size panel) {
-    for (size p = 0; p < count; p++, from += row, to += COLUMNS) {
-        for (size j = 0; j < SIDE_BY_SIDE * COLUMNS; j += LINE)
-            __builtin_prefetch(from + 6 * row + j);
-        for (size j = 0; j < SIDE_BY_SIDE; j++)
-            for (size i = 0; i < COLUMNS; i += LANES)
-                *(lanes *)(to + j * panel + i) = *(const lanes *)(from + j * COLUMNS + i);
-    }
-}
-
 static void multiply_by(float scale, float *panel, size count) {
     SIMD for (size i = 0; i < count; i++) panel[i] *= scale;
 }
 
-/* The same of all w, times their scales, for `columns` columns from `column` on, at most
-   SIDE_BY_SIDE panels, which are `deep` deep. */
-static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel,
-                   size deep) {
+/* The same of all w, times their scales, for `columns` columns from `column` on, in panels that are
+   `deep` deep. */
+static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel) {
+    size deep = to - from;
     for (size before = 0; before < to; before += term->depth, term++) {
         size first = most(from - before, 0), count = least(to - before, term->depth) - first;
         if (count <= 0)
             continue;
         const float *w = term->w + (term->across ? column * term->w_row + first
                                                  : first * term->w_row + column);
-        if (!term->across && columns >= SIDE_BY_SIDE * COLUMNS)
-            copy_side_by_side(w, term->w_row, count, panel, deep * COLUMNS);
-        else
+        if (term->across)
             for (size j = 0; j < columns; j += COLUMNS)
-                if (term->across)
-                    copy_across(w + j * term->w_row, term->w_row, columns - j, count,
-                                panel + j * deep);
-                else
-                    copy_rows(w + j, term->w_row, columns - j, count, panel + j * deep);
+                copy_across(w + j * term->w_row, term->w_row, columns - j, count, panel + j * deep);
+        else
+            copy_rows(w, term->w_row, columns, count, panel, deep * COLUMNS);
         for (size j = 0; term->scale != 1.0f && j < columns; j += COLUMNS)
             multiply_by(term->scale, panel + j * deep, count * COLUMNS);
         panel += count * COLUMNS;
@@ -87,17 +68,19 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
 
 /* ---- the sum ---------------------------------------------------------------------------------- */
 
-/* A block of w in panels, and where its products go. */
+/* What a thread makes: the product of rows of x, from depth `from` to `to`, and of columns of w. */
 typedef struct {
     const Term *terms;
-    size from, to;   /* of the depth */
-    size left;       /* its first column */
-    const float *w;
+    size count, from, to;
+    const float *x;   /* panels of rows from `top` on; NULL where x is read as it lies */
+    size top;
+    const float *w;   /* panels of columns `left` to `right` */
+    size left, right;
     float *y;
-    size y_row, n;   /* n columns in all */
+    size y_row;
     const float *old; /* what is added: rows of start, or of y itself; or NULL */
     size old_row;
-    int lie; /* whether x is read as it lies */
+    float *spare;     /* room for a panel of x */
 } Block;
 
 /* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with
@@ -114,73 +97,93 @@ static int as_they_lie(const Term *terms, size count) {
 #endif
 }
 
-/* `rows` rows of x from `row` on, at most ROWS, and `columns` columns of a panel of w: term by term,
-   also where a part of a tile is made, so that a row's sum is made in the same order. */
+/* `rows` rows of x from `row` on, at most ROWS, and `columns` columns of a panel of w. */
 static void tile_as_it_lies(const Block *b, size row, size rows, const float *w, float *y,
-                            const float *old, size columns, float *of_x) {
-    size old_row = b->old_row, before = 0;
+                            const float *old, size columns) {
+    if (rows < ROWS || columns % LANES) {
+        pack_x(b->terms, b->from, b->to, row, rows, b->spare);
+        part_of_tile(b->to - b->from, b->spare, w, y, b->y_row, old, b->old_row, rows, columns);
+        return;
+    }
+    Rows of_x[b->count];
+    size count = 0, before = 0;
     for (const Term *term = b->terms; before < b->to; before += term->depth, term++) {
-        size first = most(b->from - before, 0), count = least(b->to - before, term->depth) - first;
-        if (count <= 0)
-            continue;
-        const float *x = term->x + row * term->x_row + first;
-        if (rows < ROWS || columns % LANES) {
-            transpose(x, term->x_row, rows, count, 1.0f, of_x, ROWS);
-            part_of_tile(count, of_x, w, y, b->y_row, old, old_row, rows, columns);
-        } else if (columns == COLUMNS) {
-            tile_of_rows(count, x, term->x_row, w, y, b->y_row, old, old_row);
-        } else if (columns == 2 * LANES) {
-            tile_of_two_of_rows(count, x, term->x_row, w, y, b->y_row, old, old_row);
-        } else {
-            tile_of_one_of_rows(count, x, term->x_row, w, y, b->y_row, old, old_row);
-        }
-        w += count * COLUMNS, old = y, old_row = b->y_row;
+        size first = most(b->from - before, 0), last = least(b->to - before, term->depth);
+        if (first < last)
+            of_x[count++] = (Rows){term->x + row * term->x_row + first, term->x_row, last - first};
     }
+    if (columns == COLUMNS)
+        tile_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
+    else if (columns == 2 * LANES)
+        tile_of_two_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
+    else
+        tile_of_one_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
 }
 
-static void strip_as_it_lies(const Block *b, size up, size down, size j, float *of_x) {
-    size column = b->left + j * COLUMNS;
-    for (size i = up; i < down; i += ROWS)
-        tile_as_it_lies(b, i, least(ROWS, down - i), b->w + j * COLUMNS * (b->to - b->from),
-                        b->y + i * b->y_row + column,
-                        b->old ? b->old + i * b->old_row + column : NULL,
-                        least(COLUMNS, b->n - column), of_x);
-}
-
-/* Multiply rows `top` to `bottom` of x with the panels `first` to `last`. */
-static void multiply(const Block *b, size top, size bottom, size first, size last, float *of_x) {
+/* Rows `up` to `down` of y. */
+static void multiply(const Block *b, size up, size down) {
     size deep = b->to - b->from;
-    for (size up = top; up < bottom; up += HEIGHT) {
-        size down = least(up + HEIGHT, bottom);
-        for (size i = up; i < down && !b->lie; i += ROWS)
-            pack_x(b->terms, b->from, b->to, i, least(ROWS, down - i), of_x + (i - up) * deep);
-        for (size j = first; j < last; j++)
-            if (b->lie)
-                strip_as_it_lies(b, up, down, j, of_x);
-            else
-                strip(deep, of_x, b->w + j * COLUMNS * deep, b->y + up * b->y_row, b->y_row,
-                      b->old ? b->old + up * b->old_row : NULL, b->old_row, down - up,
-                      b->left + j * COLUMNS, b->n);
+    for (size column = b->left; column < b->right; column += COLUMNS) {
+        const float *w = b->w + (column - b->left) * deep;
+        size columns = least(COLUMNS, b->right - column);
+        float *y = b->y + up * b->y_row + column;
+        const float *old = b->old ? b->old + up * b->old_row + column : NULL;
+        if (b->x)
+            strip(deep, b->x + (up - b->top) * deep, w, y, b->y_row, old, b->old_row, down - up,
+                  columns);
+        else
+            for (size i = 0; i < down - up; i += ROWS)
+                tile_as_it_lies(b, up + i, least(ROWS, down - up - i), w, y + i * b->y_row,
+                                old ? old + i * b->old_row : NULL, columns);
     }
 }
 
-/* Take rows that no thread has taken, fewer the fewer are left, so that all end together although
-   one's core may be slower. Returns 0 where none are left. */
-static int take(size *next, size m, size threads, size *top, size *bottom) {
-    size at = __atomic_load_n(next, __ATOMIC_RELAXED), to;
+/* Pieces of work that are left to a thread, `first` to `last`: it takes from the front itself, others
+   that have none left, so that all end together although one's core may be slower, from the back. */
+typedef struct {
+    uint64_t left; /* first in the higher half, last in the lower */
+    char apart[120]; /* from the other threads' in the cache */
+} Share;
+
+static uint64_t share_of(size first, size last) { return (uint64_t)first << 32 | (uint64_t)last; }
+
+static int take(Share *share, int from_the_back, size *piece) {
+    uint64_t was = __atomic_load_n(&share->left, __ATOMIC_RELAXED), then;
     do {
-        if (at >= m)
+        size first = (size)(was >> 32), last = (size)(was & 0xffffffff);
+        if (first >= last)
             return 0;
-        size share = (m - at) / (2 * threads) / ROWS * ROWS;
-        to = least(at + most(share, FEWEST), m);
-    } while (!__atomic_compare_exchange_n(next, &at, to, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    *top = at, *bottom = to;
+        *piece = from_the_back ? last - 1 : first;
+        then = from_the_back ? share_of(first, last - 1) : share_of(first + 1, last);
+    } while (!__atomic_compare_exchange_n(&share->left, &was, then, 0, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
     return 1;
 }
 
-/* How many numbers `space` below has to hold: panels of w for all threads, twice, and a block of x
-   each. */
-size workspace(size threads) { return DEPTH * (2 * WIDTH + threads * HEIGHT); }
+/* How many numbers `space` below has to hold: panels of x, and for each thread of w. */
+size workspace(size threads) { return DEPTH * (TALL + threads * (GROUP * COLUMNS + ROWS)); }
+
+/* Panels of w in a group: GROUP at most, and so many that no thread has a group more than others. */
+static size wide_group(size panels, size threads) {
+    size each = most(panels / threads, 1), groups = (each + GROUP - 1) / GROUP;
+    return (each + groups - 1) / groups;
+}
+
+/* All pieces of a block that are this thread's, and what others leave. `pieces` of rows there are for
+   each group of `width` columns of n. */
+static void work(Block *b, Share *shares, int threads, int me, size pieces, size bottom, size width,
+                 size n, float *w) {
+    size packed = -1, piece;
+    for (int other = 0; other < threads; other++)
+        while (take(&shares[(me + other) % threads], other > 0, &piece)) {
+            size group = piece / pieces, up = b->top + piece % pieces * SHARE;
+            b->left = group * width, b->right = least(b->left + width, n);
+            if (group != packed)
+                pack_w(b->terms, b->from, b->to, b->left, b->right - b->left, w);
+            packed = group;
+            multiply(b, up, least(up + SHARE, bottom));
+        }
+}
 
 /* y (m, n); start_row 0 makes one row serve for all. */
 void products(float *y, size y_row, const float *start, size start_row, size m, size n,
@@ -188,49 +191,33 @@ void products(float *y, size y_row, const float *start, size start_row, size m, 
     size depth = 0;
     for (size t = 0; t < count; t++)
         depth += terms[t].depth;
-    size blocks = most((depth + DEPTH - 1) / DEPTH, 1), panels = (m + ROWS - 1) / ROWS;
-    size block = (depth + blocks - 1) / blocks;
-    /* Where rows are few, threads share the columns too. */
-    int across = 1;
-    while (across < threads && (threads % across || panels * across < 8 * threads))
-        across++;
+    size blocks = most((depth + DEPTH - 1) / DEPTH, 1), block = (depth + blocks - 1) / blocks;
     int lie = as_they_lie(terms, count);
-    size next[2]; /* row that no thread has taken yet */
+    size tall = lie ? most(m, 1) : TALL;
+    Share shares[threads];
 #pragma omp parallel num_threads(threads)
     {
         /* OpenMP may give fewer threads than were asked for. */
         int all = omp_get_num_threads(), me = omp_get_thread_num();
-        int wide = all == threads ? across : 1, high = all / wide;
-        float *of_x = space + DEPTH * (2 * WIDTH + me * HEIGHT);
-        /* Blocks of w have two places by turns: a thread that is done begins the next one. */
-        size turn = 0;
-        for (size left = 0; left < n; left += WIDTH) {
-            size width = least(WIDTH, n - left), strips = (width + COLUMNS - 1) / COLUMNS;
-            size groups = (strips + SIDE_BY_SIDE - 1) / SIDE_BY_SIDE;
-            for (size from = 0; from < depth; from += block, turn ^= 1) {
-                float *w = space + turn * DEPTH * WIDTH;
+        float *w = space + DEPTH * (TALL + me * (GROUP * COLUMNS + ROWS));
+        float *spare = w + DEPTH * GROUP * COLUMNS;
+        size width = COLUMNS * wide_group((n + COLUMNS - 1) / COLUMNS, all);
+        for (size top = 0; top < m; top += tall) {
+            size bottom = least(top + tall, m), pieces = (bottom - top + SHARE - 1) / SHARE;
+            size total = (n + width - 1) / width * pieces;
+            for (size from = 0; from < depth; from += block) {
                 size to = least(from + block, depth);
-                if (me == 0)
-                    next[turn] = 0;
-#pragma omp for schedule(dynamic, 1)
-                for (size part = 0; part < PARTS * groups; part++) {
-                    size j = part / PARTS * SIDE_BY_SIDE * COLUMNS, deep = to - from;
-                    size above = deep * (part % PARTS) / PARTS;
-                    size below = deep * (part % PARTS + 1) / PARTS;
-                    pack_w(terms, from + above, from + below, left + j,
-                           least(SIDE_BY_SIDE * COLUMNS, width - j), w + j * deep + above * COLUMNS,
-                           deep);
-                }
-                Block b = {terms, from, to, left, w, y, y_row, n,
-                           from ? y : start, from ? y_row : start_row, lie};
-                size top = panels * (me / wide) / high * ROWS;
-                size bottom = least(panels * (me / wide + 1) / high * ROWS, m);
-                if (wide > 1)
-                    multiply(&b, top, bottom, strips * (me % wide) / wide,
-                             strips * (me % wide + 1) / wide, of_x);
-                else
-                    while (take(&next[turn], m, all, &top, &bottom))
-                        multiply(&b, top, bottom, 0, strips, of_x);
+                shares[me].left = share_of(total * me / all, total * (me + 1) / all);
+#pragma omp for schedule(static)
+                for (size i = lie ? bottom : top; i < bottom; i += ROWS)
+                    pack_x(terms, from, to, i, least(ROWS, bottom - i),
+                           space + (i - top) * (to - from));
+                Block b = {.terms = terms, .count = count, .from = from, .to = to,
+                           .x = lie ? NULL : space, .top = top, .w = w, .y = y, .y_row = y_row,
+                           .old = from ? y : start, .old_row = from ? y_row : start_row,
+                           .spare = spare};
+                work(&b, shares, all, me, pieces, bottom, width, n, w);
+#pragma omp barrier
             }
         }
     }

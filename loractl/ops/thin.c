@@ -149,14 +149,14 @@ static void down(const float *x, size x_row, size rows, size d, const float *t, 
     for (size j = 0; j < d; j += COLUMNS) {
         size columns = least(COLUMNS, d - j);
         if (columns < COLUMNS || r % ROWS)
-            copy_rows(x + j, x_row, columns, rows, strip);
+            copy_rows(x + j, x_row, columns, rows, strip, 0);
         for (size i = 0; i < r; i += ROWS) {
             const float *old = start ? start + i * d + j : NULL, *panel = panels + i * rows;
             float *to = y + i * d + j;
             if (columns < COLUMNS || r - i < ROWS)
                 part_of_tile(rows, panel, strip, to, d, old, d, least(ROWS, r - i), columns);
             else
-                tile_of(3, rows, panel, 1, ROWS, x + j, x_row, to, d, old, d);
+                tile_of(3, 0, &(Rows){panel, 1, rows}, 1, x + j, x_row, to, d, old, d);
         }
     }
 }

@@ -86,20 +86,36 @@ FUNCTION void transpose(const float *from, size row, size rows, size count, floa
             to[p * step + r] = r < rows ? from[r * row + p] * scale : 0.0f;
 }
 
-/* One panel of w (count, columns), of which columns beyond those that are there are 0. */
-FUNCTION void copy_rows(const float *from, size row, size columns, size count, float *to) {
-    for (size p = 0; p < count; p++, from += row, to += COLUMNS)
-        if (columns >= COLUMNS) {
-            ((lanes *)to)[0] = ((const lanes *)from)[0];
-            ((lanes *)to)[1] = ((const lanes *)from)[1];
-            ((lanes *)to)[2] = ((const lanes *)from)[2];
-        } else {
-            for (size j = 0; j < COLUMNS; j++)
-                to[j] = j < columns ? from[j] : 0.0f;
-        }
+/* `count` numbers, fewer than COLUMNS, and zeros. */
+INLINE void put_some(const float *from, size count, float *to) {
+    for (size i = 0; i < COLUMNS; i += LANES) {
+        lanes some = {0};
+        if (count - i >= LANES)
+            some = *(const lanes *)(from + i);
+        else
+            for (size j = i; j < count; j++)
+                some[j - i] = from[j];
+        *(lanes *)(to + i) = some;
+    }
 }
 
-/* The same of w (columns, count). */
+/* Panels of w (count, columns), which begin `panel` apart; columns beyond those that are there are 0.
+   Rows may lie so far apart that nobody but we would fetch the next ones. */
+FUNCTION void copy_rows(const float *from, size row, size columns, size count, float *to,
+                        size panel) {
+    size whole = columns / COLUMNS, left = columns % COLUMNS;
+    for (size p = 0; p < count; p++, from += row, to += COLUMNS) {
+        for (size j = 0; j < columns; j += LINE)
+            __builtin_prefetch(from + 6 * row + j);
+        for (size j = 0; j < whole; j++)
+            for (size i = 0; i < COLUMNS; i += LANES)
+                *(lanes *)(to + j * panel + i) = *(const lanes *)(from + j * COLUMNS + i);
+        if (left)
+            put_some(from + whole * COLUMNS, left, to + whole * panel);
+    }
+}
+
+/* One panel of w (columns, count). */
 FUNCTION void copy_across(const float *from, size row, size columns, size count, float *to) {
     for (size j = 0; j < COLUMNS; j += ROWS) {
         size left = most(columns - j, 0); /* nothing is read where none is left */
@@ -110,9 +126,6 @@ FUNCTION void copy_across(const float *from, size row, size columns, size count,
 /* ---- a tile ----------------------------------------------------------------------------------- */
 
 #define CLEAR(i) lanes a##i = {0}, b##i = {0}, c##i = {0};
-#define FETCH(i)                                            \
-    for (size line = 0; line < wide * LANES; line += LINE) \
-        __builtin_prefetch(y + i * y_row + line, 1);
 #define AHEAD(i) __builtin_prefetch(w + 8 * w_row + i * LINE);
 /* x - 0 is x, also for -0: it only makes a vector of the number. */
 #define MULTIPLY(i)                  \
@@ -121,6 +134,12 @@ FUNCTION void copy_across(const float *from, size row, size columns, size count,
         a##i += s * w0;              \
         b##i += s * w1;              \
         c##i += s * w2;              \
+    }
+#define STEPS(until)                                                                              \
+    _Pragma("GCC unroll 4") for (const float *stop = until; x != stop; x += x_step, w += w_row) { \
+        lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2]; \
+        EACH_LINE(AHEAD)                                                                          \
+        EACH_ROW(MULTIPLY)                                                                        \
     }
 #define STORE(i)                                   \
     {                                              \
@@ -139,33 +158,44 @@ INLINE void put_lanes(float *to, lanes sum, const float *old, int add) {
     *(lanes *)to = sum;
 }
 
-/* ROWS x (wide * LANES) of y from x, whose rows lie `x_row` and whose columns `x_step` apart, and of
-   w rows that lie `w_row` apart, whose other columns nobody asks for; start may be y, or NULL for
-   zeros. */
-INLINE void tile_of(int wide, size depth, const float *x, size x_row, size x_step, const float *w,
-                    size w_row, float *y, size y_row, const float *start, size start_row) {
+/* Rows of x for a tile: panels of ROWS, or as they lie, `row` apart. */
+typedef struct {
+    const float *x;
+    size row, depth;
+} Rows;
+
+/* ROWS x (wide * LANES) of y from some x, one behind the other, and from w, whose rows lie `w_row`
+   apart and whose other columns nobody asks for; start may be y, or NULL for zeros. y is fetched,
+   line by line, while the first x is multiplied: all lines at once would keep those of w waiting. */
+INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const float *w, size w_row,
+                    float *y, size y_row, const float *start, size start_row) {
+    size part = rows->depth / (ROWS * wide + 4) / 4 * 4;
     EACH_ROW(CLEAR)
-    EACH_ROW(FETCH)
-#pragma GCC unroll 4
-    for (const float *end = x + depth * x_step; x != end; x += x_step, w += w_row) {
-        lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2];
-        EACH_LINE(AHEAD)
-        EACH_ROW(MULTIPLY)
+    for (const Rows *after = rows + count; rows != after; rows++, part = 0) {
+        const float *x = rows->x;
+        size x_row = lie ? rows->row : 1, x_step = lie ? 1 : ROWS;
+        const float *end = x + rows->depth * x_step;
+        for (size i = 0; part && i < ROWS; i++)
+            for (size line = 0; line < wide * LANES; line += LINE) {
+                __builtin_prefetch(y + i * y_row + line, 1);
+                STEPS(x + part * x_step)
+            }
+        STEPS(end)
     }
     EACH_ROW(STORE)
 }
 
-/* From two panels, and from x as it lies. */
-#define TILE(name, wide)                                                                         \
+/* From two panels, and from rows as they lie. */
+#define TILE(name, wide)                                                                           \
     static __attribute__((noinline, unused)) void name(size depth, const float *x, const float *w, \
-                                                       float *y, size y_row, const float *start, \
-                                                       size start_row) {                         \
-        tile_of(wide, depth, x, 1, ROWS, w, COLUMNS, y, y_row, start, start_row);                \
-    }                                                                                            \
-    static __attribute__((noinline, unused)) void name##_of_rows(                                \
-        size depth, const float *x, size x_row, const float *w, float *y, size y_row,            \
-        const float *start, size start_row) {                                                    \
-        tile_of(wide, depth, x, x_row, 1, w, COLUMNS, y, y_row, start, start_row);               \
+                                                       float *y, size y_row, const float *start,   \
+                                                       size start_row) {                           \
+        tile_of(wide, 0, &(Rows){x, 1, depth}, 1, w, COLUMNS, y, y_row, start, start_row);         \
+    }                                                                                              \
+    static __attribute__((noinline, unused)) void name##_of_rows(                                  \
+        const Rows *rows, size count, const float *w, float *y, size y_row, const float *start,    \
+        size start_row) {                                                                          \
+        tile_of(wide, 1, rows, count, w, COLUMNS, y, y_row, start, start_row);                     \
     }
 TILE(tile, 3)
 TILE(tile_of_two, 2)
@@ -187,13 +217,12 @@ FUNCTION void part_of_tile(size depth, const float *x, const float *w, float *y,
                 start ? start[i * start_row + j] + whole[i * COLUMNS + j] : whole[i * COLUMNS + j];
 }
 
-/* The tiles of some rows in the columns from `column` on, of n. */
+/* The tiles of some rows, of at most COLUMNS columns. */
 FUNCTION void strip(size depth, const float *x, const float *w, float *y, size y_row,
-                  const float *start, size start_row, size rows, size column, size n) {
-    size columns = least(COLUMNS, n - column);
+                    const float *start, size start_row, size rows, size columns) {
     for (size i = 0; i < rows; i += ROWS) {
-        float *to = y + i * y_row + column;
-        const float *old = start ? start + i * start_row + column : NULL;
+        float *to = y + i * y_row;
+        const float *old = start ? start + i * start_row : NULL;
         if (rows - i >= ROWS && columns == COLUMNS)
             tile(depth, x + i * depth, w, to, y_row, old, start_row);
         else if (rows - i >= ROWS && columns == 2 * LANES)

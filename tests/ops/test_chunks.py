@@ -6,5 +6,5 @@ from loractl.ops.chunks import chunk_rows
 def test_rows_are_cut_into_equal_chunks() -> None:
     assert chunk_rows(0, 300, 4) == 1
     assert chunk_rows(1000, 300, 4) == 1000  # 1.2 MB
-    assert chunk_rows(800, 49152, 2) == 400  # 682 fit
-    assert chunk_rows(400, 524288, 4) == 58  # 32 would fit; in 64 rows seven chunks
+    assert chunk_rows(1600, 49152, 2) == 800  # 1,024 fit
+    assert chunk_rows(400, 524288, 4) == 58  # 48 would fit; in 64 rows seven chunks
