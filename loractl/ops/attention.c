@@ -75,27 +75,43 @@ static void multiply(const float *x, size rows, const float *w, size stride, siz
 
 /* ---- forward ---------------------------------------------------------------------------------- */
 
-/* Scores become probabilities where a query sees its first `seen` keys, and 0 up to `width`.
-   Returns the logsumexp. Loops run to a multiple of LANES, since what is left over of a vector goes
-   number by number: up to 15, each as long as a vector. */
-static float softmax(float *row, size seen, size width) {
-    float greatest = -INFINITY, sum = 0.0f;
-    size whole = up_to(seen, LANES);
-    for (size i = seen; i < whole; i++)
-        row[i] = -INFINITY;
-#pragma omp simd reduction(max : greatest)
-    for (size i = 0; i < whole; i++)
-        greatest = row[i] > greatest ? row[i] : greatest;
-#pragma omp simd reduction(+ : sum)
-    for (size i = 0; i < whole; i++) {
-        row[i] = exp_(row[i] - greatest);
-        sum += row[i];
+/* Of four rows at a time: one alone, of few vectors, would wait for itself. */
+#define TOGETHER 4
+#define EACH(do) do(0) do(1) do(2) do(3)
+
+/* Scores of TOGETHER queries, `row` apart, become probabilities where a query sees its first
+   `seen[i]` keys, which are no more than those of the last, and 0 up to `width`. Writes the
+   logsumexps. Loops run to a multiple of LANES, since what is left over of a vector goes number by
+   number: up to 15, each as long as a vector. */
+static void softmax(float *x, size row, const size seen[], size width, float logsumexp[]) {
+    size whole = up_to(seen[TOGETHER - 1], LANES);
+#define BEGIN(i)                                 \
+    float *x##i = x + i * row;                   \
+    float greatest##i = -INFINITY, sum##i = 0.0f; \
+    for (size j = seen[i]; j < whole; j++)       \
+        x##i[j] = -INFINITY;
+#define GREATEST(i) greatest##i = x##i[j] > greatest##i ? x##i[j] : greatest##i;
+#define POWER(i)                          \
+    x##i[j] = exp_(x##i[j] - greatest##i); \
+    sum##i += x##i[j];
+#define SHARE(i) x##i[j] *= 1.0f / sum##i;
+#define END(i)                                    \
+    for (size j = whole; j < width; j++)          \
+        x##i[j] = 0.0f;                           \
+    logsumexp[i] = greatest##i + logf(sum##i);
+    EACH(BEGIN)
+#pragma omp simd reduction(max : greatest0, greatest1, greatest2, greatest3)
+    for (size j = 0; j < whole; j++) {
+        EACH(GREATEST)
     }
-    float share = 1.0f / sum;
-    SIMD for (size i = 0; i < whole; i++) row[i] *= share;
-    for (size i = whole; i < width; i++)
-        row[i] = 0.0f;
-    return greatest + logf(sum);
+#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3)
+    for (size j = 0; j < whole; j++) {
+        EACH(POWER)
+    }
+    SIMD for (size j = 0; j < whole; j++) {
+        EACH(SHARE)
+    }
+    EACH(END)
 }
 
 static size forward_space(size keys, size d, size e) {
@@ -120,9 +136,15 @@ static void forward(Task task, float *space) {
             size seen = task.before + first + queries, width = up_to(seen, LANES);
             panels_of_rows(token_of(job->q, token, head), job->q.row, queries, d, job->scale, of_q);
             multiply(of_q, up_to(queries, ROWS), of_k, d, width, d, scores, wide, 0);
-            for (size i = 0; i < queries; i++)
-                job->logsumexp[head * job->tokens + token + i] =
-                    softmax(scores + i * wide, seen - queries + i + 1, seen);
+            for (size i = 0; i < queries; i += TOGETHER) {
+                size sees[TOGETHER];
+                float logsumexp[TOGETHER];
+                for (size k = 0; k < TOGETHER; k++)
+                    sees[k] = least(seen - queries + i + k + 1, seen);
+                softmax(scores + i * wide, wide, sees, seen, logsumexp);
+                for (size k = 0; k < least(TOGETHER, queries - i); k++)
+                    job->logsumexp[head * job->tokens + token + i + k] = logsumexp[k];
+            }
             panels_of_rows(scores, wide, queries, seen, 1.0f, of_p);
             multiply(of_p, queries, of_v, keys, e, seen, token_of(job->out, token, head),
                      job->out.row, 0);
@@ -131,16 +153,25 @@ static void forward(Task task, float *space) {
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* s and dp of a query become p = e^(s - logsumexp) and ds = scale p (dp - delta), 0 beyond what it
-   sees; delta is the sum over keys of p dp, which is that of out dout. */
-static void probabilities(float *s, float *dp, size seen, size width, float logsumexp, float delta,
-                          float scale) {
-    SIMD for (size i = 0; i < up_to(seen, LANES); i++) {
-        s[i] = exp_(s[i] - logsumexp);
-        dp[i] = scale * s[i] * (dp[i] - delta);
+/* s and dp of TOGETHER queries, `row` apart, become p = e^(s - logsumexp) and ds = scale p (dp - delta),
+   0 beyond what each sees; delta is the sum over keys of p dp, which is that of out dout. */
+static void probabilities(float *s, float *dp, size row, const size seen[], size width,
+                          const float logsumexp[], const float delta[], float scale) {
+    size whole = up_to(seen[TOGETHER - 1], LANES);
+#define PLACE(i)                                         \
+    float *s##i = s + i * row, *dp##i = dp + i * row;    \
+    float logsumexp##i = logsumexp[i], delta##i = delta[i];
+#define PROBABILITY(i)                                   \
+    s##i[j] = exp_(s##i[j] - logsumexp##i);              \
+    dp##i[j] = scale * s##i[j] * (dp##i[j] - delta##i);
+#define UNSEEN(i)                                        \
+    for (size j = seen[i]; j < most(width, whole); j++)  \
+        s##i[j] = dp##i[j] = 0.0f;
+    EACH(PLACE)
+    SIMD for (size j = 0; j < whole; j++) {
+        EACH(PROBABILITY)
     }
-    for (size i = seen; i < width; i++)
-        s[i] = dp[i] = 0.0f;
+    EACH(UNSEEN)
 }
 
 static float dot(const float *a, const float *b, size n) {
@@ -195,10 +226,18 @@ static void backward(Task task, size number, float *space) {
             panels_of_rows(dout, job->dout.row, queries, e, 1.0f, dout_rows);
             multiply(q_rows, up_to(queries, ROWS), k_across, d, width, d, p, wide, 0);
             multiply(dout_rows, up_to(queries, ROWS), v_across, e, width, e, ds, wide, 0);
-            for (size i = 0; i < queries; i++)
-                probabilities(p + i * wide, ds + i * wide, seen - queries + i + 1, up_to(seen, ROWS),
-                              job->logsumexp[head * job->tokens + token + i],
-                              dot(out + i * job->out.row, dout + i * job->dout.row, e), job->scale);
+            for (size i = 0; i < queries; i += TOGETHER) {
+                size sees[TOGETHER];
+                float logsumexp[TOGETHER], delta[TOGETHER];
+                for (size k = 0; k < TOGETHER; k++) {
+                    size query = least(i + k, queries - 1);
+                    sees[k] = seen - queries + query + 1;
+                    logsumexp[k] = job->logsumexp[head * job->tokens + token + query];
+                    delta[k] = dot(out + query * job->out.row, dout + query * job->dout.row, e);
+                }
+                probabilities(p + i * wide, ds + i * wide, wide, sees, up_to(seen, ROWS), logsumexp,
+                              delta, job->scale);
+            }
             panels(dout, job->dout.row, e, queries, of_dout);
             panels_of_columns(p, wide, seen, queries, x);
             multiply(x, up_to(seen, ROWS), of_dout, queries, e, queries, dv, e, 1);
