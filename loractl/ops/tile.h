@@ -126,7 +126,9 @@ FUNCTION void copy_across(const float *from, size row, size columns, size count,
 /* ---- a tile ----------------------------------------------------------------------------------- */
 
 #define CLEAR(i) lanes a##i = {0}, b##i = {0}, c##i = {0};
-#define AHEAD(i) __builtin_prefetch(w + 8 * w_row + i * LINE);
+#define AHEAD(i)  \
+    if (i < wide) \
+        __builtin_prefetch(w + 8 * w_row + i * LINE);
 /* x - 0 is x, also for -0: it only makes a vector of the number. */
 #define MULTIPLY(i)                  \
     {                                \
