@@ -17,12 +17,18 @@
 #define BLOCK (36 * 1024)
 #define ENOUGH (64 * 1024) /* fewer numbers of x are not worth waking another thread for */
 
-/* x A' is bound by memory, for which registers of AVX2 do: 12 sums, 3 numbers of x and one of A. */
-#define WIDE 8
+/* As many sums as registers hold, beside 3 numbers of x and one of A: 12 or, with AVX-512, 24. */
 #define XS 3
+#ifdef __AVX512F__
+#define RANKS 8
+#define EACH_RANK(do, i) \
+    do(i, 0) do(i, 1) do(i, 2) do(i, 3) do(i, 4) do(i, 5) do(i, 6) do(i, 7)
+#define OF_EACH_RANK(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
+#else
 #define RANKS 4
-
-typedef float eight __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+#define EACH_RANK(do, i) do(i, 0) do(i, 1) do(i, 2) do(i, 3)
+#define OF_EACH_RANK(do) do(0) do(1) do(2) do(3)
+#endif
 
 static size pieces_of(size n, size r, size d) {
     size most_pieces = least(PIECES, most(SPACE / most(r * d, 1), 1));
@@ -34,11 +40,12 @@ size thin_workspace(size n, size r, size d) { return (pieces_of(n, r, d) - 1) * 
 
 /* ---- x A' ------------------------------------------------------------------------------------- */
 
-INLINE quad halved(eight a) {
-    quad low, high;
-    memcpy(&low, &a, sizeof low);
-    memcpy(&high, (const char *)&a + sizeof low, sizeof high);
-    return low + high;
+/* Of LANES numbers the sums of those that are 4 apart. */
+INLINE quad folded(const float *a) {
+    quad sum = *(const quad *)a + *(const quad *)(a + 4);
+    for (size i = 8; i < LANES; i += 8)
+        sum += *(const quad *)(a + i) + *(const quad *)(a + i + 4);
+    return sum;
 }
 
 INLINE quad pairs(quad a, quad b) {
@@ -46,65 +53,61 @@ INLINE quad pairs(quad a, quad b) {
            __builtin_shuffle(a, b, (places){1, 5, 3, 7});
 }
 
-/* The sums over the numbers of each. */
-INLINE quad totals(eight a, eight b, eight c, eight d) {
-    quad odd = pairs(halved(a), halved(b)), even = pairs(halved(c), halved(d));
+/* The sums over the numbers of each of four. */
+INLINE quad totals(const float *a) {
+    quad odd = pairs(folded(a), folded(a + LANES));
+    quad even = pairs(folded(a + 2 * LANES), folded(a + 3 * LANES));
     return __builtin_shuffle(odd, even, (places){0, 1, 4, 5}) +
            __builtin_shuffle(odd, even, (places){2, 3, 6, 7});
 }
 
-/* The first `count` numbers, and zeros. */
-INLINE eight some(const float *from, size count) {
-    eight all = {0};
-    for (size i = 0; i < WIDE; i++)
-        if (i < count)
-            all[i] = from[i];
-    return all;
-}
-
-#define EACH_RANK(do, i) do(i, 0) do(i, 1) do(i, 2) do(i, 3)
 #define EACH_SUM(do) EACH_RANK(do, 0) EACH_RANK(do, 1) EACH_RANK(do, 2)
-#define SUM(i, j) eight sum##i##j = {0};
+#define SUM(i, j) lanes sum##i##j = {0};
 #define ADD(i, j) sum##i##j += x##i * a##j;
+#define PUT(i, j) *(lanes *)(whole + (i * RANKS + j) * LANES) = sum##i##j;
+#define NAMED(j) const float *A##j = A[j];
+#define RENAMED(j) A##j = rest[XS + j];
 /* Or the compiler reads x again for each sum: 0.6 times as fast. */
-#ifdef __AVX2__
+#ifdef __AVX512F__
+#define HELD(a) __asm__("" : "+v"(a));
+#elif defined(__AVX2__)
 #define HELD(a) __asm__("" : "+x"(a));
 #else
 #define HELD(a)
 #endif
-#define ADD_RANK(j)                               \
-    {                                             \
-        eight a##j = *(const eight *)(A##j + p);  \
-        HELD(a##j)                                \
-        ADD(0, j) ADD(1, j) ADD(2, j)             \
+#define ADD_RANK(j)                              \
+    {                                            \
+        lanes a##j = *(const lanes *)(A##j + p); \
+        HELD(a##j)                               \
+        ADD(0, j) ADD(1, j) ADD(2, j)            \
     }
-#define TOTAL(i) sums[i] = totals(sum##i##0, sum##i##1, sum##i##2, sum##i##3);
 
 /* Products of XS rows of x with RANKS rows of A. */
-static void dots(size d, const float *const *x, const float *const *A, quad sums[XS]) {
+static void dots(size d, const float *const *x, const float *const *A, float sums[XS * RANKS]) {
     const float *from0 = x[0], *from1 = x[1], *from2 = x[2];
-    const float *A0 = A[0], *A1 = A[1], *A2 = A[2], *A3 = A[3];
+    float whole[XS * RANKS * LANES], rest[XS + RANKS][LANES];
+    size left = d % LANES;
+    OF_EACH_RANK(NAMED)
     EACH_SUM(SUM)
-    size p = 0;
-    for (; p + WIDE <= d; p += WIDE) {
-        eight x0 = *(const eight *)(from0 + p), x1 = *(const eight *)(from1 + p);
-        eight x2 = *(const eight *)(from2 + p);
-        HELD(x0) HELD(x1) HELD(x2)
-        ADD_RANK(0)
-        ADD_RANK(1)
-        ADD_RANK(2)
-        ADD_RANK(3)
+    for (size end = d - left;; end = LANES) {
+        for (size p = 0; p < end; p += LANES) {
+            lanes x0 = *(const lanes *)(from0 + p), x1 = *(const lanes *)(from1 + p);
+            lanes x2 = *(const lanes *)(from2 + p);
+            HELD(x0) HELD(x1) HELD(x2)
+            OF_EACH_RANK(ADD_RANK)
+        }
+        if (!left)
+            break;
+        memset(rest, 0, sizeof rest); /* what does not fill a vector, and zeros */
+        for (size i = 0; i < XS + RANKS; i++)
+            memcpy(rest[i], (i < XS ? x[i] : A[i - XS]) + d - left, left * sizeof **rest);
+        from0 = rest[0], from1 = rest[1], from2 = rest[2];
+        OF_EACH_RANK(RENAMED)
+        left = 0;
     }
-    if (p < d) {
-        size left = d - p;
-        eight x0 = some(from0 + p, left), x1 = some(from1 + p, left), x2 = some(from2 + p, left);
-        eight a0 = some(A0 + p, left), a1 = some(A1 + p, left);
-        eight a2 = some(A2 + p, left), a3 = some(A3 + p, left);
-        EACH_SUM(ADD)
-    }
-    TOTAL(0)
-    TOTAL(1)
-    TOTAL(2)
+    EACH_SUM(PUT)
+    for (size i = 0; i < XS * RANKS; i += 4)
+        *(quad *)(sums + i) = totals(whole + i * LANES);
 }
 
 /* Where rows or ranks are missing, the last one stands in. */
@@ -113,21 +116,15 @@ static void across(const float *x, size x_row, size rows, size d, const float *A
     for (size i = 0; i < rows; i += XS)
         for (size j = 0; j < r; j += RANKS) {
             const float *some_x[XS], *some_A[RANKS];
-            quad sums[XS];
+            float sums[XS * RANKS];
             for (size k = 0; k < XS; k++)
                 some_x[k] = x + least(i + k, rows - 1) * x_row;
             for (size k = 0; k < RANKS; k++)
                 some_A[k] = A + least(j + k, r - 1) * A_row;
             dots(d, some_x, some_A, sums);
-            for (size k = 0; k < least(XS, rows - i); k++) {
-                float *to = u + (i + k) * u_row + j;
-                sums[k] *= scale;
-                if (r - j >= RANKS)
-                    *(quad *)to = sums[k];
-                else
-                    for (size l = 0; l < r - j; l++)
-                        to[l] = sums[k][l];
-            }
+            for (size k = 0; k < least(XS, rows - i); k++)
+                for (size l = 0; l < least(RANKS, r - j); l++)
+                    u[(i + k) * u_row + j + l] = sums[k * RANKS + l] * scale;
         }
 }
 
