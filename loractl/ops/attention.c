@@ -153,8 +153,9 @@ static void forward(Task task, float *space) {
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* s and dp of TOGETHER queries, `row` apart, become p = e^(s - logsumexp) and ds = scale p (dp - delta),
-   0 beyond what each sees; delta is the sum over keys of p dp, which is that of out dout. */
+/* s and dp of TOGETHER queries, `row` apart, become p = e^(s - logsumexp) and
+   ds = scale p (dp - delta), 0 beyond what each sees; delta is the sum over keys of p dp, which is
+   that of out dout. */
 static void probabilities(float *s, float *dp, size row, const size seen[], size width,
                           const float logsumexp[], const float delta[], float scale) {
     size whole = up_to(seen[TOGETHER - 1], LANES);
