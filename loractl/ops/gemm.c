@@ -163,7 +163,7 @@ static int take(Share *share, int from_the_back, size *piece) {
 /* How many numbers `space` below has to hold: panels of x, and for each thread of w. */
 size workspace(size threads) { return DEPTH * (TALL + threads * (GROUP * COLUMNS + ROWS)); }
 
-/* Panels of w in a group: GROUP at most, and so many that no thread has a group more than others. */
+/* Panels of w in a group: GROUP at most, and such that threads have about as many groups each. */
 static size wide_group(size panels, size threads) {
     size each = most(panels / threads, 1), groups = (each + GROUP - 1) / GROUP;
     return (each + groups - 1) / groups;
