@@ -103,6 +103,8 @@ def peer(s: Setting, name: str, kind: str, rows: Path, *options: object) -> Job:
 
 def limits(s: Setting, tokens: int, trained_share: float) -> list[Job]:
     """That of torch's products, and of ours where they are others."""
+    import torch
+
     from loractl.ops import gemm
 
     def job(name: str, by: str) -> Job:
@@ -114,7 +116,8 @@ def limits(s: Setting, tokens: int, trained_share: float) -> list[Job]:
             ),
         )  # fmt: skip
 
-    own = [job("own limit", "loractl")] if gemm.serves_here() and s.dtype == "float32" else []
+    serves = gemm.serves_here(getattr(torch, s.dtype))
+    own = [job("own limit", "loractl")] if serves else []
     return [job("limit", "torch"), *own]
 
 

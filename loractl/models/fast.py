@@ -154,4 +154,4 @@ def _place(trunk: Any, x: Tensor, batch: Batch, segments: Segments, kind: str | 
     cos, sin = trunk.rotary_emb(x, batch.position_ids, *more)  # (rows, length, rotated)
     n = batch.input_ids.numel()
     cos, sin = (one.expand(*batch.input_ids.shape, -1).reshape(n, -1) for one in (cos, sin))
-    return Place(segments, cos, sin)
+    return Place(segments, cos.float(), sin.float())

@@ -1,13 +1,14 @@
-/* Causal attention in float32, softmax(scale q k') v and its gradients; attention.py says where it
-   serves.
+/* Causal attention, softmax(scale q k') v and its gradients; attention.py says where it serves.
 
    A task is one example and one kv head, and belongs to one thread: no number depends on how many
    there are. Keys and values become panels once, and the queries of all heads that read them are
    multiplied with those, BLOCK tokens at a time, so that scores stay in the cache. The backward
    pass calculates the probabilities again from the logsumexp that the forward pass leaves
-   (Dao 2023, FlashAttention-2). */
+   (Dao 2023, FlashAttention-2). Scores and sums over queries are floats; probabilities become
+   numbers, where these are others, only to be multiplied. */
 
 #include "calls.h"
+#include "room.h"
 #include "tile.h"
 
 #include <omp.h>
@@ -20,8 +21,6 @@ typedef struct {
     const Job *job;
 } Task;
 
-INLINE size up_to(size n, size step) { return (n + step - 1) / step * step; }
-
 static Task task_of(const Job *job, size number) {
     size span = number / job->kv_heads;
     size start = job->spans[2 * span], own = job->spans[2 * span + 1] - start;
@@ -29,48 +28,25 @@ static Task task_of(const Job *job, size number) {
     return (Task){start, own, before, before + own, number % job->kv_heads, job};
 }
 
-INLINE float *token_of(View view, size token, size head) {
+INLINE number *token_of(View view, size token, size head) {
     return view.at + token * view.row + head * view.head;
 }
 
 /* The keys or values that a task sees, (keys, width), one behind the other. */
-static void gather(View view, Task task, size width, float *to) {
+static void gather(View view, Task task, size width, number *to) {
     for (size i = 0; i < task.keys; i++) {
         size token = i < task.before ? i : task.start + i - task.before;
         memcpy(to + i * width, token_of(view, token, task.kv_head), width * sizeof *to);
     }
 }
 
-/* Panels of w (depth, n). */
-static void panels(const float *w, size row, size n, size depth, float *to) {
-    copy_rows(w, row, n, depth, to, depth * COLUMNS);
-}
-
-/* Panels of w' for w (n, depth). */
-static void panels_across(const float *w, size row, size n, size depth, float *to) {
+/* Sums or numbers y (rows, n), or what is added to them, from panels; those of w are `stride` deep. */
+static void multiply(const number *x, size rows, const number *w, size stride, size n, size depth,
+                     void *y, int y_is, size y_row, int add) {
+    Into to = {y, y_row, y_is, add ? y : NULL, y_row, y_is};
+    depth = up_to(depth, DEEP), stride = up_to(stride, DEEP);
     for (size j = 0; j < n; j += COLUMNS)
-        copy_across(w + j * row, row, n - j, depth, to + j * depth);
-}
-
-static void panels_of_rows(const float *x, size row, size rows, size depth, float scale,
-                           float *to) {
-    for (size i = 0; i < rows; i += ROWS)
-        transpose(x + i * row, row, rows - i, depth, scale, to + i * depth, ROWS);
-}
-
-/* Panels of x' for x (depth, rows), whose rows may be read up to a multiple of ROWS. */
-static void panels_of_columns(const float *x, size row, size rows, size depth, float *to) {
-    for (size i = 0; i < rows; i += ROWS)
-        for (size p = 0; p < depth; p++, to += ROWS)
-            memcpy(to, x + p * row + i, ROWS * sizeof *to);
-}
-
-/* y (rows, n), or what is added to it, from panels; those of w are `stride` deep. */
-static void multiply(const float *x, size rows, const float *w, size stride, size n, size depth,
-                     float *y, size y_row, int add) {
-    for (size j = 0; j < n; j += COLUMNS)
-        strip(depth, x, w + j * stride, y + j, y_row, add ? y + j : NULL, y_row, rows,
-              least(COLUMNS, n - j));
+        strip(depth, x, w + j * stride, later(to, 0, j), rows, least(COLUMNS, n - j));
 }
 
 /* ---- forward ---------------------------------------------------------------------------------- */
@@ -79,26 +55,28 @@ static void multiply(const float *x, size rows, const float *w, size stride, siz
 #define TOGETHER 4
 #define EACH(do) do(0) do(1) do(2) do(3)
 
-/* Scores of TOGETHER queries, `row` apart, become probabilities where a query sees its first
-   `seen[i]` keys, which are no more than those of the last, and 0 up to `width`. Writes the
-   logsumexps. Loops run to a multiple of LANES, since what is left over of a vector goes number by
-   number: up to 15, each as long as a vector. */
-static void softmax(float *x, size row, const size seen[], size width, float logsumexp[]) {
+/* From scores of TOGETHER queries, `row` apart, probabilities where a query sees its first `seen[i]`
+   keys, which are no more than those of the last, and 0 up to `width`; p may be x where numbers are
+   floats. Writes the logsumexps. Loops run to a multiple of LANES, since what is left over of a
+   vector goes number by number: up to 15, each as long as a vector. */
+static void softmax(float *x, number *p, size row, const size seen[], size width, float scale,
+                    float logsumexp[]) {
     size whole = up_to(seen[TOGETHER - 1], LANES);
-#define BEGIN(i)                                 \
-    float *x##i = x + i * row;                   \
+#define BEGIN(i)                                  \
+    float *x##i = x + i * row;                    \
+    number *p##i = p + i * row;                   \
     float greatest##i = -INFINITY, sum##i = 0.0f; \
-    for (size j = seen[i]; j < whole; j++)       \
+    for (size j = seen[i]; j < whole; j++)        \
         x##i[j] = -INFINITY;
 #define GREATEST(i) greatest##i = x##i[j] > greatest##i ? x##i[j] : greatest##i;
-#define POWER(i)                          \
-    x##i[j] = exp_(x##i[j] - greatest##i); \
+#define POWER(i)                                     \
+    x##i[j] = exp_(scale * (x##i[j] - greatest##i)); \
     sum##i += x##i[j];
-#define SHARE(i) x##i[j] *= 1.0f / sum##i;
-#define END(i)                                    \
-    for (size j = whole; j < width; j++)          \
-        x##i[j] = 0.0f;                           \
-    logsumexp[i] = greatest##i + logf(sum##i);
+#define SHARE(i) put(p##i, j, x##i[j] * (1.0f / sum##i));
+#define END(i)                                           \
+    for (size j = whole; j < width; j++)                 \
+        p##i[j] = 0;                                     \
+    logsumexp[i] = scale * greatest##i + logf(sum##i);
     EACH(BEGIN)
 #pragma omp simd reduction(max : greatest0, greatest1, greatest2, greatest3)
     for (size j = 0; j < whole; j++) {
@@ -114,60 +92,76 @@ static void softmax(float *x, size row, const size seen[], size width, float log
     EACH(END)
 }
 
-static size forward_space(size keys, size d, size e) {
-    size wide = up_to(keys, COLUMNS);
-    return keys * most(d, e) + wide * d + keys * up_to(e, COLUMNS) + BLOCK * d + 2 * BLOCK * wide;
+typedef struct {
+    number *rows, *of_k, *of_v, *of_q, *of_p;
+    float *scores;
+    number *p;
+} Forward;
+
+static Forward forward_room(Room *room, size keys, size d, size e) {
+    size wide = up_to(keys, COLUMNS), deep_d = up_to(d, DEEP);
+    Forward f = {.rows = numbers(room, keys * most(d, e)), .of_k = numbers(room, wide * deep_d)};
+    f.of_v = numbers(room, up_to(keys, DEEP) * up_to(e, COLUMNS));
+    f.of_q = numbers(room, BLOCK * deep_d), f.of_p = numbers(room, BLOCK * wide);
+    f.scores = floats(room, BLOCK * wide);
+    f.p = DEEP > 1 ? numbers(room, BLOCK * wide) : (number *)f.scores;
+    return f;
 }
 
 static void forward(Task task, float *space) {
     const Job *job = task.job;
     size keys = task.keys, wide = up_to(keys, COLUMNS), d = job->d, e = job->e;
-    float *rows = space, *of_k = rows + keys * most(d, e), *of_v = of_k + wide * d;
-    float *of_q = of_v + keys * up_to(e, COLUMNS), *scores = of_q + BLOCK * d;
-    float *of_p = scores + BLOCK * wide;
-    gather(job->k, task, d, rows);
-    panels_across(rows, d, keys, d, of_k);
-    gather(job->v, task, e, rows);
-    panels(rows, e, e, keys, of_v);
+    Room room = {space, 0};
+    Forward f = forward_room(&room, keys, d, e);
+    gather(job->k, task, d, f.rows);
+    panels_across(f.rows, d, keys, d, f.of_k);
+    gather(job->v, task, e, f.rows);
+    panels(f.rows, e, e, keys, f.of_v);
     size group = job->heads / job->kv_heads;
     for (size head = task.kv_head * group; head < (task.kv_head + 1) * group; head++)
         for (size first = 0; first < task.own; first += BLOCK) {
             size queries = least(BLOCK, task.own - first), token = task.start + first;
             size seen = task.before + first + queries, width = up_to(seen, LANES);
-            panels_of_rows(token_of(job->q, token, head), job->q.row, queries, d, job->scale, of_q);
-            multiply(of_q, up_to(queries, ROWS), of_k, d, width, d, scores, wide, 0);
+            panels_of_rows(token_of(job->q, token, head), job->q.row, queries, d, f.of_q);
+            multiply(f.of_q, up_to(queries, ROWS), f.of_k, d, width, d, f.scores, SUMS, wide, 0);
             for (size i = 0; i < queries; i += TOGETHER) {
                 size sees[TOGETHER];
                 float logsumexp[TOGETHER];
                 for (size k = 0; k < TOGETHER; k++)
                     sees[k] = least(seen - queries + i + k + 1, seen);
-                softmax(scores + i * wide, wide, sees, seen, logsumexp);
+                softmax(f.scores + i * wide, f.p + i * wide, wide, sees, seen, job->scale,
+                        logsumexp);
                 for (size k = 0; k < least(TOGETHER, queries - i); k++)
                     job->logsumexp[head * job->tokens + token + i + k] = logsumexp[k];
             }
-            panels_of_rows(scores, wide, queries, seen, 1.0f, of_p);
-            multiply(of_p, queries, of_v, keys, e, seen, token_of(job->out, token, head),
-                     job->out.row, 0);
+            panels_of_rows(f.p, wide, queries, seen, f.of_p);
+            multiply(f.of_p, queries, f.of_v, keys, e, seen, token_of(job->out, token, head),
+                     NUMBERS, job->out.row, 0);
         }
 }
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* s and dp of TOGETHER queries, `row` apart, become p = e^(s - logsumexp) and
+/* From s and dp of TOGETHER queries, `row` apart, p = e^(scale s - logsumexp) and
    ds = scale p (dp - delta), 0 beyond what each sees; delta is the sum over keys of p dp, which is
    that of out dout. */
-static void probabilities(float *s, float *dp, size row, const size seen[], size width,
-                          const float logsumexp[], const float delta[], float scale) {
+static void probabilities(const float *s, const float *dp, number *p, number *ds, size row,
+                          const size seen[], size width, const float logsumexp[],
+                          const float delta[], float scale) {
     size whole = up_to(seen[TOGETHER - 1], LANES);
-#define PLACE(i)                                         \
-    float *s##i = s + i * row, *dp##i = dp + i * row;    \
+#define PLACE(i)                                             \
+    const float *s##i = s + i * row, *dp##i = dp + i * row;  \
+    number *p##i = p + i * row, *ds##i = ds + i * row;       \
     float logsumexp##i = logsumexp[i], delta##i = delta[i];
-#define PROBABILITY(i)                                   \
-    s##i[j] = exp_(s##i[j] - logsumexp##i);              \
-    dp##i[j] = scale * s##i[j] * (dp##i[j] - delta##i);
+#define PROBABILITY(i)                                         \
+    {                                                          \
+        float one = exp_(scale * s##i[j] - logsumexp##i);      \
+        put(ds##i, j, scale * one * (dp##i[j] - delta##i));    \
+        put(p##i, j, one);                                     \
+    }
 #define UNSEEN(i)                                        \
     for (size j = seen[i]; j < most(width, whole); j++)  \
-        s##i[j] = dp##i[j] = 0.0f;
+        p##i[j] = ds##i[j] = 0;
     EACH(PLACE)
     SIMD for (size j = 0; j < whole; j++) {
         EACH(PROBABILITY)
@@ -175,90 +169,111 @@ static void probabilities(float *s, float *dp, size row, const size seen[], size
     EACH(UNSEEN)
 }
 
-static float dot(const float *a, const float *b, size n) {
+static float dot(const number *a, const number *b, size n) {
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (size i = 0; i < n; i++)
-        sum += a[i] * b[i];
+        sum += get(a, i) * get(b, i);
     return sum;
 }
 
 /* Rows of a sum over queries: those of shared tokens to a place of the span, the others to theirs. */
 static void scatter(const float *sum, View view, float *of_shared, Task task, size width) {
-    for (size i = 0; i < task.keys; i++) {
-        float *to = i < task.before
-                        ? of_shared + i * width
-                        : token_of(view, task.start + i - task.before, task.kv_head);
-        memcpy(to, sum + i * width, width * sizeof *to);
+    memcpy(of_shared, sum, task.before * width * sizeof *sum);
+    for (size i = task.before; i < task.keys; i++) {
+        number *to = token_of(view, task.start + i - task.before, task.kv_head);
+        for (size j = 0; j < width; j++)
+            put(to, j, sum[i * width + j]);
     }
 }
 
-static size backward_space(size keys, size d, size e) {
+typedef struct {
+    number *rows, *k_across, *v_across, *of_k, *q_rows, *dout_rows, *of_q, *of_dout;
+    float *dk, *dv, *s, *dp;
+    number *p, *ds, *x; /* x: panels of whichever of the two is multiplied */
+} Backward;
+
+static Backward backward_room(Room *room, size keys, size d, size e) {
     size wide = up_to(keys, COLUMNS), widest = up_to(most(d, e), COLUMNS);
-    return keys * most(d, e) + wide * (d + e) + keys * up_to(d, COLUMNS) +
-           up_to(keys, ROWS) * (d + e) + BLOCK * (d + e) + 2 * BLOCK * widest + 3 * BLOCK * wide;
+    size deep_d = up_to(d, DEEP), deep_e = up_to(e, DEEP);
+    Backward b = {.rows = numbers(room, keys * most(d, e))};
+    b.k_across = numbers(room, wide * deep_d), b.v_across = numbers(room, wide * deep_e);
+    b.of_k = numbers(room, up_to(keys, DEEP) * up_to(d, COLUMNS));
+    b.dk = floats(room, up_to(keys, ROWS) * d), b.dv = floats(room, up_to(keys, ROWS) * e);
+    b.q_rows = numbers(room, BLOCK * deep_d), b.dout_rows = numbers(room, BLOCK * deep_e);
+    b.of_q = numbers(room, BLOCK * widest), b.of_dout = numbers(room, BLOCK * widest);
+    b.s = floats(room, BLOCK * wide), b.dp = floats(room, BLOCK * wide);
+    b.p = DEEP > 1 ? numbers(room, BLOCK * wide) : (number *)b.s;
+    b.ds = DEEP > 1 ? numbers(room, BLOCK * wide) : (number *)b.dp;
+    b.x = numbers(room, BLOCK * wide);
+    return b;
 }
 
-static void backward(Task task, size number, float *space) {
+/* p and ds of the queries from `first` on, which see `seen` keys. */
+static void block_backward(Task task, const Backward *b, size head, size first, size queries,
+                           size seen) {
+    const Job *job = task.job;
+    size wide = up_to(task.keys, COLUMNS), width = up_to(seen, LANES), d = job->d, e = job->e;
+    size token = task.start + first;
+    const number *dout = token_of(job->dout, token, head), *out = token_of(job->out, token, head);
+    panels_of_rows(token_of(job->q, token, head), job->q.row, queries, d, b->q_rows);
+    panels_of_rows(dout, job->dout.row, queries, e, b->dout_rows);
+    multiply(b->q_rows, up_to(queries, ROWS), b->k_across, d, width, d, b->s, SUMS, wide, 0);
+    multiply(b->dout_rows, up_to(queries, ROWS), b->v_across, e, width, e, b->dp, SUMS, wide, 0);
+    for (size i = 0; i < queries; i += TOGETHER) {
+        size sees[TOGETHER];
+        float logsumexp[TOGETHER], delta[TOGETHER];
+        for (size k = 0; k < TOGETHER; k++) {
+            size query = least(i + k, queries - 1);
+            sees[k] = seen - queries + query + 1;
+            logsumexp[k] = job->logsumexp[head * job->tokens + token + query];
+            delta[k] = dot(out + query * job->out.row, dout + query * job->dout.row, e);
+        }
+        probabilities(b->s + i * wide, b->dp + i * wide, b->p + i * wide, b->ds + i * wide, wide,
+                      sees, up_to(seen, ROWS), logsumexp, delta, job->scale);
+    }
+}
+
+static void backward(Task task, size place, float *space) {
     const Job *job = task.job;
     size keys = task.keys, wide = up_to(keys, COLUMNS), d = job->d, e = job->e;
-    size widest = up_to(most(d, e), COLUMNS);
-    float *rows = space, *k_across = rows + keys * most(d, e), *v_across = k_across + wide * d;
-    float *of_k = v_across + wide * e, *dk = of_k + keys * up_to(d, COLUMNS);
-    float *dv = dk + up_to(keys, ROWS) * d, *q_rows = dv + up_to(keys, ROWS) * e;
-    float *dout_rows = q_rows + BLOCK * d, *of_q = dout_rows + BLOCK * e;
-    float *of_dout = of_q + BLOCK * widest, *p = of_dout + BLOCK * widest, *ds = p + BLOCK * wide;
-    float *x = ds + BLOCK * wide; /* whichever of the two is multiplied */
-    gather(job->v, task, e, rows);
-    panels_across(rows, e, keys, e, v_across);
-    gather(job->k, task, d, rows);
-    panels_across(rows, d, keys, d, k_across);
-    panels(rows, d, d, keys, of_k);
-    memset(dk, 0, up_to(keys, ROWS) * d * sizeof *dk);
-    memset(dv, 0, up_to(keys, ROWS) * e * sizeof *dv);
+    Room room = {space, 0};
+    Backward b = backward_room(&room, keys, d, e);
+    gather(job->v, task, e, b.rows);
+    panels_across(b.rows, e, keys, e, b.v_across);
+    gather(job->k, task, d, b.rows);
+    panels_across(b.rows, d, keys, d, b.k_across);
+    panels(b.rows, d, d, keys, b.of_k);
+    memset(b.dk, 0, up_to(keys, ROWS) * d * sizeof *b.dk);
+    memset(b.dv, 0, up_to(keys, ROWS) * e * sizeof *b.dv);
     size group = job->heads / job->kv_heads;
     for (size head = task.kv_head * group; head < (task.kv_head + 1) * group; head++)
         for (size first = 0; first < task.own; first += BLOCK) {
             size queries = least(BLOCK, task.own - first), token = task.start + first;
-            size seen = task.before + first + queries, width = up_to(seen, LANES);
-            const float *q = token_of(job->q, token, head), *dout = token_of(job->dout, token, head);
-            const float *out = token_of(job->out, token, head);
-            panels_of_rows(q, job->q.row, queries, d, job->scale, q_rows);
-            panels_of_rows(dout, job->dout.row, queries, e, 1.0f, dout_rows);
-            multiply(q_rows, up_to(queries, ROWS), k_across, d, width, d, p, wide, 0);
-            multiply(dout_rows, up_to(queries, ROWS), v_across, e, width, e, ds, wide, 0);
-            for (size i = 0; i < queries; i += TOGETHER) {
-                size sees[TOGETHER];
-                float logsumexp[TOGETHER], delta[TOGETHER];
-                for (size k = 0; k < TOGETHER; k++) {
-                    size query = least(i + k, queries - 1);
-                    sees[k] = seen - queries + query + 1;
-                    logsumexp[k] = job->logsumexp[head * job->tokens + token + query];
-                    delta[k] = dot(out + query * job->out.row, dout + query * job->dout.row, e);
-                }
-                probabilities(p + i * wide, ds + i * wide, wide, sees, up_to(seen, ROWS), logsumexp,
-                              delta, job->scale);
-            }
-            panels(dout, job->dout.row, e, queries, of_dout);
-            panels_of_columns(p, wide, seen, queries, x);
-            multiply(x, up_to(seen, ROWS), of_dout, queries, e, queries, dv, e, 1);
-            panels(q, job->q.row, d, queries, of_q);
-            panels_of_columns(ds, wide, seen, queries, x);
-            multiply(x, up_to(seen, ROWS), of_q, queries, d, queries, dk, d, 1);
-            panels_of_rows(ds, wide, queries, seen, 1.0f, x);
-            multiply(x, queries, of_k, keys, d, seen, token_of(job->dq, token, head), job->dq.row,
-                     0);
+            size seen = task.before + first + queries, rows = up_to(seen, ROWS);
+            block_backward(task, &b, head, first, queries, seen);
+            panels(token_of(job->dout, token, head), job->dout.row, e, queries, b.of_dout);
+            panels_of_columns(b.p, wide, seen, queries, b.x);
+            multiply(b.x, rows, b.of_dout, queries, e, queries, b.dv, SUMS, e, 1);
+            panels(token_of(job->q, token, head), job->q.row, d, queries, b.of_q);
+            panels_of_columns(b.ds, wide, seen, queries, b.x);
+            multiply(b.x, rows, b.of_q, queries, d, queries, b.dk, SUMS, d, 1);
+            panels_of_rows(b.ds, wide, queries, seen, b.x);
+            multiply(b.x, queries, b.of_k, keys, d, seen, token_of(job->dq, token, head), NUMBERS,
+                     job->dq.row, 0);
         }
-    size place = number * job->shared;
-    scatter(dk, job->dk, job->dk_shared + place * d, task, d);
-    scatter(dv, job->dv, job->dv_shared + place * e, task, e);
+    scatter(b.dk, job->dk, job->dk_shared + place * job->shared * d, task, d);
+    scatter(b.dv, job->dv, job->dv_shared + place * job->shared * e, task, e);
 }
 
 /* ---- all tasks -------------------------------------------------------------------------------- */
 
-/* Numbers of space a thread for examples that see at most `keys` keys. */
+/* Floats of space a thread for examples that see at most `keys` keys. */
 size attention_space(size keys, size d, size e) {
-    return up_to(most(forward_space(keys, d, e), backward_space(keys, d, e)), 16);
+    Room one = {NULL, 0}, other = {NULL, 0};
+    forward_room(&one, keys, d, e);
+    backward_room(&other, keys, d, e);
+    return most(one.used, other.used);
 }
 
 void attention(const Job *job, int is_backward, float *space, size space_row, int threads) {

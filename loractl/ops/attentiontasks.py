@@ -1,7 +1,7 @@
 """Attention on the CPU in C: an example and a kv head are a task of one thread.
 
-attention.c calculates it in float32 on the processors that gemm.c is for, in half the time of
-torch's products or less (scripts/LOG.md). Where tasks are so few that threads would wait for each
+attention.c calculates it on the processors that gemm.c is for, in half the time of torch's products
+or less (scripts/LOG.md). Where tasks are so few that threads would wait for each
 other, as with one long row and many threads, those products serve.
 """
 
@@ -37,16 +37,16 @@ class _Job(ctypes.Structure):
 
 def fits(q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form) -> bool:
     """Whether attention.c serves for these; the sizes are those of `attention_forward`."""
-    if any(not x.is_cpu or x.dtype != torch.float32 or x.stride(-1) != 1 for x in (q, k, v)):
+    if any(not x.is_cpu or x.dtype != q.dtype or x.stride(-1) != 1 for x in (q, k, v)):
         return False
-    return serves(segments, k.shape[1], form)
+    return serves(segments, k.shape[1], form, q.dtype)
 
 
-def serves(segments: Segments, kv_heads: int, form: Form) -> bool:
-    """Whether it does for tensors in float32 on the CPU."""
-    if not gemm.serves_here() or form.window is not None or form.softcap is not None:
+def serves(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtype) -> bool:
+    """Whether it does for tensors on the CPU."""
+    if not gemm.serves_here(dtype) or form.window is not None or form.softcap is not None:
         return False
-    if native.compiled(torch.float32) is None:
+    if form.scale <= 0 or native.compiled(dtype) is None:
         return False
     return _busy(segments, kv_heads, torch.get_num_threads()) >= BUSY
 
@@ -67,11 +67,11 @@ def _busy(segments: Segments, kv_heads: int, threads: int) -> float:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form
 ) -> tuple[Tensor, Tensor]:
-    """out (tokens, heads, dv) and the logsumexp of each query's scores (heads, tokens)."""
+    """out (tokens, heads, dv) and the logsumexp of each query's scores (heads, tokens), float32."""
     out = q.new_empty(*q.shape[:2], v.shape[2])
-    logsumexp = q.new_empty(q.shape[1], q.shape[0])
+    logsumexp = torch.empty(q.shape[1], q.shape[0])
     job = _job(q, k, v, out, logsumexp, segments, form)
-    _run(job, segments)
+    _run(job, segments, q.dtype)
     return out, logsumexp
 
 
@@ -91,10 +91,10 @@ def backward(
     job = _job(q, k, v, out, logsumexp, segments, form)
     job.dout, job.dq, job.dk, job.dv = (_view(x) for x in (dout, dq, dk, dv))
     shared = [
-        x.new_zeros(len(segments.spans), k.shape[1], segments.shared, x.shape[2]) for x in (k, v)
+        torch.zeros(len(segments.spans), k.shape[1], segments.shared, x.shape[2]) for x in (k, v)
     ]
     job.dk_shared, job.dv_shared = (x.data_ptr() for x in shared)
-    _run(job, segments, is_backward=True)
+    _run(job, segments, q.dtype, is_backward=True)
     if segments.shared:
         for dx, found in zip((dk, dv), shared, strict=True):
             dx[: segments.shared] += found.sum(0).transpose(0, 1)  # (shared, kv_heads, width)
@@ -134,8 +134,8 @@ def spans_of(segments: Segments) -> Tensor:
     return found
 
 
-def _run(job: _Job, segments: Segments, *, is_backward: bool = False) -> None:
-    library, threads = native.compiled(torch.float32), torch.get_num_threads()
+def _run(job: _Job, segments: Segments, dtype: torch.dtype, *, is_backward: bool = False) -> None:
+    library, threads = native.compiled(dtype), torch.get_num_threads()
     assert library is not None
     row = library.attention_space(segments.longest, job.d, job.e)
     space = memory.scratch("step", threads * row).data_ptr()

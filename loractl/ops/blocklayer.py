@@ -67,5 +67,5 @@ class Place:
     """Where the tokens of a batch stand: N = rows x length."""
 
     segments: Segments
-    cos: Tensor  # (N, rotated), in the dtype of the layer
+    cos: Tensor  # (N, rotated), in float32, rounded to the dtype of the layer
     sin: Tensor

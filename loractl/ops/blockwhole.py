@@ -1,7 +1,7 @@
 """A layer of a Llama-like decoder as one call into C each way, without Python between its steps.
 
-layer.c computes what block.py does, by the same functions in the same order, in float32 on the
-processors that gemm.py is for. In a step of 4 x 256 tokens of SmolLM2-135M, Python and torch's
+layer.c computes what block.py does, by the same functions in the same order, on the processors that
+gemm.py is for. In a step of 4 x 256 tokens of SmolLM2-135M, Python and torch's
 small calls between some 40 functions a layer took 6 % of the time, in which all threads but one
 waited (scripts/LOG.md).
 """
@@ -71,7 +71,7 @@ class Whole:
 
     def forward(self, x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """x (N, hidden) -> the layer's output (N, hidden), and what `backward` needs."""
-        library, at = _library(), self._at
+        library, at = _library(x), self._at
         y, kept = torch.empty_like(x), memory.take(library.layer_kept(*at))
         library.layer_forward(
             *(*at, x.data_ptr(), y.data_ptr(), kept.data_ptr(), *_spaces(library, at))
@@ -86,8 +86,8 @@ class Whole:
     ) -> tuple[Tensor | None, list[Pair]]:
         """From the gradient of the output that of the input, if asked, and those of all factors in
         the order of the linears; once after each `forward`, whose `kept` it writes over."""
-        library, at = _library(), self._at
-        dy, dx, gradients = dy.contiguous(), torch.empty_like(x), _gradients(self.pairs, x)
+        library, at = _library(x), self._at
+        dy, dx, gradients = dy.contiguous(), torch.empty_like(x), _gradients(self.pairs)
         for to, (dA, dB) in zip(self.given.linears, gradients, strict=True):
             if dA is not None and dB is not None:
                 to.dA, to.dB = dA.data_ptr(), dB.data_ptr()
@@ -104,14 +104,14 @@ class Whole:
 
 
 def _fits(x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> bool:
-    shape, segments = layer.shape, place.segments
-    if not gemm.serves_here() or len(x) < gemm.FEW_ROWS or not _plain(x):
+    shape, segments, dtype = layer.shape, place.segments, x.dtype
+    if not gemm.serves_here(dtype) or len(x) < gemm.FEW_ROWS or not _plain(x, dtype):
         return False
     if shape.residual != 1.0 or layer.after_attention or layer.after_mlp:
         return False
-    if not all(_plain(norm.weight) for norm in _norms(layer) if norm is not None):
+    if not all(_plain(norm.weight, dtype) for norm in _norms(layer) if norm is not None):
         return False
-    if not all(_readable(linear) for linear in layer.linears):
+    if not all(_readable(linear, dtype) for linear in layer.linears):
         return False
     factors = (one for pair in pairs for one in pair if one is not None)
     if not all(_plain(one) for one in factors) or _most_ranks(pairs) > MOST_OF_BOTH:
@@ -121,17 +121,17 @@ def _fits(x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> bool:
     form = Form.of(
         segments.longest, scale=shape.scaling, window=shape.window, softcap=shape.softcap
     )
-    return attentiontasks.serves(segments, shape.kv_heads, form)
+    return attentiontasks.serves(segments, shape.kv_heads, form, dtype)
 
 
-def _plain(one: Tensor) -> bool:
-    return one.is_cpu and one.dtype == torch.float32 and one.is_contiguous()
+def _plain(one: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    return one.is_cpu and one.dtype == dtype and one.is_contiguous()
 
 
-def _readable(linear: Linear) -> bool:
+def _readable(linear: Linear, dtype: torch.dtype) -> bool:
     weight, bias = linear.weight, linear.bias
-    is_here = weight.is_cpu and weight.dtype == torch.float32 and 1 in weight.stride()
-    return is_here and (bias is None or _plain(bias))
+    is_here = weight.is_cpu and weight.dtype == dtype and 1 in weight.stride()
+    return is_here and (bias is None or _plain(bias, dtype))
 
 
 def _most_ranks(pairs: Sequence[Pair]) -> int:
@@ -143,8 +143,8 @@ def _norms(layer: Layer) -> tuple[Norm | None, ...]:
     return layer.before_attention, layer.before_mlp, layer.q_norm, layer.k_norm
 
 
-def _library() -> ctypes.CDLL:
-    library = native.compiled(torch.float32)
+def _library(x: Tensor) -> ctypes.CDLL:
+    library = native.compiled(x.dtype)
     assert library is not None
     return library
 
@@ -189,11 +189,11 @@ def _place(layer: Layer, place: Place) -> _Place:
     return where
 
 
-def _gradients(pairs: Sequence[Pair], x: Tensor) -> list[Pair]:
+def _gradients(pairs: Sequence[Pair]) -> list[Pair]:
     """Places for those of all factors, side by side: first of every A, then of every B."""
     factors = [pair[which] for which in (0, 1) for pair in pairs]
     sizes = [0 if one is None else one.numel() for one in factors]
-    parts = x.new_empty(sum(sizes)).split_with_sizes(sizes)
+    parts = torch.empty(sum(sizes)).split_with_sizes(sizes)
     views = [
         None if one is None else part.view(one.shape)
         for one, part in zip(factors, parts, strict=True)

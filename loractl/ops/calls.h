@@ -4,13 +4,7 @@
 
 #include "real.h"
 
-/* Of kernels.c, on rows of: */
-#ifdef BF16
-typedef uint16_t number;
-#else
-typedef float number;
-#endif
-
+/* Of kernels.c. */
 void rms_norm(const number *x, size x_row, size x_head, const number *w, number *y, size y_row,
               size y_head, float *rstd, size n, size heads, size h, float eps, float offset,
               int again, int threads);
@@ -26,28 +20,28 @@ void gated_backward(number *dact, size dact_row, number *gate, size gate_row, nu
 
 /* Of gemm.c. */
 typedef struct {
-    const float *x; /* (m, depth) */
+    const number *x; /* (m, depth) */
     size x_row;
-    const float *w; /* (depth, n), or where `across` (n, depth) */
+    const number *w; /* (depth, n), or where `across` (n, depth) */
     size w_row;
     size depth;
     float scale; /* of x */
     int across;
 } Term;
 
-size workspace(size threads);
-void products(float *y, size y_row, const float *start, size start_row, size m, size n,
+size workspace(size depth, size m, size n, size threads);
+void products(number *y, size y_row, const number *start, size start_row, size m, size n,
               const Term *terms, size count, float *space, int threads);
 
 /* Of thin.c. */
 size thin_workspace(size n, size r, size d);
-void thin(const float *x, size x_row, size n, size d, size r, const float *A, size A_row,
-          float scale, float *u, size u_row, const float *t, size t_row, float *y, float *space,
+void thin(const number *x, size x_row, size n, size d, size r, const number *A, size A_row,
+          float scale, number *u, size u_row, const number *t, size t_row, float *y, float *space,
           int threads);
 
 /* Of attention.c. */
 typedef struct {
-    float *at; /* (tokens, heads, width) */
+    number *at; /* (tokens, heads, width) */
     size row, head;
 } View;
 
@@ -58,7 +52,7 @@ typedef struct {
     const size *spans;              /* start and stop of each */
     size count, tokens, heads, kv_heads, d, e; /* e is the width of v */
     size shared; /* tokens at 0 that each span but the one at 0 sees before its own */
-    float scale;
+    float scale; /* of the scores, above 0 */
 } Job;
 
 size attention_space(size keys, size d, size e);

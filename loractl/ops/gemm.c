@@ -1,5 +1,5 @@
-/* Sums of matrix products in float32, y = start + x_1 w_1 + x_2 w_2 + ..., for processors whose
-   BLAS in torch does not know them well; gemm.py says where it serves.
+/* Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ..., for processors whose BLAS in torch
+   does not know them well; gemm.py says where it serves.
 
    Blocks and panels as Goto and van de Geijn (2008, "Anatomy of high-performance matrix
    multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
@@ -13,11 +13,11 @@
 
 #include <omp.h>
 
-/* A block is DEPTH deep: on AVX2 a panel of w has to stay in the first level of the cache. The GROUP
-   panels of w that a thread multiplies stay in the second, which is its own: panels for all threads,
-   in the third, took three times as long to write. */
+/* A block is DEPTH cells deep: on AVX2 a panel of w has to stay in the first level of the cache. The
+   GROUP panels of w that a thread multiplies stay in the second, which is its own: panels for all
+   threads, in the third, took three times as long to write. */
 #ifdef __AVX512F__
-#define DEPTH 768
+#define DEPTH 800
 #define GROUP 4
 #define SHARE 32 /* rows that a thread takes at a time */
 #else
@@ -25,41 +25,45 @@
 #define GROUP 8
 #define SHARE 64
 #endif
-#define TALL 1024 /* rows of x in panels at a time */
+#define TALL 1024 /* rows of x in panels at a time, and of sums that are not rounded yet */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 
+/* How deep a term is where the next one begins: at a cell of its own. */
+INLINE size whole_depth(const Term *term) { return up_to(term->depth, DEEP); }
+
 /* Rows `row` to `row + rows`, at most ROWS, of all x from depth `from` to `to`. */
-static void pack_x(const Term *term, size from, size to, size row, size rows, float *panel) {
-    for (size before = 0; before < to; before += term->depth, term++) {
+static void pack_x(const Term *term, size from, size to, size row, size rows, number *panel) {
+    for (size before = 0; before < to; before += whole_depth(term), term++) {
         size first = most(from - before, 0), last = least(to - before, term->depth);
         if (first >= last)
             continue;
-        transpose(term->x + row * term->x_row + first, term->x_row, rows, last - first, 1.0f, panel,
-                  ROWS);
-        panel += (last - first) * ROWS;
+        transpose(term->x + row * term->x_row + first, term->x_row, rows, last - first, panel,
+                  ROWS * DEEP);
+        panel += up_to(last - first, DEEP) * ROWS;
     }
 }
 
-static void multiply_by(float scale, float *panel, size count) {
-    SIMD for (size i = 0; i < count; i++) panel[i] *= scale;
+static void multiply_by(float scale, number *panel, size count) {
+    SIMD for (size i = 0; i < count; i++) put(panel, i, get(panel, i) * scale);
 }
 
 /* The same of all w, times their scales, for `columns` columns from `column` on, in panels that are
    `deep` deep. */
-static void pack_w(const Term *term, size from, size to, size column, size columns, float *panel) {
+static void pack_w(const Term *term, size from, size to, size column, size columns, number *panel) {
     size deep = to - from;
-    for (size before = 0; before < to; before += term->depth, term++) {
+    for (size before = 0; before < to; before += whole_depth(term), term++) {
         size first = most(from - before, 0), count = least(to - before, term->depth) - first;
         if (count <= 0)
             continue;
-        const float *w = term->w + (term->across ? column * term->w_row + first
-                                                 : first * term->w_row + column);
+        const number *w = term->w + (term->across ? column * term->w_row + first
+                                                  : first * term->w_row + column);
         if (term->across)
             for (size j = 0; j < columns; j += COLUMNS)
                 copy_across(w + j * term->w_row, term->w_row, columns - j, count, panel + j * deep);
         else
             copy_rows(w, term->w_row, columns, count, panel, deep * COLUMNS);
+        count = up_to(count, DEEP);
         for (size j = 0; term->scale != 1.0f && j < columns; j += COLUMNS)
             multiply_by(term->scale, panel + j * deep, count * COLUMNS);
         panel += count * COLUMNS;
@@ -72,24 +76,21 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
 typedef struct {
     const Term *terms;
     size count, from, to;
-    const float *x;   /* panels of rows from `top` on; NULL where x is read as it lies */
+    const number *x;   /* panels of rows from `top` on; NULL where x is read as it lies */
     size top;
-    const float *w;   /* panels of columns `left` to `right` */
+    const number *w;   /* panels of columns `left` to `right` */
     size left, right;
-    float *y;
-    size y_row;
-    const float *old; /* what is added: rows of start, or of y itself; or NULL */
-    size old_row;
-    float *spare;     /* room for a panel of x */
+    Into into; /* from row `top` on */
+    number *spare; /* room for a panel of x */
 } Block;
 
 /* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with
    AVX2 no faster. Rows of a multiple of 4,096 bytes would all want the same few places of the
-   cache. */
+   cache; and a cell may not reach into what is not of the row. */
 static int as_they_lie(const Term *terms, size count) {
 #ifdef __AVX512F__
     for (size t = 0; t < count; t++)
-        if (terms[t].x_row % 1024 == 0)
+        if (terms[t].x_row * sizeof(number) % 4096 == 0 || terms[t].depth % DEEP)
             return 0;
     return 1;
 #else
@@ -98,43 +99,40 @@ static int as_they_lie(const Term *terms, size count) {
 }
 
 /* `rows` rows of x from `row` on, at most ROWS, and `columns` columns of a panel of w. */
-static void tile_as_it_lies(const Block *b, size row, size rows, const float *w, float *y,
-                            const float *old, size columns) {
+static void tile_as_it_lies(const Block *b, size row, size rows, const number *w, Into to,
+                            size columns) {
     if (rows < ROWS || columns % LANES) {
         pack_x(b->terms, b->from, b->to, row, rows, b->spare);
-        part_of_tile(b->to - b->from, b->spare, w, y, b->y_row, old, b->old_row, rows, columns);
+        part_of_tile(b->to - b->from, b->spare, w, to, rows, columns);
         return;
     }
     Rows of_x[b->count];
     size count = 0, before = 0;
-    for (const Term *term = b->terms; before < b->to; before += term->depth, term++) {
+    for (const Term *term = b->terms; before < b->to; before += whole_depth(term), term++) {
         size first = most(b->from - before, 0), last = least(b->to - before, term->depth);
         if (first < last)
             of_x[count++] = (Rows){term->x + row * term->x_row + first, term->x_row, last - first};
     }
     if (columns == COLUMNS)
-        tile_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
+        tile_of_rows(of_x, count, w, to);
     else if (columns == 2 * LANES)
-        tile_of_two_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
+        tile_of_two_of_rows(of_x, count, w, to);
     else
-        tile_of_one_of_rows(of_x, count, w, y, b->y_row, old, b->old_row);
+        tile_of_one_of_rows(of_x, count, w, to);
 }
 
 /* Rows `up` to `down` of y. */
 static void multiply(const Block *b, size up, size down) {
     size deep = b->to - b->from;
     for (size column = b->left; column < b->right; column += COLUMNS) {
-        const float *w = b->w + (column - b->left) * deep;
+        const number *w = b->w + (column - b->left) * deep;
         size columns = least(COLUMNS, b->right - column);
-        float *y = b->y + up * b->y_row + column;
-        const float *old = b->old ? b->old + up * b->old_row + column : NULL;
+        Into to = later(b->into, up - b->top, column);
         if (b->x)
-            strip(deep, b->x + (up - b->top) * deep, w, y, b->y_row, old, b->old_row, down - up,
-                  columns);
+            strip(deep, b->x + (up - b->top) * deep, w, to, down - up, columns);
         else
             for (size i = 0; i < down - up; i += ROWS)
-                tile_as_it_lies(b, up + i, least(ROWS, down - up - i), w, y + i * b->y_row,
-                                old ? old + i * b->old_row : NULL, columns);
+                tile_as_it_lies(b, up + i, least(ROWS, down - up - i), w, later(to, i, 0), columns);
     }
 }
 
@@ -160,8 +158,25 @@ static int take(Share *share, int from_the_back, size *piece) {
     return 1;
 }
 
-/* How many numbers `space` below has to hold: panels of x, and for each thread of w. */
-size workspace(size threads) { return DEPTH * (TALL + threads * (GROUP * COLUMNS + ROWS)); }
+/* The depth of a block, in whole cells: as few blocks as can be. */
+static size block_of(size depth) {
+    size blocks = most((depth / DEEP + DEPTH - 1) / DEPTH, 1);
+    return up_to((depth + blocks - 1) / blocks, DEEP);
+}
+
+/* What `space` below holds: panels of x, of w and of one x for each thread, in numbers, and the sums
+   of rows that are not rounded yet, where that happens between blocks. */
+#define OF_X (TALL * DEPTH * DEEP)
+#define OF_THREAD ((GROUP * COLUMNS + ROWS) * DEPTH * DEEP)
+
+static size of_sums(size depth, size m, size n) {
+    return DEEP > 1 && block_of(depth) < depth ? least(TALL, m) * n : 0;
+}
+
+/* How many floats it has to hold where the terms, in whole cells, are `depth` deep together. */
+size workspace(size depth, size m, size n, size threads) {
+    return (OF_X + threads * OF_THREAD) / DEEP + of_sums(depth, m, n);
+}
 
 /* Panels of w in a group: GROUP at most, and such that threads have about as many groups each. */
 static size wide_group(size panels, size threads) {
@@ -172,7 +187,7 @@ static size wide_group(size panels, size threads) {
 /* All pieces of a block that are this thread's, and what others leave. `pieces` of rows there are for
    each group of `width` columns of n. */
 static void work(Block *b, Share *shares, int threads, int me, size pieces, size bottom, size width,
-                 size n, float *w) {
+                 size n, number *w) {
     size packed = -1, piece;
     for (int other = 0; other < threads; other++)
         while (take(&shares[(me + other) % threads], other > 0, &piece)) {
@@ -185,22 +200,37 @@ static void work(Block *b, Share *shares, int threads, int me, size pieces, size
         }
 }
 
+/* Rows of y from `top` on in a block that is the first, the last, both or neither: between blocks a
+   sum stays one of floats. */
+static Into into_of(Into whole, size top, float *sums, size n, int first, int last) {
+    Into to = later(whole, top, 0);
+    if (DEEP > 1 && !last)
+        to.y = sums, to.y_row = n, to.y_is = SUMS;
+    if (!first && DEEP > 1)
+        to.start = sums, to.start_row = n, to.start_is = SUMS;
+    else if (!first)
+        to.start = to.y, to.start_row = to.y_row;
+    return to;
+}
+
 /* y (m, n); start_row 0 makes one row serve for all. */
-void products(float *y, size y_row, const float *start, size start_row, size m, size n,
+void products(number *y, size y_row, const number *start, size start_row, size m, size n,
               const Term *terms, size count, float *space, int threads) {
     size depth = 0;
     for (size t = 0; t < count; t++)
-        depth += terms[t].depth;
-    size blocks = most((depth + DEPTH - 1) / DEPTH, 1), block = (depth + blocks - 1) / blocks;
+        depth += whole_depth(terms + t);
+    size block = block_of(depth);
     int lie = as_they_lie(terms, count);
-    size tall = lie ? most(m, 1) : TALL;
+    size tall = lie && !of_sums(depth, m, n) ? most(m, 1) : TALL;
+    float *sums = space;
+    number *x = (number *)(sums + of_sums(depth, m, n));
+    Into whole = {y, y_row, NUMBERS, start, start_row, NUMBERS};
     Share shares[threads];
 #pragma omp parallel num_threads(threads)
     {
         /* OpenMP may give fewer threads than were asked for. */
         int all = omp_get_num_threads(), me = omp_get_thread_num();
-        float *w = space + DEPTH * (TALL + me * (GROUP * COLUMNS + ROWS));
-        float *spare = w + DEPTH * GROUP * COLUMNS;
+        number *w = x + OF_X + me * OF_THREAD, *spare = w + GROUP * COLUMNS * DEPTH * DEEP;
         size width = COLUMNS * wide_group((n + COLUMNS - 1) / COLUMNS, all);
         for (size top = 0; top < m; top += tall) {
             size bottom = least(top + tall, m), pieces = (bottom - top + SHARE - 1) / SHARE;
@@ -211,11 +241,10 @@ void products(float *y, size y_row, const float *start, size start_row, size m, 
 #pragma omp for schedule(static)
                 for (size i = lie ? bottom : top; i < bottom; i += ROWS)
                     pack_x(terms, from, to, i, least(ROWS, bottom - i),
-                           space + (i - top) * (to - from));
+                           x + (i - top) * (to - from));
                 Block b = {.terms = terms, .count = count, .from = from, .to = to,
-                           .x = lie ? NULL : space, .top = top, .w = w, .y = y, .y_row = y_row,
-                           .old = from ? y : start, .old_row = from ? y_row : start_row,
-                           .spare = spare};
+                           .x = lie ? NULL : x, .top = top, .w = w, .spare = spare,
+                           .into = into_of(whole, top, sums, n, !from, to == depth)};
                 work(&b, shares, all, me, pieces, bottom, width, n, w);
 #pragma omp barrier
             }

@@ -13,28 +13,6 @@
 /* Fewer numbers than this are not worth waking another thread for (some 5 us). */
 #define ENOUGH 16384
 
-/* ---- numbers -------------------------------------------------------------------------------- */
-
-/* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's
-   (rounded like a number, some would become infinite); chosen before the rounding, not after it,
-   that takes a fifth less time in the gated activations. */
-INLINE uint16_t to_bf16(float value) {
-    uint32_t bits = value != value ? 0x7fc00000 : to_bits(value);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE float from_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
-
-#ifdef BF16
-INLINE float get(const number *row, size i) { return from_bf16(row[i]); }
-INLINE void put(number *row, size i, float value) { row[i] = to_bf16(value); }
-INLINE float rounded(float value) { return from_bf16(to_bf16(value)); }
-#else
-INLINE float get(const number *row, size i) { return row[i]; }
-INLINE void put(number *row, size i, float value) { row[i] = value; }
-INLINE float rounded(float value) { return value; }
-#endif
-
 /* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted in the same way;
    beyond it 1 - 2 / (e^2x + 1), which cancels little there (the two parts of Cephes' tanhf);
    1.4e-7 with the roundings. */

@@ -1,56 +1,71 @@
-/* One layer of a Llama-like decoder in float32, forward and backward in a call each: the steps of
-   blockparts.py by the same functions in the same order. blockwhole.py says for which layers. */
+/* One layer of a Llama-like decoder, forward and backward in a call each: the steps of blockparts.py
+   by the same functions in the same order. blockwhole.py says for which layers. */
 
 #include "layer.h"
 
 /* ---- memory that a call wants ----------------------------------------------------------------- */
 
-/* Numbers that `kept` has to hold. */
+/* Floats that `kept` has to hold. */
 size layer_kept(const Layer *layer, const Place *place) {
     Room room = {NULL, 0};
     kept_of(layer, place->tokens, &room);
     return room.used;
 }
 
-/* Numbers that `all` has to hold. */
+/* Floats that `all` has to hold. */
 size layer_space(const Layer *layer, const Place *place) {
     Room room = {NULL, 0};
     scratch_of(layer, place, &room);
     return room.used;
 }
 
-/* Numbers that `step` has to hold. */
+/* Floats that the products of linears that share an input want. */
+static size of_products(const Linear *linears, size count, size tokens, size threads) {
+    size rank = 0, depth = 0, found = 0;
+    for (const Linear *one = linears; one != linears + count; one++) {
+        size forward = up_to(one->d_in, DEEP) + up_to(one->rank, DEEP);
+        found = most(found, workspace(forward, tokens, one->d_out, threads));
+        rank += one->rank, depth += up_to(one->d_out, DEEP);
+    }
+    depth += up_to(rank, DEEP);
+    return most(found, workspace(depth, tokens, linears->d_in, threads));
+}
+
+/* Floats that `step` has to hold. */
 size layer_step(const Layer *layer, const Place *place, size threads) {
-    size of_attention = attention_space(place->longest, layer->head_dim, layer->head_dim);
-    return most(workspace(threads), threads * of_attention);
+    size found = threads * attention_space(place->longest, layer->head_dim, layer->head_dim);
+    found = most(found, of_products(layer->linears + Q, 3, place->tokens, threads));
+    found = most(found, of_products(layer->linears + O, 1, place->tokens, threads));
+    found = most(found, of_products(layer->linears + GATE, 2, place->tokens, threads));
+    return most(found, of_products(layer->linears + DOWN, 1, place->tokens, threads));
 }
 
 /* ---- linears ---------------------------------------------------------------------------------- */
 
 /* y = a + b, or a where there is no b. */
-static void sum(float *y, const float *a, const float *b, size count, int threads) {
+static void sum(number *y, const number *a, const number *b, size count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
     for (size i = 0; i < count; i++)
-        y[i] = b ? a[i] + b[i] : a[i];
+        put(y, i, b ? get(a, i) + get(b, i) : get(a, i));
 }
 
 /* A of all linears one below the other, and B' of each. */
 static void lay_out_factors(const Group *group) {
-    float *A = group->A;
+    number *A = group->A;
     for (size i = 0; i < group->count; i++) {
         const Linear *one = group->linears + i;
         if (!one->rank)
             continue;
-        memcpy(A, one->A, one->rank * one->d_in * sizeof *A);
+        SIMD for (size j = 0; j < one->rank * one->d_in; j++) put(A, j, one->A[j]);
         A += one->rank * one->d_in;
         for (size row = 0; row < one->d_out; row++)
             for (size j = 0; j < one->rank; j++)
-                group->Bs[i][j * one->d_out + row] = one->B[row * one->rank + j];
+                put(group->Bs[i], j * one->d_out + row, one->B[row * one->rank + j]);
     }
 }
 
 /* y_i = start + x W_i' + b_i + s_i t_i B_i', and t = x A'; start (n, d_out) may be NULL. */
-static void project(const Group *group, const float *x, const float *start, float *const ys[],
+static void project(const Group *group, const number *x, const number *start, number *const ys[],
                     size n, Space space, float *of_thin) {
     size d = group->d_in, first = 0;
     if (group->rank)
@@ -70,7 +85,7 @@ static void project(const Group *group, const float *x, const float *start, floa
 }
 
 /* u (n, rank) = s_i dy_i B_i, the gradient of t; and dB_i = s_i dy_i' t_i. */
-static void output_gradients(const Group *group, const float *const dys[], const Scratch *s,
+static void output_gradients(const Group *group, const number *const dys[], const Scratch *s,
                              size n, Space space) {
     size first = 0;
     for (size i = 0; i < group->count; i++) {
@@ -88,7 +103,7 @@ static void output_gradients(const Group *group, const float *const dys[], const
 }
 
 /* dA of all linears = u' x. */
-static void factor_gradients(const Group *group, const float *x, const Scratch *s, size n,
+static void factor_gradients(const Group *group, const number *x, const Scratch *s, size n,
                              Space space) {
     const Linear *first = group->linears;
     if (!group->rank)
@@ -100,8 +115,8 @@ static void factor_gradients(const Group *group, const float *x, const Scratch *
 }
 
 /* dx = dy_1 W_1 + dy_2 W_2 + ... + u A. */
-static void input_gradient(const Group *group, const float *const dys[], const Scratch *s,
-                           float *dx, size n, Space space) {
+static void input_gradient(const Group *group, const number *const dys[], const Scratch *s,
+                           number *dx, size n, Space space) {
     Term terms[4];
     size d = group->d_in;
     for (size i = 0; i < group->count; i++) {
@@ -116,18 +131,18 @@ static void input_gradient(const Group *group, const float *const dys[], const S
 /* ---- other steps ------------------------------------------------------------------------------ */
 
 /* rstd is written, or where `again` read. */
-static void norm(const float *x, Norm norm, float *y, float *rstd, size n, size h, int again,
+static void norm(const number *x, Norm norm, number *y, float *rstd, size n, size h, int again,
                  int threads) {
     rms_norm(x, h, 0, norm.weight, y, h, 0, rstd, n, 1, h, norm.eps, norm.offset, again, threads);
 }
 
-static void norm_backward(float *dx, const float *dy, const float *x, const float *rstd, Norm norm,
-                          size n, size h, int threads) {
+static void norm_backward(number *dx, const number *dy, const number *x, const float *rstd,
+                          Norm norm, size n, size h, int threads) {
     rms_norm_backward(dx, h, 0, dy, h, 0, x, h, 0, rstd, norm.weight, n, 1, h, norm.offset,
                       threads);
 }
 
-static void turn(float *x, const Place *place, size heads, size d, int inverse, int threads) {
+static void turn(number *x, const Place *place, size heads, size d, int inverse, int threads) {
     if (place->half)
         rotary(x, heads * d, d, place->cos, place->cos_row, place->sin, place->sin_row,
                place->tokens, heads, place->half, inverse, threads);
@@ -149,20 +164,23 @@ static void attend(const Job *job, const Place *place, int is_backward, Space sp
 }
 
 /* The gradients that spans have of shared keys or values, added to those of the first span. */
-static void add_shared(float *dx, const float *of_shared, const Job *job, int threads) {
+static void add_shared(number *dx, const float *of_shared, const Job *job, int threads) {
     size width = job->kv_heads * job->d, block = job->shared * job->d;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (size token = 0; token < job->shared; token++)
-        for (size span = 0; span < job->count; span++)
-            for (size i = 0; i < width; i++)
-                dx[token * width + i] += of_shared[(span * job->kv_heads + i / job->d) * block +
-                                                   token * job->d + i % job->d];
+        for (size i = 0; i < width; i++) {
+            const float *from = of_shared + i / job->d * block + token * job->d + i % job->d;
+            float sum = get(dx, token * width + i);
+            for (size span = 0; span < job->count; span++)
+                sum += from[span * job->kv_heads * block];
+            put(dx, token * width + i, sum);
+        }
 }
 
 /* ---- the layer -------------------------------------------------------------------------------- */
 
 /* y (tokens, hidden) of x. */
-void layer_forward(const Layer *layer, const Place *place, const float *x, float *y, float *kept,
+void layer_forward(const Layer *layer, const Place *place, const number *x, number *y, float *kept,
                    float *all, float *step, int threads) {
     Room of_kept = {kept, 0}, of_all = {all, 0};
     Kept k = kept_of(layer, place->tokens, &of_kept);
@@ -173,8 +191,8 @@ void layer_forward(const Layer *layer, const Place *place, const float *x, float
     for (size i = 0; i < 4; i++)
         lay_out_factors(groups[i]);
     norm(x, layer->before_attention, s.h, k.rstd_in, n, hidden, 0, threads);
-    float *q = layer->q_norm.weight ? k.q_raw : k.q, *keys = layer->k_norm.weight ? k.k_raw : k.k;
-    project(&k.qkv, s.h, NULL, (float *[]){q, keys, k.v}, n, space, s.of_thin);
+    number *q = layer->q_norm.weight ? k.q_raw : k.q, *keys = layer->k_norm.weight ? k.k_raw : k.k;
+    project(&k.qkv, s.h, NULL, (number *[]){q, keys, k.v}, n, space, s.of_thin);
     if (layer->q_norm.weight)
         norm(q, layer->q_norm, k.q, k.q_rstd, n * layer->heads, d, 0, threads);
     if (layer->k_norm.weight)
@@ -183,19 +201,19 @@ void layer_forward(const Layer *layer, const Place *place, const float *x, float
     turn(k.k, place, layer->kv_heads, d, 0, threads);
     Job job = job_of(layer, place, &k);
     attend(&job, place, 0, space);
-    project(&k.o, k.attended, x, (float *[]){k.middle}, n, space, s.of_thin);
+    project(&k.o, k.attended, x, (number *[]){k.middle}, n, space, s.of_thin);
     norm(k.middle, layer->before_mlp, s.h, k.rstd_mlp, n, hidden, 0, threads);
-    project(&k.gate_up, s.h, NULL, (float *[]){k.gate, k.up}, n, space, s.of_thin);
+    project(&k.gate_up, s.h, NULL, (number *[]){k.gate, k.up}, n, space, s.of_thin);
     size m = k.down.d_in;
     gated(k.gate, m, k.up, m, s.inner, m, n, m, layer->activation, threads);
-    project(&k.down, s.inner, k.middle, (float *[]){y}, n, space, s.of_thin);
+    project(&k.down, s.inner, k.middle, (number *[]){y}, n, space, s.of_thin);
 }
 
 /* dx becomes the gradient of `middle`. */
-static void mlp_backward(const Layer *layer, const Kept *k, const Scratch *s, const float *dy,
-                         float *dx, size n, Space space) {
+static void mlp_backward(const Layer *layer, const Kept *k, const Scratch *s, const number *dy,
+                         number *dx, size n, Space space) {
     size m = k->down.d_in, hidden = k->qkv.d_in;
-    const float *outer[] = {dy}, *both[] = {k->gate, k->up};
+    const number *outer[] = {dy}, *both[] = {k->gate, k->up};
     output_gradients(&k->down, outer, s, n, space);
     input_gradient(&k->down, outer, s, s->inner, n, space);
     gated_backward(s->inner, m, k->gate, m, k->up, m, n, m, layer->activation, space.threads);
@@ -209,7 +227,7 @@ static void mlp_backward(const Layer *layer, const Kept *k, const Scratch *s, co
 }
 
 /* The gradient of x from that of x's norm over each head, in its place. */
-static void heads_backward(float *dx, const float *x, const float *rstd, Norm norm, size rows,
+static void heads_backward(number *dx, const number *x, const float *rstd, Norm norm, size rows,
                            size d, const Scratch *s, int threads) {
     if (!norm.weight)
         return;
@@ -220,10 +238,10 @@ static void heads_backward(float *dx, const float *x, const float *rstd, Norm no
 
 /* From dx, the gradient of `middle`, those of q, k and v. */
 static void attention_backward(const Layer *layer, const Place *place, const Kept *k,
-                               const Scratch *s, const float *dx, Space space) {
+                               const Scratch *s, const number *dx, Space space) {
     size n = place->tokens, d = layer->head_dim, row = layer->heads * d;
     size kv_row = layer->kv_heads * d, of_shared = place->count * place->shared * kv_row;
-    const float *outer[] = {dx};
+    const number *outer[] = {dx};
     output_gradients(&k->o, outer, s, n, space);
     factor_gradients(&k->o, k->attended, s, n, space);
     input_gradient(&k->o, outer, s, s->dattended, n, space);
@@ -245,8 +263,8 @@ static void attention_backward(const Layer *layer, const Place *place, const Kep
 
 /* The gradients of all factors, and where `to_input` dx (tokens, hidden); without, dx is still
    written. Afterwards `kept` is of no use. */
-void layer_backward(const Layer *layer, const Place *place, const float *x, const float *dy,
-                    float *dx, int to_input, float *kept, float *all, float *step, int threads) {
+void layer_backward(const Layer *layer, const Place *place, const number *x, const number *dy,
+                    number *dx, int to_input, float *kept, float *all, float *step, int threads) {
     Room of_kept = {kept, 0}, of_all = {all, 0};
     Kept k = kept_of(layer, place->tokens, &of_kept);
     Scratch s = scratch_of(layer, place, &of_all);
@@ -254,7 +272,7 @@ void layer_backward(const Layer *layer, const Place *place, const float *x, cons
     size n = place->tokens, hidden = k.qkv.d_in;
     mlp_backward(layer, &k, &s, dy, dx, n, space);
     attention_backward(layer, place, &k, &s, dx, space);
-    const float *dqkv[] = {s.dq, s.dk, s.dv};
+    const number *dqkv[] = {s.dq, s.dk, s.dv};
     output_gradients(&k.qkv, dqkv, &s, n, space);
     norm(x, layer->before_attention, s.h, k.rstd_in, n, hidden, 1, threads);
     factor_gradients(&k.qkv, s.h, &s, n, space);

@@ -3,13 +3,14 @@
 #pragma once
 
 #include "calls.h"
+#include "room.h"
 
 enum { Q, K, V, O, GATE, UP, DOWN, LINEARS };
 
 typedef struct {
-    const float *w; /* (d_out, d_in), or where `turned` (d_in, d_out) */
+    const number *w; /* (d_out, d_in), or where `turned` (d_in, d_out) */
     size w_row;
-    const float *bias;  /* (d_out), or NULL */
+    const number *bias; /* (d_out), or NULL */
     const float *A, *B; /* (rank, d_in) and (d_out, rank) */
     float *dA, *dB;     /* their gradients; those of linears that share an input follow one another */
     size d_in, d_out, rank; /* rank 0: no adapter */
@@ -18,7 +19,7 @@ typedef struct {
 } Linear;
 
 typedef struct {
-    const float *weight; /* NULL: no norm */
+    const number *weight; /* NULL: no norm */
     float eps, offset;
 } Norm;
 
@@ -44,43 +45,32 @@ typedef struct {
 
 /* ---- memory ----------------------------------------------------------------------------------- */
 
-/* Where numbers are put one behind the other; without a base they are only counted. */
-typedef struct {
-    float *base;
-    size used;
-} Room;
-
-static float *take(Room *room, size count) {
-    float *at = room->base ? room->base + room->used : NULL;
-    room->used += (count + 15) / 16 * 16;
-    return at;
-}
-
 /* Linears that share an input, and their factors as the thin products want them. */
 typedef struct {
     const Linear *linears;
     size count, d_in, rank; /* of all together */
-    float *A;               /* (rank, d_in) */
-    float *Bs[3];           /* (rank of each, d_out) */
-    float *t;               /* (tokens, rank), the thin product */
+    number *A;              /* (rank, d_in) */
+    number *Bs[3];          /* (rank of each, d_out) */
+    number *t;              /* (tokens, rank), the thin product */
 } Group;
 
 /* What the forward pass leaves for the backward pass. */
 typedef struct {
     Group qkv, o, gate_up, down;
-    float *q, *k, *v; /* (tokens, heads, head_dim), rotated */
-    float *q_raw, *k_raw, *q_rstd, *k_rstd; /* before their norms */
-    float *attended, *logsumexp, *middle, *gate, *up, *rstd_in, *rstd_mlp;
+    number *q, *k, *v;      /* (tokens, heads, head_dim), rotated */
+    number *q_raw, *k_raw;  /* before their norms */
+    number *attended, *middle, *gate, *up;
+    float *logsumexp, *rstd_in, *rstd_mlp, *q_rstd, *k_rstd;
 } Kept;
 
 static Group group_of(const Linear *linears, size count, size tokens, Room *room) {
     Group group = {linears, count, linears->d_in, 0, NULL, {NULL}, NULL};
     for (size i = 0; i < count; i++) {
         group.rank += linears[i].rank;
-        group.Bs[i] = take(room, linears[i].rank * linears[i].d_out);
+        group.Bs[i] = numbers(room, linears[i].rank * linears[i].d_out);
     }
-    group.A = take(room, group.rank * group.d_in);
-    group.t = take(room, tokens * group.rank);
+    group.A = numbers(room, group.rank * group.d_in);
+    group.t = numbers(room, tokens * group.rank);
     return group;
 }
 
@@ -93,24 +83,26 @@ static Kept kept_of(const Layer *layer, size n, Room *room) {
     kept.o = group_of(layer->linears + O, 1, n, room);
     kept.gate_up = group_of(layer->linears + GATE, 2, n, room);
     kept.down = group_of(layer->linears + DOWN, 1, n, room);
-    kept.q = take(room, q), kept.k = take(room, k), kept.v = take(room, k);
-    kept.q_raw = take(room, q_raw), kept.k_raw = take(room, k_raw);
-    kept.q_rstd = take(room, q_raw / layer->head_dim);
-    kept.k_rstd = take(room, k_raw / layer->head_dim);
-    kept.attended = take(room, q), kept.logsumexp = take(room, n * layer->heads);
-    kept.middle = take(room, n * layer->linears[Q].d_in);
-    kept.gate = take(room, inner), kept.up = take(room, inner);
-    kept.rstd_in = take(room, n), kept.rstd_mlp = take(room, n);
+    kept.q = numbers(room, q), kept.k = numbers(room, k), kept.v = numbers(room, k);
+    kept.q_raw = numbers(room, q_raw), kept.k_raw = numbers(room, k_raw);
+    kept.q_rstd = floats(room, q_raw / layer->head_dim);
+    kept.k_rstd = floats(room, k_raw / layer->head_dim);
+    kept.attended = numbers(room, q), kept.logsumexp = floats(room, n * layer->heads);
+    kept.middle = numbers(room, n * layer->linears[Q].d_in);
+    kept.gate = numbers(room, inner), kept.up = numbers(room, inner);
+    kept.rstd_in = floats(room, n), kept.rstd_mlp = floats(room, n);
     return kept;
 }
 
 /* What a call needs besides. Where two names share a place, the first is done with it. */
 typedef struct {
-    float *u, *dB, *of_thin;  /* (tokens, rank); (rank, d_out) */
-    float *inner;             /* (tokens, intermediate) */
-    float *h, *dh;            /* (tokens, hidden), in the place of `inner` or of `dattended` */
-    float *dattended;         /* (tokens, heads, head_dim) */
-    float *dq, *dk, *dv, *of_norm, *of_shared;
+    number *u;         /* (tokens, rank) */
+    float *dB;         /* (rank, d_out) */
+    number *inner;     /* (tokens, intermediate) */
+    number *h, *dh;    /* (tokens, hidden), in the place of `inner` or of `dattended` */
+    number *dattended; /* (tokens, heads, head_dim) */
+    number *dq, *dk, *dv, *of_norm;
+    float *of_thin, *of_shared;
 } Scratch;
 
 static Scratch scratch_of(const Layer *layer, const Place *place, Room *room) {
@@ -127,14 +119,14 @@ static Scratch scratch_of(const Layer *layer, const Place *place, Room *room) {
         thins = most(thins, thin_workspace(n, one->rank, one->d_out));
     }
     Scratch s;
-    s.u = take(room, n * rank), s.dB = take(room, widest), s.of_thin = take(room, thins);
-    s.dq = take(room, q), s.dk = take(room, k), s.dv = take(room, k);
-    s.of_norm = take(room, layer->q_norm.weight || layer->k_norm.weight ? most(q, k) : 0);
-    s.of_shared = take(room, place->shared ? 2 * place->count * place->shared * (k / n) : 0);
-    s.inner = s.dattended = s.h = room->base ? room->base + room->used : NULL;
-    size before = room->used;
-    take(room, hidden);
-    s.dh = take(room, hidden);
-    room->used = most(room->used, before + most(n * layer->linears[GATE].d_out, q));
+    s.u = numbers(room, n * rank), s.dB = floats(room, widest), s.of_thin = floats(room, thins);
+    s.dq = numbers(room, q), s.dk = numbers(room, k), s.dv = numbers(room, k);
+    s.of_norm = numbers(room, layer->q_norm.weight || layer->k_norm.weight ? most(q, k) : 0);
+    s.of_shared = floats(room, place->shared ? 2 * place->count * place->shared * (k / n) : 0);
+    Room again = *room, once_more = *room;
+    s.inner = numbers(room, n * layer->linears[GATE].d_out);
+    s.dattended = numbers(&again, q);
+    s.h = numbers(&once_more, hidden), s.dh = numbers(&once_more, hidden);
+    room->used = most(room->used, most(again.used, once_more.used));
     return s;
 }

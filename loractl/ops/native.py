@@ -21,11 +21,8 @@ import torch
 from loractl.places import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = {
-    torch.float32: ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c"),
-    torch.bfloat16: ("kernels.c",),
-}
-INCLUDED = ("real.h", "calls.h", "tile.h", "layer.h")
+SOURCES = ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c")
+INCLUDED = ("real.h", "calls.h", "panels.h", "room.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a choice in them be vectorised. Nothing of -ffast-math: NaN must come through.
@@ -52,10 +49,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "activated": (*MATRIX * 2, SIZE, SIZE, INT, INT),
     "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
-}
-"""The parameters of each function of kernels.c, in order."""
-OF_FLOAT32: dict[str, tuple[type, ...]] = {
-    "workspace": (SIZE,),
+    "workspace": (SIZE, SIZE, SIZE, SIZE),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
     "attention_space": (SIZE, SIZE, SIZE),
     "attention": (POINTER, INT, POINTER, SIZE, INT),
@@ -67,7 +61,7 @@ OF_FLOAT32: dict[str, tuple[type, ...]] = {
     "layer_forward": (*[POINTER] * 7, INT),
     "layer_backward": (*[POINTER] * 5, INT, *[POINTER] * 3, INT),
 }
-"""And of the others."""
+"""The parameters of each function, in order."""
 COUNTS = (
     *("workspace", "thin_workspace", "attention_space"),
     *("layer_kept", "layer_space", "layer_step"),
@@ -87,7 +81,7 @@ class NotBuilt(Exception):
 
 
 def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions of kernels.c for rows of one dtype, or None: `missing` says why."""
+    """The functions for rows of one dtype, or None: `missing` says why."""
     return _found(dtype)[0]
 
 
@@ -102,15 +96,14 @@ def _found(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         if os.environ.get("LORACTL_NATIVE") == "0":
             raise NotBuilt("LORACTL_NATIVE is 0")
         if dtype not in DEFINES:
-            raise NotBuilt(f"kernels.c knows float32 and bfloat16, not {dtype}")
-        return _declared(_opened(dtype), dtype), ""
+            raise NotBuilt(f"the C files know float32 and bfloat16, not {dtype}")
+        return _declared(_opened(dtype)), ""
     except NotBuilt as reason:
         return None, str(reason)
 
 
-def _declared(found: ctypes.CDLL, dtype: torch.dtype) -> ctypes.CDLL:
-    names = ARGUMENTS if dtype != torch.float32 else {**ARGUMENTS, **OF_FLOAT32}
-    for name, arguments in names.items():
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in ARGUMENTS.items():
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, SIZE if name in COUNTS else None
     return found
@@ -123,8 +116,8 @@ def _opened(dtype: torch.dtype) -> ctypes.CDLL:
     if compiler is None:
         raise NotBuilt("there is no C compiler (cc, gcc or $CC)")
     wider = [WIDER] if {"GenuineIntel", "avx512f"} <= set(processor().split()) else []
-    command = [os.path.abspath(compiler), *FLAGS, *wider, *DEFINES[dtype], *SOURCES[dtype]]
-    texts = [(HERE / name).read_text("utf-8") for name in (*SOURCES[dtype], *INCLUDED)]
+    command = [os.path.abspath(compiler), *FLAGS, *wider, *DEFINES[dtype], *SOURCES]
+    texts = [(HERE / name).read_text("utf-8") for name in (*SOURCES, *INCLUDED)]
     parts = (*texts, *command, _output([command[0], "--version"]), processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     place = cache_home() / "kernels" / f"{key}.so"

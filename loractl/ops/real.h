@@ -18,6 +18,7 @@ typedef int64_t size;
 
 INLINE size least(size a, size b) { return a < b ? a : b; }
 INLINE size most(size a, size b) { return a > b ? a : b; }
+INLINE size up_to(size n, size step) { return (n + step - 1) / step * step; }
 
 INLINE float from_bits(uint32_t bits) {
     float value;
@@ -30,6 +31,31 @@ INLINE uint32_t to_bits(float value) {
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
+
+/* ---- numbers of rows: float, or bf16 where BF16 is defined ------------------------------------ */
+
+/* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's
+   (rounded like a number, some would become infinite); chosen before the rounding, not after it,
+   that takes a fifth less time in the gated activations. */
+INLINE uint16_t to_bf16(float value) {
+    uint32_t bits = value != value ? 0x7fc00000 : to_bits(value);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float from_bf16(uint16_t half) { return from_bits((uint32_t)half << 16); }
+
+#ifdef BF16
+typedef uint16_t number;
+INLINE float get(const number *row, size i) { return from_bf16(row[i]); }
+INLINE void put(number *row, size i, float value) { row[i] = to_bf16(value); }
+INLINE float rounded(float value) { return from_bf16(to_bf16(value)); }
+#else
+typedef float number;
+INLINE float get(const number *row, size i) { return row[i]; }
+INLINE void put(number *row, size i, float value) { row[i] = value; }
+INLINE float rounded(float value) { return value; }
+#endif
+#define DEEP ((size)(sizeof(float) / sizeof(number))) /* numbers in a cell of 4 bytes */
 
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln(2)/2; ln 2 is subtracted in two parts,
    the first of few bits, so that n times it is exact (Cody and Waite 1980). e^r is 1 + r + r^2 q(r)

@@ -1,5 +1,5 @@
-/* Thin products in float32, of which a factor or the result has r columns, as many as an adapter has
-   ranks: x A' and t' x. They take as long as x takes to be read; thin.py says what they are for.
+/* Thin products, of which a factor or the result has r columns, as many as an adapter has ranks: x A'
+   and t' x. They take as long as x takes to be read; thin.py says what they are for.
 
    x is read once, row after row as it lies, for both products: a block of rows stays in the second
    level of the cache while the sums over its rows are made. These are kept for pieces of rows, each
@@ -17,7 +17,7 @@
 #define BLOCK (36 * 1024)
 #define ENOUGH (64 * 1024) /* fewer numbers of x are not worth waking another thread for */
 
-/* As many sums as registers hold, beside 3 numbers of x and one of A: 12 or, with AVX-512, 24. */
+/* As many sums as registers hold, beside 3 cells of x and one of A: 12 or, with AVX-512, 24. */
 #define XS 3
 #ifdef __AVX512F__
 #define RANKS 8
@@ -35,7 +35,7 @@ static size pieces_of(size n, size r, size d) {
     return least((n + PIECE - 1) / PIECE, most_pieces);
 }
 
-/* How many numbers `space` below has to hold. */
+/* How many floats `space` below has to hold. */
 size thin_workspace(size n, size r, size d) { return (pieces_of(n, r, d) - 1) * r * d; }
 
 /* ---- x A' ------------------------------------------------------------------------------------- */
@@ -63,9 +63,9 @@ INLINE quad totals(const float *a) {
 
 #define EACH_SUM(do) EACH_RANK(do, 0) EACH_RANK(do, 1) EACH_RANK(do, 2)
 #define SUM(i, j) lanes sum##i##j = {0};
-#define ADD(i, j) sum##i##j += x##i * a##j;
+#define ADD(i, j) sum##i##j = with_product(sum##i##j, x##i, a##j);
 #define PUT(i, j) *(lanes *)(whole + (i * RANKS + j) * LANES) = sum##i##j;
-#define NAMED(j) const float *A##j = A[j];
+#define NAMED(j) const number *A##j = A[j];
 #define RENAMED(j) A##j = rest[XS + j];
 /* Or the compiler reads x again for each sum: 0.6 times as fast. */
 #ifdef __AVX512F__
@@ -83,14 +83,15 @@ INLINE quad totals(const float *a) {
     }
 
 /* Products of XS rows of x with RANKS rows of A. */
-static void dots(size d, const float *const *x, const float *const *A, float sums[XS * RANKS]) {
-    const float *from0 = x[0], *from1 = x[1], *from2 = x[2];
-    float whole[XS * RANKS * LANES], rest[XS + RANKS][LANES];
-    size left = d % LANES;
+static void dots(size d, const number *const *x, const number *const *A, float sums[XS * RANKS]) {
+    const number *from0 = x[0], *from1 = x[1], *from2 = x[2];
+    float whole[XS * RANKS * LANES];
+    number rest[XS + RANKS][LANES * DEEP];
+    size left = d % (LANES * DEEP);
     OF_EACH_RANK(NAMED)
     EACH_SUM(SUM)
-    for (size end = d - left;; end = LANES) {
-        for (size p = 0; p < end; p += LANES) {
+    for (size end = d - left;; end = LANES * DEEP) {
+        for (size p = 0; p < end; p += LANES * DEEP) {
             lanes x0 = *(const lanes *)(from0 + p), x1 = *(const lanes *)(from1 + p);
             lanes x2 = *(const lanes *)(from2 + p);
             HELD(x0) HELD(x1) HELD(x2)
@@ -111,11 +112,11 @@ static void dots(size d, const float *const *x, const float *const *A, float sum
 }
 
 /* Where rows or ranks are missing, the last one stands in. */
-static void across(const float *x, size x_row, size rows, size d, const float *A, size A_row,
-                   size r, float scale, float *u, size u_row) {
+static void across(const number *x, size x_row, size rows, size d, const number *A, size A_row,
+                   size r, float scale, number *u, size u_row) {
     for (size i = 0; i < rows; i += XS)
         for (size j = 0; j < r; j += RANKS) {
-            const float *some_x[XS], *some_A[RANKS];
+            const number *some_x[XS], *some_A[RANKS];
             float sums[XS * RANKS];
             for (size k = 0; k < XS; k++)
                 some_x[k] = x + least(i + k, rows - 1) * x_row;
@@ -124,36 +125,40 @@ static void across(const float *x, size x_row, size rows, size d, const float *A
             dots(d, some_x, some_A, sums);
             for (size k = 0; k < least(XS, rows - i); k++)
                 for (size l = 0; l < least(RANKS, r - j); l++)
-                    u[(i + k) * u_row + j + l] = sums[k * RANKS + l] * scale;
+                    put(u, (i + k) * u_row + j + l, sums[k * RANKS + l] * scale);
         }
 }
 
 /* ---- t' x ------------------------------------------------------------------------------------- */
 
 /* The first `count` columns of t, at most ROWS, as a panel. */
-static void pack_t(const float *t, size t_row, size rows, size count, float *panel) {
-    for (size i = 0; i < rows; i++, t += t_row, panel += ROWS)
+static void pack_t(const number *t, size t_row, size rows, size count, number *panel) {
+    for (size i = 0; i < rows; i += DEEP, t += DEEP * t_row, panel += ROWS * DEEP)
         for (size k = 0; k < ROWS; k++)
-            panel[k] = k < count ? t[k] : 0.0f;
+            for (size l = 0; l < DEEP; l++)
+                panel[k * DEEP + l] = k < count && i + l < rows ? t[l * t_row + k] : 0;
 }
 
-/* y (r, d), plus `start` where it is not NULL. */
-static void down(const float *x, size x_row, size rows, size d, const float *t, size t_row, size r,
-                 float *y, const float *start) {
-    float panels[MOST_RANKS * TALL], strip[TALL * COLUMNS];
+/* y (r, d), plus `start` where it is not NULL. Of floats, x serves as it lies where it fills tiles. */
+static void down(const number *x, size x_row, size rows, size d, const number *t, size t_row,
+                 size r, float *y, const float *start) {
+    number panels[MOST_RANKS * (TALL + DEEP)], strip[(TALL + DEEP) * COLUMNS];
+    size deep = up_to(rows, DEEP);
     for (size i = 0; i < r; i += ROWS)
-        pack_t(t + i, t_row, rows, least(ROWS, r - i), panels + i * rows);
+        pack_t(t + i, t_row, rows, least(ROWS, r - i), panels + i * deep);
     for (size j = 0; j < d; j += COLUMNS) {
         size columns = least(COLUMNS, d - j);
-        if (columns < COLUMNS || r % ROWS)
+        if (columns < COLUMNS || r % ROWS || DEEP > 1)
             copy_rows(x + j, x_row, columns, rows, strip, 0);
         for (size i = 0; i < r; i += ROWS) {
-            const float *old = start ? start + i * d + j : NULL, *panel = panels + i * rows;
-            float *to = y + i * d + j;
+            Into to = {y + i * d + j, d, SUMS, start ? start + i * d + j : NULL, d, SUMS};
+            const number *panel = panels + i * deep;
             if (columns < COLUMNS || r - i < ROWS)
-                part_of_tile(rows, panel, strip, to, d, old, d, least(ROWS, r - i), columns);
+                part_of_tile(deep, panel, strip, to, least(ROWS, r - i), columns);
+            else if (DEEP > 1)
+                tile(deep, panel, strip, to);
             else
-                tile_of(3, 0, &(Rows){panel, 1, rows}, 1, x + j, x_row, to, d, old, d);
+                tile_of(3, 0, &(Rows){panel, 1, rows}, 1, x + j, x_row, to);
         }
     }
 }
@@ -161,11 +166,11 @@ static void down(const float *x, size x_row, size rows, size d, const float *t, 
 /* ---- both ------------------------------------------------------------------------------------- */
 
 /* u (n, r) = scale x A' where there is A (r, d), and y (r, d) = t' x where there is t (n, r). */
-void thin(const float *x, size x_row, size n, size d, size r, const float *A, size A_row,
-          float scale, float *u, size u_row, const float *t, size t_row, float *y, float *space,
+void thin(const number *x, size x_row, size n, size d, size r, const number *A, size A_row,
+          float scale, number *u, size u_row, const number *t, size t_row, float *y, float *space,
           int threads) {
     size pieces = pieces_of(n, r, d);
-    size tall = most(XS, least(TALL, BLOCK / most(d, 1) / XS * XS));
+    size tall = up_to(most(XS, least(TALL, BLOCK * DEEP / most(d, 1) / XS * XS)), DEEP);
 #pragma omp parallel num_threads(threads) if (n * d >= ENOUGH)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -174,7 +179,7 @@ void thin(const float *x, size x_row, size n, size d, size r, const float *A, si
             float *sums = piece ? space + (piece - 1) * r * d : y;
             for (size i = top; i < bottom; i += tall) {
                 size rows = least(tall, bottom - i);
-                const float *block = x + i * x_row;
+                const number *block = x + i * x_row;
                 if (A)
                     across(block, x_row, rows, d, A, A_row, r, scale, u + i * u_row, u_row);
                 if (t)

@@ -1,9 +1,9 @@
 """Thin products, of which a factor or the result has as many columns as an adapter has ranks:
 x A' for the update, and backward for its gradient, and t' x for the gradients of the factors.
 
-They read much and calculate little. In float32 on the processors of gemm.py thin.c reads x once for
-both, as it lies: 2.0 to 2.9 times as fast as torch's two products with eight ranks
-(scripts/LOG.md). Elsewhere they are torch's.
+They read much and calculate little. On the processors of gemm.py thin.c reads x once for both: with
+eight ranks 2.0 to 2.9 times as fast as torch's two products in float32, 1.2 to 1.8 times in
+bfloat16 (scripts/LOG.md). Elsewhere they are torch's.
 """
 
 import ctypes
@@ -31,9 +31,9 @@ def across(x: Tensor, A: Tensor) -> Tensor:
 
 
 def down(x: Tensor, t: Tensor) -> Tensor:
-    """t' x: x (n, d), t (n, r) -> (r, d)."""
+    """t' x: x (n, d), t (n, r) -> (r, d), in their dtype or, by thin.c, in float32."""
     if found := _library(x, t, rank=t.shape[1], most=MOST_DOWN):
-        y = x.new_empty(t.shape[1], x.shape[1])
+        y = torch.empty(t.shape[1], x.shape[1])
         _thin(found, x, len(y), t=t, y=y)
         return y
     return t.T @ x
@@ -42,7 +42,7 @@ def down(x: Tensor, t: Tensor) -> Tensor:
 def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
     """`down`; and scale * `across` is written to u (n, r), which may be part of wider rows."""
     if found := _library(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
-        y = torch.empty_like(A, memory_format=torch.contiguous_format)
+        y = torch.empty(A.shape)
         _thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
         return y
     u.copy_((x @ A.T).mul_(scale))
@@ -50,15 +50,15 @@ def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
 
 
 def _library(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDLL | None:
-    if not gemm.serves_here() or len(x) < gemm.FEW_ROWS:
+    if not gemm.serves_here(x.dtype) or len(x) < gemm.FEW_ROWS:
         return None
     small = SMALL_FOR_BOTH if most == MOST_OF_BOTH else SMALL
     if not FEW_RANKS <= rank <= most or x.numel() < small:
         return None
     given = (x, *others)
-    if not all(one.is_cpu and one.dtype == torch.float32 and one.stride(1) == 1 for one in given):
+    if not all(one.is_cpu and one.dtype == x.dtype and one.stride(1) == 1 for one in given):
         return None
-    return native.compiled(torch.float32)
+    return native.compiled(x.dtype)
 
 
 def _thin(
@@ -68,8 +68,8 @@ def _thin(
     n, d = x.shape
     for one, shape in ((A, (r, d)), (u, (n, r)), (t, (n, r)), (y, (r, d))):
         assert one is None or one.shape == shape, (one.shape, shape)
-    assert y is None or y.is_contiguous()
-    space = x.new_empty(found.thin_workspace(n, r, d) if t is not None else 0)
+    assert y is None or (y.is_contiguous() and y.dtype == torch.float32)
+    space = torch.empty(found.thin_workspace(n, r, d) if t is not None else 0)
     found.thin(
         *(*_matrix(x), n, d, r, *_matrix(A), scale, *_matrix(u), *_matrix(t)),
         *(y.data_ptr() if y is not None else None, space.data_ptr(), torch.get_num_threads()),

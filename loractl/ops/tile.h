@@ -1,185 +1,136 @@
-/* What gemm.c, thin.c and attention.c make matrix products of: panels, in which both factors lie as
-   they are needed, and tiles of ROWS x COLUMNS sums, for processors with AVX2 or AVX-512. */
+/* A tile of ROWS x COLUMNS sums: what gemm.c, thin.c and attention.c make matrix products of, for
+   processors with AVX2 or AVX-512. Sums are floats, whatever the numbers are. */
 
-#include "real.h"
+#pragma once
 
-#define FUNCTION static __attribute__((unused)) /* not every file needs each */
+#include "panels.h"
 
-/* 12 sums, 3 numbers of w and one of x are the 16 registers of AVX2, of which AVX-512 has 32, twice
-   as wide. What a step costs beside its multiplications counts where two threads share a core:
-   unrolled by 4 it is 1.5 times as fast as not unrolled. 4 x 24 is as fast as 6 x 16, and 8 x 48 as
-   6 x 64. */
-#ifdef __AVX512F__
-#define LANES 16
-#define ROWS 8
-#define EACH_ROW(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
-/* Of a panel of w, which is more than the first level of the cache holds. */
-#define EACH_LINE(do) do(0) do(1) do(2)
-#else
-#define LANES 8
-#define ROWS 4
-#define EACH_ROW(do) do(0) do(1) do(2) do(3)
-#define EACH_LINE(do) /* it holds one */
-#endif
-#define COLUMNS (3 * LANES)
-#define LINE 16 /* numbers that memory gives at a time */
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
-typedef int32_t places __attribute__((vector_size(16)));
-
-/* ---- panels ----------------------------------------------------------------------------------- */
-
-/* `square`: ROWS rows of ROWS numbers become columns. */
-#ifdef __AVX512F__
-typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
-
-typedef int32_t octet_places __attribute__((vector_size(32)));
-#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octet_places){__VA_ARGS__})
-#define READ(i) octet a##i = *(const octet *)(from + i * row) * scale;
-#define TWO(i, j)                                             \
-    octet b##i = MIXED(a##i, a##j, 0, 8, 1, 9, 4, 12, 5, 13); \
-    octet b##j = MIXED(a##i, a##j, 2, 10, 3, 11, 6, 14, 7, 15);
-#define FOUR(i, j)                                            \
-    octet c##i = MIXED(b##i, b##j, 0, 1, 8, 9, 4, 5, 12, 13); \
-    octet c##j = MIXED(b##i, b##j, 2, 3, 10, 11, 6, 7, 14, 15);
-#define EIGHT(i, j, at)                                                              \
-    *(octet *)(to + at * step) = MIXED(c##i, c##j, 0, 1, 2, 3, 8, 9, 10, 11);        \
-    *(octet *)(to + (at + 4) * step) = MIXED(c##i, c##j, 4, 5, 6, 7, 12, 13, 14, 15);
-
-INLINE void square(const float *from, size row, float scale, float *to, size step) {
-    EACH_ROW(READ)
-    TWO(0, 1) TWO(2, 3) TWO(4, 5) TWO(6, 7)
-    FOUR(0, 2) FOUR(1, 3) FOUR(4, 6) FOUR(5, 7)
-    EIGHT(0, 4, 0) EIGHT(2, 6, 1) EIGHT(1, 5, 2) EIGHT(3, 7, 3)
-}
-#else
-INLINE void square(const float *from, size row, float scale, float *to, size step) {
-    quad a = *(const quad *)from * scale, b = *(const quad *)(from + row) * scale;
-    quad c = *(const quad *)(from + 2 * row) * scale, d = *(const quad *)(from + 3 * row) * scale;
-    quad ac = __builtin_shuffle(a, c, (places){0, 4, 1, 5});
-    quad bd = __builtin_shuffle(b, d, (places){0, 4, 1, 5});
-    quad ac_high = __builtin_shuffle(a, c, (places){2, 6, 3, 7});
-    quad bd_high = __builtin_shuffle(b, d, (places){2, 6, 3, 7});
-    *(quad *)to = __builtin_shuffle(ac, bd, (places){0, 4, 1, 5});
-    *(quad *)(to + step) = __builtin_shuffle(ac, bd, (places){2, 6, 3, 7});
-    *(quad *)(to + 2 * step) = __builtin_shuffle(ac_high, bd_high, (places){0, 4, 1, 5});
-    *(quad *)(to + 3 * step) = __builtin_shuffle(ac_high, bd_high, (places){2, 6, 3, 7});
-}
+#if defined(BF16) && defined(__AVX512BF16__)
+#include <immintrin.h>
 #endif
 
-/* `rows` rows of `count` numbers become count groups of ROWS, `step` apart; rows that are not there
-   are 0. The next rows, which are probably wanted next, are fetched meanwhile: of a weight that no
-   cache holds, panels take a fifth less time so. */
-FUNCTION void transpose(const float *from, size row, size rows, size count, float scale, float *to,
-                        size step) {
-    size p = 0;
-    if (rows >= ROWS)
-        for (; p + ROWS <= count; p += ROWS) {
-            if (p % LINE == 0)
-                for (size r = ROWS; r < 2 * ROWS; r++)
-                    __builtin_prefetch(from + r * row + p);
-            square(from + p, row, scale, to + p * step, step);
-        }
-    for (; p < count; p++)
-        for (size r = 0; r < ROWS; r++)
-            to[p * step + r] = r < rows ? from[r * row + p] * scale : 0.0f;
-}
+enum { SUMS, NUMBERS }; /* floats, and what x and w are */
 
-/* `count` numbers, fewer than COLUMNS, and zeros. */
-INLINE void put_some(const float *from, size count, float *to) {
-    for (size i = 0; i < COLUMNS; i += LANES) {
-        lanes some = {0};
-        if (count - i >= LANES)
-            some = *(const lanes *)(from + i);
-        else
-            for (size j = i; j < count; j++)
-                some[j - i] = from[j];
-        *(lanes *)(to + i) = some;
-    }
-}
-
-/* Panels of w (count, columns), which begin `panel` apart; columns beyond those that are there are 0.
-   Rows may lie so far apart that nobody but we would fetch the next ones. */
-FUNCTION void copy_rows(const float *from, size row, size columns, size count, float *to,
-                        size panel) {
-    size whole = columns / COLUMNS, left = columns % COLUMNS;
-    for (size p = 0; p < count; p++, from += row, to += COLUMNS) {
-        for (size j = 0; j < columns; j += LINE)
-            __builtin_prefetch(from + 6 * row + j);
-        for (size j = 0; j < whole; j++)
-            for (size i = 0; i < COLUMNS; i += LANES)
-                *(lanes *)(to + j * panel + i) = *(const lanes *)(from + j * COLUMNS + i);
-        if (left)
-            put_some(from + whole * COLUMNS, left, to + whole * panel);
-    }
-}
-
-/* One panel of w (columns, count). */
-FUNCTION void copy_across(const float *from, size row, size columns, size count, float *to) {
-    for (size j = 0; j < COLUMNS; j += ROWS) {
-        size left = most(columns - j, 0); /* nothing is read where none is left */
-        transpose(from + least(j, columns - 1) * row, row, left, count, 1.0f, to + j, COLUMNS);
-    }
-}
-
-/* ---- a tile ----------------------------------------------------------------------------------- */
+/* Where a result goes, and what is added to it, which may be the same; NULL: nothing. */
+typedef struct {
+    void *y;
+    size y_row;
+    int y_is;
+    const void *start;
+    size start_row;
+    int start_is;
+} Into;
 
 #define CLEAR(i) lanes a##i = {0}, b##i = {0}, c##i = {0};
 #define AHEAD(i)  \
     if (i < wide) \
         __builtin_prefetch(w + 8 * w_row + i * LINE);
-/* x - 0 is x, also for -0: it only makes a vector of the number. */
-#define MULTIPLY(i)                  \
-    {                                \
-        lanes s = x[i * x_row] - (lanes){0}; \
-        a##i += s * w0;              \
-        b##i += s * w1;              \
-        c##i += s * w2;              \
+#define MULTIPLY(i)                        \
+    {                                      \
+        lanes s = spread(x + i * x_row);   \
+        a##i = with_product(a##i, s, w0);  \
+        b##i = with_product(b##i, s, w1);  \
+        c##i = with_product(c##i, s, w2);  \
     }
-#define STEPS(until)                                                                              \
-    _Pragma("GCC unroll 4") for (const float *stop = until; x != stop; x += x_step, w += w_row) { \
-        lanes w0 = ((const lanes *)w)[0], w1 = ((const lanes *)w)[1], w2 = ((const lanes *)w)[2]; \
-        EACH_LINE(AHEAD)                                                                          \
-        EACH_ROW(MULTIPLY)                                                                        \
+#define STEPS(until)                                                                               \
+    _Pragma("GCC unroll 4") for (const number *stop = until; x != stop; x += x_step, w += w_row) { \
+        const lanes *cell = (const lanes *)w;                                                      \
+        lanes w0 = cell[0], w1 = cell[1], w2 = cell[2];                                            \
+        EACH_LINE(AHEAD)                                                                           \
+        EACH_ROW(MULTIPLY)                                                                         \
     }
-#define STORE(i)                                   \
-    {                                              \
-        const float *old = start + i * start_row;  \
-        float *to = y + i * y_row;                 \
-        put_lanes(to, a##i, old, start != NULL);   \
-        if (wide > 1)                              \
-            put_lanes(to + LANES, b##i, old + LANES, start != NULL); \
-        if (wide > 2)                              \
-            put_lanes(to + 2 * LANES, c##i, old + 2 * LANES, start != NULL); \
-    }
+#define STORE(i)                        \
+    put_lanes(to, i, 0, a##i);          \
+    if (wide > 1)                       \
+        put_lanes(to, i, LANES, b##i);  \
+    if (wide > 2)                       \
+        put_lanes(to, i, 2 * LANES, c##i);
 
-INLINE void put_lanes(float *to, lanes sum, const float *old, int add) {
-    if (add)
-        sum += *(const lanes *)old;
-    *(lanes *)to = sum;
+/* A cell in each of the lanes. */
+INLINE lanes spread(const number *x) {
+#ifdef BF16
+    uint32_t cell;
+    memcpy(&cell, x, sizeof cell);
+    return (lanes)(cell + (words){0});
+#else
+    return *x - (lanes){0}; /* x - 0 is x, also for -0 */
+#endif
 }
 
-/* Rows of x for a tile: panels of ROWS, or as they lie, `row` apart. */
+/* sum + the product of two cells in each lane: of both pairs of numbers where it holds two. */
+INLINE lanes with_product(lanes sum, lanes x, lanes w) {
+#ifndef BF16
+    return sum + x * w;
+#elif defined(__AVX512BF16__)
+    __asm__ volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+#else
+    const uint32_t upper = 0xffff0000;
+    sum += (lanes)((words)x << 16) * (lanes)((words)w << 16);
+    return sum + (lanes)((words)x & upper) * (lanes)((words)w & upper);
+#endif
+}
+
+INLINE void *place_of(const void *some, size i, int what) {
+    return what == NUMBERS ? (void *)((const number *)some + i) : (void *)((const float *)some + i);
+}
+
+/* The same for what begins `row` rows and `column` columns later. */
+INLINE Into later(Into to, size row, size column) {
+    to.y = place_of(to.y, row * to.y_row + column, to.y_is);
+    if (to.start)
+        to.start = place_of(to.start, row * to.start_row + column, to.start_is);
+    return to;
+}
+
+INLINE lanes get_lanes(const void *from, int what) {
+#ifdef BF16
+    if (what == NUMBERS)
+        return (lanes)(__builtin_convertvector(*(const halves *)from, words) << 16);
+#endif
+    (void)what;
+    return *(const lanes *)from;
+}
+
+INLINE void put_lanes(Into to, size row, size column, lanes sum) {
+    if (to.start)
+        sum += get_lanes(place_of(to.start, row * to.start_row + column, to.start_is), to.start_is);
+    void *y = place_of(to.y, row * to.y_row + column, to.y_is);
+#ifdef BF16
+    if (to.y_is == NUMBERS) {
+#ifdef __AVX512BF16__
+        *(halves *)y = (halves)_mm512_cvtneps_pbh((__m512)sum);
+#else
+        for (size k = 0; k < LANES; k++)
+            put(y, k, sum[k]);
+#endif
+        return;
+    }
+#endif
+    *(lanes *)y = sum;
+}
+
+/* Rows of x for a tile: panels of ROWS, whose depth is of whole cells, or as they lie, `row` apart,
+   which they may where it is. */
 typedef struct {
-    const float *x;
+    const number *x;
     size row, depth;
 } Rows;
 
-/* ROWS x (wide * LANES) of y from some x, one behind the other, and from w, whose rows lie `w_row`
-   apart and whose other columns nobody asks for; start may be y, or NULL for zeros. y is fetched,
-   line by line, while the first x is multiplied: all lines at once would keep those of w waiting. */
-INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const float *w, size w_row,
-                    float *y, size y_row, const float *start, size start_row) {
-    size part = rows->depth / (ROWS * wide + 4) / 4 * 4;
+/* ROWS x (wide * LANES) of y from some x, one behind the other, and from w, whose steps lie `w_row`
+   apart and whose other columns nobody asks for. y is fetched, line by line, while the first x is
+   multiplied: all lines at once would keep those of w waiting. */
+INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const number *w, size w_row,
+                    Into to) {
+    size part = rows->depth / DEEP / (ROWS * wide + 4) / 4 * 4;
     EACH_ROW(CLEAR)
     for (const Rows *after = rows + count; rows != after; rows++, part = 0) {
-        const float *x = rows->x;
-        size x_row = lie ? rows->row : 1, x_step = lie ? 1 : ROWS;
-        const float *end = x + rows->depth * x_step;
+        const number *x = rows->x;
+        size x_row = lie ? rows->row : DEEP, x_step = lie ? DEEP : ROWS * DEEP;
+        const number *end = x + rows->depth / DEEP * x_step;
         for (size i = 0; part && i < ROWS; i++)
-            for (size line = 0; line < wide * LANES; line += LINE) {
-                __builtin_prefetch(y + i * y_row + line, 1);
+            for (size j = 0; j < wide * LANES; j += LANES) {
+                __builtin_prefetch(place_of(to.y, i * to.y_row + j, to.y_is), 1);
                 STEPS(x + part * x_step)
             }
         STEPS(end)
@@ -188,51 +139,56 @@ INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const float
 }
 
 /* From two panels, and from rows as they lie. */
-#define TILE(name, wide)                                                                           \
-    static __attribute__((noinline, unused)) void name(size depth, const float *x, const float *w, \
-                                                       float *y, size y_row, const float *start,   \
-                                                       size start_row) {                           \
-        tile_of(wide, 0, &(Rows){x, 1, depth}, 1, w, COLUMNS, y, y_row, start, start_row);         \
-    }                                                                                              \
-    static __attribute__((noinline, unused)) void name##_of_rows(                                  \
-        const Rows *rows, size count, const float *w, float *y, size y_row, const float *start,    \
-        size start_row) {                                                                          \
-        tile_of(wide, 1, rows, count, w, COLUMNS, y, y_row, start, start_row);                     \
+#define TILE(name, wide)                                                                         \
+    static __attribute__((noinline, unused)) void name(size depth, const number *x,              \
+                                                       const number *w, Into to) {               \
+        tile_of(wide, 0, &(Rows){x, 1, depth}, 1, w, COLUMNS * DEEP, to);                        \
+    }                                                                                            \
+    static __attribute__((noinline, unused)) void name##_of_rows(const Rows *rows, size count,   \
+                                                                 const number *w, Into to) {     \
+        tile_of(wide, 1, rows, count, w, COLUMNS * DEEP, to);                                    \
     }
 TILE(tile, 3)
 TILE(tile_of_two, 2)
 TILE(tile_of_one, 1)
 
 /* A tile of which only some rows and columns are there. */
-FUNCTION void part_of_tile(size depth, const float *x, const float *w, float *y, size y_row,
-                         const float *start, size start_row, size rows, size columns) {
+FUNCTION void part_of_tile(size depth, const number *x, const number *w, Into to, size rows,
+                           size columns) {
     float whole[ROWS * COLUMNS];
+    Into all = {whole, COLUMNS, SUMS, NULL, 0, SUMS};
     if (columns <= LANES)
-        tile_of_one(depth, x, w, whole, COLUMNS, NULL, 0);
+        tile_of_one(depth, x, w, all);
     else if (columns <= 2 * LANES)
-        tile_of_two(depth, x, w, whole, COLUMNS, NULL, 0);
+        tile_of_two(depth, x, w, all);
     else
-        tile(depth, x, w, whole, COLUMNS, NULL, 0);
+        tile(depth, x, w, all);
     for (size i = 0; i < rows; i++)
-        for (size j = 0; j < columns; j++)
-            y[i * y_row + j] =
-                start ? start[i * start_row + j] + whole[i * COLUMNS + j] : whole[i * COLUMNS + j];
+        for (size j = 0; j < columns; j++) {
+            float sum = whole[i * COLUMNS + j];
+            Into one = later(to, i, j);
+            if (one.start)
+                sum += one.start_is == NUMBERS ? get(one.start, 0) : *(const float *)one.start;
+            if (one.y_is == NUMBERS)
+                put(one.y, 0, sum);
+            else
+                *(float *)one.y = sum;
+        }
 }
 
-/* The tiles of some rows, of at most COLUMNS columns. */
-FUNCTION void strip(size depth, const float *x, const float *w, float *y, size y_row,
-                    const float *start, size start_row, size rows, size columns) {
+/* The tiles of some rows, of at most COLUMNS columns; x and w in panels. */
+FUNCTION void strip(size depth, const number *x, const number *w, Into to, size rows,
+                    size columns) {
     for (size i = 0; i < rows; i += ROWS) {
-        float *to = y + i * y_row;
-        const float *old = start ? start + i * start_row : NULL;
+        Into here = later(to, i, 0);
+        const number *panel = x + i * depth;
         if (rows - i >= ROWS && columns == COLUMNS)
-            tile(depth, x + i * depth, w, to, y_row, old, start_row);
+            tile(depth, panel, w, here);
         else if (rows - i >= ROWS && columns == 2 * LANES)
-            tile_of_two(depth, x + i * depth, w, to, y_row, old, start_row);
+            tile_of_two(depth, panel, w, here);
         else if (rows - i >= ROWS && columns == LANES)
-            tile_of_one(depth, x + i * depth, w, to, y_row, old, start_row);
+            tile_of_one(depth, panel, w, here);
         else
-            part_of_tile(depth, x + i * depth, w, to, y_row, old, start_row, least(ROWS, rows - i),
-                         columns);
+            part_of_tile(depth, panel, w, here, least(ROWS, rows - i), columns);
     }
 }

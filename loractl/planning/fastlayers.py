@@ -66,7 +66,7 @@ def places(shape: ModelShape, work: Work) -> int:
     """Bytes a token that tell all layers where it stands: its angles, and its slots as int32."""
     kinds = len(shape.windows) if shape.architecture == "gemma3_text" else 1  # sets of angles
     slots = packed(shape) and not flash(shape, work)
-    angles = 2 * kinds * work.width * shape.head_dim
+    angles = 2 * kinds * 4 * shape.head_dim
     return angles + (2 * 4 * (shape.heads + shape.kv_heads) if slots else 0)
 
 

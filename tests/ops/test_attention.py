@@ -27,7 +27,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whatever this machine's processor is; a window or a cap goes torch's way in both."""
     if request.param == "attention.c" and native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda: request.param == "attention.c")
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "attention.c")
     monkeypatch.setattr(attentiontasks, "BUSY", 0.0)  # also where tasks are few
     return str(request.param)
 

@@ -17,7 +17,7 @@ FORM = Form(scale=0.125)
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda: True)
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
 
 
 def segments(*lengths: int) -> Segments:
@@ -36,7 +36,7 @@ def test_heads_of_any_width_give_what_torch_gives(
     v, dout = torch.randn(one.length, 2, dv), torch.randn(one.length, 4, dv)
     found = []
     for by_c in (True, False):
-        monkeypatch.setattr(gemm, "serves_here", lambda by_c=by_c: by_c)
+        monkeypatch.setattr(gemm, "serves_here", lambda dtype, by_c=by_c: by_c)
         out, saved = attention_forward(q, k, v, one, scale=d**-0.5)
         assert bool(saved.numel()) is by_c
         found.append((out, *attention_backward(dout, q, k, v, out, saved, one, scale=d**-0.5)))
@@ -44,10 +44,37 @@ def test_heads_of_any_width_give_what_torch_gives(
         torch.testing.assert_close(mine, other, atol=3e-6 * float(other.abs().max()), rtol=0)
 
 
-def test_no_number_depends_on_the_threads_or_on_the_other_examples() -> None:
+@pytest.mark.parametrize("d", [64, 33])
+@pytest.mark.parametrize("shared", [0, 21])
+@pytest.mark.parametrize("lengths", [(133, 80, 51, 32), (25, 1, 2, 3, 7)], ids=str)
+def test_in_bfloat16_numbers_are_no_further_from_float64_than_torchs(
+    monkeypatch: pytest.MonkeyPatch, d: int, shared: int, lengths: tuple[int, ...]
+) -> None:
+    parts = [torch.arange(n) + (shared if i else 0) for i, n in enumerate(lengths)]
+    one = segments_of(torch.cat(parts)[None], shared)
+    shapes = [(one.length, heads, d) for heads in (6, 2, 2, 6)]
+    q, k, v, dout = (torch.randn(*shape).bfloat16() for shape in shapes)
+
+    def found(dtype: torch.dtype, *, by_c: bool) -> list[torch.Tensor]:
+        monkeypatch.setattr(gemm, "serves_here", lambda dtype: by_c)
+        given = [x.to(dtype) for x in (q, k, v)]
+        out, saved = attention_forward(*given, one, scale=d**-0.5)
+        assert bool(saved.numel()) is by_c
+        rest = (out, saved, one)
+        gradients = attention_backward(dout.to(dtype), *given, *rest, scale=d**-0.5)
+        return [out.double(), *(x.double() for x in gradients)]
+
+    exact = found(torch.float64, by_c=False)
+    torchs = found(torch.bfloat16, by_c=False)
+    for mine, other, true in zip(found(torch.bfloat16, by_c=True), torchs, exact, strict=True):
+        assert float((mine - true).norm()) <= 1.1 * float((other - true).norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_number_depends_on_the_threads_or_on_the_other_examples(dtype: torch.dtype) -> None:
     lengths = (70, 20, 45, 61)
     one = segments(*lengths)
-    q, k, v, dout = (torch.randn(one.length, heads, 64) for heads in (6, 2, 2, 6))
+    q, k, v, dout = (torch.randn(one.length, heads, 64).to(dtype) for heads in (6, 2, 2, 6))
     before = torch.get_num_threads()
     results = []
     try:
@@ -103,5 +130,6 @@ def test_a_window_and_a_cap_go_torchs_way(form: Form) -> None:
     one = segments(20, 30)
     assert tasks.fits(q, q, q, one, FORM)
     assert not tasks.fits(q, q, q, one, form)
-    assert not tasks.fits(*[q.bfloat16()] * 3, one, FORM)
+    assert not tasks.fits(*[q.half()] * 3, one, FORM)
+    assert not tasks.fits(q, q.bfloat16(), q, one, FORM)
     assert not tasks.fits(q.transpose(1, 2).contiguous().transpose(1, 2), q, q, one, FORM)

@@ -23,7 +23,7 @@ ALL = (8,) * 7
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda: True)
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
     torch.manual_seed(0)
 
 
@@ -144,8 +144,51 @@ def test_a_layer_as_a_whole_is_what_its_parts_are(
         assert torch.equal(block(x, one, where), mine[0])
 
 
-def test_no_number_depends_on_the_threads() -> None:
-    one, where, x = layer(head_norms=True), place(33, 70, 25, shared=10), torch.randn(128, HIDDEN)
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+NORMS = ("before_attention", "before_mlp", "q_norm", "k_norm")
+
+
+def cast(one: Layer, dtype: torch.dtype) -> Layer:
+    """With its frozen weights in a dtype; its factors stay as they are."""
+    changed: dict[str, Linear | Norm] = {}
+    for name in LINEARS:
+        given: Linear = getattr(one, name)
+        bias = None if given.bias is None else given.bias.to(dtype)
+        changed[name] = replace(given, weight=given.weight.to(dtype), bias=bias)
+    for name in NORMS:
+        if (norm := getattr(one, name)) is not None:
+            changed[name] = replace(norm, weight=norm.weight.to(dtype))
+    return replace(one, **changed)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_bfloat16_a_layer_is_no_further_from_float32_than_its_parts_by_torch(
+    monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """In sum over all tensors: a single one may be the luckier in either way."""
+    make, where = CASES[case]
+    one = cast(make(), torch.bfloat16)
+    x = torch.randn(where.segments.length, one.q.weight.shape[1]).bfloat16()
+    assert whole(x, one, where)
+    mine = run(x, one, where)
+    assert mine[0].dtype == mine[1].dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in mine[2:])
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: False)
+    others = run(x, one, where)
+    exact = run(x.float(), cast(one, torch.float32), where)
+
+    def distances(found: list[Tensor]) -> list[float]:
+        return [float((a.float() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+
+    assert max(distances(mine)) < 0.03
+    assert sum(distances(mine)) <= 1.05 * sum(distances(others))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_number_depends_on_the_threads(dtype: torch.dtype) -> None:
+    one, where = layer(head_norms=True), place(33, 70, 25, shared=10)
+    x = torch.randn(128, HIDDEN).to(dtype)
+    one = cast(one, dtype)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -202,7 +245,8 @@ def test_what_layer_c_does_not_know_is_computed_by_parts(
 def test_other_dtypes_are_computed_by_parts() -> None:
     one, where = layer(ranks=(0,) * 7), place(50, 40)
     assert whole(torch.randn(90, HIDDEN), one, where)
-    assert not whole(torch.randn(90, HIDDEN, dtype=torch.bfloat16), one, where)
+    assert not whole(torch.randn(90, HIDDEN, dtype=torch.bfloat16), one, where), "mixed"
+    assert whole(torch.randn(90, HIDDEN, dtype=torch.bfloat16), cast(one, torch.bfloat16), where)
     half = replace(one, up=replace(one.up, weight=one.up.weight.half()))
     assert not whole(torch.randn(90, HIDDEN), half, where)
 

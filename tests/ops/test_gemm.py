@@ -12,8 +12,10 @@ from loractl.ops import gemm, native
 from loractl.ops.gemm import Term, products
 
 EDGES = [1, 3, 4, 5, 8, 9, 23, 24, 25, 47, 48, 49, 70, 112]
-DEPTHS = [1, 2, 8, 24, 383, 384, 385, 577, 800, 1021]
-"""Blocks are 384 deep, with AVX-512 576; rows of 1021 numbers are 4,096 bytes long here."""
+DEPTHS = [1, 2, 8, 24, 383, 384, 385, 577, 800, 1021, 2045]
+"""Blocks are 384 or, with AVX-512, 800 deep, twice that in bfloat16; rows of 1021 and 2045 numbers
+are 4,096 bytes long here."""
+BOTH = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(params=["gemm.c", "torch"])
@@ -21,7 +23,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Whatever this machine's processor is; small products go the same way here."""
     if request.param == "gemm.c" and native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda: request.param == "gemm.c")
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "gemm.c")
     monkeypatch.setattr(gemm, "SMALL", 0)
     monkeypatch.setattr(gemm, "FEW_ROWS", 0)
     yield str(request.param)
@@ -31,7 +33,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
         pytest.skip(native.missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda: True)
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
     monkeypatch.setattr(gemm, "SMALL", 0)
 
 
@@ -41,38 +43,49 @@ def exact(terms: list[Term], start: Tensor | None) -> Tensor:
     return total if start is None else total + start.double()
 
 
-def drawn_term(m: int, n: int, depth: int, *, across: bool, scale: float) -> Term:
+def drawn_term(
+    m: int, n: int, depth: int, *, across: bool, scale: float, dtype: torch.dtype
+) -> Term:
     """Parts of wider tensors, so that rows do not follow upon each other."""
-    x = torch.randn(m, depth + 3)[:, :depth]
-    w = torch.randn(n, depth + 5)[:, :depth].T if across else torch.randn(depth, n + 2)[:, :n]
-    return Term(x, w, scale)
+    x = torch.randn(m, depth + 3, dtype=dtype)[:, :depth]
+    w = torch.randn(n, depth + 5, dtype=dtype)[:, :depth].T
+    return Term(x, w if across else torch.randn(depth, n + 2, dtype=dtype)[:, :n], scale)
 
 
 def close(y: Tensor, terms: list[Term], start: Tensor | None) -> bool:
-    """Within the bound of any order of summing: u * (number of sums) * sum of the magnitudes."""
+    """Within the bound of any order of summing in float32, u * (number of sums) * sum of the
+    magnitudes; in bfloat16 with one rounding of the sum, and of weights that have a scale."""
     magnitudes = [Term(term.x.abs(), term.w.abs(), abs(term.scale)) for term in terms]
     most = exact(magnitudes, None if start is None else start.abs())
     count = sum(len(term.w) for term in terms) + 2 * len(terms) + 1
-    return bool(((y - exact(terms, start)).abs() <= count * 2**-24 * most).all())
+    bound = count * 2**-24 * most
+    if y.dtype == torch.bfloat16:
+        scaled = [term for term in magnitudes if term.scale != 1.0]
+        bound += 2**-8 * (exact(terms, start).abs() + (exact(scaled, None) if scaled else 0))
+    return bool(((y - exact(terms, start)).abs() <= bound).all())
 
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.DataObject) -> None:
-    if (found := native.compiled(torch.float32)) is None:
-        pytest.skip(native.missing(torch.float32))
+    dtype = data.draw(st.sampled_from(BOTH))
+    if (found := native.compiled(dtype)) is None:
+        pytest.skip(native.missing(dtype))
     m, n = data.draw(st.sampled_from(EDGES)), data.draw(st.sampled_from(EDGES))
     depths = data.draw(st.lists(st.sampled_from(DEPTHS), min_size=1, max_size=4))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     terms = [
-        drawn_term(m, n, depth, across=data.draw(st.booleans()), scale=data.draw(SCALES))
+        drawn_term(
+            m, n, depth, across=data.draw(st.booleans()), scale=data.draw(SCALES), dtype=dtype
+        )
         for depth in depths
     ]
     start = data.draw(st.sampled_from([None, torch.randn(n), torch.randn(m, n + 1)[:, :n]]))
-    buffer = torch.full((m, n + 2), 7.0)
+    start = None if start is None else start.to(dtype)
+    buffer = torch.full((m, n + 2), 7.0, dtype=dtype)
     gemm._products(found, buffer[:, :n], start, terms)
     assert close(buffer[:, :n], terms, start)
-    assert torch.equal(buffer[:, n:], torch.full((m, 2), 7.0)), "wrote beside the columns"
+    assert (buffer[:, n:] == 7.0).all(), "wrote beside the columns"
 
 
 SCALES = st.sampled_from([1.0, 2.5, -0.5])
@@ -94,12 +107,15 @@ def test_the_sum_may_stand_where_its_start_stood(way: str) -> None:
     assert close(y, terms, start)
 
 
-@pytest.mark.parametrize("depth", [700, 1024])  # with AVX-512 read as it lies, and in panels
-def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None, depth: int) -> None:
-    x, w, t, B = (
-        torch.randn(*shape) for shape in ((203, depth), (depth, 1600), (203, 8), (8, 1600))
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("depth", [700, 2048])  # with AVX-512 read as it lies, and in panels
+def test_a_row_is_the_same_whatever_rows_and_threads_there_are(
+    by_c: None, depth: int, dtype: torch.dtype
+) -> None:
+    x, w, t, B, start = (
+        torch.randn(*shape).to(dtype)
+        for shape in ((203, depth), (depth, 1600), (203, 8), (8, 1600), (203, 1600))
     )
-    start = torch.randn(203, 1600)
 
     def some(rows: slice) -> Tensor:
         terms = [Term(x[rows], w), Term(t[rows], B, 2.5)]
@@ -120,18 +136,29 @@ def test_a_row_is_the_same_whatever_rows_and_threads_there_are(by_c: None, depth
     assert torch.equal(some(slice(7, 19)), alone[7:19])
 
 
-def test_nan_and_infinity_come_through_and_stay_in_their_row(by_c: None) -> None:
-    x, w = torch.ones(9, 500), torch.ones(500, 30)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_nan_and_infinity_come_through_and_stay_in_their_row(
+    by_c: None, dtype: torch.dtype
+) -> None:
+    x, w = torch.ones(9, 500, dtype=dtype), torch.ones(500, 30, dtype=dtype)
     x[2, 77], x[5, 3] = torch.nan, torch.inf
     y = products([Term(x, w)])
     assert y[2].isnan().all() and y[5].isposinf().all()
-    assert torch.equal(y[[0, 1, 3, 4, 6, 7, 8]], torch.full((7, 30), 500.0))
+    assert (y[[0, 1, 3, 4, 6, 7, 8]] == 500.0).all()
+
+
+def test_a_sum_of_many_blocks_is_rounded_once(by_c: None) -> None:
+    """A term that rounding to bfloat16 between blocks would lose, block after block."""
+    x, w = torch.zeros(8, 49_152).bfloat16(), torch.ones(49_152, 64).bfloat16()
+    x[:, 0], x[:, 1600::1600] = 256.0, 0.5  # neighbours of 256 are 2 apart
+    y = products([Term(x, w)])
+    assert (y == 272.0).all()  # 271 lies between two, and goes to the even one
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x, w: (x.bfloat16(), w.bfloat16()),
+        lambda x, w: (x.half(), w.half()),
         lambda x, w: (x.double(), w.double()),
         lambda x, w: (x.T.contiguous().T, w),  # numbers of a row lie apart
         lambda x, w: (x, w.repeat_interleave(2, 1)[:, ::2].T.repeat_interleave(2, 1)[:, ::2].T),
@@ -154,22 +181,25 @@ def test_what_gemm_c_does_not_take_goes_to_torch(
 
 
 @pytest.mark.parametrize(
-    ("said", "serves"),
+    ("said", "float32", "bfloat16"),
     [
-        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma ", True),
-        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma avx512f ", False),
-        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx ", False),
-        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma ", False),
-        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma avx512f ", True),
-        ("aarch64 CPU implementer : 0x41 Features : fp asimd ", False),
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma ", True, False),
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx2 fma avx512f avx512_bf16 ", True, True),
+        ("x86_64 vendor_id : AuthenticAMD flags : fpu avx ", False, False),
+        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma ", False, False),
+        ("x86_64 vendor_id : GenuineIntel flags : fpu avx2 fma avx512f ", True, False),
+        ("x86_64 vendor_id : GenuineIntel flags : fma avx512f avx512_bf16 amx_bf16 ", True, False),
+        ("aarch64 CPU implementer : 0x41 Features : fp asimd bf16 ", False, False),
     ],
 )
 def test_it_serves_on_the_processors_where_it_was_measured(
-    monkeypatch: pytest.MonkeyPatch, said: str, serves: bool
+    monkeypatch: pytest.MonkeyPatch, said: str, float32: bool, bfloat16: bool
 ) -> None:
     monkeypatch.setattr(native, "processor", lambda: said)
     gemm.serves_here.cache_clear()
     try:
-        assert gemm.serves_here() is serves
+        assert gemm.serves_here(torch.float32) is float32
+        assert gemm.serves_here(torch.bfloat16) is bfloat16
+        assert not gemm.serves_here(torch.float16)
     finally:
         gemm.serves_here.cache_clear()

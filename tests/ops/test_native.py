@@ -131,7 +131,7 @@ def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> N
     settings = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
     listed = settings["tool"]["setuptools"]["package-data"]
     others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    used = {*native.INCLUDED, *(name for names in native.SOURCES.values() for name in names)}
+    used = {*native.INCLUDED, *native.SOURCES}
     assert {native.HERE / name for name in used} <= set(others)
     for path in others:
         room = ".".join(path.parent.relative_to(package.parent).parts)
