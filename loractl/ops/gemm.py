@@ -1,11 +1,11 @@
 """Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ...: a frozen layer and its update, or
 the gradient of an input that several layers share.
 
-On AMD processors gemm.c calculates the sum in one pass, in float32 and, where they have
-instructions for it, in bfloat16: 1.1 to 1.6 times as fast as torch's products there, which also
-read y again for each term. In float32 on Intel's with AVX-512 it is as fast as torch's, and serves
-because whole layers in C are built on it (scripts/LOG.md). Elsewhere it is torch's products, one
-after the other.
+On AMD processors gemm.c calculates the sum in one pass: in float32 1.1 to 1.6 times as fast as
+torch's products, which also read y again for each term, and in bfloat16, where they have
+instructions for it, 0.97 to 1.15 times. In float32 on Intel's with AVX-512 it is as fast as
+torch's, and serves because whole layers in C are built on it (scripts/LOG.md). Elsewhere it is
+torch's products, one after the other.
 """
 
 import ctypes
