@@ -50,24 +50,28 @@ def test_heads_of_any_width_give_what_torch_gives(
 def test_in_bfloat16_numbers_are_no_further_from_float64_than_torchs(
     monkeypatch: pytest.MonkeyPatch, d: int, shared: int, lengths: tuple[int, ...]
 ) -> None:
+    """In sum over ten draws: in a few short examples a single one may be the luckier either way."""
     parts = [torch.arange(n) + (shared if i else 0) for i, n in enumerate(lengths)]
     one = segments_of(torch.cat(parts)[None], shared)
     shapes = [(one.length, heads, d) for heads in (6, 2, 2, 6)]
-    q, k, v, dout = (torch.randn(*shape).bfloat16() for shape in shapes)
+    mine, torchs = torch.zeros(4), torch.zeros(4)  # distances of out, dq, dk and dv
 
-    def found(dtype: torch.dtype, *, by_c: bool) -> list[torch.Tensor]:
+    def found(drawn: list[torch.Tensor], *, by_c: bool) -> list[torch.Tensor]:
         monkeypatch.setattr(gemm, "serves_here", lambda dtype: by_c)
-        given = [x.to(dtype) for x in (q, k, v)]
+        *given, dout = drawn
         out, saved = attention_forward(*given, one, scale=d**-0.5)
         assert bool(saved.numel()) is by_c
-        rest = (out, saved, one)
-        gradients = attention_backward(dout.to(dtype), *given, *rest, scale=d**-0.5)
+        gradients = attention_backward(dout, *given, out, saved, one, scale=d**-0.5)
         return [out.double(), *(x.double() for x in gradients)]
 
-    exact = found(torch.float64, by_c=False)
-    torchs = found(torch.bfloat16, by_c=False)
-    for mine, other, true in zip(found(torch.bfloat16, by_c=True), torchs, exact, strict=True):
-        assert float((mine - true).norm()) <= 1.1 * float((other - true).norm())
+    for seed in range(10):
+        torch.manual_seed(seed)
+        q, k, v, dout = (torch.randn(*shape).bfloat16() for shape in shapes)
+        exact = found([x.double() for x in (q, k, v, dout)], by_c=False)
+        for distances, by_c in ((mine, True), (torchs, False)):
+            pairs = zip(found([q, k, v, dout], by_c=by_c), exact, strict=True)
+            distances += torch.tensor([float((x - true).norm()) for x, true in pairs])
+    assert (mine <= torchs).all(), (mine, torchs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
