@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from loractl import console
 from loractl.cli_adapters import Json, Overwrite, adapters_app
 from loractl.cli_planning import estimate, recommend
 from loractl.cli_results import Base, evaluate, export
+from loractl.commands import signals
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -227,7 +227,10 @@ def main(argv: Sequence[str]) -> int:
         if not argv:
             console.note(f"{command.get_help(typer.Context(command, info_name='loractl'))}\n")
             raise ConfigError("no command given; see loractl --help")
-        return command.main(list(argv), prog_name="loractl", standalone_mode=False) or 0
+        code: int = command.main(list(argv), prog_name="loractl", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer's word for KeyboardInterrupt
+            console.note("interrupted")
+        return code
     except typer.TyperException as error:
         console.errors([f"{error.format_message().rstrip('.')}; see {_help_of(argv)}"])
         return error.exit_code
@@ -236,9 +239,6 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except Stopped as stopped:
         return stopped.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        console.note("interrupted")
-        return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # typer turns the first into the second
         # The reader of our output has left (| head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -275,12 +275,9 @@ def _storage(error: OSError) -> int:
 
 def entry() -> None:
     """The `loractl` program. SIGTERM ends it as Ctrl-C does, so that nothing half-written stays."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise Stopped(TERMINATED)
-
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, signals.leave)
     code = main(sys.argv[1:])
+    signals.ignore()
     if code in (INTERRUPTED, TERMINATED):
         # All is tidied up, and taking torch down again can take seconds on a busy machine.
         with contextlib.suppress(OSError):

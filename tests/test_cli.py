@@ -136,13 +136,33 @@ def test_an_error_that_is_ours_is_raised_not_worded(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("stop", "code"), [(Stopped(130), 130), (Stopped(143), 143), (KeyboardInterrupt(), 130)]
-)
+    ("stop", "code", "said"),
+    [
+        (Stopped(130), 130, ""), (Stopped(143), 143, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)  # fmt: skip
 def test_signals_leave_with_the_codes_of_the_shell(
-    stop: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+    stop: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     raise_in_schema(monkeypatch, stop)
-    assert main(["schema"]) == code
+    assert main(["schema"]) == code and capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_the_process_ends_changes_nothing(number: str) -> None:
+    """As torch is taken down again, which can take a second."""
+    late = f"import atexit, signal; atexit.register(signal.raise_signal, signal.{number})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{late}; from loractl.cli import entry; entry()", "schema"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout and not done.stderr
 
 
 def test_of_more_than_ten_errors_ten_and_a_count_are_shown(

@@ -21,6 +21,17 @@ LEAVING_SECONDS = 1.0
 """How long the main thread may take to leave tidily after a second SIGINT."""
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM in a process that is `loractl` alone: end as Ctrl-C does, tidying up."""
+    raise Stopped(TERMINATED)
+
+
+def ignore() -> None:
+    """Let no signal stop this process any more: its work is done, and only its end is to come."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """A context in which the first signal is remembered, as the exit code to leave with."""
 
@@ -60,8 +71,11 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if kind is None and self._before[signal.SIGTERM] is leave:
+            ignore()  # all is written and told
+        else:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         sys.unraisablehook = self._hook
         self._ended.set()

@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from loractl.commands.signals import StopRequest
+from loractl.commands.signals import StopRequest, leave
 from loractl.errors import Stopped
 
 
@@ -66,3 +67,31 @@ def test_the_handlers_of_before_are_put_back() -> None:
     with StopRequest():
         assert signal.getsignal(signal.SIGINT) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.fixture
+def program() -> Iterator[None]:
+    """A process that is `loractl` alone: SIGTERM is handled as its entry does."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, leave)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("program")
+def test_what_comes_when_all_is_done_stops_nothing() -> None:
+    with StopRequest():
+        pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.usefixtures("program")
+def test_after_an_error_signals_still_end_the_program() -> None:
+    with pytest.raises(KeyError), StopRequest():
+        raise KeyError
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)

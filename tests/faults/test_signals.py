@@ -26,9 +26,10 @@ def test_a_run_stopped_at_random_times_loses_no_step_and_goes_on_as_if_never_sto
         run, number = tmp_path / f"run-{trial}", chance.choice(list(CODES))
         process = warm.start("train", expected.config, "--out", run)
         wait_until(process, (run / ".lock").exists)
-        time.sleep(chance.uniform(0, 0.8 * expected.seconds))
+        time.sleep(chance.uniform(0, expected.seconds))
         process.send(number)
         if process.wait() == 0:  # it came when all was done
+            assert (run / "adapter" / "adapter_model.safetensors").exists()
             continue
         assert process.code == CODES[number], process.said
         assert "Traceback" not in process.said and "loractl train" in process.said
