@@ -20,7 +20,9 @@ from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
 from loractl.models import libraries, load
-from loractl.models.forward import trained_logits
+from loractl.models.fast import Trunk
+from loractl.models.objective import Objective
+from loractl.models.shortrun import ShortRun
 from loractl.records import Conversation
 
 if TYPE_CHECKING:
@@ -111,17 +113,20 @@ def _base_of(read: Sequence[adapters.Adapter], full: Mapping[str, Path]) -> str:
 
 def _load(source: load.Source, asked: Asked) -> "PreTrainedModel":
     device = load.choose_device()
-    return load.load_model(source, dtype=load.choose_dtype(asked.dtype, device), device=device)
+    model = load.load_model(source, dtype=load.choose_dtype(asked.dtype, device), device=device)
+    return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
 
 
 def _measure(name: str, model: "PreTrainedModel", tokenizer: Tokenizer, asked: Asked) -> Evaluated:
     found = Evaluated(name)
     conversations = _read(asked)
     found.where = [where for where, _ in conversations]
+    run = ShortRun(model)
+    objective = Objective(model, trunk=Trunk(model, run), run=run)
     if any(metric in ("loss", "perplexity") for metric in asked.metrics):
-        found.losses = _losses(model, tokenizer, asked, asked.data, train_on="assistant")
+        found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
     if asked.retain is not None:
-        found.retain = _losses(model, tokenizer, asked, asked.retain, train_on="all")
+        found.retain = _losses(objective, tokenizer, asked, asked.retain, train_on="all")
     if asked.matches:
         _answer_(found, model, tokenizer, asked, [row for _, row in conversations])
     return found
@@ -141,14 +146,12 @@ def _read(asked: Asked) -> list[tuple[int | str, Conversation]]:
 
 
 def _losses(
-    model: "PreTrainedModel", tokenizer: Tokenizer, asked: Asked, path: Path, *, train_on: str
+    objective: Objective, tokenizer: Tokenizer, asked: Asked, path: Path, *, train_on: str
 ) -> Losses:
     reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
     store, _ = examples.load(str(path), tokenizer, reading)
     plan = batches.BatchPlan(asked.batch_size, 1, asked.max_length, packing=False)
-    found = row_losses(
-        lambda batch: trained_logits(model, batch), batches.in_order(store, plan), model.device
-    )
+    found = row_losses(objective.each, batches.in_order(store, plan), objective.model.device)
     for where, (loss, _) in found.items():
         if not math.isfinite(loss):
             raise NumericError(f"{path}:{where}: the loss is {loss}")

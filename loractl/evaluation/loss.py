@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractl.records import UNTRAINED, Batch
@@ -29,22 +28,20 @@ def mean_loss(
 
 
 def row_losses(
-    logits: Callable[[Batch], tuple[Tensor, Tensor]],
+    losses: Callable[[Batch], Tensor],
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, tuple[float, int]]:
     """(sum of the cross-entropies in nats, trained tokens) of each row, by where it stands.
 
-    `logits` gives those of a batch's trained tokens, and their ids; each batch row is one example.
+    `losses` gives those of a batch's trained tokens, row by row; each batch row is one example.
     """
     found: dict[int | str, tuple[float, int]] = {}
     with torch.no_grad():
         for batch in batches:
             counts = (batch.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
             assert len(counts) == len(batch.lines), "a row of a batch holds several examples"
-            scores, targets = logits(batch.to(device))
-            each = F.cross_entropy(scores.float(), targets, reduction="none").double()
-            parts = torch.split(each, counts)
+            parts = torch.split(losses(batch.to(device)).double(), counts)
             for where, part in zip(batch.lines, parts, strict=True):
                 found[where] = float(part.sum()), len(part)
     return found

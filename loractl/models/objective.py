@@ -1,4 +1,5 @@
-"""Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step."""
+"""Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step. Or the
+loss of each token."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from torch import Tensor
 from loractl.models.forward import hidden_states, trained_logits, trained_rows
 from loractl.models.head import head_of
 from loractl.models.shortrun import ShortRun
-from loractl.ops.cross_entropy import head_loss
+from loractl.ops.cross_entropy import Head, head_loss, head_losses
 from loractl.records import Batch
 
 if TYPE_CHECKING:
@@ -41,10 +42,22 @@ class Objective:
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         if self.head is None:
             return loss_sum(self.model, batch, autocast=self.autocast)
-        rows, targets = trained_rows(*self.trunk(batch))  # (n, hidden), (n,)
-        # Mamba's hidden states may be in float32 before a head in 16 bit.
-        rows = rows.to(self.head.weight.dtype)
+        rows, targets = self._rows(batch, self.head)
         return head_loss(rows, self.head, targets), targets.numel()
+
+    def each(self, batch: Batch) -> Tensor:
+        """The cross-entropy of each trained token in nats, (n,) float32: row by row, in order."""
+        with torch.no_grad():
+            if self.head is None:
+                return losses(self.model, batch, autocast=self.autocast)
+            rows, targets = self._rows(batch, self.head)
+        return head_losses(rows, self.head, targets)
+
+    def _rows(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
+        """What the head turns into logits, (n, hidden) in its dtype, and the ids meant, (n,)."""
+        rows, targets = trained_rows(*self.trunk(batch))
+        # Mamba's hidden states may be in float32 before a head in 16 bit.
+        return rows.to(head.weight.dtype), targets
 
 
 def loss_sum(
@@ -56,8 +69,15 @@ def loss_sum(
     `autocast` is the dtype of the products where the weights themselves rest in float32. The
     softmax is in float32 whatever the model computes in.
     """
+    found = losses(model, batch, autocast=autocast)
+    return found.sum(), found.numel()
+
+
+def losses(
+    model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
+) -> Tensor:
+    """As `loss_sum`, the cross-entropy of each trained token, (n,) float32."""
     device = batch.input_ids.device.type
     with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         logits, targets = trained_logits(model, batch)
-    total = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return total, targets.numel()
+    return F.cross_entropy(logits.float(), targets, reduction="none")

@@ -56,8 +56,13 @@ def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         loss: Tensor = _HeadLoss.apply(*given, targets, head)  # type: ignore[no-untyped-call]
         return loss
-    with torch.no_grad():
-        return _run(hidden, head, targets, _Gradients())
+    return head_losses(hidden, head, targets).sum()
+
+
+@torch.no_grad()
+def head_losses(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """The cross-entropy of each row in nats, (n,) float32; as `head_loss`, without gradients."""
+    return _run(hidden, head, targets, _Gradients())
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class _HeadLoss(torch.autograd.Function):
             torch.zeros_like(weight, dtype=torch.float32) if of_weight else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None,
         )
-        loss = _run(hidden, head, targets, gradients)
+        loss = _run(hidden, head, targets, gradients).sum()
         ctx.save_for_backward(gradients.hidden)
         ctx.of_head = (gradients.weight, gradients.bias)
         ctx.dtype = hidden.dtype
@@ -109,7 +114,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
-    """The sum of the losses, chunk by chunk; writes or adds up the gradients that are asked for."""
+    """The loss of each row, chunk by chunk; writes or adds up the gradients that are asked for."""
     n, vocabulary = len(hidden), len(head.weight)
     losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
     rows = chunk_rows(n, vocabulary, hidden.element_size())
@@ -135,7 +140,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
             if factor != 1:
                 gradients.hidden[chunk] /= factor
         _add_of_head_(gradients, logits, h, factor)
-    return losses.sum()
+    return losses
 
 
 def _space(like: Tensor, rows: int, vocabulary: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loractl.cli import main
+from loractl.commands import evaluating
+from loractl.models import objective
 from tests.conftest import TEXT, chat_rows, write_jsonl
 
 Make = Callable[..., Path]
@@ -86,6 +88,30 @@ def test_every_row_agrees_with_an_independent_count(
         assert one["loss"]["value"] == pytest.approx(mean, rel=1e-4)
         assert one["perplexity"]["value"] == pytest.approx(math.exp(mean), rel=1e-4)
         assert one["loss"]["low"] < one["loss"]["value"] < one["loss"]["high"]
+
+
+@pytest.mark.parametrize(("name", "is_fast"), [("llama", True), ("gpt2", False)])
+def test_losses_come_without_all_logits_and_by_fast_layers_where_there_are_any(
+    name: str, is_fast: bool, base: Make, adapter_dir: Make, held_out: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured,
+) -> None:  # fmt: skip
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("all logits at once")
+
+    ways: list[str] = []
+
+    class Told(evaluating.Trunk):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            ways.append(self.unusual)
+
+    monkeypatch.setattr(objective, "trained_logits", refused)
+    monkeypatch.setattr(evaluating, "Trunk", Told)
+    found = evaluated(
+        capsys, f"tuned={adapter_dir(base(name))}", "--data", str(held_out), "--metrics", "loss"
+    )
+    assert [one["model"] for one in found] == ["base", "tuned"]
+    assert [not way for way in ways] == [is_fast, is_fast], ways
 
 
 def test_base_adapter_and_full_fine_tuning_stand_in_one_table_with_what_was_forgotten(

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from loractl.data.batches import BatchPlan, in_order
 from loractl.evaluation.loss import mean_loss, row_losses
-from loractl.models.forward import trained_logits
-from loractl.models.objective import loss_sum
+from loractl.models.fast import Trunk
+from loractl.models.objective import Objective, loss_sum
+from loractl.models.shortrun import ShortRun
 from loractl.records import UNTRAINED, Example
 
 CPU = torch.device("cpu")
@@ -50,10 +51,17 @@ def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
     assert set(seen) == {(False, False)}
 
 
-def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base("llama"))
+@pytest.mark.parametrize("way", ["fast", "head alone", "plain"])
+def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], way: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama")).eval().requires_grad_(False)
+    run = ShortRun(model)
+    objective = Objective(model, trunk=Trunk(model, run) if way == "fast" else None, run=run)
+    if way == "plain":
+        objective.head = None
+    else:
+        assert objective.head is not None
     batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
-    found = row_losses(lambda batch: trained_logits(model, batch), batches, CPU)
+    found = row_losses(objective.each, batches, CPU)
     assert set(found) == {example.line for example in EXAMPLES}
     for example in EXAMPLES:
         ids = torch.tensor([example.ids])

@@ -267,6 +267,17 @@ def test_other_hidden_states_can_be_given(made: list[Example], load: Any) -> Non
         assert float(halved(batch)[0]) == pytest.approx(plain, rel=1e-6)
 
 
+def test_the_losses_of_tokens_are_those_whose_sum_it_is(made: list[Example], load: Any) -> None:
+    model = load("llama")
+    batch, objective = collate([[one] for one in made]), Objective(model)
+    each = objective.each(batch)
+    total, n = objective(batch)
+    assert each.shape == (n,) and not each.requires_grad
+    torch.testing.assert_close(each.sum(), total.detach())
+    objective.head = None  # the plain form
+    torch.testing.assert_close(objective.each(batch), each)
+
+
 def test_under_autocast_the_plain_form_is_taken(made: list[Example], load: Any) -> None:
     model, batch = load("llama"), collate([[made[0]]])
     objective = Objective(model, autocast=torch.bfloat16)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loractl.ops import chunks
 from loractl.ops.chunks import CHUNK_ROWS, STRIP_ROWS
-from loractl.ops.cross_entropy import Head, head_loss
+from loractl.ops.cross_entropy import Head, head_loss, head_losses
 
 WIDTH, VOCABULARY = 24, 301
 FORMS: dict[str, dict[str, Any]] = {
@@ -91,6 +91,18 @@ def test_in_16_bit_they_are_no_further_from_float64_than_those_of_all_logits(
     assert abs(loss - expected) <= 1.2 * abs(rounded - expected) + eps * expected / 10
     for ours, theirs, right in zip(found, grads, best, strict=True):
         assert float((ours - right).norm()) <= 1.2 * float((theirs - right).norm())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_losses_of_rows_are_those_of_all_logits(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", 1)
+    hidden, head, targets = made(203, **FORMS[form])
+    found = head_losses(hidden, head, targets)
+    exact = F.cross_entropy(head.logits(hidden).double(), targets, reduction="none")
+    assert found.dtype == torch.float32 and not found.requires_grad
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_frozen_trunk_none() -> None:
