@@ -4,8 +4,9 @@ the gradient of an input that several layers share.
 On AMD processors gemm.c calculates the sum in one pass: in float32 1.1 to 1.6 times as fast as
 torch's products, which also read y again for each term, and in bfloat16, where they have
 instructions for it, 0.97 to 1.15 times. In float32 on Intel's with AVX-512 it is as fast as
-torch's, and serves because whole layers in C are built on it (scripts/LOG.md). Elsewhere it is
-torch's products, one after the other.
+torch's, and serves because whole layers in C are built on it. Without instructions for bfloat16 it
+widens the numbers, and is about as fast as in float32, where torch is 5 to 50 times slower
+(scripts/LOG.md). Elsewhere it is torch's products, one after the other.
 """
 
 import ctypes
@@ -68,12 +69,12 @@ def products(
 def serves_here(dtype: torch.dtype) -> bool:
     """Whether gemm.c, and what is built on it, is faster than torch on processors like this one."""
     words = set(native.processor().split())
-    if dtype == torch.bfloat16:  # what Intel's have besides, AMX, is faster than these instructions
-        return words >= {"AuthenticAMD", "avx512_bf16"}
-    if dtype != torch.float32:
-        return False
-    is_amd = words >= {"AuthenticAMD", "avx2", "fma"}
-    return is_amd or words >= {"GenuineIntel", "avx512f"}
+    is_amd, is_intel = (
+        words >= {maker, "avx2", "fma"} for maker in ("AuthenticAMD", "GenuineIntel")
+    )
+    if dtype == torch.bfloat16:  # Intel's instructions for it, AMX above all, torch uses well
+        return is_amd or (is_intel and not words & {"avx512_bf16", "amx_bf16"})
+    return dtype == torch.float32 and (is_amd or (is_intel and "avx512f" in words))
 
 
 def _shape(terms: Sequence[Term]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """What the hand-written layers of `ops/block.py` keep and take, counted line by line of its code.
 
 Sizes are in values a token until the last moment; `scores` alone does not grow with the tokens.
-Not counted, here nor anywhere: on processors with AVX-512 that do not know bfloat16, where
-`model.dtype: auto` is float32, oneDNN makes each product of bfloat16 in a float32 copy first.
+Not counted, here nor anywhere: without the C files, on processors with AVX-512 that do not know
+bfloat16, oneDNN makes each product of bfloat16 in a float32 copy first.
 """
 
 from collections.abc import Iterator, Mapping
