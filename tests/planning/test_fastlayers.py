@@ -142,7 +142,7 @@ def test_products_and_attention_in_c_take_no_more(
     # and, where inputs are shared or A is cast, as many columns of A.
     columns = 5 * 64 if dtype == torch.float32 else 6 * 64 + 160
     made_anew = 4 * dtype.itemsize * RANK * (576 + columns) if checkpointing else 0
-    # In bfloat16 torch's way, which serves on most machines, is counted, without the logsumexps.
+    # Counted is torch's way, which in bfloat16 keeps no logsumexps.
     more = 0 if dtype == torch.float32 or checkpointing else 4 * 4 * 4 * sum(map(sum, ROWS))
     assert 0.9 < real / (predicted.activations + more - made_anew) < 1.001
     assert peak < highest  # scores, which weigh much in a model as small as this one
