@@ -10,7 +10,7 @@ import torch
 
 from loractl.artifacts import adapter as adapters
 from loractl.artifacts.matching import load_
-from loractl.commands.evaluate import Asked, plain, refuse_text
+from loractl.commands.evaluate import LOSSES, Asked, plain, refuse_text
 from loractl.data import batches, examples
 from loractl.data.template import TemplateError, Tokenizer, prompt_ids
 from loractl.errors import DataError, ModelError, NumericError
@@ -121,12 +121,14 @@ def _measure(name: str, model: "PreTrainedModel", tokenizer: Tokenizer, asked: A
     found = Evaluated(name)
     conversations = _read(asked)
     found.where = [where for where, _ in conversations]
-    run = ShortRun(model)
-    objective = Objective(model, trunk=Trunk(model, run), run=run)
-    if any(metric in ("loss", "perplexity") for metric in asked.metrics):
-        found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
-    if asked.retain is not None:
-        found.retain = _losses(objective, tokenizer, asked, asked.retain, train_on="all")
+    has_loss = any(metric in LOSSES for metric in asked.metrics)
+    if has_loss or asked.retain is not None:
+        run = ShortRun(model)
+        objective = Objective(model, trunk=Trunk(model, run), run=run)
+        if has_loss:
+            found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
+        if asked.retain is not None:
+            found.retain = _losses(objective, tokenizer, asked, asked.retain, train_on="all")
     if asked.matches:
         _answer_(found, model, tokenizer, asked, [row for _, row in conversations])
     return found

@@ -107,11 +107,12 @@ def test_losses_come_without_all_logits_and_by_fast_layers_where_there_are_any(
 
     monkeypatch.setattr(objective, "trained_logits", refused)
     monkeypatch.setattr(evaluating, "Trunk", Told)
-    found = evaluated(
-        capsys, f"tuned={adapter_dir(base(name))}", "--data", str(held_out), "--metrics", "loss"
-    )
+    words = [f"tuned={adapter_dir(base(name))}", "--data", str(held_out), "--metrics"]
+    found = evaluated(capsys, *words, "loss")
     assert [one["model"] for one in found] == ["base", "tuned"]
     assert [not way for way in ways] == [is_fast, is_fast], ways
+    evaluated(capsys, *words, "contains", "--max-new-tokens", "2")
+    assert len(ways) == 2, "proven although no loss is asked for"
 
 
 def test_base_adapter_and_full_fine_tuning_stand_in_one_table_with_what_was_forgotten(
