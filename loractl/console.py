@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from loractl.errors import MOST_SHOWN, DataError
+from loractl.text import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -94,39 +95,6 @@ def errors(messages: Sequence[str]) -> None:
         note(f"{head} {message}")
     if (more := len(messages) - MOST_SHOWN) > 0:
         note(f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out text in columns as wide as their widest cell; numbers to the right."""
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    right = [bool(rows) and rows[0][i].lstrip("-")[:1].isdigit() for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in [header, *rows]
-    ]
-    return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as 42s, 3m07s or 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-def size(n_bytes: float) -> str:
-    """Write bytes in binary units, as 512 B, 1.5 MiB or 2.25 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            digits = ".0f" if unit == "B" or n_bytes >= 100 else ".3g"
-            return f"{n_bytes:{digits}} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"
 
 
 class Progress:

@@ -73,7 +73,7 @@ def run(point: dict[str, Any]) -> tuple[int, int]:
         path = directory / "config.yaml"
         path.write_text(yaml.safe_dump(config_of(point, directory)), encoding="utf-8")
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "LORACTL_CACHE": str(directory / "cache")}
-        command = [sys.executable, "-m", "loractl.cli"]
+        command = [sys.executable, "-m", "loractl"]
         told = subprocess.run(
             [*command, "estimate", str(path), "--json"],
             check=True, capture_output=True, env=env, cwd=ROOT,

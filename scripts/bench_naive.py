@@ -26,8 +26,8 @@ from bench_rows import rows_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loractl import configfile
-from loractl.commands.assemble import Session, assemble
+from loractl.config import loader
+from loractl.engine.session import Session, assemble
 from loractl.records import UNTRAINED, Batch, DataState
 
 SIZE_OF_B = 1e-3  # standard deviation of a B that has trained a little
@@ -91,7 +91,7 @@ def windows(session: Session, count: int) -> Iterator[list[Batch]]:
 
 def curves(config: Path, steps: int) -> dict[str, Any]:
     """Train naively; the losses before each step."""
-    loaded = configfile.load(config)
+    loaded = loader.load(config)
     session = assemble(loaded)
     rows, adapters = list(windows(session, steps)), starts(session)
     path, dtype, train = session.source.name, session.dtype, loaded.config.train
@@ -115,7 +115,7 @@ def bias(config: Path, batches: int) -> dict[str, Any]:
     B is random, not zero, so that the adapters are a part of what is compared; ours runs as in
     training, with gradients to come.
     """
-    session = assemble(configfile.load(config))
+    session = assemble(loader.load(config))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in session.layers.values():

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loractl import configfile
-from loractl.commands.reading import load_data
-from loractl.config import RunConfig
+from loractl.config import loader
+from loractl.config.settings import RunConfig
 from loractl.data import batches, examples
 from loractl.data.examples import Reading
+from loractl.engine.data import load_data
 from loractl.models import load
 from loractl.records import UNTRAINED, Batch, DataState
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch", type=int)
     asked = parser.parse_args()
-    config = configfile.load(asked.config).config
+    config = loader.load(asked.config).config
     tokenizer = load.load_tokenizer(load.locate(config.model.name_or_path))
     data = load_data(config.data, tokenizer, max_length=config.data.max_length)
     steps: list[list[dict[str, Any]]] = []

@@ -71,7 +71,7 @@ def train(config: Mapping[str, Any], directory: Path, *, cache: Path) -> dict[st
     with (directory / "said").open("w") as said:
         began = time.time()
         process = subprocess.Popen(
-            [sys.executable, "-m", "loractl.cli", "train", str(path)],
+            [sys.executable, "-m", "loractl", "train", str(path)],
             stdout=said, stderr=said, env=environment(cache), cwd=ROOT,
         )  # fmt: skip
         try:

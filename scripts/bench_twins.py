@@ -88,7 +88,7 @@ def head(dtype: torch.dtype, tokens: int) -> Twins:
 
 def attention(dtype: torch.dtype, tokens: int, *, example: int | None) -> Twins:
     """Attention within examples, against SDPA over the row (with a mask where it is packed)."""
-    from loractl.ops.attention import segment_attention
+    from loractl.ops.attention.autograd import segment_attention
     from loractl.ops.segments import segments_of
 
     size = min(example or tokens, tokens)
@@ -206,8 +206,8 @@ def layer(dtype: torch.dtype, tokens: int) -> Twins:
     from loractl.lora.inject import adaptable, inject_
     from loractl.lora.layer import LoraLayer
     from loractl.lora.ranks import ModuleRank
-    from loractl.models.fastlayers import read_layer
-    from loractl.ops.block import Place, block
+    from loractl.models.fast.read_layer import read_layer
+    from loractl.ops.layer.block import Place, block
     from loractl.ops.segments import segments_of
 
     config = LlamaConfig(

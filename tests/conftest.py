@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from loractl.ops import memory
+from loractl.ops import held_memory
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -96,15 +96,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def nothing_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and what layers keep come from torch each time, so that it can say how much it is; and
     no product makes a copy of its result, which planning does not count (fastlayers.py)."""
-    kept = memory.scratch  # what is there for one call is: torch would free it before the call
+    kept = held_memory.scratch  # what is there for one call is: torch would free it before the call
 
     def anew(name: str, values: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         is_logits = name == "logits"
         return torch.empty(values, dtype=dtype) if is_logits else kept(name, values, dtype)
 
-    monkeypatch.setattr(memory, "scratch", anew)
-    monkeypatch.setattr(memory, "take", torch.empty)
-    monkeypatch.setattr(memory, "give", lambda block: None)
+    monkeypatch.setattr(held_memory, "scratch", anew)
+    monkeypatch.setattr(held_memory, "take", torch.empty)
+    monkeypatch.setattr(held_memory, "give", lambda block: None)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
@@ -216,7 +216,9 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
     `embedding` as a target means the input embedding, by whatever name the model has it, and
     `head` the output head.
     """
-    from loractl.artifacts import adapter, peftconfig, peftnames
+    from loractl.artifacts.peft import adapter
+    from loractl.artifacts.peft import config as peft_config
+    from loractl.artifacts.peft import names as peft_names
     from loractl.lora.inject import adaptable, inject_
     from loractl.lora.ranks import RankSpec, resolve
     from loractl.models import load
@@ -236,19 +238,19 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
         kinds = adaptable(model)
         ranks = resolve(spec, kinds, head=head)
         everything = [n for n, _ in model.named_modules()]
-        content = peftconfig.content(
+        content = peft_config.content(
             ranks, everything, spec=spec, kinds=kinds, dropout=0.0, base=str(base)
         )
         layers = inject_(model, ranks)
         torch.manual_seed(7)
         with torch.no_grad():
-            for parameter in peftnames.parameters(layers).values():
+            for parameter in peft_names.parameters(layers).values():
                 parameter.normal_(std=size)
         directory = tmp_path / name
         directory.mkdir()
         adapter.write(
             directory,
-            peftnames.parameters(layers),
+            peft_names.parameters(layers),
             config=content,
             about={"base": {"fingerprint": load.fingerprint(source), "name_or_path": str(base)}},
             chat_template=CHATML,

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from loractl.lora.ranks import ModuleRank, RankSpec, resolve
-from loractl.models.shape import ModelShape, from_config
+from loractl.models.shape.read import from_config
+from loractl.models.shape.types import ModelShape
 from loractl.planning.frameworks import FRAMEWORKS
-from loractl.planning.memory import Plan
+from loractl.planning.peak_memory import Plan
 from loractl.planning.work import Work
 
 Row = dict[str, Any]

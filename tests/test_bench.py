@@ -20,7 +20,7 @@ import torch
 from bench_workloads import WORKLOADS
 from transformers import AutoModelForCausalLM
 
-from loractl.cli import main
+from loractl.cli.main import main
 from loractl.data import batches
 from loractl.lora.inject import adaptable
 from loractl.records import Example

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from loractl import console
+from loractl import console, text
 
 
 class Terminal(io.StringIO):
@@ -63,10 +63,10 @@ def test_messages_to_a_reader_who_has_left_are_dropped_and_the_work_goes_on(
 
 
 def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
-    assert console.table(["name", "n"], [["a", "5"], ["long", "12"]]) == (
+    assert text.table(["name", "n"], [["a", "5"], ["long", "12"]]) == (
         "name   n\na      5\nlong  12"
     )
-    assert console.table(["name", "n"], []) == "name  n"
+    assert text.table(["name", "n"], []) == "name  n"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
     [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (187, "3m07s"), (3600, "1h00m"), (7500, "2h05m")],
 )
 def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
+    assert text.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
     ],
 )
 def test_sizes_have_binary_units_and_no_exponents(n_bytes: float, text: str) -> None:
-    assert console.size(n_bytes) == text
+    assert text.size(n_bytes) == text
 
 
 def test_progress_is_one_plain_line_every_so_many_steps_and_at_the_last(

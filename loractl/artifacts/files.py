@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from loractl import console
+from loractl import text
 from loractl.errors import ArtifactError, StorageError
 
 OF_THE_DISK = {
@@ -48,12 +48,12 @@ def free(path: Path) -> int:
 
 
 def _space(path: Path, needs: int | None) -> str:
-    needed = f"{console.size(needs)} ({needs} bytes) needed, " if needs is not None else ""
+    needed = f"{text.size(needs)} ({needs} bytes) needed, " if needs is not None else ""
     try:
         left = free(path)
     except OSError:
         return ""
-    return f"; {needed}{console.size(left)} ({left} bytes) free; what stood here before still does"
+    return f"; {needed}{text.size(left)} ({left} bytes) free; what stood here before still does"
 
 
 def as_json(content: Any) -> str:

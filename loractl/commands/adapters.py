@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loractl import console
-from loractl.commands.outdir import check_out
+from loractl import __version__, console, text
+from loractl.commands.arguments import check_out
 from loractl.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from loractl.artifacts.adapter import Adapter
-    from loractl.artifacts.factors import Update
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.artifacts.peft.updates import Update
     from loractl.lora.algebra import Cut
 
 
@@ -43,14 +43,15 @@ def resize(
     require_size(rank, energy)
     check_out(out, overwrite=overwrite)
 
-    from loractl.artifacts import adapter as adapters
-    from loractl.artifacts import factors, files
+    from loractl.artifacts import files
+    from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.peft import updates
     from loractl.lora.algebra import resize as cut_to
 
     adapter = adapters.read(path)
     check_out(out, overwrite=overwrite, sources=(adapter.directory,))
-    copied = factors.copies(adapter, doing="resized")
-    found = factors.updates(adapter)
+    copied = updates.copies(adapter, doing="resized")
+    found = updates.updates(adapter)
     cuts = {
         name: cut_to(update.factors, rank=rank, energy=energy) for name, update in found.items()
     }
@@ -60,10 +61,10 @@ def resize(
     about = about_made("resize", {"adapter": adapter}, {**made, "error": report["error"]})
 
     def write(directory: Path) -> None:
-        factors.write_updates(
+        updates.write_updates(
             directory,
             {name: (found[name].kind, cut.factors) for name, cut in cuts.items()},
-            config=factors.config_of(adapter),
+            config=updates.config_of(adapter),
             about=about,
             chat_template=adapter.chat_template,
             copied=copied,
@@ -116,26 +117,20 @@ def _as_text(report: Mapping[str, Any]) -> str:
             name,
             str(m["rank_before"]),
             str(m["rank"]),
-            percent(m["kept_energy"]),
+            text.percent(m["kept_energy"]),
             f"{m['error']:.2e}",
         ]
         for name, m in report["modules"].items()
     ]
     return "\n".join(
         [
-            console.table(["module", "rank", "now", "kept", "error"], rows),
-            f"all: {percent(report['kept_energy'])} of the energy kept, relative error"
+            text.table(["module", "rank", "now", "kept", "error"], rows),
+            f"all: {text.percent(report['kept_energy'])} of the energy kept, relative error"
             f" {report['error']:.2e}; {report['parameters_before']:,} ->"
             f" {report['parameters']:,} parameters",
             report["out"],
         ]
     )
-
-
-def percent(share: float) -> str:
-    """A share such as 97.25%; only all of it is 100%."""
-    text = f"{share:.2%}"
-    return "99.99%" if text == "100.00%" and share < 1 - 1e-9 else text
 
 
 def require_effect(where: Path, norms: Sequence[float]) -> None:
@@ -148,14 +143,13 @@ def about_made(
     command: str, sources: Mapping[str, "Adapter"], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """loractl.json of an adapter made from others: from which bytes, how, for which base."""
-    from importlib.metadata import version
 
     from loractl.artifacts import files
-    from loractl.artifacts.adapter import WEIGHTS
+    from loractl.artifacts.peft.adapter import WEIGHTS
 
     first = next(iter(sources.values()))
     return {
-        "loractl": version("loractl"),
+        "loractl": __version__,
         "base": first.about.get("base") or {"name_or_path": first.base},
         "made": {
             "by": f"adapters {command}",

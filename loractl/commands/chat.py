@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loractl import console
-from loractl.commands.answering import Options, open_hub, parse_adapters
+from loractl import console, text
+from loractl.engine.base import Options, open_hub, parse_adapters
 from loractl.errors import ConfigError, DataError, LoractlError, ModelError
-from loractl.wording import closest
+from loractl.text import closest
 
 if TYPE_CHECKING:
-    from loractl.generation.chat import Conversation
+    from loractl.generation.chat_session import Conversation
 
 BASE = "base"
 
@@ -29,7 +29,7 @@ def run(*, model: str | None, adapters: Sequence[str], options: Options) -> int:
     if model is None and not directories:
         raise ConfigError("nothing to talk with: give --adapter NAME=DIR, or --model")
     opened = open_hub(model, directories, options.dtype)
-    from loractl.generation.chat import Conversation
+    from loractl.generation.chat_session import Conversation
 
     talk = Conversation(opened, options.sampling, active=next(iter(directories), None))
     console.note(f"{_title(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
@@ -139,9 +139,9 @@ def _adapters(talk: "Conversation", rest: str) -> None:
     for name in hub.names:
         ranks = hub.ranks(name)
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
-        rows.append([name, span, str(len(hub.layers(name))), console.size(hub.n_bytes(name))])
+        rows.append([name, span, str(len(hub.layers(name))), text.size(hub.n_bytes(name))])
     marked = [["*" if row[0] == _title(talk.active) else "", *row] for row in rows]
-    console.result(console.table(["", "name", "rank", "modules", "memory"], marked))
+    console.result(text.table(["", "name", "rank", "modules", "memory"], marked))
 
 
 def _reset(talk: "Conversation", rest: str) -> None:

@@ -1,23 +1,12 @@
 """`loractl check`: everything that training would find out, before it starts."""
 
 import json
-import textwrap
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loractl import configfile, console
-from loractl.artifacts.rundir import RunDir
-from loractl.models import libraries
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: `ok`, a `note` to know of, or a `fix` to make."""
-
-    state: str
-    what: str  # a word or two: the name of the thing
-    text: str  # a line: what was found and, unless ok, what to do
+from loractl import console
+from loractl.artifacts.run.directory import RunDir
+from loractl.config import loader
+from loractl.startup import libraries
 
 
 def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
@@ -25,13 +14,13 @@ def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
 
     Raises what `train` would raise: what is wrong with the file is said before torch is loaded.
     """
-    loaded = configfile.load(config, overrides)
+    loaded = loader.load(config, overrides)
     assert loaded.config.out is not None, "resolve() fills out in"
     directory = RunDir(Path(loaded.config.out))
 
     # Imported here, not above: what is wrong with a config is said before torch is loaded.
     libraries.import_()
-    from loractl.commands.checking import examine
+    from loractl.engine.check.report import examine
 
     report = examine(loaded)
     if as_json:
@@ -42,26 +31,3 @@ def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
     # Last, since data can be worth a look although the run's directory is taken.
     directory.require(resume=False, overwrite=False)
     return 0
-
-
-def findings_as_text(
-    findings: list[Finding], *, colour: bool, width: int | None = None
-) -> list[str]:
-    """A line a finding, those to act on last, where they are read; wrapped to `width` columns."""
-    order = {"ok": 0, "note": 1, "fix": 2}
-    codes = {"ok": "32", "note": "33", "fix": "31"}
-    words = max((len(one.what) for one in findings), default=0)
-    left = 8 + words
-    lines = []
-    for one in sorted(findings, key=lambda one: order[one.state]):
-        state = f"\x1b[{codes[one.state]}m{one.state:4}\x1b[0m" if colour else f"{one.state:4}"
-        text = [one.text]
-        if width is not None and width > 2 * left:
-            text = textwrap.wrap(one.text, width - left)
-        lines.append(f"{state}  {one.what:{words}}  {text[0]}")
-        lines += [" " * left + more for more in text[1:]]
-    return lines
-
-
-def findings_as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:
-    return [{"state": one.state, "what": one.what, "text": one.text} for one in findings]

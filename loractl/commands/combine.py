@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import console
 from loractl.commands.adapters import about_made, require_effect
-from loractl.commands.answering import parse_adapters
-from loractl.commands.outdir import check_out
+from loractl.commands.arguments import check_out
+from loractl.engine.base import parse_adapters
 from loractl.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from loractl.artifacts.adapter import Adapter
-    from loractl.artifacts.factors import Update
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.artifacts.peft.updates import Update
     from loractl.lora.spectrum import Factors
 
 HOW = ("linear", "cat", "svd", "ties", "dare", "dare_ties")
@@ -54,16 +54,17 @@ def run(
     shares = parse_weights(weights, list(paths))
     check_out(out, overwrite=overwrite)
 
-    from loractl.artifacts import adapter as adapters
-    from loractl.artifacts import factors, files
+    from loractl.artifacts import files
+    from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.peft import updates
 
     read = {name: adapters.read(path) for name, path in paths.items()}
     check_out(out, overwrite=overwrite, sources=tuple(one.directory for one in read.values()))
     _require_one_base(read)
     copied = _same_copies(read)
-    parts = {name: factors.updates(adapter) for name, adapter in read.items()}
+    parts = {name: updates.updates(adapter) for name, adapter in read.items()}
     largest = max(update.factors.rank for found in parts.values() for update in found.values())
-    modules = sorted({module for found in parts.values() for module in found}, key=factors.in_order)
+    modules = sorted({module for found in parts.values() for module in found}, key=updates.in_order)
     made = {}
     for module in modules:
         present = {name: found[module] for name, found in parts.items() if module in found}
@@ -73,7 +74,7 @@ def run(
     about = about_made("combine", read, {**settings, "weights": shares})
 
     def write(directory: Path) -> None:
-        factors.write_updates(
+        updates.write_updates(
             directory,
             {module: (one.kind, one.factors) for module, one in made.items()},
             config=_config(read, modules),
@@ -189,11 +190,11 @@ def _require_one_base(read: Mapping[str, "Adapter"]) -> None:
 def _same_copies(read: Mapping[str, "Adapter"]) -> dict[str, "torch.Tensor"]:
     import torch
 
-    from loractl.artifacts import factors
+    from loractl.artifacts.peft import updates
 
     together: dict[str, torch.Tensor] = {}
     for adapter in read.values():
-        for name, tensor in factors.copies(adapter, doing="combined").items():
+        for name, tensor in updates.copies(adapter, doing="combined").items():
             if name in together and not torch.equal(together[name], tensor):
                 raise ArtifactError(
                     f"{adapter.directory}: {name} differs from that of another adapter; they belong"
@@ -249,7 +250,7 @@ def _combined(
 
 def _config(read: Mapping[str, "Adapter"], modules: Sequence[str]) -> dict[str, Any]:
     """The first adapter's config; it targets the modules of all, by whole paths if they differ."""
-    from loractl.artifacts.factors import TARGETING, config_of
+    from loractl.artifacts.peft.updates import TARGETING, config_of
 
     configs = [config_of(adapter) for adapter in read.values()]
     config = dict(configs[0])

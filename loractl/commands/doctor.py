@@ -7,9 +7,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from loractl import console
+from loractl import __version__, console, text
 
-PACKAGES = ("loractl", "torch", "transformers", "safetensors", "tokenizers")
+PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 EXTRAS = {"gguf": ("gguf", "accelerate")}
 
 
@@ -20,7 +20,7 @@ def run(*, as_json: bool) -> int:
         console.result(json.dumps(facts, indent=2))
         return 0
     rows = [[name, str(value)] for name, value in facts.items() if name != "missing"]
-    console.result(console.table(["what", "found"], rows))
+    console.result(text.table(["what", "found"], rows))
     for line in facts["missing"]:
         console.result(f"missing: {line}")
     return 0
@@ -38,14 +38,15 @@ def gather() -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     facts: dict[str, Any] = {
         "python": platform.python_version(),
+        "loractl": __version__,
         **{package: _version(package) or "missing" for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "dtype auto": dtype,
         "kernels": "torch's" if native.missing(torch.float32) else "compiled for this machine",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "free memory": console.size(load.free_memory(device)),
-        "free disk here": console.size(shutil.disk_usage(".").free),
+        "free memory": text.size(load.free_memory(device)),
+        "free disk here": text.size(shutil.disk_usage(".").free),
     }
     missing = [
         f"{', '.join(absent)}, for .gguf base models; pip install 'loractl[{extra}]'"

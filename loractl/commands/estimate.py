@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.commands.planned import automatic_dtype, count_of, shape_of
+from loractl.commands.arguments import count_of
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.planning.estimate import Pace, report
 from loractl.planning.frameworks import FRAMEWORKS
-from loractl.planning.memory import MOMENTS
-from loractl.planning.request import WIDTHS, Request, of_config
+from loractl.planning.known_model import automatic_dtype, shape_of
+from loractl.planning.peak_memory import MOMENTS
+from loractl.planning.request import WIDTHS, Request, of_settings
 
 TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class EstimateRequest:
     """What is planned beside the run itself."""
 
     tasks: int = 1
@@ -35,7 +36,7 @@ def run(
     overrides: list[str],
     model: str | None,
     flags: Mapping[str, Any],
-    asked: Asked,
+    asked: EstimateRequest,
     *,
     as_json: bool,
 ) -> int:
@@ -45,7 +46,7 @@ def run(
     """
     name, request = _request(config, overrides, model, flags)
     if asked.plot is not None:
-        from loractl.commands.inspectplot import require_plot
+        from loractl.reports.inspect_plot import require_plot
 
         require_plot(asked.plot)
     shape = shape_of(name)
@@ -55,7 +56,7 @@ def run(
         where = "--targets" if error.key == "lora.target_modules" and config is None else error.key
         raise ConfigError(f"{where}: {error}") from None
     if asked.plot is not None:
-        from loractl.commands.estimateplot import draw
+        from loractl.reports.estimate_plot import draw
 
         draw(asked.plot, found)
         found["plot"] = str(asked.plot)
@@ -76,11 +77,18 @@ def _request(
             raise ConfigError("--set: overrides settings of a CONFIG, and none is given")
         assert model is not None
         return model, replace(Request(), **given)
-    from loractl import configfile
+    from loractl.config import loader
 
     # Neither data nor output is looked at: planning may come before them.
-    loaded = configfile.load(config, overrides, paths_exist=False).config
-    request = of_config(loaded, dtype=automatic_dtype())
+    loaded = loader.load(config, overrides, paths_exist=False).config
+    request = of_settings(
+        loaded.model,
+        loaded.method,
+        loaded.lora,
+        loaded.data,
+        loaded.train,
+        dtype=automatic_dtype(),
+    )
     return loaded.model.name_or_path, replace(request, **given)
 
 
@@ -104,7 +112,7 @@ def _require_words(given: dict[str, Any]) -> None:
                               " names with commas between")  # fmt: skip
 
 
-def _pace(asked: Asked) -> Pace | None:
+def _pace(asked: EstimateRequest) -> Pace | None:
     if asked.tokens_per_s is None:
         if asked.price is not None or asked.tokens is not None:
             raise ConfigError(
@@ -140,6 +148,6 @@ def _speed(text: str) -> float:
 
 
 def _as_text(found: Mapping[str, Any]) -> str:
-    from loractl.commands.estimatetext import lines
+    from loractl.reports.estimate import lines
 
     return "\n".join(lines(found))

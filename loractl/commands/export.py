@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from loractl import console
 from loractl.commands.merge import base_of, require_apart
 from loractl.errors import ConfigError, ModelError, NumericError
-from loractl.models import libraries
+from loractl.startup import libraries
 
 if TYPE_CHECKING:
-    from loractl.artifacts.adapter import Adapter
-    from loractl.commands.exportgguf import Exporting
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.engine.export_gguf import Exporting
     from loractl.models.load import Source
 
 
@@ -57,7 +57,7 @@ def run(
         )
     _check_out(out, form, overwrite)
 
-    from loractl.artifacts import adapter as adapters
+    from loractl.artifacts.peft import adapter as adapters
 
     adapter = adapters.read(path)
     libraries.import_()  # an adapter that cannot be read is told before
@@ -87,8 +87,9 @@ def _peft(request: Request) -> list[str]:
 
     import torch
 
-    from loractl.artifacts import files, portable
-    from loractl.artifacts.matching import ranks_of
+    from loractl.artifacts import files
+    from loractl.artifacts.peft import portable
+    from loractl.artifacts.peft.attach import ranks_of
     from loractl.models.load import load_skeleton
 
     adapter, source = request.adapter, request.source
@@ -135,7 +136,8 @@ def _merged_gguf(request: Request) -> list[str]:
 
 
 def _ollama(request: Request) -> list[str]:
-    from loractl.artifacts import files, ollama
+    from loractl.artifacts import files
+    from loractl.artifacts.gguf import ollama
 
     exporting = _exporting(request)
     found = exporting.ollama_family()
@@ -150,7 +152,7 @@ def _ollama(request: Request) -> list[str]:
 
 
 def _exporting(request: Request) -> "Exporting":
-    from loractl.commands.exportgguf import Exporting
+    from loractl.engine.export_gguf import Exporting
 
     return Exporting(
         request.adapter, request.source, request.out, dtype=request.dtype, verify=request.verify

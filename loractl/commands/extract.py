@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loractl import console
+from loractl import __version__, console
 from loractl.commands.adapters import require_size
-from loractl.commands.extracted import Change, Findings, as_text, notes, report_of
-from loractl.commands.outdir import check_out
+from loractl.commands.arguments import check_out
 from loractl.errors import ArtifactError
+from loractl.reports.extract import Change, Findings, as_text, notes, report_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loractl.artifacts.modelpair import ModelPair
+    from loractl.artifacts.model.pair import ModelPair
     from loractl.lora.algebra import Cut
 
 
@@ -28,7 +28,7 @@ STRIP = 1 << 22
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExtractRequest:
     """What to extract: a rank or a share of the energy, of tables too or not."""
 
     rank: int | None
@@ -36,13 +36,15 @@ class Asked:
     embeddings: bool
 
 
-def run(base: str, tuned: str, out: Path, *, asked: Asked, overwrite: bool, as_json: bool) -> int:
+def run(
+    base: str, tuned: str, out: Path, *, asked: ExtractRequest, overwrite: bool, as_json: bool
+) -> int:
     """Extract an adapter. Raises ArtifactError where nothing differs that it could express."""
     require_size(asked.rank, asked.energy)
     check_out(out, overwrite=overwrite)
 
     from loractl.artifacts import files
-    from loractl.artifacts.modelpair import open_pair
+    from loractl.artifacts.model.pair import open_pair
     from loractl.models import load
 
     sources = [load.locate(_model_of(name)) for name in (base, tuned)]
@@ -65,12 +67,12 @@ def _model_of(name: str) -> str:
     return str(inside) if (inside / "config.json").is_file() else name
 
 
-def size_of(asked: Asked) -> dict[str, float | None]:
+def size_of(asked: ExtractRequest) -> dict[str, float | None]:
     """The one of rank and energy that was asked for, by its name."""
     return {"rank": asked.rank} if asked.rank else {"energy": asked.energy}
 
 
-def _look(pair: "ModelPair", asked: Asked) -> Findings:
+def _look(pair: "ModelPair", asked: ExtractRequest) -> Findings:
     """Go through both models once; a tensor of each is in memory, and their difference."""
     found = Findings({}, {}, {}, 0, set(), 0.0, 0.0)
     names, began = pair.names, time.perf_counter()
@@ -102,7 +104,7 @@ def _change(old: "Tensor", new: "Tensor") -> Change:
 def _add(
     found: Findings,
     pair: "ModelPair",
-    asked: Asked,
+    asked: ExtractRequest,
     name: str,
     old: "Tensor",
     new: "Tensor",
@@ -164,16 +166,16 @@ def _nothing(tuned: str, base: str, found: Findings) -> str:
     )
 
 
-def _write(directory: Path, pair: "ModelPair", asked: Asked, found: Findings) -> None:
-    from importlib.metadata import version
+def _write(directory: Path, pair: "ModelPair", asked: ExtractRequest, found: Findings) -> None:
 
-    from loractl.artifacts import factors, peftconfig
+    from loractl.artifacts.peft import config as peft_config
+    from loractl.artifacts.peft import updates
     from loractl.lora.ranks import ModuleRank, RankSpec
     from loractl.models import load
 
     ranks = {name: ModuleRank(one.rank, one.rank, 1.0) for name, (_, one) in found.updates.items()}
     top = max(size.rank for size in ranks.values())
-    config = peftconfig.content(
+    config = peft_config.content(
         ranks,
         [name for name, _ in pair.base.skeleton.named_modules()],
         spec=RankSpec(rank=top, alpha=top),
@@ -183,7 +185,7 @@ def _write(directory: Path, pair: "ModelPair", asked: Asked, found: Findings) ->
     )
     prints = [load.fingerprint(side.source) for side in (pair.base, pair.tuned)]
     about = {
-        "loractl": version("loractl"),
+        "loractl": __version__,
         "base": {"name_or_path": pair.base.source.name, "fingerprint": prints[0]},
         "made": {
             "by": "adapters extract",
@@ -193,7 +195,7 @@ def _write(directory: Path, pair: "ModelPair", asked: Asked, found: Findings) ->
             **size_of(asked),
         },
     }
-    factors.write_updates(
+    updates.write_updates(
         directory,
         found.updates,
         config=config,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.commands.answering import Options, open_hub, parse_adapters
+from loractl.engine.base import Options, open_hub, parse_adapters
 from loractl.errors import ConfigError, DataError
 from loractl.records import Message
 

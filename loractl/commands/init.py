@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from loractl import console
+from loractl.config.strict_yaml import scalar
 from loractl.errors import ConfigError, StorageError
-from loractl.strictyaml import scalar
-from loractl.wording import closest, found, listed, printable
+from loractl.text import closest, found, listed, printable
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_DATA = "train.jsonl"

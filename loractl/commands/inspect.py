@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loractl import console
-from loractl.commands.inspectplot import require_plot
+from loractl import console, text
 from loractl.errors import ArtifactError
+from loractl.reports.inspect_plot import require_plot
 
 if TYPE_CHECKING:
-    from loractl.artifacts.adapter import Adapter
-    from loractl.artifacts.factors import Update
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.artifacts.peft.updates import Update
     from loractl.lora.spectrum import Factors
 
 SHARES = {"rank_90": 0.90, "rank_95": 0.95, "rank_99": 0.99}
@@ -26,25 +26,25 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
     if plot is not None:
         require_plot(plot)
 
-    from loractl.artifacts import adapter as adapters
-    from loractl.artifacts import factors
+    from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.peft import updates
 
     adapter = adapters.read(path)
-    found = factors.updates(adapter)
+    found = updates.updates(adapter)
     other = None if against is None else adapters.read(against)
     modules = {name: measure(update) for name, update in found.items()}
     report: dict[str, Any] = {
         "adapter": str(adapter.directory),
         "base": adapter.base,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
-        "beside": sorted(factors.others(adapter)),
+        "beside": sorted(updates.others(adapter)),
         "kinds": summary(modules),
         "modules": modules,
     }
     if other is not None:
         report["against"] = compare(adapter, found, other)
     if plot is not None:
-        from loractl.commands.inspectplot import draw
+        from loractl.reports.inspect_plot import draw
 
         draw(plot, {name: m["singular_values"] for name, m in modules.items()}, kind_of)
         report["plot"] = str(plot)
@@ -105,9 +105,9 @@ def compare(adapter: "Adapter", found: Mapping[str, "Update"], other: "Adapter")
     phi is that of section 7.2 of LoRA (arXiv 2106.09685): entry [i - 1][j - 1] compares the first
     i directions of the one with the first j of the other.
     """
-    from loractl.artifacts import factors
+    from loractl.artifacts.peft import updates
 
-    others = factors.updates(other)
+    others = updates.updates(other)
     both = [name for name in found if name in others]
     if not both:
         raise ArtifactError(
@@ -171,9 +171,9 @@ def as_text(report: Mapping[str, Any]) -> str:
         "dW = scale x B A; effective: the rank by the entropy of its singular values; 90%: the rank"
         " that keeps 90% of their squares",
         "",
-        console.table([*header, *keeps], rows),
+        text.table([*header, *keeps], rows),
         "",
-        console.table(
+        text.table(
             ["kind", "modules", "rank", "parameters", "mean |dW|", "mean effective", *keeps], kinds
         ),
     ]
@@ -205,7 +205,7 @@ def _against(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"against {report['adapter']}: cosine of the updates, and the overlap of their first and of"
         " all input directions, 0 to 1",
-        console.table(header, rows),
+        text.table(header, rows),
     ]
     for where, names in (("here", report["only_here"]), ("there", report["only_there"])):
         if names:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from loractl import console
 from loractl.errors import ArtifactError, ConfigError, ModelError, NumericError
-from loractl.models import libraries
+from loractl.startup import libraries
 
 if TYPE_CHECKING:
     import torch
 
-    from loractl.artifacts import adapter as adapters
+    from loractl.artifacts.peft import adapter as adapters
     from loractl.models import load
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,12 +35,13 @@ def run(
 
     import torch
 
-    from loractl.artifacts import adapter as adapters
+    from loractl.artifacts.peft import adapter as adapters
 
     adapter = adapters.read(path)
     libraries.import_()  # an adapter that cannot be read is told before
-    from loractl.artifacts import files, merged
-    from loractl.artifacts.proof import prove
+    from loractl.artifacts import files
+    from loractl.artifacts.model import merge as merged
+    from loractl.artifacts.model.proof import prove
     from loractl.models import load
 
     source = base_of(adapter, base)
@@ -76,7 +77,7 @@ def _bytes_of(source: "load.Source", dtype: "torch.dtype | None") -> int | None:
     """Bytes that a merge takes on disk; None for a GGUF, and for a base that is damaged."""
     from safetensors import SafetensorError
 
-    from loractl.artifacts import merged
+    from loractl.artifacts.model import merge as merged
 
     if source.gguf:
         return None

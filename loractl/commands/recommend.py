@@ -3,35 +3,22 @@
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-from loractl import console
-from loractl.commands.planned import bytes_of, count_of, shape_of
+from loractl import console, text
+from loractl.commands.arguments import bytes_of, count_of
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.planning import devices, recommend
-from loractl.planning.recommend import Choice, Rows
+from loractl.planning.known_model import shape_of
+from loractl.planning.recommend import Choice, RecommendRequest, Rows
 from loractl.planning.request import WIDTHS, Request, memory_of, ranks_of
 from loractl.planning.search import of_memory
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The flags."""
-
-    task: str
-    model: str
-    data_size: str | None = None
-    data: str | None = None
-    memory: str | None = None
-    dtype: str = "bfloat16"
-    write: Path | None = None
-
-
-def run(asked: Asked, *, as_json: bool) -> int:
+def run(asked: RecommendRequest, *, as_json: bool) -> int:
     """Print what is recommended, and write it as a config where that is asked for.
 
     Raises ConfigError, DataError or ModelError.
@@ -47,17 +34,17 @@ def run(asked: Asked, *, as_json: bool) -> int:
     found = _found(asked, shape, _rows(asked, shape))
     if asked.write is not None:
         from loractl.commands.init import write_new
-        from loractl.commands.recommendwrite import text
+        from loractl.reports.recommended_config import config_text
 
-        write_new(asked.write, text(asked, found))
+        write_new(asked.write, config_text(asked, found))
         console.note(f"wrote {asked.write}; next: loractl check {asked.write}")
     console.result(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
     return 0
 
 
-def _rows(asked: Asked, shape: ModelShape) -> Rows | None:
+def _rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
     if asked.data is not None:
-        from loractl.commands.counted import count
+        from loractl.planning.row_counts import count
 
         return count(asked.data, asked.model)
     if asked.data_size is not None:
@@ -65,7 +52,7 @@ def _rows(asked: Asked, shape: ModelShape) -> Rows | None:
     return None
 
 
-def _found(asked: Asked, shape: ModelShape, data: Rows | None) -> dict[str, Any]:
+def _found(asked: RecommendRequest, shape: ModelShape, data: Rows | None) -> dict[str, Any]:
     chosen = recommend.choices(asked.task, shape, data)
     most = chosen["effective_batch"].value
     request = Request(
@@ -151,21 +138,21 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         rows = [
             [
                 TITLES[fit["method"]], "with" if fit["checkpointing"] else "without",
-                str(fit["batch"]) if fit["batch"] else "none", console.size(fit["gpu_bytes"]),
+                str(fit["batch"]) if fit["batch"] else "none", text.size(fit["gpu_bytes"]),
             ]
             for fit in found["search"]
         ]  # fmt: skip
-        lines.append(f"what fits {console.size(found['memory_bytes'])}:")
-        lines += [console.table(["method", "checkpointing", "rows at most", "takes"], rows), ""]
+        lines.append(f"what fits {text.size(found['memory_bytes'])}:")
+        lines += [text.table(["method", "checkpointing", "rows at most", "takes"], rows), ""]
     rows = [
         [
             TITLES[one["method"]], "with" if one["checkpointing"] else "without",
-            console.size(one["gpu_bytes"]), one["fits"][0] if one["fits"] else "none alone",
+            text.size(one["gpu_bytes"]), one["fits"][0] if one["fits"] else "none alone",
         ]
         for one in found["gpus"]
     ]  # fmt: skip
     lines.append("with one row:")
-    lines.append(console.table(["method", "checkpointing", "takes", "smallest GPU"], rows))
+    lines.append(text.table(["method", "checkpointing", "takes", "smallest GPU"], rows))
     return lines
 
 

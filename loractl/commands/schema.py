@@ -7,9 +7,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from loractl import console
-from loractl.config import NOT_YET, RunConfig, Section
-from loractl.schemacheck import keys
-from loractl.wording import describe
+from loractl.config.describe import describe
+from loractl.config.settings import NOT_YET, RunConfig, Section
+from loractl.config.validation import keys
 
 _ABSENT = "not available in this version"
 

@@ -6,13 +6,14 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from loractl import configfile, console
-from loractl.artifacts.lock import RunLock
-from loractl.artifacts.rundir import RunDir, Status
-from loractl.commands.signals import StopRequest
-from loractl.config import RunConfig
+from loractl import console
+from loractl.artifacts.run.directory import RunDir, Status
+from loractl.artifacts.run.lock import RunLock
+from loractl.config import loader
+from loractl.config.settings import RunConfig
 from loractl.errors import StateError, Stopped, StorageError
-from loractl.models import libraries
+from loractl.signals import StopRequest
+from loractl.startup import libraries
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 """Settings a resumed run may have otherwise: they do not change what is computed."""
@@ -35,7 +36,7 @@ def run(
     given = {"--resume": resume, "--extend": extend, "--overwrite": overwrite}
     same = _command(config, overrides, out, *[flag for flag, is_on in given.items() if is_on])
     again = _command(config, overrides, out, "--resume")
-    loaded = configfile.load(config, overrides)
+    loaded = loader.load(config, overrides)
     if out is not None:
         loaded = replace(loaded, config=loaded.config.model_copy(update={"out": out}))
     assert loaded.config.out is not None, "resolve() fills out in"
@@ -66,7 +67,7 @@ def run(
             with stop.at_once(), libraries.quickly():
                 # Here, not above: what is wrong with a config is said before torch is loaded.
                 libraries.import_transformers()
-                from loractl.commands.training_run import prepare, train
+                from loractl.engine.train import prepare, train
 
                 prepared = prepare(loaded, directory, resume=resume)
                 gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
@@ -101,7 +102,7 @@ def _require_writable(path: Path) -> None:
 
 def _changes(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ from those the run was started with: key -> (old, new)."""
-    old = _flat(configfile.load(directory.config, paths_exist=False).config.model_dump())
+    old = _flat(loader.load(directory.config, paths_exist=False).config.model_dump())
     new = _flat(config.model_dump())
     return {
         key: (old.get(key), new.get(key))

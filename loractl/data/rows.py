@@ -11,7 +11,7 @@ from loractl.data import turns
 from loractl.data.turns import RowError as RowError
 from loractl.data.turns import kind, names
 from loractl.records import Conversation, Message
-from loractl.wording import closest
+from loractl.text import closest
 
 Fields = Mapping[str, Any]
 

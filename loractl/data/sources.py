@@ -12,17 +12,17 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from loractl.data import hubdata, jsonfiles, tables
-from loractl.data.files import Row as Row
-from loractl.data.files import missing
+from loractl.data import hub_data, json_files, tables
+from loractl.data.row_files import Row as Row
+from loractl.data.row_files import missing
 from loractl.errors import DataError
-from loractl.places import is_hub_data
+from loractl.paths import is_hub_data
 from loractl.records import Conversation, Message
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": jsonfiles.read,
-    ".ndjson": jsonfiles.read,
-    ".json": jsonfiles.read,
+    ".jsonl": json_files.read,
+    ".ndjson": json_files.read,
+    ".json": json_files.read,
     ".csv": tables.separated,
     ".tsv": tables.separated,
     ".parquet": tables.parquet,
@@ -63,13 +63,13 @@ def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
 def _rows(source: str | Path, split: str | None) -> Iterator[Row]:
     path = Path(source)
     if path.is_dir():
-        if hubdata.is_saved(path):
-            yield from hubdata.saved(path, split)
+        if hub_data.is_saved(path):
+            yield from hub_data.saved(path, split)
             return
         for file in _data_files(path, split):
             yield from READERS[_ending(file)](file)
     elif is_hub_data(str(source)):
-        yield from hubdata.streamed(str(source), split)
+        yield from hub_data.streamed(str(source), split)
     else:
         yield from _reader(path, split)(path)
 
@@ -97,7 +97,7 @@ def fingerprint(source: str | Path, split: str | None = None) -> str:
     """
     path = Path(source)
     if path.is_dir():
-        whole = hubdata.is_saved(path)
+        whole = hub_data.is_saved(path)
         files = sorted(path.rglob("*")) if whole else _data_files(path, split)
         parts = [
             f"{file.relative_to(path).as_posix()} {file_hash(file)}"
@@ -106,7 +106,7 @@ def fingerprint(source: str | Path, split: str | None = None) -> str:
         ]
         parts += [f"split {split}"] if whole and split else []
     elif is_hub_data(str(source)):
-        parts = [f"{source} {split or 'train'} {hubdata.revision(str(source))}"]
+        parts = [f"{source} {split or 'train'} {hub_data.revision(str(source))}"]
     else:
         _reader(path, split)
         return file_hash(path)

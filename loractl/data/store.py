@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loractl.errors import StorageError
-from loractl.places import cache_home
+from loractl.paths import cache_home
 from loractl.records import UNTRAINED, Example
 
 FILES = ("tokens", "index", "lengths")

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from loractl.data.files import HEAD, Row, opened
+from loractl.data.row_files import HEAD, Row, opened
 from loractl.errors import DataError
 
 LONGEST_CELL = 2**31 - 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loractl.records import Message
-from loractl.wording import closest
+from loractl.text import closest
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 

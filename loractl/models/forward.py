@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from loractl.errors import ModelError
-from loractl.models.attention import call_options
+from loractl.models.segments.install import call_options
 from loractl.records import UNTRAINED, Batch
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from loractl.models.attention import carries_segments
 from loractl.models.forward import trunk_of
-from loractl.models.shortrun import ShortRun
+from loractl.models.proving_run import ShortRun
+from loractl.models.segments.install import carries_segments
 from loractl.ops.cross_entropy import Head
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from loractl import console
+from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
-from loractl.models import basedir, ggufbase
+from loractl.models import base_directory, gguf_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
@@ -60,10 +60,10 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name_or_path}: a file, expected a directory or a .gguf file")
-        basedir.require_no_adapter(name_or_path, path.parent)
+        base_directory.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
     directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
-    basedir.check(name_or_path, directory)
+    base_directory.check(name_or_path, directory)
     return Source(name_or_path, directory)
 
 
@@ -109,7 +109,7 @@ def _translated(source: Source, what: str) -> Iterator[None]:
         OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, MemoryError
     ) as error:  # fmt: skip
         if is_out_of_memory(error):
-            on_disk = console.size(sum(path.stat().st_size for path in source.weight_files()))
+            on_disk = text.size(sum(path.stat().st_size for path in source.weight_files()))
             raise ModelError(
                 f"model {source.name}: {what} ({on_disk} on disk) do not fit into the memory there"
                 " is; model.dtype: bfloat16 takes half of what float32 takes, or name a smaller"
@@ -145,7 +145,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
             **(source.keywords if rebuilt else {}),
         )
     if rebuilt:
-        ggufbase.restore_splitting_(tokenizer, source.weight_files()[0])
+        gguf_base.restore_splitting_(tokenizer, source.weight_files()[0])
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"model {source.name}: its tokenizer gives no character offsets, which the masks need;"
@@ -197,7 +197,7 @@ def load_model(
             use_safetensors=None if source.gguf else True,
             output_loading_info=True,
             **source.keywords,
-            **(ggufbase.unpacking() if source.gguf else {}),
+            **(gguf_base.unpacking() if source.gguf else {}),
         )
     model: PreTrainedModel = loaded[0]
     _require_tensors(source, loaded[1])

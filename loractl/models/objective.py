@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loractl.models.forward import hidden_states, trained_logits, trained_rows
 from loractl.models.head import head_of
-from loractl.models.shortrun import ShortRun
+from loractl.models.proving_run import ShortRun
 from loractl.ops.cross_entropy import Head, head_loss, head_losses
 from loractl.records import Batch
 

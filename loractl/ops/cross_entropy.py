@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loractl.ops import memory
+from loractl.ops import held_memory
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
 from loractl.ops.gemm import Term, products
 from loractl.ops.pieces import softmax_loss_
@@ -146,7 +146,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
 def _space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
     if like.device.type != "cpu":  # whose memory torch keeps itself
         return like.new_empty(rows, vocabulary)
-    return memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
+    return held_memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
 
 
 def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: float) -> None:

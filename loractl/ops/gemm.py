@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loractl.ops import memory, native
+from loractl.ops import held_memory, native
 from loractl.ops.native import INT, POINTER, REAL, SIZE
 
 FEW_ROWS = 4
@@ -114,5 +114,5 @@ def _products(found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequen
     threads, depth = torch.get_num_threads(), sum(len(term.w) + len(term.w) % 2 for term in terms)
     found.products(
         *(y.data_ptr(), y.stride(0), *before, m, n, ctypes.addressof(given), len(terms)),
-        *(memory.scratch("step", found.workspace(depth, m, n, threads)).data_ptr(), threads),
+        *(held_memory.scratch("step", found.workspace(depth, m, n, threads)).data_ptr(), threads),
     )

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from loractl.places import cache_home
+from loractl.paths import cache_home
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "c"
 SOURCES = ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c")
-INCLUDED = ("real.h", "calls.h", "panels.h", "room.h", "tile.h", "layer.h")
+INCLUDED = ("real.h", "calls.h", "panels.h", "arena.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a choice in them be vectorised. Nothing of -ffast-math: NaN must come through.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loractl.lora.ranks import ModuleRank, is_named
-from loractl.models.shape import ModelShape, Module
+from loractl.models.shape.types import ModelShape, Module
 
 LARGEST_HEADER_FIELD = 8  # bytes: safetensors writes the length of its header before it
 

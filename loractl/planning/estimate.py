@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.planning import counts, devices
 from loractl.planning.frameworks import FRAMEWORKS
-from loractl.planning.memory import (
+from loractl.planning.peak_memory import (
     CUDA_CONTEXT,
     Memory,
     inference_bytes,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
 from loractl.planning.frameworks import Framework
 

@@ -4,9 +4,10 @@ The table and its rules are this project's; what others found stands beside each
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.planning import counts
 from loractl.planning.request import Request, ranks_of
 
@@ -25,6 +26,19 @@ LOWEST, HIGHEST = 4, 64  # rank, where rows halve or double it
 SIZES = ((10e9, "7B"), (50e9, "13B"), (float("inf"), "70B"))
 LARGEST_BATCH = 16
 BITS_A_PARAMETER, BITS_A_TOKEN = 2, 1
+
+
+@dataclass(frozen=True)
+class RecommendRequest:
+    """What `loractl recommend` was asked for, as typed."""
+
+    task: str
+    model: str
+    data_size: str | None = None
+    data: str | None = None
+    memory: str | None = None
+    dtype: str = "bfloat16"
+    write: Path | None = None
 
 
 @dataclass(frozen=True)

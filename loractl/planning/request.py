@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loractl.lora.ranks import ModuleRank, RankSpec, is_named, resolve
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.planning.frameworks import FRAMEWORKS
-from loractl.planning.memory import Memory, Plan, memory
+from loractl.planning.peak_memory import Memory, Plan, memory
 from loractl.planning.work import Work
 
 if TYPE_CHECKING:
-    from loractl.config import RunConfig  # pydantic takes a tenth of a second
+    # pydantic takes a tenth of a second
+    from loractl.config.settings import DataSection, LoraSection, ModelSection, TrainSection
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 METHODS = ("full", "lora", "qlora")
@@ -59,30 +60,35 @@ class Request:
         )
 
 
-def of_config(config: "RunConfig", *, dtype: str) -> Request:
+def of_settings(
+    model: "ModelSection",
+    method: str,
+    lora: "LoraSection",
+    data: "DataSection",
+    train: "TrainSection",
+    *,
+    dtype: str,
+) -> Request:
     """The settings of a config; `dtype` stands in for auto."""
-    lora, data, train = config.lora, config.data, config.train
-    # By their names in the file: settings that this version may refuse are planned all the same.
-    settings = lora.model_dump()
-    rank = max([lora.rank, *settings["rank_schedule"].values()])
+    rank = max([lora.rank, *lora.rank_schedule.values()])
     return Request(
-        rank=settings["adalora"]["initial_rank"] if config.method == "adalora" else rank,
+        rank=lora.adalora.initial_rank if method == "adalora" else rank,
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         layers=lora.layers,
         rank_pattern=lora.rank_pattern,
-        method=config.method,
+        method=method,
         length=data.max_length,
         batch=train.batch_size,
         accumulation=train.gradient_accumulation,
-        dtype=dtype if config.model.dtype == "auto" else config.model.dtype,
-        quantization=config.model.quantization,
+        dtype=dtype if model.dtype == "auto" else model.dtype,
+        quantization=model.quantization,
         checkpointing=train.gradient_checkpointing is True,
         packing=data.packing,
         dropout=lora.dropout,
         optimizer=train.optimizer,
         has_starts=lora.init in ("pissa", "olora"),
-        modules_to_save=tuple(settings["modules_to_save"]),
+        modules_to_save=tuple(lora.modules_to_save),
         fast=train.kernels == "auto",
         fused=train.kernels == "auto",
     )

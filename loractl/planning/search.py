@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loractl.lora.ranks import ModuleRank
-from loractl.models.shape import ModelShape
+from loractl.models.shape.types import ModelShape
 from loractl.planning import devices
 from loractl.planning.recommend import Choice
 from loractl.planning.request import Request, memory_of, ranks_of

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts.adapter import ABOUT, CONFIG, WEIGHTS, read
-from loractl.artifacts.factors import updates
-from loractl.artifacts.matching import load_
-from loractl.cli import main
+from loractl.artifacts.peft.adapter import ABOUT, CONFIG, WEIGHTS, read
+from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.updates import updates
+from loractl.cli.main import main
 from loractl.lora.inject import adapters
 
 Make = Callable[..., Path]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from loractl.cli import main
+from loractl.cli.main import main
 from tests.conftest import CHATML, write_jsonl
 
 SHORT = ("--max-new-tokens", "8", "--dtype", "float32")
@@ -215,7 +215,7 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.end, inner = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "loractl.cli", *arguments],
+            [sys.executable, "-m", "loractl", *arguments],
             stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
             preexec_fn=own_terminal, env={**os.environ, "TERM": "dumb"},
         )  # fmt: skip
@@ -274,7 +274,7 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_at_the_prompt_it_leaves(
 def test_through_a_pipe_ctrl_c_ends_the_whole_conversation(adapters: dict[str, Path]) -> None:
     pages = ("--adapter", f"thin={adapters['thin']}", "--max-new-tokens", "480")
     process = subprocess.Popen(
-        [sys.executable, "-m", "loractl.cli", "chat", "--dtype", "float32", *pages],
+        [sys.executable, "-m", "loractl", "chat", "--dtype", "float32", *pages],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=hear_ctrl_c,
     )  # fmt: skip

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from loractl.cli import main
-from loractl.commands import checkstep
-from loractl.commands.check import Finding, findings_as_text
-from loractl.commands.checkpreview import as_text
+from loractl.cli.main import main
+from loractl.engine.check import step as check_step
+from loractl.reports.check import as_text
+from loractl.reports.findings import Finding, findings_as_text
 from tests.conftest import chat_rows, write_jsonl
 
 Config = Callable[..., Path]
@@ -145,14 +145,14 @@ def test_full_fine_tuning_is_checked_too(config_file: Config, capsys: Capture) -
 def test_a_file_that_reads_back_otherwise_fails_the_check(
     config_file: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = checkstep.write_trained
+    right = check_step.write_trained
 
     def wrong(session: Any, path: Path, state: Any) -> None:
         right(session, path, state)
         with torch.no_grad():
             next(iter(session.parameters.values())).add_(1.0)
 
-    monkeypatch.setattr(checkstep, "write_trained", wrong)
+    monkeypatch.setattr(check_step, "write_trained", wrong)
     assert main(["check", str(config_file())]) == 4
     assert "what was read back is not what was saved" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from loractl.cli import main
+from loractl.cli.main import main
 
 
 def test_it_names_versions_devices_and_room(capsys: pytest.CaptureFixture[str]) -> None:

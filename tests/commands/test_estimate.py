@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from loractl.cli import main
+from loractl.cli.main import main
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.load import head_name
@@ -132,7 +132,7 @@ def test_an_architecture_without_a_known_shape_is_refused(tmp_path: Path, capsys
 
 LIGHT = """
 import contextlib, io, sys
-from loractl.cli import main
+from loractl.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()):
     code = main(sys.argv[1:])
 heavy = ("torch", "transformers", "safetensors", "numpy", "matplotlib", "pandas")

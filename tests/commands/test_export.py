@@ -13,10 +13,12 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loractl.artifacts import gguf, ggufvocab, llamacpp
-from loractl.artifacts.gguf import Piece
-from loractl.artifacts.ggufmodel import Layout
-from loractl.cli import main
+from loractl.artifacts.gguf import llamacpp
+from loractl.artifacts.gguf import vocabulary as gguf_vocabulary
+from loractl.artifacts.gguf import write as gguf
+from loractl.artifacts.gguf.layout import Layout
+from loractl.artifacts.gguf.write import Piece
+from loractl.cli.main import main
 from tests.ggufbases import BASES
 
 Make = Callable[..., Path]
@@ -184,7 +186,7 @@ def test_a_corrupted_model_fails_the_proof_and_leaves_nothing(
 def test_token_ids_other_than_those_of_training_fail_the_proof(
     wide: Make, adapter_dir: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right = ggufvocab._bytes
+    right = gguf_vocabulary._bytes
 
     def wrong(vocabulary: Any) -> dict[str, Any]:
         found = right(vocabulary)
@@ -192,7 +194,7 @@ def test_token_ids_other_than_those_of_training_fail_the_proof(
         assert isinstance(merges, list)
         return {**found, "tokenizer.ggml.merges": merges[::-1]}
 
-    monkeypatch.setattr(ggufvocab, "_bytes", wrong)
+    monkeypatch.setattr(gguf_vocabulary, "_bytes", wrong)
     assert export(adapter_dir(wide("qwen2"), size=SIZE), "gguf", tmp_path / "a.gguf") == 4
     assert_refused(capsys, "FAILED", "the first that differs")
 

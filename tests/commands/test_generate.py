@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loractl.cli import main
+from loractl.cli.main import main
 from tests.conftest import CHATML, chat_rows, write_jsonl
 
 Capture = pytest.CaptureFixture[str]

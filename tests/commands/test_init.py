@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loractl.commands import init
-from loractl.configfile import load
+from loractl.config.loader import load
 from loractl.errors import ConfigError, StorageError
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loractl.artifacts.adapter import CONFIG, WEIGHTS, read
-from loractl.artifacts.factors import updates
-from loractl.cli import main
-from loractl.commands import inspectplot
+from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
+from loractl.artifacts.peft.updates import updates
+from loractl.cli.main import main
+from loractl.reports import inspect_plot
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -178,7 +178,7 @@ def test_a_plot_that_cannot_be_drawn_is_refused_first(
     for name, word in (("a.pdf", ".png or .svg"), ("no/where/a.png", "no directory")):
         assert inspect(directory, "--plot", str(tmp_path / name)) == 2
         assert word in capsys.readouterr().err
-    monkeypatch.setattr(inspectplot, "find_spec", lambda name: None)
+    monkeypatch.setattr(inspect_plot, "find_spec", lambda name: None)
     assert inspect(directory, "--plot", str(tmp_path / "a.png")) == 2
     assert "matplotlib is not installed" in capsys.readouterr().err
 
@@ -198,7 +198,7 @@ def test_what_is_no_adapter_is_named(
 
 def test_help_of_all_these_commands_loads_no_torch_and_shows_an_example() -> None:
     code = (
-        "import sys; from loractl.cli import main\n"
+        "import sys; from loractl.cli.main import main\n"
         "for words in (['inspect'], ['adapters'], *(['adapters', c] for c in"
         " ('resize', 'combine', 'extract'))):\n"
         "    assert main([*words, '--help']) == 0\n"

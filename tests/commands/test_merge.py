@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loractl.artifacts.adapter import ABOUT, CONFIG
-from loractl.cli import main
+from loractl.artifacts.peft.adapter import ABOUT, CONFIG
+from loractl.cli.main import main
 from loractl.lora.layer import LoraLayer
 
 Make = Callable[..., Path]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loractl.cli import main
+from loractl.cli.main import main
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]

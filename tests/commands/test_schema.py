@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loractl.commands import schema
-from loractl.config import NOT_YET
-from loractl.schemacheck import keys
+from loractl.config.settings import NOT_YET
+from loractl.config.validation import keys
 
 README = Path(__file__).parent.parent.parent / "README.md"
 

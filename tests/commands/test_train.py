@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loractl import console
-from loractl.artifacts import checkpoint
-from loractl.cli import main
+from loractl.artifacts.run import checkpoint
+from loractl.cli.main import main
 from tests.conftest import ARCHITECTURES, chat_rows, write_jsonl
 
 Config = Callable[..., Path]
@@ -449,7 +449,7 @@ def test_a_run_may_be_stopped_again_and_again(
 
 def spawn(config: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "loractl.cli", "train", str(config), *options],
+        [sys.executable, "-m", "loractl", "train", str(config), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import matching
-from loractl.cli import main
+from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.peft import attach
+from loractl.cli.main import main
 from loractl.models import load
 
 Make = Callable[..., Path]
@@ -90,7 +90,7 @@ def worst(found: Tensor, expected: Tensor) -> float:
 def with_adapter(base: Path, directory: Path) -> Any:
     source = load.locate(str(base))
     model = load.load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    matching.load_(model, adapters.read(directory))
+    attach.load_(model, adapters.read(directory))
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from loractl.cli import main
+from loractl.cli.main import main
 from loractl.data import limits, rendering
 from loractl.data.rendering import apply
 from loractl.errors import DataError

@@ -18,7 +18,7 @@ from loractl.data import rows as formats
 from loractl.data import sources
 from loractl.data.sources import Row, file_hash, fingerprint, held_out, read
 from loractl.errors import DataError
-from loractl.places import is_hub_data
+from loractl.paths import is_hub_data
 from loractl.records import Conversation, Message
 from tests.conftest import write_jsonl
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from loractl.data import tables
-from loractl.data.files import Row
+from loractl.data.row_files import Row
 from loractl.errors import DataError
 
 TRICKY = [

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from loractl.data.batches import BatchPlan, in_order
 from loractl.evaluation.loss import mean_loss, row_losses
-from loractl.models.fast import Trunk
+from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import Objective, loss_sum
-from loractl.models.shortrun import ShortRun
+from loractl.models.proving_run import ShortRun
 from loractl.records import UNTRAINED, Example
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loractl.artifacts import checkpoint
+from loractl.artifacts.run import checkpoint
 from tests.faults.conftest import FULL, Warm, Whole, finish
 
 FLIPS = 1000 if FULL else 200

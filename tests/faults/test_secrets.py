@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loractl.cli import main
+from loractl.cli.main import main
 from tests.conftest import chat_rows, write_jsonl
 
 Config = Callable[..., Path]
@@ -27,7 +27,7 @@ def hook(event, arguments):
     ):
         seen.append(f"{event} {arguments[1:]}")
 sys.addaudithook(hook)
-from loractl.cli import main
+from loractl.cli.main import main
 codes = [main(argv) for argv in json.loads(sys.argv[1])]
 print(json.dumps([codes, seen]))
 """

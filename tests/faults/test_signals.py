@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loractl.artifacts import checkpoint
+from loractl.artifacts.run import checkpoint
 from tests.conftest import chat_rows, write_jsonl
 from tests.faults.conftest import CONFIGS, FULL, Process, Warm, Whole, finish, rows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import loractl
-from loractl.artifacts import checkpoint
+from loractl.artifacts.run import checkpoint
 from tests.faults.conftest import Warm, Whole, assert_same, finish
 
 MAY_MOUNT = shutil.which("unshare") is not None and (

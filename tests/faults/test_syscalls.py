@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loractl.artifacts import checkpoint
+from loractl.artifacts.run import checkpoint
 from tests.faults.conftest import FULL, Process, Warm, Whole, finish
 
 CALLS = (

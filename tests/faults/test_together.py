@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import checkpoint
+from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.run import checkpoint
 from loractl.errors import ArtifactError
 from tests.faults.conftest import Process, Warm, Whole, assert_same, finish
 
@@ -44,7 +44,7 @@ def test_a_second_starter_is_told_who_is_there_within_five_seconds(
         began = time.monotonic()
         argv = ["train", str(expected.config), "--out", str(run), *flags]
         second = subprocess.run(
-            [sys.executable, "-m", "loractl.cli", *argv], capture_output=True, text=True
+            [sys.executable, "-m", "loractl", *argv], capture_output=True, text=True
         )
         assert second.returncode == 3 and time.monotonic() - began < 5
         assert f"process {first.pid} on {socket.gethostname()} is writing" in second.stderr

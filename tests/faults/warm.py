@@ -51,7 +51,7 @@ def taken() -> int:
 
 
 def run(argv: list[str]) -> int:
-    from loractl.cli import entry
+    from loractl.cli.main import entry
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     sys.argv = ["loractl", *argv]
@@ -86,11 +86,11 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import loractl.artifacts.merged
-    import loractl.artifacts.proof
-    import loractl.cli
+    import loractl.artifacts.model.merge
+    import loractl.artifacts.model.proof
+    import loractl.cli.main
     import loractl.commands.merge
-    import loractl.commands.training_run  # noqa: F401
+    import loractl.engine.train  # noqa: F401
 
     assert torch.get_num_threads() == 1
     for model in sys.argv[1:]:  # brings the code of its kind

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from loractl.artifacts import adapter as adapters
-from loractl.artifacts import spoke
+from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.peft import spoke
 from loractl.errors import ModelError
 from loractl.generation.sample import PerRow, Sampling, generate, stop_ids, stream
 from loractl.lora.hub import Hub, MixedRowsError

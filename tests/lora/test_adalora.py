@@ -10,13 +10,7 @@ from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loractl.lora.adalora import (
-    AdaloraEmbedding,
-    AdaloraLinear,
-    Allocator,
-    Budget,
-    Smoothing,
-)
+from loractl.lora.adalora import AdaloraEmbedding, AdaloraLinear, Allocator, Budget, Smoothing
 from loractl.lora.init import triplets
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts import adapter as adapters
+from loractl.artifacts.peft import adapter as adapters
 from loractl.lora.dora import DoraLayer
 from loractl.lora.hub import Hub, MixedRowsError, own_tensors
 from loractl.lora.inject import FORMULAS, adaptable, inject_, kind_of, remove_, sizes
@@ -179,7 +179,7 @@ def live_bytes() -> int:
 def test_an_adapter_costs_its_own_tensors_and_gives_them_back(
     formula: str, base: Callable[..., Path], plain: Callable[..., Any], adapter_dir: Any
 ) -> None:
-    from loractl.artifacts import spoke as files
+    from loractl.artifacts.peft import spoke as files
 
     where = base("llama")
     directory, model = adapter_dir(where, rank=8), plain("llama")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts.peftnames import parameters
+from loractl.artifacts.peft.names import parameters
 from loractl.lora.inject import adaptable, inject_, sizes
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, resolve

@@ -10,16 +10,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loractl.lora.init import (
-    INITS,
-    PART_INITS,
-    Init,
-    default,
-    embedding,
-    gaussian,
-    olora,
-    pissa,
-)
+from loractl.lora.init import INITS, PART_INITS, Init, default, embedding, gaussian, olora, pissa
 from loractl.lora.inject import inject_
 from loractl.lora.ranks import ModuleRank
 

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.lora.whole import train_whole_
-from loractl.models.attention import use_segments_
 from loractl.models.head import head_of
 from loractl.models.load import head_name
+from loractl.models.segments.install import use_segments_
 from tests.conftest import ARCHITECTURES
 from tests.scaled import SCALED, scaled
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from loractl.cli import main
+from loractl.cli.main import main
 from loractl.errors import ModelError
 from loractl.models import kernels
 from tests.commands.test_train import rows_of

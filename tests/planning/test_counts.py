@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from loractl.artifacts.peftnames import parameters
+from loractl.artifacts.peft.names import parameters
 from loractl.lora.inject import adaptable, inject_, sizes
 from loractl.lora.ranks import RankSpec, resolve
-from loractl.models import shape
 from loractl.models.load import head_name
+from loractl.models.shape import read as shapes
 from loractl.planning import counts
 
 COUNTS = list(rows("trainable_params"))
@@ -111,7 +111,7 @@ def test_a_file_is_as_large_as_safetensors_writes_it(formula: str, tmp_path: Pat
     layers = inject_(model, ranks, formula=formula)
     tensors = {name: tensor.detach() for name, tensor in parameters(layers).items()}
     save_file(tensors, tmp_path / "adapter.safetensors", metadata={"format": "pt"})
-    found = shape.from_config({"model_type": "llama", **settings}, where="here")
+    found = shapes.from_config({"model_type": "llama", **settings}, where="here")
     own = resolve(spec, found.kinds)
     size = (tmp_path / "adapter.safetensors").stat().st_size
     assert counts.file_bytes(found, own, formula) == size
@@ -134,7 +134,7 @@ def test_products_are_those_that_torch_counts() -> None:
     }  # fmt: skip
     rows, length = 2, 32
     ids = torch.zeros(rows, length, dtype=torch.long)
-    found = shape.from_config({"model_type": "llama", **settings}, where="here")
+    found = shapes.from_config({"model_type": "llama", **settings}, where="here")
     ranks = resolve(RankSpec(4, 8), found.kinds, head=found.head)
     predicted = counts.flops(found, ranks, batch=rows, length=length)
 
@@ -157,7 +157,7 @@ def test_products_are_those_that_torch_counts() -> None:
 
 
 def test_two_thin_products_cost_less_than_one_whole() -> None:
-    found = shape.named("7B")
+    found = shapes.named("7B")
     ranks = resolve(RankSpec(8, 16, ["q_proj"]), found.kinds)
     flops = counts.flops(found, ranks, batch=1, length=1)
     # 2 r (d + k) a layer against 2 r d k to form B A and 2 d k to apply it

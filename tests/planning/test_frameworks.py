@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import RankSpec, resolve
-from loractl.models import shape
-from loractl.planning import layers, logits
-from loractl.planning.activations import kept
+from loractl.models.shape import read as shapes
+from loractl.models.shape.types import ModelShape
+from loractl.planning import layer_bytes, logits
 from loractl.planning.frameworks import FRAMEWORKS
-from loractl.planning.memory import Plan, memory
+from loractl.planning.kept_bytes import kept
+from loractl.planning.peak_memory import Plan, memory
 from loractl.planning.work import Work
 
 LITGPT = FRAMEWORKS["litgpt"]
@@ -161,10 +162,10 @@ def bytes_kept(groups: int, dtype: torch.dtype, *, llama: bool) -> int:
     return sum(saved.values())
 
 
-def shape_of(architecture: str, groups: int) -> shape.ModelShape:
+def shape_of(architecture: str, groups: int) -> ModelShape:
     config: dict[str, Any] = {**CONFIG, "model_type": architecture, "num_key_value_heads": groups}
     config["hidden_act"] = "silu" if architecture == "llama" else "gelu"
-    return shape.from_config(config, where=architecture)
+    return shapes.from_config(config, where=architecture)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -184,7 +185,7 @@ def test_the_layers_of_litgpt_keep_what_is_predicted(
 def test_the_loss_of_litgpt_takes_what_is_predicted() -> None:
     vocabulary, length, chunk = 3000, 300, 128
     config = {**CONFIG, "model_type": "llama", "hidden_size": 8, "vocab_size": vocabulary}
-    found = shape.from_config(config, where="llama")
+    found = shapes.from_config(config, where="llama")
     torch.manual_seed(0)
     hidden = torch.randn(ROWS, length, 8).bfloat16().requires_grad_()
     head = torch.randn(vocabulary, 8).bfloat16()
@@ -229,14 +230,14 @@ def test_inputs_of_packed_layers_are_there_until_the_graph_is_gone(architecture:
         return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
 
     work = Work(ROWS, LENGTH, 4, quantized=True)
-    predicted = layers.inputs_left(shape_of(architecture, HEADS), work) * LAYERS * work.tokens
+    predicted = layer_bytes.inputs_left(shape_of(architecture, HEADS), work) * LAYERS * work.tokens
     assert left() == predicted
     del out
     assert left() == 0
 
 
 def test_a_batch_before_counts_until_the_next_has_gone_forward() -> None:
-    found = shape.named("7B")
+    found = shapes.named("7B")
     ranks = resolve(RankSpec(8, 16, ["q_proj", "v_proj"]), found.kinds)
 
     def peak(quantization: str, previous: int | None, name: str = "litgpt") -> int:

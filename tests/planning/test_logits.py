@@ -8,8 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import ModuleRank
-from loractl.models import shape
-from loractl.ops import memory
+from loractl.models.shape import read as shapes
+from loractl.ops import held_memory
 from loractl.ops.chunks import CHUNK, STRIP_ROWS
 from loractl.ops.cross_entropy import Head, head_loss
 from loractl.planning import logits
@@ -23,8 +23,8 @@ CONFIG = {
     "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": VOCABULARY,
     "tie_word_embeddings": False,
 }  # fmt: skip
-LLAMA = shape.from_config(CONFIG, where="llama")
-GEMMA = shape.from_config(
+LLAMA = shapes.from_config(CONFIG, where="llama")
+GEMMA = shapes.from_config(
     {**CONFIG, "model_type": "gemma2", "head_dim": 8, "tie_word_embeddings": True}, where="gemma2"
 )
 
@@ -73,9 +73,11 @@ def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
 def test_on_a_cpu_the_memory_of_a_chunk_lives_on(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(memory, "_kept", memory._OfThread())
+    monkeypatch.setattr(held_memory, "_kept", held_memory._OfThread())
     measured(dtype, softcap=None, full=False, share=1.0)
-    lives_on = sum(one.nbytes for name, one in memory._kept.scratch.items() if name == "logits")
+    lives_on = sum(
+        one.nbytes for name, one in held_memory._kept.scratch.items() if name == "logits"
+    )
     for on_cpu, real in ((True, lives_on), (False, 0)):
         work = Work(1, TOKENS, dtype.itemsize, on_cpu=on_cpu)
         assert logits.kept(LLAMA, {}, work, LORACTL) == pytest.approx(real, abs=mmap.PAGESIZE)
@@ -83,7 +85,7 @@ def test_on_a_cpu_the_memory_of_a_chunk_lives_on(
 
 
 def test_longer_batches_take_no_more_logits_and_other_heads_do() -> None:
-    found = shape.named("7B")
+    found = shapes.named("7B")
     assert found.head is not None
     long = Work(8, 8192, 2)
     for work in (long, Work(1, 4096, 2)):
@@ -98,7 +100,7 @@ def test_longer_batches_take_no_more_logits_and_other_heads_do() -> None:
 
 
 def test_a_head_in_modules_to_save_is_known_to_the_plan() -> None:
-    found = shape.named("7B")
+    found = shapes.named("7B")
     ranks = {"model.layers.0.self_attn.q_proj": ModuleRank(8, 16, 2.0)}
     for names, expected in (("lm_head",), True), (("norm",), False):
         plan = plan_of(found, Request(modules_to_save=names), "lora", ranks=ranks)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loractl.models import shape
+from loractl.models.shape import read as shapes
 from loractl.planning import devices, recommend, search
 from loractl.planning.recommend import Rows
 from loractl.planning.request import Request
@@ -18,7 +18,7 @@ def test_the_rank_is_that_of_the_table_and_30b_is_like_13b(
     task: str, ranks: tuple[int, ...]
 ) -> None:
     sizes = ("7B", "13B", "30B", "70B")
-    found = [recommend.rank_of(task, shape.named(size), None).value for size in sizes]
+    found = [recommend.rank_of(task, shapes.named(size), None).value for size in sizes]
     assert tuple(found) == ranks
 
 
@@ -33,19 +33,19 @@ def test_the_rank_is_that_of_the_table_and_30b_is_like_13b(
 def test_few_rows_halve_the_rank_and_many_double_it(
     task: str, size: str, rows: int, rank: int
 ) -> None:
-    found = recommend.choices(task, shape.named(size), Rows(rows))
+    found = recommend.choices(task, shapes.named(size), Rows(rows))
     assert found["rank"].value == rank and found["alpha"].value == 2 * rank
     assert rank in found["sweep"].value
 
 
 def test_the_sweep_is_widened_to_hold_the_rank() -> None:
-    found = recommend.choices("complex", shape.named("7B"), Rows(500))["sweep"]
+    found = recommend.choices("complex", shapes.named("7B"), Rows(500))["sweep"]
     assert found.value == [8, 16, 32, 64] and "widened to hold 8" in found.reason
-    assert recommend.choices("medium", shape.named("7B"), None)["sweep"].value == [8, 16]
+    assert recommend.choices("medium", shapes.named("7B"), None)["sweep"].value == [8, 16]
 
 
 def test_every_value_comes_with_its_reason_and_source() -> None:
-    found = recommend.choices("medium", shape.named("13B"), Rows(5000, 10**6, 900, 700, "counted"))
+    found = recommend.choices("medium", shapes.named("13B"), Rows(5000, 10**6, 900, 700, "counted"))
     assert all(one.reason and one.source for one in found.values())
     assert found["target_modules"].value == "attention"
     assert found["max_length"].value == 960
@@ -53,9 +53,9 @@ def test_every_value_comes_with_its_reason_and_source() -> None:
 
 def test_the_learning_rate_follows_the_published_rule() -> None:
     # tinker-cookbook: Llama-3.1-8B 2.86e-4, Qwen3-8B 4.73e-4, both of width 4096
-    llama = shape.named("7B")
+    llama = shapes.named("7B")
     assert recommend.choices("simple", llama, None)["learning_rate"].value == 2.9e-4
-    qwen = shape.from_config({
+    qwen = shapes.from_config({
         "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36, "vocab_size": 151936,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
         "intermediate_size": 12288,
@@ -64,12 +64,12 @@ def test_the_learning_rate_follows_the_published_rule() -> None:
 
 
 def test_rows_longer_than_the_model_has_positions_for_are_left_out() -> None:
-    found = recommend.choices("simple", shape.named("7B"), Rows(2000, 10**7, 9000, 800, "counted"))
+    found = recommend.choices("simple", shapes.named("7B"), Rows(2000, 10**7, 9000, 800, "counted"))
     assert found["max_length"].value == 4096 and "left out" in found["max_length"].reason
 
 
 def test_capacity_compares_tokens_with_parameters_and_names_a_rank_that_holds_them() -> None:
-    found = shape.named("7B")
+    found = shapes.named("7B")
     request = Request(rank=4, target_modules="minimal")  # 2,097,152 parameters, 2 bits each
     enough = recommend.capacity(found, request, Rows(100, 4_000_000))
     short = recommend.capacity(found, request, Rows(100, 8_388_608))
@@ -79,7 +79,7 @@ def test_capacity_compares_tokens_with_parameters_and_names_a_rank_that_holds_th
 
 
 def test_memory_decides_between_lora_and_qlora_and_how_many_rows() -> None:
-    found, request = shape.named("7B"), Request(rank=16, length=1024, batch=16)
+    found, request = shapes.named("7B"), Request(rank=16, length=1024, batch=16)
     chosen = {}
     for gib in (8, 12, 24, 80):
         more, table = search.of_memory(found, request, gib * GIB, 16)
@@ -89,5 +89,5 @@ def test_memory_decides_between_lora_and_qlora_and_how_many_rows() -> None:
         if "batch_size" in more:
             assert more["batch_size"].value * more["gradient_accumulation"].value == 16
     assert chosen == {8: "qlora", 12: "qlora", 24: "lora", 80: "lora"}
-    nothing, _ = search.of_memory(shape.named("70B"), request, 8 * GIB, 16)
+    nothing, _ = search.of_memory(shapes.named("70B"), request, 8 * GIB, 16)
     assert nothing["method"].value is None and "nothing fits 8 GiB" in nothing["method"].reason

@@ -15,7 +15,7 @@ from loractl.data.batches import BatchPlan, Epochs, windows
 from loractl.errors import NumericError
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
-from loractl.models.fast import Trunk
+from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.objective import Objective, loss_sum
 from loractl.records import UNTRAINED, Batch, DataState, Example

@@ -1,0 +1,6 @@
+"""`python -m loractl`, as the `loractl` program."""
+
+from loractl.cli.main import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,289 @@
+"""Complete model directories: an adapter merged into its base, or a model trained whole.
+
+A merged weight is W + s B A in float32, rounded once. The base is read tensor by tensor and never
+written.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from loractl.artifacts import files
+from loractl.artifacts.peft.adapter import ABOUT, TEMPLATE, Adapter
+from loractl.artifacts.peft.attach import load_, own_weights, ranks_of, require_same
+from loractl.errors import ArtifactError
+from loractl.lora.inject import adaptable, merge_
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import EXPERTS
+from loractl.lora.whole import wholes
+from loractl.models.base_directory import INDEX, is_inside
+from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
+NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tensors of the base's files change, and by what."""
+
+    updates: Mapping[str, LoraLayer]  # tensor name in the files -> its adapted layer
+    replaced: Mapping[str, Tensor]  # tensor name in the files -> its value, trained whole
+    untied: Mapping[str, str]  # tensor to add -> the tensor whose old value it starts from
+    untie: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the base."""
+
+    untied: bool  # whether a tied head got a weight of its own
+    dtype: torch.dtype | None  # to which every tensor was rounded; None: each kept its own
+
+
+def write(
+    directory: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None
+) -> Written:
+    """Write base + adapter as a model directory of the same shards. `dtype` None keeps the base's.
+
+    Raises ArtifactError when adapter and base do not fit, or a weight does not fit into `dtype`.
+    """
+    refuse_quantized(source)
+    skeleton = load_skeleton(source)
+    ranks_of(adapter, skeleton)  # refuses before any weight is read
+    plan = None if source.gguf else plan_merge(source, skeleton, adapter)
+    if plan is None:
+        written = _write_whole(directory, source, adapter, dtype or own_dtype(source))
+    else:
+        _write_shards(directory, source, plan, dtype)
+        _copy_beside(source.directory, directory, dtype=dtype, untie=plan.untie)
+        written = Written(plan.untie, dtype)
+    if adapter.chat_template:
+        (directory / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8")
+    return written
+
+
+def refuse_quantized(source: Source) -> None:
+    """Weights that stand in blocks or beside scales of their own cannot be added to."""
+    if source.gguf:
+        return  # unpacked by its loader
+    if config := files.read_json(source.directory / "config.json").get("quantization_config"):
+        method = config.get("quant_method") if isinstance(config, dict) else config
+        raise ArtifactError(
+            f"{source.directory / 'config.json'}: the base is quantized ({method}); name the base"
+            " it was quantized from with --base"
+        )
+
+
+def is_tied(model: "PreTrainedModel") -> bool:
+    """Whether the output head is the embedding table; asked before adapters go in."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def shards(source: Source) -> list[Path]:
+    """The weight files of a model directory: those of its index, or the only one."""
+    index = source.directory / INDEX
+    if not index.is_file():
+        return source.weight_files()
+    names = sorted(set(files.read_json(index)["weight_map"].values()))
+    for name in names:
+        if not (source.directory / name).is_file():
+            raise ArtifactError(f"{index}: names {name}, which is not there")
+    return [source.directory / name for name in names]
+
+
+def places(source: Source) -> dict[str, Path]:
+    """The name of every tensor of a model directory, and the shard it stands in."""
+    found: dict[str, Path] = {}
+    for shard in shards(source):
+        with safe_open(shard, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), shard)
+    return found
+
+
+def float_dtypes(source: Source) -> Counter[torch.dtype]:
+    """How many tensors of each floating dtype a model directory holds."""
+    found: Counter[torch.dtype] = Counter()
+    for shard in shards(source):
+        with safe_open(shard, framework="pt") as file:
+            names = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118
+            found.update(FLOATS[name] for name in names if name in FLOATS)
+    return found
+
+
+def own_dtype(source: Source) -> torch.dtype:
+    """The dtype a whole merge has unless told otherwise: the base's; bfloat16 for a GGUF."""
+    if source.gguf:
+        return torch.bfloat16
+    return float_dtypes(source).most_common(1)[0][0]
+
+
+def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
+    """Find each adapted weight in the files; None when they lay weights out otherwise.
+
+    When a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
+    weight of its own: its merged one, or the old embedding. Otherwise an update of one would
+    silently change both.
+    """
+    found = places(source)
+    prefix = skeleton.base_model_prefix + "."
+
+    def in_files(full: str) -> str | None:
+        options = (full, full.removeprefix(prefix), prefix + full)
+        return next((name for name in options if name in found), None)
+
+    for module, copy in own_weights(adapter, adaptable(skeleton)).items():
+        if name := in_files(f"{module}.weight"):
+            with safe_open(found[name], framework="pt") as file:
+                require_same(adapter, module, copy, file.get_tensor(name))
+    tied = is_tied(skeleton)
+    embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
+    changes: dict[str, LoraLayer | Tensor] = {}
+    for module, layer in load_(skeleton, adapter).items():
+        changes[module if layer.kind in EXPERTS else f"{module}.weight"] = layer
+    for path, whole in wholes(skeleton).items():
+        changes |= {f"{path}.{inner}": t for inner, t in whole.tuned.state_dict().items()}
+    untie = tied and (head in changes or embedding in changes)
+    untied: dict[str, str] = {}
+    if untie and in_files(head) is None:
+        old = in_files(embedding)
+        if old is None:
+            return None
+        untied[head] = old
+    updates: dict[str, LoraLayer] = {}
+    replaced: dict[str, Tensor] = {}
+    for full, change in changes.items():
+        place = full if full in untied else in_files(full)
+        if place is None:
+            return None
+        if isinstance(change, Tensor):
+            replaced[place] = change
+        else:
+            updates[place] = change
+    return Plan(updates, replaced, untied, untie)
+
+
+def _table_name(model: "PreTrainedModel") -> str:
+    """The path of the module that embeds the input."""
+    table = model.get_input_embeddings()
+    found: str = next(name for name, module in model.named_modules() if module is table)
+    return found
+
+
+def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtype | None) -> None:
+    """Copy the base's shards one by one, each with its updates; at most one is in memory."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in shards(source):
+        tensors = dict(_merged_tensors(shard, plan, dtype))
+        files.write_tensors(directory / shard.name, tensors)
+        weight_map |= dict.fromkeys(tensors, shard.name)
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if (source.directory / INDEX).is_file():
+        files.write_json(
+            directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def _merged_tensors(
+    shard: Path, plan: Plan, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(shard, framework="pt") as file:
+        names = set(file.keys())
+        starts = {name: name for name in sorted(names)}
+        starts |= {name: old for name, old in plan.untied.items() if old in names}
+        for name, start in starts.items():
+            old, layer = file.get_tensor(start), plan.updates.get(name)
+            target = dtype if dtype is not None and old.is_floating_point() else old.dtype
+            new = plan.replaced.get(name, old).to(target)
+            if layer is not None:
+                new = layer.merged_weight(old, dtype=target)
+            _require_finite(f"{shard.name}: {name}", new)
+            yield name, new
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise ArtifactError(
+            f"{name}: the merged weight is not finite in {dtype}; merge with --dtype bfloat16 or"
+            " float32"
+        )
+
+
+def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
+    """Merge in memory: for bases whose files lay weights out otherwise, such as GGUF."""
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    tied = is_tied(model)
+    load_(model, adapter)
+    merge_(model)
+    untie = tied and not is_tied(model)
+    if untie:
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+    _save(model, directory, dtype)
+    load_tokenizer(source).save_pretrained(directory)
+    return Written(untie, dtype)
+
+
+def _save(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
+    model.to(dtype)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        _require_finite(name, parameter.detach())
+    model.save_pretrained(directory)
+    for path in directory.glob("*.safetensors"):
+        files.give_usual_mode(path)
+
+
+def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, untie: bool) -> None:
+    """Copy config, tokenizer and chat template; correct what the merge changed in the config."""
+    for path in sorted(base.iterdir()):
+        if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
+            if not is_inside(path, base):  # what is copied from a stranger's link might be a secret
+                raise ArtifactError(f"{path}: links to {path.resolve()}, out of the base; copy it")
+            shutil.copyfile(path, directory / path.name)
+    config: dict[str, Any] = files.read_json(base / "config.json")
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        config.pop("torch_dtype", None)
+    if untie:
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"]["tie_word_embeddings"] = False
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model_(
+    directory: Path,
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype,
+    about: Mapping[str, Any],
+) -> None:
+    """Write a model whose every weight was trained, each weight rounded once to `dtype`.
+
+    The model itself is left in that dtype.
+    """
+    _save(model, directory, dtype)
+    tokenizer.save_pretrained(directory)
+    files.write_json(directory / ABOUT, about)

@@ -1,0 +1,142 @@
+"""Adapter directories in PEFT's layout: write ours, read anyone's.
+
+Tensors have PEFT's names (`peftnames`). Beside adapter_config.json (`peftconfig`) lie the chat
+template and loractl.json, which PEFT leaves alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loractl.artifacts import files
+from loractl.artifacts.peft import adalora_files
+from loractl.artifacts.peft import config as peft_config
+from loractl.artifacts.peft.names import MAGNITUDE, STARTS, SUFFIXES
+from loractl.artifacts.run import checkpoint
+from loractl.errors import ArtifactError
+from loractl.lora.ranks import RankSpec
+
+WEIGHTS, CONFIG, ABOUT, TEMPLATE = (
+    "adapter_model.safetensors", "adapter_config.json", "loractl.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as read from a directory: settings and tensors, checked against no model yet."""
+
+    directory: Path
+    spec: RankSpec
+    tensors: dict[str, Tensor]  # by PEFT's names
+    base: str | None  # base_model_name_or_path
+    about: dict[str, Any]  # loractl.json, empty for adapters of other tools
+    chat_template: str | None
+    formula: str = "lora"  # or dora
+    has_starts: bool = False  # whether A and B are counted from where they started
+    whole: tuple[str, ...] = ()  # modules_to_save
+    parameters: tuple[str, ...] = ()  # target_parameters: fused experts
+
+    def suffixes(self, kind: str) -> tuple[str, ...]:
+        """The ends of the names of a module's tensors, those of A before those of B."""
+        starts = STARTS[kind] if self.has_starts else ()
+        return (*SUFFIXES[kind], *starts, *([MAGNITUDE] if self.formula == "dora" else []))
+
+    @property
+    def trained_on(self) -> str | None:
+        """The fingerprint of the base it was trained on, where loractl.json tells it."""
+        base = self.about.get("base")
+        found = base.get("fingerprint") if isinstance(base, dict) else None
+        return found if isinstance(found, str) else None
+
+
+def write(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    chat_template: str | None,
+) -> None:
+    """Write an adapter's files into a directory that exists."""
+    files.write_tensors(directory / WEIGHTS, {name: t.cpu() for name, t in tensors.items()})
+    files.write_json(directory / CONFIG, config)
+    files.write_json(directory / ABOUT, about)
+    if chat_template:
+        (directory / TEMPLATE).write_text(chat_template, encoding="utf-8")
+
+
+def find(path: Path) -> Path:
+    """The adapter directory that a path means: itself, a checkpoint, or a run's final adapter."""
+    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        return path
+    if (path / "adapter" / CONFIG).is_file():
+        return path / "adapter"
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path}: no such directory, expected an adapter, a run or a checkpoint"
+        )
+    if (path / "model").is_dir():
+        raise ArtifactError(
+            f"{path}: a run of method: full has no adapter; its model lies in {path / 'model'}"
+        )
+    if (path / "checkpoints").is_dir():
+        raise ArtifactError(
+            f"{path}: the run has no final adapter yet; finish it with train --resume, or name one"
+            " of its checkpoints"
+        )
+    if (path / "adapter_model.bin").is_file():
+        raise ArtifactError(
+            f"{path / 'adapter_model.bin'}: a pickle, which can run code and is not read; convert"
+            " to safetensors"
+        )
+    raise ArtifactError(
+        f"{path}: {CONFIG} not found; this is no adapter, run or checkpoint directory"
+    )
+
+
+def read(path: Path) -> Adapter:
+    """Read an adapter, a run's final one or a checkpoint. Raises ArtifactError naming the file."""
+    directory = find(path)
+    config = files.read_json(directory / CONFIG)
+    is_adalora = config.get("peft_type") == "ADALORA"
+    spec = None if is_adalora else peft_config.spec(directory / CONFIG, config)
+    if (directory / checkpoint.MANIFEST).is_file() and (wrong := checkpoint.faults(directory)):
+        raise ArtifactError(*wrong)
+    where = directory / WEIGHTS
+    if not where.is_file():
+        is_pickle = (directory / "adapter_model.bin").is_file()
+        why = "; adapter_model.bin is a pickle, which is not read: convert to safetensors"
+        raise ArtifactError(f"{where}: not found{why if is_pickle else ''}")
+    tensors = files.read_tensors(where)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise ArtifactError(f"{where}: {name} holds values that are not finite (NaN or Inf)")
+    if spec is None:
+        config, tensors = adalora_files.folded(directory / CONFIG, config, tensors)
+        spec = peft_config.spec(directory / CONFIG, config)
+    has_starts = peft_config.starts_at_parts(config)
+    if has_starts and not any(".lora_A0." in n or n.endswith("_A0") for n in tensors):
+        raise ArtifactError(
+            f"{directory / CONFIG}: init_lora_weights is {json.dumps(config['init_lora_weights'])},"
+            " which is not supported: it changes the base, by tensors that are not here"
+        )
+    about, template = directory / ABOUT, directory / TEMPLATE
+    found = Adapter(
+        directory=directory,
+        spec=spec,
+        tensors=tensors,
+        base=config.get("base_model_name_or_path"),
+        about=files.read_json(about) if about.is_file() else {},
+        chat_template=files.read_text(template) if template.is_file() else None,
+        formula="dora" if config.get("use_dora") else "lora",
+        has_starts=has_starts,
+        whole=tuple(config.get("modules_to_save") or ()),
+        parameters=tuple(config.get("target_parameters") or ()),
+    )
+    checkpoint.require_published(directory)
+    return found

@@ -1,0 +1,177 @@
+"""Put an adapter that was read into a model: all of it or nothing, names and shapes compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, Adapter
+from loractl.artifacts.peft.names import (
+    PREFIX,
+    STARTS,
+    SUFFIXES,
+    buffers,
+    parameters,
+    stems,
+    stems_of,
+)
+from loractl.errors import ArtifactError
+from loractl.lora.inject import FORMULAS, adaptable, inject_, sizes, stacked, weight_of
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import EXPERTS, ModuleRank, UnmatchedError, is_named
+from loractl.lora.ranks import sizes as rank_sizes
+from loractl.lora.whole import WholeModule, as_peft_matches, train_whole_
+
+
+def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
+    """Match an adapter's tensors with a model's modules, all of them or none.
+
+    Raises ArtifactError listing names that match nothing, halves that are missing, shapes that
+    differ, and base weights that the adapter brings of its own.
+    """
+    fits = _places(adapter, model)
+    where = adapter.directory / WEIGHTS
+    brought = own_weights(adapter, fits.kinds)
+    for name, tensor in brought.items():
+        require_same(adapter, name, tensor, weight_of(model, name, fits.kinds[name]))
+    known = fits.expected.keys() | fits.whole.keys()
+    known |= {f"{PREFIX}{name}.base_layer.weight" for name in brought}
+    unexpected = sorted(adapter.tensors.keys() - known)
+    matched = len(adapter.tensors) - len(unexpected)
+    if unexpected or not adapter.tensors:
+        raise ArtifactError(
+            f"{where}: {matched} of {len(adapter.tensors)} tensors match a module of the model;"
+            f" unexpected: {_some(unexpected)}; expected names such as"
+            f" {next(iter(fits.expected), 'none')}"
+        )
+    modules = list(dict.fromkeys(m for full, m in fits.expected.items() if full in adapter.tensors))
+    wanted = {full: m for full, m in fits.expected.items() if m in modules}
+    missing = sorted((wanted.keys() | fits.whole.keys()) - adapter.tensors.keys())
+    if missing or not modules:
+        listed = _some(missing) or "every lora_A and lora_B"
+        raise ArtifactError(f"{where}: {len(missing)} tensors are missing: {listed}")
+    for full, shape in fits.whole.items():
+        _require_shape(adapter, full, shape, "as the module of the base has")
+    try:
+        ranks = rank_sizes(adapter.spec, modules)
+    except UnmatchedError as error:
+        field = error.key.removeprefix("lora.")
+        raise ArtifactError(f"{adapter.directory / CONFIG}: {field}: {error}") from None
+    for name, size in ranks.items():
+        _require_shapes(adapter, fits, name, size.rank, weight_of(model, name, fits.kinds[name]))
+    return ranks
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tensors of an adapter can belong in a model."""
+
+    kinds: Mapping[str, str]  # of every module that the adapter may be for
+    stems: Mapping[str, str]  # of those
+    expected: Mapping[str, str]  # tensor name -> module
+    whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of modules that are saved whole
+
+
+def _places(adapter: Adapter, model: nn.Module) -> _Places:
+    def is_meant(name: str, kind: str) -> bool:
+        if kind not in FORMULAS[adapter.formula]:
+            return False
+        return kind not in EXPERTS or any(is_named(name, named) for named in adapter.parameters)
+
+    kinds = {name: kind for name, kind in adaptable(model).items() if is_meant(name, kind)}
+    stem = stems(kinds, kinds)
+    expected = {
+        f"{stem[name]}.{suffix}": name
+        for name, kind in kinds.items()
+        for suffix in adapter.suffixes(kind)
+    }
+    whole = {
+        f"{PREFIX}{path}.{inner}": tuple(tensor.shape)
+        for path in as_peft_matches(model, adapter.whole)
+        for inner, tensor in model.get_submodule(path).state_dict().items()
+    }
+    return _Places(kinds, stem, expected, whole)
+
+
+def _require_shapes(adapter: Adapter, fits: _Places, name: str, rank: int, weight: Tensor) -> None:
+    kind = fits.kinds[name]
+    d_in, d_out = sizes(kind, weight)
+    width = rank * stacked(weight)
+    starts_A, starts_B = zip(SUFFIXES[kind], STARTS[kind], strict=True)
+    for suffix in adapter.suffixes(kind):
+        shape: tuple[int, ...] = (d_out,)
+        if suffix in starts_A or suffix in starts_B:
+            shape = (width, d_in) if suffix in starts_A else (d_out, width)
+        why = f"the rank r of {CONFIG} is {rank}, the layer is {d_in} -> {d_out}"
+        _require_shape(adapter, f"{fits.stems[name]}.{suffix}", shape, why)
+
+
+def _require_shape(adapter: Adapter, full: str, shape: tuple[int, ...], why: str) -> None:
+    if (found := tuple(adapter.tensors[full].shape)) != shape:
+        raise ArtifactError(
+            f"{adapter.directory / WEIGHTS}: {full} has shape {list(found)}, expected"
+            f" {list(shape)} ({why})"
+        )
+
+
+def own_weights(adapter: Adapter, modules: Mapping[str, str]) -> dict[str, Tensor]:
+    """Copies of base weights that PEFT lays beside an adapter of embed_tokens or lm_head."""
+    full = {name: f"{PREFIX}{name}.base_layer.weight" for name in modules}
+    return {name: adapter.tensors[key] for name, key in full.items() if key in adapter.tensors}
+
+
+def require_same(adapter: Adapter, name: str, copy: Tensor, weight: Tensor) -> None:
+    """Raise ArtifactError when a copied base weight differs from the base's.
+
+    Values that are not there (meta) are not compared.
+    """
+    same = copy.shape == weight.shape
+    if same and not weight.is_meta:
+        # Each is rounded to the other's dtype: PEFT may have held the base in another one.
+        ours = weight.to(device=copy.device, dtype=copy.dtype)
+        same = torch.equal(copy.to(weight.dtype).to(copy.dtype), ours)
+    if not same:
+        raise ArtifactError(
+            f"{adapter.directory / WEIGHTS}: {PREFIX}{name}.base_layer.weight differs from the"
+            " base's own weight; adapters that bring a changed base are not supported"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[str, LoraLayer]:
+    """Put an adapter into a model.
+
+    Raises ArtifactError, with the model untouched, when they do not fit.
+    """
+    ranks = ranks_of(adapter, model)
+    paths = as_peft_matches(model, adapter.whole)
+    layers = inject_(model, ranks, formula=adapter.formula, dropout=dropout)
+    restore_(layers, adapter.tensors, train_whole_(model, paths))
+    return layers
+
+
+def restore_(
+    layers: Mapping[str, LoraLayer],
+    tensors: Mapping[str, Tensor],
+    whole: Mapping[str, WholeModule] | None = None,
+) -> None:
+    """Copy tensors by PEFT's names into adapted layers and modules trained whole; names and shapes
+    were checked before. A layer whose rank has changed since it was made takes the tensors' rank.
+    """
+    with torch.no_grad():
+        for name, parameter in parameters(layers, whole).items():
+            if parameter.shape == tensors[name].shape:
+                parameter.copy_(tensors[name])
+            else:
+                parameter.data = tensors[name].to(parameter)
+        for name, buffer in buffers(whole or {}).items():
+            buffer.copy_(tensors[name])
+    for name, stem in stems_of(layers).items():
+        layer = layers[name]
+        A0, B0 = (tensors.get(f"{stem}.{suffix}") for suffix in STARTS[layer.kind])
+        if A0 is not None and B0 is not None:
+            layer.count_from_(A0, B0)

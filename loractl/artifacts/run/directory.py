@@ -1,0 +1,115 @@
+"""The directory of a run: what lies where, what state it is in, and who may write into it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from loractl.artifacts.run import lock
+from loractl.errors import ConfigError, StateError
+
+LEFTOVER = re.compile(r"\..+\.(tmp|old)-\d+")
+"""What a killed process leaves: a file or directory not yet published, or already given up."""
+
+
+class Status(Enum):
+    ABSENT = "absent"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The layout of a run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def status(self) -> Status:
+        """Whether a run stands here. Raises ConfigError for anything else that does."""
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"out: {path} is a file, expected a directory for the run")
+        if not self.path.exists():
+            return Status.ABSENT
+        if all(
+            LEFTOVER.fullmatch(path.name) or path.name == lock.NAME for path in self.path.iterdir()
+        ):
+            return Status.ABSENT
+        if not self.config.is_file():
+            raise ConfigError(
+                f"out: {self.path} is not empty and holds no run (no config.yaml);"
+                " choose another directory"
+            )
+        done = self.adapter.is_dir() or self.model.is_dir()
+        return Status.FINISHED if done else Status.UNFINISHED
+
+    def require(self, *, resume: bool, overwrite: bool) -> Status:
+        """Check that training may start, or go on, here. Raises ConfigError or StateError."""
+        status = self.status()
+        lock.require_free(self.path)
+        if resume and status is Status.ABSENT and not self.was_killed():
+            raise StateError(f"{self.path}: no run to resume; train without --resume to start one")
+        if status is not Status.ABSENT and not resume and not overwrite:
+            kind = "a finished" if status is Status.FINISHED else "an unfinished"
+            raise StateError(
+                f"{self.path}: holds {kind} run; use --resume to continue it, --overwrite to"
+                " replace it, or --out for another directory"
+            )
+        return status
+
+    def was_killed(self) -> bool:
+        """Whether the last run here had no time to take its lock away; asked while none runs."""
+        return (self.path / lock.NAME).exists()
+
+    def clear_(self) -> None:
+        """Remove what a run writes but its config.yaml, which the next one replaces; other files
+        stay.
+
+        The config stays, so that what a kill leaves here is still known for a run.
+        """
+        from loractl.artifacts import files  # brings torch
+
+        for path in (self.adapter, self.model, self.checkpoints):
+            if path.exists():
+                files.remove(path)
+        for path in (self.metrics, self.data, self.path / "report.html"):
+            path.unlink(missing_ok=True)
+
+    def sweep_(self) -> None:
+        """Remove what a killed process left half-written or half-removed."""
+        for path in list(self._leftovers()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _leftovers(self) -> Iterator[Path]:
+        for directory in (self.path, self.checkpoints):
+            if directory.is_dir():
+                yield from (p for p in directory.iterdir() if LEFTOVER.fullmatch(p.name))

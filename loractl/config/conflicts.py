@@ -1,0 +1,81 @@
+"""Settings that are right one by one but not together. A part of `configfile`."""
+
+from collections.abc import Iterator
+
+from loractl.config.settings import AdaloraSection, LoraSection, RunConfig
+
+
+def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) for settings that are right one by one but not together."""
+    train, data = config.train, config.data
+    if train.steps is not None and train.epochs is not None:
+        yield "train.steps", "found together with train.epochs, expected one of them; remove one"
+    if train.steps is not None and train.warmup >= 1 and train.warmup > train.steps:
+        yield (
+            "train.warmup",
+            f"{train.warmup:.15g} warmup steps are more than train.steps ({train.steps}), expected "
+            "fewer; a value below 1 is a share of the steps",
+        )
+    if train.eval_every is not None and data.eval is None:
+        yield (
+            "train.eval_every",
+            "set, but data.eval names no held-out rows; set data.eval or remove it",
+        )
+    if train.lora_plus_ratio != 1 and config.method == "full":
+        yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
+    if train.non_finite_limit != 3 and train.on_non_finite != "skip":
+        yield "train.non_finite_limit", "is of on_non_finite: skip; set that, or remove it"
+    if train.early_stopping is not None and train.eval_every is None:
+        yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
+    for name in ("rank_pattern", "alpha_pattern"):
+        if "" in getattr(config.lora, name):
+            yield f"lora.{name}", "an empty module name, expected a name or a regex"
+    if config.lora.modules_to_save and config.method == "full":
+        yield "lora.modules_to_save", "method: full trains every module; remove it"
+    yield from _rank_conflicts(config)
+
+
+def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Of the settings by which ranks change during a run."""
+    lora, steps = config.lora, config.train.steps
+    if config.method == "adalora":
+        if lora.rank != LoraSection.model_fields["rank"].default:
+            yield "lora.rank", "method: adalora starts at lora.adalora.initial_rank; set that"
+        for name, neutral in (("rank_pattern", {}), ("alpha_pattern", {}), ("init", "default")):
+            if getattr(lora, name) != neutral:
+                yield f"lora.{name}", "method: adalora has ranks and a start of its own; remove it"
+        if lora.adalora.target_rank > lora.adalora.initial_rank:
+            yield (
+                "lora.adalora.target_rank",
+                f"{lora.adalora.target_rank} is more than initial_rank"
+                f" ({lora.adalora.initial_rank}), expected at most that: ranks only fall",
+            )
+        if steps is not None and (wrong := adalora_steps(lora.adalora, steps)):
+            yield "lora.adalora", wrong
+    elif lora.adalora != AdaloraSection():
+        yield "lora.adalora", f"is of method: adalora, but method is {config.method}; remove it"
+    if not lora.rank_schedule:
+        return
+    if config.method in ("adalora", "full"):
+        yield "lora.rank_schedule", f"method: {config.method} has no rank to change; remove it"
+    if lora.rank_pattern or lora.init in ("pissa", "olora"):
+        what = "rank_pattern" if lora.rank_pattern else f"init: {lora.init}"
+        yield "lora.rank_schedule", f"is for one rank that starts at zero, not for {what}"
+    if steps is not None and max(lora.rank_schedule) > steps:
+        yield "lora.rank_schedule", past_the_end(max(lora.rank_schedule), steps)
+
+
+def adalora_steps(section: AdaloraSection, steps: int) -> str | None:
+    """What is wrong with AdaLoRA's phases in a run of so many steps."""
+    spent = section.warmup_steps + section.final_steps
+    if spent < steps:
+        return None
+    return (
+        f"warmup_steps and final_steps are {spent} together, which leaves none of the run's {steps}"
+        f" steps for ranks to fall, expected fewer than {steps}; lower them, or train for longer"
+    )
+
+
+def past_the_end(step: int, steps: int) -> str:
+    """What is wrong with a rank that changes too late."""
+    return f"step {step} is past the run's last, {steps}; remove it, or train for longer"

@@ -1,0 +1,232 @@
+"""A YAML file and `--set` options -> RunConfig, or all errors that need no model, with their lines.
+
+Also the way back: a resolved RunConfig as a file that reads the same.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from loractl.config import strict_yaml
+from loractl.config.conflicts import conflicts
+from loractl.config.settings import RunConfig, not_yet, resolve
+from loractl.config.strict_yaml import YamlProblem
+from loractl.config.validation import Checked, check
+from loractl.errors import ConfigError
+from loractl.paths import is_hub_data
+from loractl.text import closest, found, is_secret, printable
+
+LARGEST = 1 << 18  # bytes; pure-Python YAML reads a hostile file of this size in about a second
+
+_PATHS = ("model.name_or_path", "data.train", "data.eval", "data.retain", "out")
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_KEY = re.compile(r"[^\W\d][\w-]*(?:\.[^.\s]+)*")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config with its defaults filled in, and where each of its settings was written."""
+
+    config: RunConfig
+    path: Path
+    lines: Mapping[str, int]  # of the keys in the file
+    overrides: Mapping[str, str]  # of the keys from --set: the option as typed
+
+    def error(self, key: str, message: str) -> ConfigError:
+        """An error about a setting, with the file and line of it or of the section it is in."""
+        return ConfigError(_message(self.path, self.lines, self.overrides, key, message))
+
+
+def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Loaded:
+    """Read and check a config; raise one ConfigError with a message for each thing wrong.
+
+    Without `paths_exist`, files that it names need not be there: so is the record of a run read.
+    """
+    document = _document(path)
+    data, lines = document.value, document.lines
+    messages: list[str] = []
+    for key, line in document.repeated:
+        what = f"already set on line {lines[key]}, expected once; remove one of them"
+        messages.append(printable(f"{path}:{line}: {key}: {what}"))
+    options: dict[str, str] = {}
+    for text in overrides:
+        try:
+            _override_(data, lines, options, text)
+        except ConfigError as error:
+            messages += error.messages
+    checked = check(data)
+    missing = _missing_paths(checked, path.parent) if paths_exist else ()
+    problems = [*checked.problems, *_combinations(checked), *missing]
+    messages += [_message(path, lines, options, key, message) for key, message in problems]
+    if messages or checked.config is None:
+        raise ConfigError(*sorted(dict.fromkeys(messages), key=_line_in(path)))
+    config = resolve(_with_home(checked.config), name=path.stem)
+    return Loaded(config, path, MappingProxyType(lines), MappingProxyType(options))
+
+
+def dump(config: RunConfig) -> str:
+    """Write every setting as YAML, in the order of `config`; `load` reads the same from it."""
+    return strict_yaml.dump(config.model_dump())
+
+
+def _document(path: Path) -> strict_yaml.Document:
+    text = _text(path)
+    try:
+        document = strict_yaml.parse(text)
+    except YamlProblem as problem:
+        column = f":{problem.column}" if problem.column else ""
+        where = f"{path}:{problem.line}{column}"
+        raise ConfigError(printable(f"{where}: {problem.message}")) from None
+    if not isinstance(document.value, dict):
+        what = "an empty file" if document.value is None else found(document.value)
+        raise ConfigError(printable(f"{path}: found {what}, expected a mapping of settings"))
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise ConfigError(printable(f"{path}: does not exist{_resolved(path)}")) from None
+    except IsADirectoryError:
+        raise ConfigError(printable(f"{path}: is a directory, expected a YAML file")) from None
+    except OSError as error:
+        raise ConfigError(printable(f"{path}: cannot be read: {error.strerror}")) from None
+    if len(content) > LARGEST:
+        raise ConfigError(printable(f"{path}: found more than 256 KiB, expected a config file"))
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(printable(f"{path}: found UTF-16, expected UTF-8; save it as UTF-8"))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"found the byte {content[error.start]:#04x}, which is not UTF-8"
+        raise ConfigError(printable(f"{path}:{line}: {what}; save the file as UTF-8")) from None
+
+
+def _override_(
+    data: dict[Any, Any], lines: dict[str, int], options: dict[str, str], text: str
+) -> None:
+    """Set one `key=value` in the values of the file."""
+    key, equals, written = (part.strip() for part in text.partition("="))
+    option = f"--set {key}={'***' if is_secret(key) else written}" if equals else f"--set {text}"
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError(printable(f"{option}: expected KEY=VALUE, as in --set lora.rank=16"))
+    try:
+        value = strict_yaml.parse(written).value
+    except YamlProblem as problem:
+        raise ConfigError(printable(f"{option}: {problem.message}")) from None
+    *above, last = key.split(".")
+    for depth, name in enumerate(above):
+        where = ".".join(above[: depth + 1])
+        if name not in data:
+            data[name], options[where] = {}, option
+        inner = data[name]
+        if not isinstance(inner, dict):
+            raise ConfigError(printable(f"{option}: {where} is {found(inner)}, expected a mapping"))
+        data = inner
+    data[last] = value
+    inside = (f"{key}.", f"{key}[")
+    for known in [name for name in (*lines, *options) if name == key or name.startswith(inside)]:
+        lines.pop(known, None)
+        options.pop(known, None)
+    options[key] = option
+
+
+def _message(
+    path: Path, lines: Mapping[str, int], options: Mapping[str, str], key: str, message: str
+) -> str:
+    """`FILE:LINE: KEY: message`; the line of the section where the key itself is not set."""
+    here = key
+    while here and here not in lines and here not in options:
+        here = re.sub(r"(?:\[\d+\]|\.?[^.\[]*)$", "", here)
+    where = options.get(here) or (f"{path}:{lines[here]}" if here in lines else str(path))
+    return printable(f"{where}: {key}: {message}")
+
+
+def _line_in(path: Path) -> Any:
+    """A sort key: messages in the order of the file, then those without a line, then --set."""
+    place = re.compile(re.escape(printable(f"{path}:")) + r"(\d+): ")
+
+    def order(message: str) -> tuple[bool, float]:
+        match = place.match(message)
+        return message.startswith("--set "), int(match[1]) if match else float("inf")
+
+    return order
+
+
+def _combinations(checked: Checked) -> Iterator[tuple[str, str]]:
+    """What `config` refuses, unless it speaks of a key that is wrong already."""
+    if checked.config is None:
+        return
+    for key, message in (*not_yet(checked.config), *conflicts(checked.config)):
+        if not checked.is_doubtful(key) and not any(bad in message for bad in checked.doubtful):
+            yield key, message
+
+
+def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
+    if checked.config is None:
+        return
+    train = checked.config.data.train
+    listed = (
+        {f"data.train[{i}].path": one.path for i, one in enumerate(train)}
+        if isinstance(train, list)
+        else {}
+    )
+    for key, value in {**{key: _get(checked.config, key) for key in _PATHS}, **listed}.items():
+        if not isinstance(value, str) or checked.is_doubtful(key):
+            continue
+        if "://" in value:
+            yield key, f"found {found(value)}, expected a path; download it first"
+        elif key != "out" and (complaint := _missing_path(key, value, folder)):
+            yield key, complaint
+
+
+def _missing_path(key: str, value: str, folder: Path) -> str | None:
+    path = Path(os.path.expanduser(value))
+    if key.startswith("model."):
+        is_hub_id = _HUB_ID.fullmatch(value) is not None and path.suffix != ".gguf"
+    else:
+        is_hub_id = is_hub_data(value)
+    try:
+        if path.exists():
+            return None
+        beside = folder / path
+        if beside.exists():
+            rest = f"but {beside} does, beside the config; write that path, or change the directory"
+            return f"{value} does not exist in the working directory{_resolved(path)}, {rest}"
+        near = closest(path.name, os.listdir(path.parent), 0.8) if path.parent.is_dir() else None
+    except OSError as error:
+        return f"{value} cannot be read: {error.strerror}"
+    if is_hub_id:
+        return None
+    hint = f"; did you mean {path.parent / near}?" if near else ""
+    return f"{value} does not exist{_resolved(path)}{hint}"
+
+
+def _resolved(path: Path) -> str:
+    return "" if path.is_absolute() else f" (resolved to {Path(os.path.abspath(path))})"
+
+
+def _with_home(config: RunConfig) -> RunConfig:
+    """Replace a leading ~ in the paths."""
+    for key in _PATHS:
+        value, (*above, name) = _get(config, key), key.split(".")
+        if isinstance(value, str) and value.startswith("~"):
+            update: dict[str, Any] = {name: os.path.expanduser(value)}
+            for section in reversed(above):
+                update = {section: getattr(config, section).model_copy(update=update)}
+            config = config.model_copy(update=update)
+    return config
+
+
+def _get(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

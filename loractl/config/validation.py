@@ -1,0 +1,273 @@
+"""Plain values -> RunConfig, or what is wrong with them: every key at once, in words of our own.
+
+pydantic decides what is wrong; its own messages, which speak of Python types, are never shown.
+Lines and files are the business of `configfile`.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from loractl.config.describe import branches, choices, describe, origin
+from loractl.config.settings import NOT_YET, RunConfig, Section
+from loractl.config.synonyms import KEYS, NO_SETTING, VALUES
+from loractl.text import closest, found, listed
+
+Problem = tuple[str, str]
+"""A dotted key, and what is wrong with it."""
+
+
+@dataclass
+class Checked:
+    """The settings that are right, with defaults for the others, and the problems."""
+
+    config: RunConfig | None = None
+    problems: list[Problem] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
+
+    def is_doubtful(self, key: str) -> bool:
+        """Whether the value of this key in `config` may not be what the user meant."""
+        return any(key == other or key.startswith(f"{other}.") for other in self.doubtful)
+
+
+def check(data: dict[Any, Any]) -> Checked:
+    """Validate the values of a config file; wrong ones are named, and the others still read."""
+    checked = Checked()
+    known = copy.deepcopy(data)
+    for section, above, name in _take_unknown_(RunConfig, known, ""):
+        message, meant = advice(above, name, section)
+        if meant is not None:
+            checked.doubtful.add(meant)
+            if _is_set(data, meant):
+                message += "; that one is set as well, so remove this one"
+        checked.problems.append((_joined(above, name), f"unknown key; {message}"))
+    try:
+        checked.config = RunConfig.model_validate(known)
+    except ValidationError as error:
+        places = _places(error, known)
+        for place in places:
+            _add_(checked, place)
+        checked.config = _without(known, places)
+    return checked
+
+
+def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[str, str | None]:
+    """Say what to do about an unknown key of a section; the second is the key it stands for."""
+    word = name.lower().replace("-", "_")[:100]
+    if word in section.model_fields:
+        return f"did you mean {word}?", _joined(above, word)
+    if theirs := KEYS.get(_joined(above, word)) or KEYS.get(word):
+        ours = theirs.split(" ")[0].strip(":")
+        return f"it is called {theirs} here{_unless_served(theirs)}", ours
+    if word in NO_SETTING:
+        return NO_SETTING[word], None
+    homes = {key.rpartition(".")[2]: key for key in reversed(keys())}
+    if key := homes.get(word):
+        home = key.rpartition(".")[0]
+        return f"{name} belongs {f'under {home}' if home else 'at the top level'}: {key}", key
+    if near := closest(word, section.model_fields):
+        return f"did you mean {near}?", _joined(above, near)
+    if near := closest(word, KEYS, 0.85):
+        return advice(above, near, section)
+    if near := closest(word, homes, 0.75):
+        return f"did you mean {homes[near]}?", homes[near]
+    return f"expected {listed(list(section.model_fields))}", None
+
+
+def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
+    """Every dotted key of a section, and of those in it, in the order of `config`."""
+    names: list[str] = []
+    for name, info in section.model_fields.items():
+        names.append(_joined(above, name))
+        if inner := _section(info.annotation):
+            names += keys(inner, names[-1])
+    return names
+
+
+def _take_unknown_(
+    section: type[Section], values: dict[Any, Any], above: str
+) -> Iterator[tuple[type[Section], str, str]]:
+    """Remove the keys that no section has; yield each with its section and where that is."""
+    for name in list(values):
+        if name not in section.model_fields:
+            del values[name]
+            yield section, above, str(name)
+            continue
+        here, value = _joined(above, name), values[name]
+        for kind, _ in branches(section.model_fields[name].annotation):
+            inner = _section(kind)
+            item = _section(get_args(kind)[0]) if origin(kind) is list else None
+            if inner and isinstance(value, dict):
+                yield from _take_unknown_(inner, value, here)
+            elif item and isinstance(value, list):
+                for index, entry in enumerate(value):
+                    if isinstance(entry, dict):
+                        yield from _take_unknown_(item, entry, f"{here}[{index}]")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error of pydantic is: a key, the setting it is in, and what is expected there."""
+
+    key: str
+    setting: tuple[str, ...]
+    value: Any
+    kind: Any
+    bounds: tuple[Any, ...]
+    info: FieldInfo | None = None  # at the setting itself, not inside its value
+    is_missing: bool = False
+    is_key: bool = False
+
+
+def _places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
+    """One place a key. Of a list that is nearly right only the wrong items are kept."""
+    places: dict[str, _Place] = {}
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        place = _locate(item["loc"], data, is_missing=item["type"] == "missing")
+        places.setdefault(place.key, place)
+    return [
+        place
+        for key, place in places.items()
+        if not any(other.startswith((f"{key}.", f"{key}[")) for other in places)
+    ]
+
+
+def _locate(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: bool) -> _Place:
+    """Follow the location through values and types; names that pydantic gives to the branches of a
+    union are in neither and are passed over."""
+    place = _Place("", (), data, RunConfig, ())
+    for name in loc:
+        value, alternatives = place.value, branches(place.kind, place.bounds)
+        section = next(filter(None, (_section(kind) for kind, _ in alternatives)), None)
+        inner = {origin(kind): get_args(kind) for kind, _ in alternatives}
+        mapping, items = inner.get(dict), inner.get(list)
+        if section and isinstance(value, dict) and name in section.model_fields:
+            info = section.model_fields[str(name)]
+            setting = (*place.setting, str(name)) if "[" not in place.key else place.setting
+            place = _Place(
+                _joined(place.key, name),
+                setting,
+                value.get(name),
+                info.annotation,
+                tuple(info.metadata),
+                info,
+                is_missing and name not in value,
+            )
+        elif mapping and isinstance(value, dict) and name in value:
+            key, of_names = _joined(place.key, name), mapping[0]
+            if loc[-1] == "[key]":
+                return _Place(key, place.setting, name, of_names, (), is_key=True)
+            place = _Place(key, place.setting, value[name], mapping[1], ())
+        elif items and isinstance(value, list) and isinstance(name, int):
+            place = _Place(f"{place.key}[{name}]", place.setting, value[name], items[0], ())
+    return place
+
+
+def _add_(checked: Checked, place: _Place) -> None:
+    required = _required(place)
+    if not place.is_missing:
+        checked.problems.append((place.key, _complaint(place, required)))
+    for key, info in required.items() if place.is_missing else ():
+        if not checked.is_doubtful(key):  # no other tool's word for it was found
+            checked.problems.append((key, f"not set, but required: {info.description}"))
+    checked.doubtful.add(".".join(place.setting))
+
+
+def _required(place: _Place) -> dict[str, FieldInfo]:
+    """The settings that have no default: this one, or those of this section."""
+    section = _section(place.kind)
+    if section is None:
+        return {place.key: place.info} if place.info and place.info.is_required() else {}
+    names = section.model_fields.items()
+    return {_joined(place.key, name): info for name, info in names if info.is_required()}
+
+
+def _complaint(place: _Place, required: dict[str, FieldInfo]) -> str:
+    value, expected = place.value, describe(place.kind, place.bounds)
+    if isinstance(value, float) and not math.isfinite(value):
+        expected = expected.replace("a number", "a finite number")
+    what = f"{found(value)} as a key" if place.is_key else found(value)
+    return f"found {what}, expected {expected}{_fix(place, required)}"
+
+
+def _fix(place: _Place, required: dict[str, FieldInfo]) -> str:
+    value, info = place.value, place.info
+    kinds = [kind for kind, _ in branches(place.kind)]
+    if value is None and info is not None:
+        if required:
+            return "; it is required"
+        default = info.get_default(call_default_factory=True)
+        is_plain = not isinstance(default, Section)
+        return f"; remove the line to use the default{f', {default}' if is_plain else ''}"
+    if isinstance(value, str) and _section(place.kind):
+        return f"; write {next(iter(required), place.key)} or its other keys, one a line below"
+    if isinstance(value, str):
+        return _nearest_choice(value, choices(place.kind)) or _unquoted(value, kinds)
+    if isinstance(value, float) and int in kinds and value.is_integer():
+        return f"; write {value:.0f}"
+    if isinstance(value, bool | int | float) and str in kinds:
+        return "; put a text that looks like a number in quotes"
+    return ""
+
+
+def _nearest_choice(value: str, words: list[str]) -> str:
+    theirs = VALUES.get(value.lower())
+    near = theirs if theirs in words else closest(value, words)
+    return f"; did you mean {near}?" if near else ""
+
+
+def _unquoted(value: str, kinds: list[Any]) -> str:
+    if int not in kinds and float not in kinds:
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return "; remove the quotes"
+
+
+def _without(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
+    """Read the settings again with defaults for the wrong ones, and `?` for those without."""
+    for place in places:
+        values: Any = data
+        for name in place.setting[:-1]:
+            values = values[name]
+        values.pop(place.setting[-1], None)
+    for section, info in RunConfig.model_fields.items():
+        inner = _section(info.annotation)
+        for name in (n for n, i in inner.model_fields.items() if i.is_required()) if inner else ():
+            data.setdefault(section, {}).setdefault(name, "?")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _section(kind: Any) -> type[Section] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _joined(above: str, name: Any) -> str:
+    return f"{above}.{name}" if above else str(name)
+
+
+def _is_set(data: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(data, dict) or name not in data:
+            return False
+        data = data[name]
+    return True
+
+
+def _unless_served(theirs: str) -> str:
+    """', but not available ...' for the key or `key: value` that stands for another tool's word."""
+    key, _, value = theirs.partition(" (")[0].partition(": ")
+    for refused_key, refused in NOT_YET.items():
+        if f"{key}.".startswith(f"{refused_key}.") and (refused is None or value in refused):
+            return ", but not available in this version"
+    return ""

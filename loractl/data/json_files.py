@@ -1,0 +1,249 @@
+"""JSON -> rows, never held all at once: JSON lines, an array, or {"data": an array}.
+
+What only spoils one row is that row's error; what leaves the rest unreadable raises DataError.
+"""
+
+import codecs
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loractl.data.row_files import HEAD, Row, opened
+from loractl.errors import DataError
+
+CHUNK = 1 << 18
+"""Characters of an array read at once."""
+
+LONGEST_TOKEN = 16
+"""A fault this near to the end of what is read may be a cut token: -Infinity, \\ud83d\\ude00."""
+
+_WRAPPED = re.compile(
+    rb'\s*\{\s*(?:"\w+"\s*:\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*"data"\s*:\s*\[\s*\{'
+)
+"""{"data": [{..., with nothing but plain values before it. In JSON lines, too, a row may have a
+field named data; a .jsonl file is therefore never taken for this."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _Repeated(ValueError):
+    """An object in which a key stands twice: which of the two is meant cannot be told."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Repeated(f"the key {key!r} stands twice in one object; remove one")
+            seen.add(key)
+    return found
+
+
+# NaN and Infinity, which Python's json writes, are read: where a format wants text they are refused
+# there, and elsewhere they do no harm.
+_STRICT = json.JSONDecoder(object_pairs_hook=_object)
+_PLAIN = json.JSONDecoder()
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file of JSON. Raises DataError.
+
+    What it holds is seen from its beginning, since arrays are named .jsonl and JSON lines .json.
+    """
+    with opened(path) as file:
+        head = file.peek(HEAD)
+        if head.lstrip()[:1] == b"[":
+            yield from _array(_Values(path, file))
+        elif path.name.lower().endswith((".json", ".json.gz")) and _WRAPPED.match(head):
+            yield from _wrapped(_Values(path, file))
+        else:
+            yield from _lines(path, file)
+
+
+def _lines(path: Path, file: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
+    first = True
+    for number, raw in enumerate(file, 1):
+        if not (stripped := raw.strip()):
+            continue
+        if first and stripped == b"{":
+            raise DataError(
+                f"{path}:{number}: not JSON lines, where every row is an object on one line; write"
+                ' it so (jq -c . does), as one JSON array, or as {"data": [rows]} in a .json file'
+            )
+        first = False
+        fields, error = _line(raw)
+        yield Row(number, fields, str(path), error)
+
+
+def _line(raw: bytes) -> tuple[dict[str, Any], str | None]:
+    try:
+        text = raw.decode("utf-8")
+        value = _STRICT.decode(text)
+    except UnicodeDecodeError as error:
+        return {}, f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")
+        return {}, f"not valid JSON: {what} at column {error.colno}{_carriage(error)}"
+    except _Repeated as error:
+        return {}, str(error)
+    except (RecursionError, ValueError) as error:
+        return {}, _unreadable(error)
+    return _fields(value, escaped=_HALF.search(text) is not None)
+
+
+def _carriage(error: json.JSONDecodeError) -> str:
+    """Explain what a file looks like whose lines end in a lone CR."""
+    alone = error.msg == "Extra data" and error.doc[error.pos - 1] == "\r"
+    return "; the lines end in CR alone, save the file with LF" if alone else ""
+
+
+def _unreadable(error: RecursionError | ValueError) -> str:
+    """Word what json raises for nesting beyond the stack and numbers beyond Python's limit."""
+    deep = isinstance(error, RecursionError)
+    return f"not valid JSON: {'nested too deep' if deep else str(error).split(';')[0]}"
+
+
+def _fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | None]:
+    """The fields of a row, or why it has none; `escaped`: a \\u escape may be half a character."""
+    if not isinstance(value, dict):
+        found = "null" if value is None else type(value).__name__
+        return {}, f"found {found}, expected a JSON object"
+    if escaped:  # nothing else can bring a lone surrogate, which no tokenizer takes
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return {}, "a \\u escape is half a character (a lone surrogate); remove it"
+    return value, None
+
+
+class _Values:
+    """JSON values read one after the other, of which no more is held than one and a chunk."""
+
+    def __init__(self, path: Path, file: io.BufferedReader | gzip.GzipFile) -> None:
+        self.path, self.file = path, file
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at, self.ended = "", 0, False
+        self.lines, self.counted = 1, 0  # the line of text[counted]
+
+    def line(self) -> int:
+        """The line that has been reached."""
+        self.lines += self.text.count("\n", self.counted, self.at)
+        self.counted = self.at
+        return self.lines
+
+    def next(self) -> str:
+        """Pass over white space; the character after it, or nothing at the end of the file."""
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            assert match is not None, "the pattern matches nothing, too"
+            self.at = match.end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more():
+                return ""
+
+    def expect(self, char: str) -> None:
+        """Pass over one character. Raises DataError where another one stands."""
+        if (found := self.next()) != char:
+            what = f"found {found!r}" if found else "the file ends"
+            raise self.broken(f"{what}, expected {char!r}")
+        self.at += 1
+
+    def value(self) -> tuple[Any, str | None]:
+        """Read a value; with the error that spoils it but not what follows it. Raises DataError."""
+        self.next()
+        decoder, problem = _STRICT, None
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string")
+                cut = cut or error.pos + LONGEST_TOKEN > len(self.text)
+                if cut and self._more():
+                    continue
+                self.line()
+                self.at = min(error.pos, len(self.text))
+                raise self.broken(error.msg.removesuffix(" at")) from None
+            except _Repeated as error:  # read it again, to know where it ends
+                decoder, problem = _PLAIN, str(error)
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{self.path}:{self.line()}: {_unreadable(error)}") from None
+            else:
+                if end + LONGEST_TOKEN > len(self.text) and self._more():
+                    continue  # a number may go on
+                if problem is None and _HALF.search(self.text, self.at, end):
+                    problem = _fields(value, escaped=True)[1]
+                self.at = end
+                return value, problem
+
+    def broken(self, what: str) -> DataError:
+        """The error about the place that has been reached."""
+        return DataError(f"{self.path}:{self.line()}: not valid JSON: {what}")
+
+    def _more(self) -> bool:
+        """Let go of what has been passed and read on; whether there was more."""
+        if self.ended:
+            return False
+        self.line()
+        rest = self.text[self.at :]
+        # A value longer than a chunk is parsed anew with each: twice as much every time keeps the
+        # sum of these below two more readings.
+        raw = self.file.read(max(CHUNK, len(rest)))
+        self.ended = not raw
+        try:
+            self.text = rest + self.decoder.decode(raw, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self.lines + rest.count("\n") + error.object[: error.start].count(b"\n")
+            found = f"the byte {error.object[error.start]:#04x} is not UTF-8"
+            raise DataError(f"{self.path}:{line}: {found}; convert the file to UTF-8") from None
+        self.at = self.counted = 0
+        return True
+
+
+def _array(values: _Values) -> Iterator[Row]:
+    """The rows of an array with which the file ends."""
+    yield from _items(values)
+    if values.next():
+        raise values.broken("Extra data after the array")
+
+
+def _items(values: _Values) -> Iterator[Row]:
+    values.expect("[")
+    if values.next() != "]":
+        while True:
+            values.next()
+            line = values.line()
+            value, error = values.value()
+            fields: dict[str, Any] = {}
+            if error is None:
+                fields, error = _fields(value, escaped=False)
+            yield Row(line, fields, str(values.path), error)
+            if values.next() != ",":
+                break
+            values.expect(",")
+    values.expect("]")
+
+
+def _wrapped(values: _Values) -> Iterator[Row]:
+    """The rows in the field data of an object; its other fields are passed over."""
+    values.expect("{")
+    while True:
+        key, _ = values.value()
+        values.expect(":")
+        if key == "data":
+            yield from _items(values)
+        else:
+            values.value()
+        if values.next() != ",":
+            break
+        values.expect(",")
+    values.expect("}")
+    if values.next():
+        raise values.broken('Extra data after the object {"data": [...]}')

@@ -1,0 +1,176 @@
+"""What a config makes of a base model: adapters, modules trained whole, and how ranks change."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loractl import console
+from loractl.artifacts.peft import names as peft_names
+from loractl.config.conflicts import adalora_steps, past_the_end
+from loractl.config.loader import Loaded
+from loractl.config.settings import RunConfig
+from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
+from loractl.lora.init import PART_INITS
+from loractl.lora.inject import FORMULAS, adaptable, inject_, shapes
+from loractl.lora.layer import LoraLayer
+from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, resolve
+from loractl.lora.whole import WholeModule, matching, train_whole_
+from loractl.models import load
+from loractl.training.rank_schedule import RankSchedule
+from loractl.training.steps import RankPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What was put into a model; empty for method: full."""
+
+    layers: dict[str, LoraLayer]
+    whole: dict[str, WholeModule]
+    module_names: tuple[str, ...]  # of the plain base, by which files name what they adapt
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by PEFT's names."""
+        return peft_names.parameters(self.layers, self.whole)
+
+
+def rank_spec(config: RunConfig) -> RankSpec:
+    """The part of the config that decides where adapters go, and how large they are at first."""
+    lora = config.lora
+    assert lora.alpha is not None, "resolve() fills alpha in"
+    return RankSpec(
+        rank=lora.adalora.initial_rank if config.method == "adalora" else lora.rank,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        scaling=lora.scaling,
+        layers=lora.layers,
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern=lora.alpha_pattern,
+    )
+
+
+def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
+    """Put fresh adapters, and modules to be trained whole, into a model. Raises ConfigError."""
+    config = loaded.config
+    kinds = adaptable(model)
+    names = tuple(name for name, _ in model.named_modules())
+    try:
+        ranks = resolve(rank_spec(config), kinds, head=load.head_name(model))
+    except UnmatchedError as error:
+        raise loaded.error(error.key, str(error)) from None
+    out_of_reach = [name for name in ranks if kinds[name] not in FORMULAS[config.method]]
+    if out_of_reach or (config.lora.rank_schedule and any("experts" in kinds[n] for n in ranks)):
+        first = (out_of_reach or [n for n in ranks if "experts" in kinds[n]])[0]
+        key = "method" if out_of_reach else "lora.rank_schedule"
+        raise loaded.error(
+            key,
+            f"does not reach fused experts such as {first}; name the other modules in"
+            " lora.target_modules, or use method: lora with one rank",
+        )
+    whole = _whole(model, loaded, ranks)
+    _check_widths(loaded, ranks, shapes(model, {name: kinds[name] for name in ranks}))
+    layers = inject_(
+        model,
+        ranks,
+        formula=config.method,
+        init=config.lora.init,
+        dropout=config.lora.dropout,
+        seed=config.seed,
+    )
+    return Adapted(layers, train_whole_(model, whole), names)
+
+
+def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank]) -> list[str]:
+    """The paths that lora.modules_to_save means, all of them apart from what is adapted."""
+    found: list[str] = []
+    for name, paths in matching(model, loaded.config.lora.modules_to_save).items():
+        if not paths:
+            last = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if n})
+            raise loaded.error(
+                "lora.modules_to_save",
+                f"{name!r} matches no module with parameters; the model has {', '.join(last)}",
+            )
+        found += [path for path in paths if path not in found]
+    for path in found:
+        inside = next((n for n in ranks if f"{n}.".startswith(f"{path}.")), None)
+        outer = next((other for other in found if path.startswith(f"{other}.")), None)
+        if inside or outer:
+            what = f"holds {inside}, which gets an adapter" if inside else f"stands inside {outer}"
+            raise loaded.error("lora.modules_to_save", f"{path} {what}; take one of them out")
+    return found
+
+
+def _check_widths(
+    loaded: Loaded, ranks: dict[str, ModuleRank], weights: dict[str, tuple[int, int]]
+) -> None:
+    """Say where an adapter is as large as its weight; refuse a start that has too few parts."""
+    largest = max([0, *loaded.config.lora.rank_schedule.values()])
+    grown = {name: replace(size, rank=max(size.rank, largest)) for name, size in ranks.items()}
+    if found := not_low(grown, weights):
+        name = found[0]
+        d, k = weights[name]
+        console.note(
+            f"note: {len(found)} adapters hold no fewer values than their weights, the first:"
+            f" {name} of rank {grown[name].rank}, which saves only below {d * k / (d + k):.4g};"
+            " lower lora.rank, or its own in lora.rank_pattern"
+        )
+    init = loaded.config.lora.init
+    for name, shape in weights.items():
+        if init in PART_INITS and ranks[name].rank > min(shape):
+            raise loaded.error(
+                "lora.init",
+                f"{init} starts at parts of the weights, and that of {name} has a lower rank than"
+                f" {ranks[name].rank}; lower lora.rank, or its own in lora.rank_pattern",
+            )
+
+
+def check_phases(loaded: Loaded, total_steps: int) -> None:
+    """Refuse changes of rank for which the run is too short. Raises ConfigError."""
+    config = loaded.config
+    if config.method == "adalora" and (wrong := adalora_steps(config.lora.adalora, total_steps)):
+        raise loaded.error("lora.adalora", wrong)
+    last = max([0, *config.lora.rank_schedule])
+    if last > total_steps:
+        raise loaded.error("lora.rank_schedule", past_the_end(last, total_steps))
+
+
+def rank_policy(
+    config: RunConfig,
+    layers: dict[str, LoraLayer],
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+) -> RankPolicy | None:
+    """What changes ranks during the run; None where nothing does."""
+    if config.method == "adalora":
+        triplets = {n: layer for n, layer in layers.items() if isinstance(layer, AdaloraLayer)}
+        return Allocator(
+            triplets,
+            budget(config, len(triplets), total_steps),
+            smoothing=smoothing(config),
+            orthogonality=config.lora.adalora.orthogonality,
+        )
+    if config.lora.rank_schedule:
+        schedule, init = config.lora.rank_schedule, config.lora.init
+        return RankSchedule(layers, schedule, optimizer, init=init, seed=config.seed)
+    return None
+
+
+def budget(config: RunConfig, modules: int, total_steps: int) -> Budget:
+    """AdaLoRA's budget over a run, for so many modules together."""
+    adalora = config.lora.adalora
+    return Budget(
+        initial=adalora.initial_rank * modules,
+        target=adalora.target_rank * modules,
+        warmup=adalora.warmup_steps,
+        final=adalora.final_steps,
+        total=total_steps,
+        every=adalora.every,
+    )
+
+
+def smoothing(config: RunConfig) -> Smoothing:
+    return Smoothing(config.lora.adalora.beta1, config.lora.adalora.beta2)

@@ -1,0 +1,82 @@
+"""Room for a run, on the disk and in memory: what it needs, what there is, and what to change."""
+
+import contextlib
+from collections.abc import Iterator
+
+from loractl import console, text
+from loractl.artifacts import files
+from loractl.artifacts.peft.names import checkpoint_tensors
+from loractl.artifacts.run.directory import RunDir
+from loractl.engine.memory import Size, beside_the_weights, recomputes
+from loractl.engine.session import Session
+from loractl.errors import ConfigError, is_out_of_memory
+from loractl.training.state import TrainState
+
+BESIDE = 64 << 10
+"""Bytes of a checkpoint's JSON files and headers, and of the blocks that a disk fills up."""
+
+
+def of_checkpoint(session: Session) -> int:
+    """Bytes of a checkpoint: what is written of the model, and AdamW's two averages, in float32."""
+    trained = sum(parameter.numel() for parameter in session.parameters.values())
+    written = sum(
+        tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
+    )
+    return 4 * (2 * trained + (written or trained)) + BESIDE
+
+
+def require(session: Session, directory: RunDir, state: TrainState) -> None:
+    """Raise StorageError where not one checkpoint fits on the disk; note where the run will not."""
+    train, one = session.config.train, of_checkpoint(session)
+    if state.step >= session.total_steps:
+        return
+    files.require_space(directory.checkpoints, one)
+    saves = -(-(session.total_steps - state.step) // train.save_every)
+    kept = min(saves, train.keep_checkpoints + 1)  # one more while the newest is written
+    left, needed = files.free(directory.path), one * kept
+    if left < needed:
+        console.note(
+            f"note: {directory.path}: {kept} checkpoints of {text.size(one)} take more than the"
+            f" {text.size(left)} that are free"
+        )
+
+
+@contextlib.contextmanager
+def shortage_explained(session: Session) -> Iterator[None]:
+    """Turn running out of memory in a step into a ConfigError that says what to set instead."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        raise ConfigError(f"{_remedy(session)} (out of memory: {first[:200]})") from None
+
+
+def _remedy(session: Session) -> str:
+    config, model, length = session.config, session.model, session.plan.max_length
+    rows, windows = config.train.batch_size, config.train.gradient_accumulation
+
+    def taken(rows: int, checkpointing: bool | None = None) -> str:
+        size, fast = Size(rows, length), session.is_fast
+        return text.size(
+            beside_the_weights(model, config, size, fast=fast, checkpointing=checkpointing)
+        )
+
+    asked = f"{rows} rows of {length} tokens take about {taken(rows)} in a step"
+    if rows > 1:
+        fewer = next(n for n in range(rows // 2, 0, -1) if rows % n == 0)
+        return (
+            f"train.batch_size: {asked}, more than there is; set it to {fewer} and"
+            f" train.gradient_accumulation to {windows * rows // fewer}: the same steps in about"
+            f" {taken(fewer)}"
+        )
+    if not recomputes(model):
+        return (
+            f"train.gradient_checkpointing: {asked}, more than there is; set it to true, which"
+            f" takes about {taken(rows, True)} for a backward pass a third longer"
+        )
+    return (
+        f"data.max_length: a row of {length} tokens takes more than there is; set it to"
+        f" {length // 2}, which takes half, or train a smaller base or a lower model.dtype"
+    )

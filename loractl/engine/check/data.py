@@ -1,0 +1,211 @@
+"""What `check` says of the data: masks, ends, lengths, duplicates, and the same ids at generation.
+
+Each finding answers one way in which fine-tunings are known to fail silently.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+
+from loractl.data import batches, examples
+from loractl.data.parity import doubled_bos, token_parity
+from loractl.data.rendering import TemplateError, writes_date, writes_tools
+from loractl.data.store import lengths_of
+from loractl.engine.data import sources_of
+from loractl.engine.session import Session
+from loractl.records import UNTRAINED, Conversation, Example
+from loractl.reports.findings import Finding
+
+SEEN = 200
+"""Rows whose ends and prompts are looked at: the counts of the account are of all rows."""
+COMPARED = 200_000
+"""Rows among which duplicates are looked for: more would take longer than the rest."""
+
+ok = partial(Finding, "ok")
+note = partial(Finding, "note")
+fix = partial(Finding, "fix")
+
+
+def data_findings(session: Session) -> Iterator[Finding]:
+    """Look at rows, masks and lengths; a finding each."""
+    seen = [session.data.train[i] for i in range(min(SEEN, len(session.data.train)))]
+    yield from _what_is_trained(session)
+    yield from _ends(session, seen)
+    yield from _beginnings(session, seen)
+    rows = list(_conversations(session))
+    yield _same_at_generation(session, rows)
+    if _is_dated(session, rows):
+        yield note(
+            "date",
+            "the chat template writes today's date; a fixed one stands in for it, in training and"
+            " in generate alike",
+        )
+    yield from _tools(session, rows)
+    yield _filling(session)
+    yield _twice(session)
+
+
+def _what_is_trained(session: Session) -> Iterator[Finding]:
+    accounts = session.data.accounts
+    trained = sum(one.trained_tokens for one in accounts.values())
+    tokens = sum(one.tokens for one in accounts.values())
+    yield ok("mask", f"{trained:,} of {tokens:,} tokens are trained ({trained / tokens:.0%})")
+    for name, one in accounts.items():
+        keeps = f"data.max_length: {one.keeps_99_percent} keeps 99 % of the rows whole"
+        if one.truncated.count and one.lost_answer.count:
+            yield note("cut", f"{name}: {one.lost_answer} lose tokens of an answer; {keeps}")
+        elif one.truncated.count:
+            yield note("cut", f"{name}: {one.truncated} are cut behind every answer; {keeps}")
+        if one.dropped.count:
+            yield note("dropped", f"{name}: {one.dropped} are too long and left out; {keeps}")
+        if one.untrained.count:
+            yield note(
+                "no answer",
+                f"{name}: {one.untrained} have no trained token and are left out; give them an"
+                " assistant message, or remove them",
+            )
+    if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
+        longest = max(one.longest for one in accounts.values())
+        yield ok("length", f"no row is cut or left out; the longest has {longest:,} tokens")
+
+
+def _ends(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
+    """Whether an end-of-turn token is learned: without it a model never stops."""
+    tokenizer = session.tokenizer
+    whole = [one for one in seen if one.labels[-1] != UNTRAINED or UNTRAINED in one.labels]
+    lasts = {_last_trained(one) for one in whole}
+    special = lasts & set(tokenizer.all_special_ids)
+    texts = ", ".join(sorted(repr(tokenizer.decode([token])) for token in list(lasts)[:3]))
+    cut = sum(one.truncated.count for one in session.data.accounts.values())
+    if lasts == special and lasts:
+        pad = " (pad is the same token: masks go by length)" if _is_pad(session, lasts) else ""
+        yield ok("end", f"every answer ends with {texts}, which is trained{pad}")
+    elif cut and special:
+        yield note("end", "the answers that were cut have no end-of-turn token; raise max_length")
+    else:
+        yield note(
+            "end",
+            f"answers end with {texts}, no special token of this tokenizer: generation may not know"
+            " where to stop; check the chat template",
+        )
+
+
+def _is_pad(session: Session, lasts: set[int]) -> bool:
+    return session.tokenizer.pad_token_id in lasts
+
+
+def _last_trained(example: Example) -> int:
+    return next(label for label in reversed(example.labels) if label != UNTRAINED)
+
+
+def _beginnings(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
+    twice = sum(doubled_bos(session.tokenizer, example.ids) for example in seen)
+    if twice:
+        yield fix(
+            "bos",
+            f"{twice} of {len(seen)} rows begin with two {session.tokenizer.bos_token!r}: remove it"
+            " from the data, or from the chat template",
+        )
+    else:
+        yield ok("bos", "no row begins with a doubled beginning-of-sequence token")
+
+
+def _conversations(session: Session) -> Iterator[Conversation]:
+    data = session.config.data
+    nowhere: Callable[[str], None] = lambda message: None  # noqa: E731
+    for source in sources_of(data):
+        reading = examples.Reading(
+            format=source.format if source.format != "auto" else data.format,
+            max_length=session.plan.max_length,
+            train_on=data.train_on,
+            too_long=data.too_long,
+            columns=data.columns,
+            split=source.split,
+        )
+        found = examples.conversations(source.path, reading, nowhere)
+        yield from (conversation for _, conversation, _ in islice(found, SEEN))
+
+
+def _same_at_generation(session: Session, rows: Sequence[Conversation]) -> Finding:
+    """Whether generation sees the ids before an answer that training saw there."""
+    answers, found = 0, []
+    train_on = session.config.data.train_on
+    for conversation in rows:
+        messages = conversation.messages
+        with contextlib.suppress(TemplateError):  # which is told where rows are read
+            found += token_parity(
+                session.tokenizer, messages, conversation.tools, train_on=train_on
+            )
+            answers += sum(message.role == "assistant" for message in messages)
+    if found:
+        return note(
+            "prompt",
+            f"before {len(found)} of {answers} answers generation sees other tokens than training"
+            f" ({found[0]}); use a chat template that renders both alike",
+        )
+    return ok("prompt", f"before {answers:,} answers generation sees the very tokens of training")
+
+
+def _is_dated(session: Session, rows: Sequence[Conversation]) -> bool:
+    for conversation in rows[:1]:
+        with contextlib.suppress(TemplateError):
+            return writes_date(session.tokenizer, conversation.messages, conversation.tools)
+    return False
+
+
+def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
+    """Whether the tools that rows declare reach the model: many templates drop them unseen."""
+    declaring = [row for row in rows if row.tools]
+    if not declaring:
+        return
+    first = declaring[0]
+    with contextlib.suppress(TemplateError):
+        if writes_tools(session.tokenizer, first.messages, first.tools):
+            yield ok(
+                "tools", f"{len(declaring)} of {len(rows)} rows declare tools, and are so read"
+            )
+            return
+    yield note(
+        "tools",
+        f"{len(declaring)} of {len(rows)} rows declare tools, which the chat template leaves out;"
+        " describe them in the system message, or use a model whose template knows tools",
+    )
+
+
+def _filling(session: Session) -> Finding:
+    plan, examples_ = session.plan, session.data.train
+    rows = batches.epoch_rows(examples_, plan, 0)
+    lengths = lengths_of(examples_)[rows.indices]
+    if plan.packing:
+        share = float(lengths.sum()) / (len(rows) * plan.max_length)
+        what = f"{len(lengths):,} examples in {len(rows):,} rows of {plan.max_length}"
+        return ok("packing", f"{what}: {share:.1%} real tokens; no example sees another (probed)")
+    padded = sum(
+        int(lengths[start : start + plan.batch_size].max())
+        * len(lengths[start : start + plan.batch_size])
+        for start in range(0, len(lengths), plan.batch_size)
+    )
+    share = float(lengths.sum()) / padded
+    return ok("padding", f"rows of like length go together: {share:.1%} real tokens")
+
+
+def _twice(session: Session) -> Finding:
+    """Duplicates, and held-out rows that are trained on."""
+    train, held = session.data.train, session.data.held_out
+    if not len(held):
+        return note(
+            "held out",
+            "no data.eval: nothing will tell learning from memorising; set it to a path or a share",
+        )
+    if len(train) + len(held) > COMPARED:
+        return ok("held out", f"{len(held):,} rows (too many rows to look for duplicates)")
+    known = {tuple(example.ids) for example in held}
+    both = sum(tuple(example.ids) in known for example in train)
+    if both:
+        return fix(
+            "held out",
+            f"{both:,} training rows are held-out rows too: their loss will flatter; remove them,"
+            " or give data.eval a share in place of a path",
+        )
+    return ok("held out", f"{len(held):,} rows, none of which is trained on")

@@ -1,0 +1,104 @@
+"""From the `data` section to examples: every source tokenised, held-out rows kept apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loractl.config.settings import DataSection, SourceSection
+from loractl.data import examples, rows
+from loractl.data.account import Account
+from loractl.data.store import Cache, Mixture, Store, tokens_sha256
+from loractl.data.template import Tokenizer
+from loractl.errors import ConfigError
+from loractl.records import Example
+from loractl.text import closest
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenised rows and the account of where they came from."""
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]  # may be empty
+    retain: Sequence[Example]  # general text, trained on nowhere; may be empty
+    accounts: dict[str, Account]  # "train" and "eval"; of a mixture "train[0]", "train[1]", ...
+    parts: tuple[tuple[int, float], ...]  # of a mixture: (examples, weight) of each source
+    tokens_sha256: str  # of all ids, and of which of them are trained
+
+    def of_train(self) -> list[Account]:
+        return [one for name, one in self.accounts.items() if name.startswith("train")]
+
+
+def sources_of(data: DataSection) -> list[SourceSection]:
+    """What is trained on, as a list: one path is a source of weight 1."""
+    if isinstance(data.train, list):
+        return data.train
+    return [SourceSection(path=data.train, format=data.format)]
+
+
+def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
+    """Read and tokenise training rows and held-out ones, or take them from the cache.
+
+    Raises DataError.
+    """
+    cache = Cache.default()
+    _require_fields(data.columns)
+
+    def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
+        share = data.eval if isinstance(data.eval, float) and part != "all" else None
+        reading = examples.Reading(
+            format=source.format if source.format != "auto" else data.format,
+            max_length=max_length,
+            train_on="all" if whole else data.train_on,
+            too_long="truncate" if whole else data.too_long,
+            columns={} if whole else data.columns,
+            split=source.split,
+            held_out=share,
+            part=part,
+        )
+        store, account = examples.load(source.path, tokenizer, reading, cache=cache)
+        account.weight = source.weight
+        return store, account
+
+    listed = sources_of(data)
+    several = len(listed) > 1
+    stores: list[Store] = []
+    held: list[Store] = []
+    accounts: dict[str, Account] = {}
+    for number, source in enumerate(listed):
+        place = f"[{number}]" if several else ""
+        store, accounts[f"train{place}"] = read(source, "train")
+        stores.append(store)
+        if isinstance(data.eval, float):
+            store, accounts[f"eval{place}"] = read(source, "eval")
+            held.append(store)
+    if isinstance(data.eval, str):
+        store, accounts["eval"] = read(SourceSection(path=data.eval, format="auto"), "all")
+        held.append(store)
+    retain: Sequence[Example] = []
+    if data.retain is not None:
+        general = SourceSection(path=data.retain, format="auto")
+        retain, accounts["retain"] = read(general, "all", whole=True)
+    for store in stores if several else []:
+        store.named = True
+    weights = [source.weight for source in listed]
+    mixed = several or weights != [1.0]
+    sizes = [len(store) for store in stores]
+    return Data(
+        train=Mixture(stores) if several else stores[0],
+        held_out=Mixture(held) if len(held) > 1 else held[0] if held else [],
+        retain=retain,
+        accounts=accounts,
+        parts=tuple(zip(sizes, weights, strict=True)) if mixed else (),
+        tokens_sha256=tokens_sha256([*stores, *held]),
+    )
+
+
+def _require_fields(columns: dict[str, str]) -> None:
+    for name in columns:
+        if name not in rows.FIELDS:
+            near = closest(name, rows.FIELDS)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ConfigError(
+                f"data.columns: {name} is no field of ours, expected one of"
+                f" {', '.join(sorted(rows.FIELDS))}{hint}"
+            )

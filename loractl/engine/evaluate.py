@@ -1,0 +1,232 @@
+"""The heavy half of `loractl eval`: models loaded in turn, rows measured one by one."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.peft.attach import load_
+from loractl.data import batches, examples
+from loractl.data.template import TemplateError, Tokenizer, prompt_ids
+from loractl.errors import DataError, ModelError, NumericError
+from loractl.evaluation.bootstrap import Figure, ratio
+from loractl.evaluation.eval_request import LOSSES, EvalRequest
+from loractl.evaluation.loss import row_losses
+from loractl.evaluation.match import METRICS, matching
+from loractl.generation.sample import Sampling, generate
+from loractl.lora.inject import remove_
+from loractl.models import load
+from loractl.models.fast.trunk import Trunk
+from loractl.models.objective import Objective
+from loractl.models.proving_run import ShortRun
+from loractl.records import Conversation
+from loractl.startup import libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Losses = dict[int | str, tuple[float, int]]
+
+
+@dataclass
+class Evaluated:
+    """What one model made of the rows."""
+
+    name: str
+    where: list[int | str] = field(default_factory=list)
+    losses: Losses = field(default_factory=dict)
+    retain: Losses = field(default_factory=dict)
+    expected: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"model": self.name, "rows": len(self.where), **_plain(self.figures)}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The figures of each row; a row that has no loss was too long for it."""
+        for number, where in enumerate(self.where):
+            row: dict[str, Any] = {"model": self.name, "row": where}
+            if where in self.losses:
+                row["loss_sum"], row["tokens"] = self.losses[where]
+            if self.answers:
+                row |= {"answer": self.answers[number], "expected": self.expected[number]}
+                row |= {name: of_row[number] for name, of_row in self.scores.items()}
+            yield row
+
+
+def evaluate(
+    paths: Mapping[str, Path], asked: EvalRequest, *, model: str | None
+) -> list[Evaluated]:
+    """The base first, then each adapter over it, then each fully trained model.
+
+    Raises DataError, ModelError or ArtifactError; NumericError for a loss that is not finite.
+    """
+    full = {name: path for name, path in paths.items() if _is_model(path)}
+    read = {name: adapters.read(path) for name, path in paths.items() if name not in full}
+    libraries.import_()  # an adapter that cannot be read is told before
+    source = load.locate(model or _base_of(list(read.values()), full))
+    loaded = _load(source, asked)
+    tokenizer = load.load_tokenizer(source)
+    own_template = tokenizer.chat_template
+    found = [_measure("base", loaded, tokenizer, asked)]
+    for name, adapter in read.items():
+        tokenizer.chat_template = adapter.chat_template or own_template
+        load_(loaded, adapter)
+        found.append(_measure(name, loaded, tokenizer, asked))
+        remove_(loaded)
+    del loaded
+    for name, path in full.items():
+        whole = load.locate(str(_model_in(path)))
+        found.append(_measure(name, _load(whole, asked), load.load_tokenizer(whole), asked))
+    for one in found:
+        _figures_(one, found[0], asked)
+    return found
+
+
+def _model_in(path: Path) -> Path:
+    return path / "model" if (path / "model" / "config.json").is_file() else path
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a model directory, or a run whose final product is one."""
+    return (_model_in(path) / "config.json").is_file()
+
+
+def _base_of(read: Sequence[adapters.Adapter], full: Mapping[str, Path]) -> str:
+    names = {adapter.base for adapter in read if adapter.base}
+    for path in full.values():
+        about = _model_in(path) / adapters.ABOUT
+        if about.is_file():
+            from loractl.artifacts.files import read_json
+
+            base = read_json(about).get("base")
+            if isinstance(base, dict) and isinstance(base.get("name_or_path"), str):
+                names.add(base["name_or_path"])
+    if len(names) != 1:
+        told = f"they name {', '.join(sorted(names))}" if names else "none is named"
+        raise ModelError(f"no base model to compare with: {told}; give --model")
+    return names.pop()
+
+
+def _load(source: load.Source, asked: EvalRequest) -> "PreTrainedModel":
+    device = load.choose_device()
+    model = load.load_model(source, dtype=load.choose_dtype(asked.dtype, device), device=device)
+    return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
+
+
+def _measure(
+    name: str, model: "PreTrainedModel", tokenizer: Tokenizer, asked: EvalRequest
+) -> Evaluated:
+    found = Evaluated(name)
+    conversations = _read(asked)
+    found.where = [where for where, _ in conversations]
+    has_loss = any(metric in LOSSES for metric in asked.metrics)
+    if has_loss or asked.retain is not None:
+        run = ShortRun(model)
+        objective = Objective(model, trunk=Trunk(model, run), run=run)
+        if has_loss:
+            found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
+        if asked.retain is not None:
+            found.retain = _losses(objective, tokenizer, asked, asked.retain, train_on="all")
+    if asked.matches:
+        _answer_(found, model, tokenizer, asked, [row for _, row in conversations])
+    return found
+
+
+def _read(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
+    bad: list[str] = []
+    reading = examples.Reading("auto", asked.max_length, "assistant", "truncate")
+    several = asked.data.is_dir()
+    found: list[tuple[int | str, Conversation]] = [
+        (f"{row.path}:{row.line}" if several else row.line, conversation)
+        for row, conversation, _ in examples.conversations(str(asked.data), reading, bad.append)
+    ]
+    if bad or not found:
+        raise DataError(*(bad or [f"{asked.data}: no rows"]))
+    return found
+
+
+def _losses(
+    objective: Objective, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
+) -> Losses:
+    reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
+    store, _ = examples.load(str(path), tokenizer, reading)
+    plan = batches.BatchPlan(asked.batch_size, 1, asked.max_length, packing=False)
+    found = row_losses(objective.each, batches.in_order(store, plan), objective.model.device)
+    for where, (loss, _) in found.items():
+        if not math.isfinite(loss):
+            raise NumericError(f"{path}:{where}: the loss is {loss}")
+    return found
+
+
+def _answer_(
+    found: Evaluated,
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    asked: EvalRequest,
+    conversations: Sequence[Conversation],
+) -> None:
+    """Let the model answer the last turn of each row, and compare."""
+    prompts = []
+    for where, row in zip(found.where, conversations, strict=True):
+        if len(row.messages) < 2 or row.messages[-1].role != "assistant":
+            raise _no_answers(asked.data, asked.matches)
+        try:
+            prompts.append(prompt_ids(tokenizer, row.messages[:-1], row.tools))
+        except TemplateError as error:
+            raise DataError(f"{asked.data}:{where}: {error}") from None
+    found.expected = [row.messages[-1].content for row in conversations]
+    with torch.no_grad():
+        found.answers = generate(
+            model, tokenizer, prompts, Sampling(max_new_tokens=asked.max_new_tokens)
+        )
+    for name in asked.matches:
+        score: Callable[[str, str], float]
+        score = matching(asked.regex) if name == "regex" and asked.regex else METRICS[name]
+        pairs = zip(found.answers, found.expected, strict=True)
+        found.scores[name] = [score(answer, expected) for answer, expected in pairs]
+
+
+def _figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
+    """Fill in the table's figures, in the order asked for; forgetting against the base."""
+    for name in asked.metrics:
+        if name in one.scores:
+            one.figures[name] = ratio(one.scores[name], [1.0] * len(one.scores[name]))
+            continue
+        sums, counts = zip(*one.losses.values(), strict=True)
+        loss = ratio(sums, counts)
+        if name == "perplexity":
+            loss = Figure(*(math.exp(min(x, 700.0)) for x in (loss.value, loss.low, loss.high)))
+        one.figures[name] = loss
+    if one.retain:
+        sums, counts = zip(*one.retain.values(), strict=True)
+        one.figures["retain_loss"] = ratio(sums, counts)
+        shared = [where for where in one.retain if where in base.retain]
+        pairs = [(one.retain[w], base.retain[w]) for w in shared]
+        one.figures["forgetting"] = ratio(
+            [tuned[0] for tuned, _ in pairs],
+            [tuned[1] for tuned, _ in pairs],
+            less=[old[0] for _, old in pairs],
+        )
+
+
+def _no_answers(data: Path, matches: Sequence[str]) -> DataError:
+    """What is said when rows without answers are to be compared with answers."""
+    return DataError(
+        f"{data}: its rows are no conversations that end with an answer, which {matches[0]} needs;"
+        " use --metrics loss,perplexity"
+    )
+
+
+def _plain(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Figures as JSON has them."""
+    return {
+        name: {"value": figure.value, "low": figure.low, "high": figure.high}
+        for name, figure in figures.items()
+    }

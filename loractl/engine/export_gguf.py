@@ -1,0 +1,157 @@
+"""The GGUF exports of `loractl export`: what is written, and the proof in llama.cpp."""
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from loractl.artifacts.gguf import (
+    layout as gguf_layout,
+)
+from loractl.artifacts.gguf import (
+    llamacpp,
+    ollama,
+)
+from loractl.artifacts.gguf import (
+    proof as gguf_proof,
+)
+from loractl.artifacts.gguf import (
+    vocabulary as gguf_vocabulary,
+)
+from loractl.artifacts.gguf import (
+    write as gguf,
+)
+from loractl.artifacts.model.merge import Plan, own_dtype, plan_merge, refuse_quantized
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.attach import ranks_of
+from loractl.data.rendering import TemplateError, apply
+from loractl.errors import ModelError, NumericError
+from loractl.generation.sample import stop_ids
+from loractl.models.load import Source, load_skeleton, load_tokenizer
+from loractl.records import Message
+
+SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+CONVERSATIONS = (
+    (Message("user", "What is 12 + 345?"),),
+    (
+        Message("user", "Hello there! I'd like 3 mugs,\n  2 plates & a jug.   Please."),
+        Message("assistant", "It's noted:\n\n- mugs: 3\n- plates: 2\n\tjug: 1"),
+        Message("user", "Straße 1234567, café, naïve, 東京, Привет, 🙂"),
+    ),
+)
+TEXTS = (
+    "I've told you: DON'T WE'LL they're 3.14159 1,000,000 a_b-c/d #x {\"k\": [1, 2]}",
+    "def f(x):\n    return x ** 2\n\n\n\t\tif x  >=  10:\r\n  pass   \n ",
+)
+
+
+class Exporting:
+    """One export to GGUF: what is known before a byte is written. Raises LoractlError."""
+
+    def __init__(
+        self, adapter: Adapter, source: Source, out: Path, *, dtype: str | None, verify: bool
+    ) -> None:
+        if find_spec("gguf") is None:
+            raise ModelError("GGUF files need the gguf package: pip install 'loractl[gguf]'")
+        refuse_quantized(source)
+        self.adapter, self.source, self.out, self.verify = adapter, source, out, verify
+        self.lines: list[str] = []
+        self.dtype = dtype
+        self.skeleton = load_skeleton(source)
+        self.layout = gguf_layout.layout(source.name, self.skeleton.config)
+        ranks_of(adapter, self.skeleton)
+        self.tokenizer = load_tokenizer(source)
+        self.tokenizer.chat_template = adapter.chat_template or self.tokenizer.chat_template
+        self.texts = [*self._conversations(), *TEXTS]
+        self.vocabulary = gguf_vocabulary.fields(
+            source.name,
+            self.tokenizer,
+            int(self.skeleton.config.vocab_size),
+            stops=stop_ids(self.skeleton, self.tokenizer),
+            rendered=self.texts[0] if self.tokenizer.chat_template else None,
+        )
+
+    def _conversations(self) -> list[str]:
+        """Conversations as training renders them; those that the template refuses are left out."""
+        found = []
+        for messages in CONVERSATIONS if self.tokenizer.chat_template else ():
+            try:
+                found.append(apply(self.tokenizer, messages, prompt=True))
+            except TemplateError:
+                continue
+        return found
+
+    def ollama_family(self) -> ollama.Found:
+        adds_bos = bool(self.vocabulary["tokenizer.ggml.add_bos_token"])
+        return ollama.find(self.source.name, self.tokenizer, adds_bos=adds_bos)
+
+    def write_adapter(self, path: Path) -> None:
+        """Write the adapter alone, and prove it over a float32 GGUF of the base."""
+        dtype = self.dtype or "f32"
+        pieces = gguf.halves(self.adapter, self.layout, self.skeleton, dtype)
+        gguf.write_adapter(path, self.adapter, self.layout, pieces)
+        if not self._can_prove():
+            return
+        expected = gguf_proof.expect(
+            self.source, self.adapter, self.layout, dtype=dtype, model_file=None
+        )
+        with tempfile.TemporaryDirectory(dir=path.parent) as name:  # where there is room for it
+            base = Path(name) / "base.gguf"
+            self._write_weights(base, Plan({}, {}, {}, False), "f32")
+            self._prove(expected, dtype, base, path)
+
+    def write_merged(self, path: Path) -> None:
+        """Write base + adapter as one model, and prove it."""
+        dtype = self.dtype or SHORT.get(own_dtype(self.source), "f32")
+        plan = plan_merge(self.source, load_skeleton(self.source), self.adapter)
+        if plan is None:
+            raise ModelError(f"{self.source.name}: its files name tensors in a way of their own")
+        self._write_weights(path, plan, dtype)
+        if plan.untie:
+            self.lines.append("the output head no longer shares the embedding's weight (untied)")
+        if self.layout.context_cut:
+            context = self.layout.fields[f"{self.layout.family.architecture}.context_length"]
+            self.lines.append(
+                f"note: the context is cut to {context} tokens: llama.cpp knows no window of"
+                f" attention for {self.layout.family.architecture}"
+            )
+        if self._can_prove():
+            expected = gguf_proof.expect(
+                self.source, self.adapter, self.layout, dtype=dtype, model_file=path
+            )
+            self._prove(expected, dtype, path, None)
+
+    def _write_weights(self, path: Path, plan: Plan, dtype: str) -> None:
+        pieces = gguf.weights(self.source, self.skeleton, plan, self.layout, dtype)
+        gguf.write_model(path, pieces, self.layout, self.vocabulary, dtype)
+
+    def _can_prove(self) -> bool:
+        if not self.verify:
+            self.lines.append("not proven: --no-verify was given")
+        elif not llamacpp.is_installed():
+            self.lines.append("not proven: llama-cpp-python is not installed")
+        else:
+            return True
+        return False
+
+    def _prove(
+        self, expected: gguf_proof.Expected, dtype: str, model: Path, adapter: Path | None
+    ) -> None:
+        proof = gguf_proof.prove(
+            expected,
+            self.layout,
+            dtype=dtype,
+            model_file=model,
+            adapter_file=adapter,
+            tokenizer=self.tokenizer,
+            texts=self.texts,
+        )
+        if not proof.holds:
+            raise NumericError(f"{self.out}: {proof}; nothing was kept")
+        self.lines.append(str(proof))
+        if proof.drowned:
+            self.lines.append(
+                f"note: {dtype} moves logits about as much as the adapter does; --dtype f32 keeps"
+                " its effect whole"
+            )

@@ -1,0 +1,261 @@
+"""From a config to all that a run needs: base, tokenizer, data, adapters. Nothing is written."""
+
+import math
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from loractl import __version__, console
+from loractl.config.loader import Loaded
+from loractl.config.settings import RunConfig
+from loractl.data import account, batches
+from loractl.engine.adapters import Adapted, adapt_, check_phases
+from loractl.engine.data import Data, load_data
+from loractl.engine.layers import trunk_of_
+from loractl.engine.memory import Size, beside_the_weights
+from loractl.errors import ModelError, NumericError
+from loractl.evaluation.loss import mean_loss
+from loractl.lora.layer import LoraLayer
+from loractl.lora.whole import WholeModule
+from loractl.models import base_directory, forward, load
+from loractl.models.fast.trunk import Trunk
+from loractl.models.objective import Objective
+from loractl.models.proving_run import ShortRun
+from loractl.records import Batch, DataState, Example
+from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
+from loractl.training.optim import LearningRate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to be trained, and what it is trained on."""
+
+    config: RunConfig
+    source: load.Source
+    base_fingerprint: str
+    model: "PreTrainedModel"
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype  # of the products; weights that are trained rest in float32
+    layers: dict[str, LoraLayer]  # empty for method: full
+    whole: dict[str, WholeModule]  # trained whole, beside the adapters
+    module_names: tuple[str, ...]  # of the plain base
+    parameters: dict[str, nn.Parameter]  # what is trained, by name
+    data: Data
+    plan: batches.BatchPlan
+    epochs: batches.Epochs
+    total_steps: int
+    trunk: Trunk | None  # None where every weight is trained
+    loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
+
+    def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
+        return batches.windows(self.epochs, start)
+
+    def eval_loss(self) -> float:
+        """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
+        return self._mean_loss(self.data.held_out, "the held-out rows")
+
+    def retain_loss(self) -> float:
+        """Mean loss on general text, over all its tokens. Raises NumericError likewise."""
+        return self._mean_loss(self.data.retain, "data.retain")
+
+    def _mean_loss(self, examples: Sequence[Example], what: str) -> float:
+        value = mean_loss(self.model, self.loss, batches.in_order(examples, self.plan), self.device)
+        if not math.isfinite(value):
+            raise NumericError(f"the loss on {what} is {value}")
+        return value
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether hand-written layers compute, in place of transformers' own."""
+        return self.trunk is not None and not self.trunk.unusual
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        train = self.config.train
+        return LearningRate(train.learning_rate, train.schedule, train.warmup, self.total_steps)
+
+    def about(self) -> dict[str, Any]:
+        """What loractl.json says of where an adapter comes from."""
+        return {
+            "loractl": __version__,
+            "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
+            "data": {name: account.sha256 for name, account in self.data.accounts.items()},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "method": self.config.method,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+
+def assemble(loaded: Loaded) -> Session:
+    """Load and check everything. Cheap faults come first: names, then data, then weights.
+
+    Raises ConfigError, DataError or ModelError.
+    """
+    config, remote = loaded.config, loaded.config.model.trust_remote_code
+    source = _locate(loaded)
+    fingerprint = _beside(lambda: load.fingerprint(source))  # reads all weights
+    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
+    max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
+    data = load_data(config.data, tokenizer, max_length=max_length)
+    _warn(data, max_length)
+    plan = _plan(config, data, max_length)
+    epochs = batches.Epochs(data.train, plan)
+    total_steps = _total_steps(loaded, epochs)
+    check_phases(loaded, total_steps)
+    device = load.choose_device()
+    dtype = load.choose_dtype(config.model.dtype, device)
+    full = config.method == "full"
+    # Weights that are trained rest in float32: an AdamW update is often too small for bfloat16.
+    model = load.load_model(
+        source,
+        dtype=torch.float32 if full else dtype,
+        device=device,
+        trust_remote_code=remote,
+        finite=False,
+    )
+    adapted = Adapted({}, {}, ())
+    if full:
+        model.requires_grad_(True)
+        parameters = dict(model.named_parameters())
+    else:
+        adapted = adapt_(model, loaded)
+        parameters = adapted.parameters()
+    _checkpointing_(model, config, max_length, device)
+    trunk, loss = _ways_(model, config, epochs, total_steps, dtype)
+    return Session(
+        config=config,
+        source=source,
+        base_fingerprint=fingerprint.result(),
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        layers=adapted.layers,
+        whole=adapted.whole,
+        module_names=adapted.module_names,
+        parameters=parameters,
+        data=data,
+        plan=plan,
+        epochs=epochs,
+        total_steps=total_steps,
+        trunk=trunk,
+        loss=loss,
+    )
+
+
+def _ways_(
+    model: "PreTrainedModel",
+    config: RunConfig,
+    epochs: batches.Epochs,
+    total_steps: int,
+    dtype: torch.dtype,
+) -> tuple[Trunk | None, Objective]:
+    """How hidden states and losses are computed, both proven on one run of the plain model."""
+    run = ShortRun(model)
+    trunk = trunk_of_(model, config, epochs, total_steps, run)
+    wide = config.method == "full" and dtype != torch.float32
+    return trunk, Objective(model, autocast=dtype if wide else None, trunk=trunk, run=run)
+
+
+def _beside(work: Callable[[], str]) -> "Future[str]":
+    """Do it while all else is loaded, in a thread that no exit waits for."""
+    found: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)  # raised where the result is asked for
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
+
+
+def _plan(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
+    return batches.BatchPlan(
+        batch_size=config.train.batch_size,
+        accumulation=config.train.gradient_accumulation,
+        max_length=max_length,
+        packing=config.data.packing,
+        seed=config.seed,
+        parts=data.parts,
+    )
+
+
+def _warn(data: Data, max_length: int) -> None:
+    for one in data.accounts.values():
+        for warning in account.warnings(one, max_length=max_length):
+            console.note(f"note: {warning}")
+
+
+def _locate(loaded: Loaded) -> load.Source:
+    model = loaded.config.model
+    try:
+        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    except ModelError as error:
+        raise loaded.error("model.name_or_path", str(error)) from None
+    if not model.trust_remote_code and base_directory.brings_code(source.directory):
+        console.note(
+            "note: the base brings Python code of its own (auto_map), which is not run; only"
+            " model.trust_remote_code: true would run it"
+        )
+    return source
+
+
+def _max_length(config: RunConfig, positions: int | None) -> int:
+    """Tokens of the longest row: data.max_length, or what the model has positions for."""
+    wanted = config.data.max_length
+    if positions is None or positions >= wanted:
+        return wanted
+    console.note(
+        f"note: data.max_length is {wanted}, but the model has {positions} positions;"
+        f" {positions} is used"
+    )
+    return positions
+
+
+def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
+    train = loaded.config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None, "resolve() fills epochs in"
+    total = batches.count_windows(epochs, train.epochs)
+    if train.warmup >= 1 and train.warmup > total:
+        raise loaded.error(
+            "train.warmup",
+            f"{train.warmup:g} warmup steps are more than the {total} steps of the run; a value"
+            " below 1 is a share of the steps",
+        )
+    return total
+
+
+def _checkpointing_(
+    model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
+) -> None:
+    """Turn gradient checkpointing on where it is asked for, or where memory is short; there freed
+    memory goes back to the system too: of 8,192 tokens the heap kept a gigabyte."""
+    wanted = config.train.gradient_checkpointing
+    need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
+    short = need > 0.5 * load.free_memory(device)
+    if (short or wanted is True) and device.type == "cpu":
+        hold_mmap_threshold_(LARGE if short else HUGE)
+    if wanted == "auto":
+        wanted = short
+    if wanted:
+        forward.recompute_activations_(model)

@@ -1,0 +1,271 @@
+"""The heavy half of `loractl train`, which brings torch: assemble, train, evaluate, save."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loractl import console, text
+from loractl.artifacts import files
+from loractl.artifacts.model import merge as merged
+from loractl.artifacts.run import checkpoint, metrics
+from loractl.artifacts.run.directory import RunDir, Status
+from loractl.config import loader
+from loractl.config.loader import Loaded
+from loractl.engine import capacity
+from loractl.engine import resume as resuming
+from loractl.engine.adapters import rank_policy
+from loractl.engine.save import write_final, write_trained
+from loractl.engine.session import Session, assemble
+from loractl.engine.summary import conclude, introduce
+from loractl.errors import NumericError, Stopped
+from loractl.models import load
+from loractl.signals import StopRequest
+from loractl.training.optim import adamw, state_tensors
+from loractl.training.state import TrainState
+from loractl.training.steps import Recipe, Step, steps
+
+
+def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
+    """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
+    config = loaded.config
+    extended = resume and directory.status() is Status.FINISHED
+    resume = resume and not resuming.never_saved(directory)
+    session = assemble(loaded)
+    optimizer = adamw(
+        session.parameters,
+        learning_rate=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        lora_plus_ratio=config.train.lora_plus_ratio,
+    )
+    scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
+    state = TrainState()
+    ranks = rank_policy(config, session.layers, optimizer, session.total_steps)
+    if resume:
+        state = resuming.restore_(session, optimizer, scaler, directory, ranks)
+    skips = config.train.on_non_finite == "skip"
+    recipe = Recipe(
+        learning_rate=session.learning_rate,
+        max_grad_norm=config.train.max_grad_norm,
+        seed=config.seed,
+        device=session.device,
+        scaler=scaler,
+        non_finite_limit=config.train.non_finite_limit if skips else 1,
+        ranks=ranks,
+    )
+    capacity.require(session, directory, state)
+    run = _Run(session, directory, optimizer, state, recipe)
+    # A kill may have come between the last step of a run that stopped early and its adapter.
+    run.stopped_early = resume and not extended and run.is_patience_over()
+    run.resumed = resume
+    return run
+
+
+def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
+    """Train to the end and publish what was trained. Raises Stopped after a signal.
+
+    `again` is the command that goes on with a run that was stopped.
+    """
+    session, directory, state = run.session, run.directory, run.state
+    _open(session, directory, state, resumed=run.resumed)
+    introduce(session)
+    session.model.train()
+    began = time.perf_counter()
+    with (
+        capacity.shortage_explained(session),
+        console.Progress(
+            session.total_steps, start=state.step, log_every=session.config.train.log_every
+        ) as progress,
+    ):
+        run.train(progress, stop)
+    is_done = state.step >= session.total_steps or run.stopped_early
+    if stop.exit_code is not None and (state.eval_pending or not is_done):
+        after = f"after step {state.step}, saved" if state.step else "before the first step"
+        console.note(f"stopped {after}; go on with: {again}")
+        raise Stopped(stop.exit_code)
+    if state.skipped == state.step:
+        raise NumericError(
+            f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
+            f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
+        )
+    final = _publish(session, directory, state)
+    if run.stopped_early:
+        console.note(
+            f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
+            f" {state.evals_without_better} evaluations"
+        )
+    conclude(session, final, run.losses, run.eval_losses, time.perf_counter() - began)
+    return 0
+
+
+class _Run:
+    """A run in progress: the step after the step, and what is written of it."""
+
+    def __init__(
+        self,
+        session: Session,
+        directory: RunDir,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        recipe: Recipe,
+    ) -> None:
+        self.session = session
+        self.directory = directory
+        self.optimizer = optimizer
+        self.state = state
+        self.recipe = recipe
+        self.stopped_early = False
+        self.resumed = False
+        self.losses: list[float] = []
+        self.eval_losses: list[float] = []
+
+    def train(self, progress: console.Progress, stop: StopRequest) -> None:
+        """Step until the end, a signal, or no better evaluation for too long; then save."""
+        train, state, total = self.session.config.train, self.state, self.session.total_steps
+        if self.stopped_early:
+            return
+        evaluates = bool(self.session.data.held_out or self.session.data.retain)
+        if evaluates and (state.step == 0 or state.eval_pending):
+            self._evaluate(progress, stop)
+            self.stopped_early = self.is_patience_over()
+            if state.eval_pending or self.stopped_early:
+                return
+        began, first = time.perf_counter(), state.step
+        for step in steps(
+            self.session.loss,
+            self.session.parameters,
+            self.optimizer,
+            self.session.windows(state.data),
+            state,
+            self.recipe,
+        ):
+            self._log(step)
+            left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
+            progress.step(step.step, _line(step), seconds_left=left)
+            if step.skipped:
+                progress.say(
+                    f"step {step.step}: skipped, the weights are as before: {step.skipped}"
+                )
+            last = step.step == total
+            if evaluates and (last or _due(step.step, train.eval_every)):
+                self._evaluate(progress, stop)
+                self.stopped_early = self.is_patience_over()
+            ends = last or self.stopped_early or stop.exit_code is not None
+            if ends or _due(step.step, train.save_every):
+                self._save()
+            if ends:
+                return
+
+    def is_patience_over(self) -> bool:
+        """Whether as many evaluations as train.early_stopping allows brought nothing better."""
+        patience = self.session.config.train.early_stopping
+        return patience is not None and self.state.evals_without_better >= patience
+
+    def _log(self, step: Step) -> None:
+        if not step.skipped:
+            self.losses.append(step.loss)
+        row: dict[str, Any] = {
+            "step": step.step,
+            "epoch": round(step.epoch, 4),
+            "loss": step.loss if math.isfinite(step.loss) else None,
+            "lr": step.lr,
+            # In fp16 a step whose gradients overflow is skipped: it has no norm.
+            "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
+            "tokens": step.tokens,
+            "trained_tokens": step.trained_tokens,
+            "tokens_per_s": round(step.tokens / step.seconds, 1),
+            "peak_memory_bytes": load.peak_memory(self.session.device),
+        }
+        if step.skipped:
+            row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
+        metrics.append(self.directory.metrics, row)
+
+    def _evaluate(self, progress: console.Progress, stop: StopRequest) -> None:
+        """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
+        began = time.perf_counter()
+        self.state.eval_pending = True
+        row: dict[str, Any] = {"step": self.state.step}
+        try:
+            with stop.at_once():
+                if self.session.data.held_out:
+                    row["eval_loss"] = self.session.eval_loss()
+                if self.session.data.retain:
+                    row["retain_loss"] = self.session.retain_loss()
+        except Stopped:
+            return
+        self.state.eval_pending = False
+        said = []
+        if "eval_loss" in row:
+            self.eval_losses.append(row["eval_loss"])
+            self.state.note_eval(row["eval_loss"])
+            said.append(f"held-out loss {row['eval_loss']:.4f}")
+        if "retain_loss" in row:
+            said.append(f"loss on general text {row['retain_loss']:.4f}")
+        metrics.append(self.directory.metrics, row)
+        seconds = text.duration(time.perf_counter() - began)
+        progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
+
+    def _save(self) -> None:
+        session = self.session
+        for name, parameter in session.parameters.items():
+            if not torch.isfinite(parameter).all():
+                raise NumericError(
+                    f"step {self.state.step}: {name} is no longer finite after the step, and not"
+                    f" saved; try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
+                )
+        files.sync(
+            self.directory.metrics
+        )  # so that no checkpoint knows of steps that the log lacks
+        checkpoint.save(
+            self.directory.checkpoints,
+            self.state.step,
+            write_model=lambda path: write_trained(session, path, self.state, self.recipe.ranks),
+            optimizer=state_tensors(self.optimizer, session.parameters),
+            state={"train": self.state.snapshot(), "inputs": resuming.inputs(session)},
+            keep=session.config.train.keep_checkpoints,
+            needs=capacity.of_checkpoint(session),
+        )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _line(step: Step) -> str:
+    memory = text.size(load.peak_memory(torch.device("cpu")))
+    return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
+
+
+def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
+    """Write what stands in a run directory from its start; of its metrics keep what is still so."""
+    directory.sweep_()
+    if resumed:
+        metrics.keep_until(directory.metrics, state.step, evaluated=not state.eval_pending)
+        # A kill may have come between a save and the removal of the oldest one.
+        keep = session.config.train.keep_checkpoints
+        checkpoint.rotate(directory.checkpoints, state.step, keep)
+    else:
+        directory.clear_()
+    for final in (directory.adapter, directory.model):
+        if final.exists():
+            files.remove(final)  # of a finished run that is being extended
+    files.replace_text(directory.config, loader.dump(session.config))
+    accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
+    files.replace_text(directory.data, files.as_json(accounts))
+
+
+def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:
+    """Write the final adapter, or for method: full the complete model."""
+    if session.layers:
+        files.publish(directory.adapter, lambda path: write_final(session, path, state))
+        return directory.adapter
+    about: dict[str, Any] = {**session.about(), "step": state.step}
+    files.publish(
+        directory.model,
+        lambda path: merged.write_model_(
+            path, session.model, session.tokenizer, dtype=session.dtype, about=about
+        ),
+    )
+    return directory.model

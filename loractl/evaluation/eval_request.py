@@ -1,0 +1,26 @@
+"""What `loractl eval` is asked to measure. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LOSSES = ("loss", "perplexity")
+
+MATCHES = ("exact_match", "contains", "json_match", "regex")
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What is measured, on what, and how answers are made."""
+
+    data: Path
+    metrics: tuple[str, ...] = ("loss", "perplexity", "exact_match")
+    regex: str | None = None
+    retain: Path | None = None
+    max_length: int = 1024
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    dtype: str = "auto"
+
+    @property
+    def matches(self) -> tuple[str, ...]:
+        return tuple(name for name in self.metrics if name in MATCHES)

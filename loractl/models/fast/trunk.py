@@ -1,0 +1,157 @@
+"""The trunk of a Llama-like model by hand-written layers: the numbers of transformers' own modules.
+
+`Trunk` proves itself when it is made: on a short packed batch its hidden states must be those of
+the model. What it cannot read, in any call, runs as transformers wrote it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from loractl.models.fast.read_layer import Unusual, read_layer
+from loractl.models.fast.shared_start import once, shared_start
+from loractl.models.fast.trunk_cache import TrunkCache
+from loractl.models.forward import hidden_states
+from loractl.models.proving_run import ShortRun
+from loractl.ops.layer.block import block
+from loractl.ops.layer.description import Layer, Place
+from loractl.ops.segments import Segments, segments_of
+from loractl.records import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILY = {
+    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model", "GraniteModel",
+    "GemmaModel", "Gemma2Model", "Gemma3TextModel",
+}  # fmt: skip
+
+
+class Trunk:
+    """Batch -> its hidden states after the final norm, and the batch as it was laid out for them:
+    (1, tokens, hidden) without padding and with a start that all examples share but once, or
+    (rows, length, hidden) as transformers takes it."""
+
+    def __init__(self, model: "PreTrainedModel", run: ShortRun | None = None) -> None:
+        """`run` is one that others are proven on too."""
+        self._model = model
+        self._cache: TrunkCache | None = None
+        self.unusual = _why_not(model, run or ShortRun(model))
+        """Why transformers' own layers are used, or empty."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
+        if not self.unusual:
+            try:
+                return _hidden(self._model, batch.without_padding(), self._cache)
+            except Unusual:  # a hook that came later, say
+                pass
+        return hidden_states(self._model, batch), batch
+
+    @property
+    def frozen_layers(self) -> int:
+        """How many of the lowest layers nothing trained stands in or below; 0 without fast ones."""
+        if self.unusual:
+            return 0
+        trunk: Any = self._model.base_model
+        if any(parameter.requires_grad for parameter in trunk.embed_tokens.parameters()):
+            return 0
+        return _lowest_adapted(_layers(trunk))
+
+    def keep_(self, cache: TrunkCache) -> None:
+        """Let what the frozen layers compute of an example be computed once and kept."""
+        self._cache = cache
+
+
+def _why_not(model: "PreTrainedModel", run: ShortRun) -> str:
+    """What keeps a model from the fast layers, or an empty text."""
+    trunk: Any = model.base_model
+    if type(trunk).__name__ not in FAMILY:
+        return f"no fast layers for {type(trunk).__name__}"
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(head) is not nn.Linear:  # then loss and gradients come from the model as a whole
+        return f"its head is a {type(head).__name__}"
+    was_training = model.training
+    try:
+        model.train()  # what training alone has must show, as dropout of attention
+        if not _layers(trunk):
+            return "it has no layers"
+        model.eval()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            theirs, (ours, _) = run.shown.hidden, _hidden(model, run.shown.batch)
+    except Unusual as found:
+        return str(found)
+    finally:
+        model.train(was_training)
+    # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
+    allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
+    off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
+    return "" if off <= allowed else f"its layers differ from transformers' by {float(off):.1e}"
+
+
+def _layers(trunk: Any) -> list[Layer]:
+    """Raises Unusual."""
+    return [read_layer(layer, f"layers.{i}") for i, layer in enumerate(trunk.layers)]
+
+
+def _lowest_adapted(layers: list[Layer]) -> int:
+    adapted = (i for i, one in enumerate(layers) if any(linear.factors for linear in one.linears))
+    return next(adapted, len(layers))
+
+
+def _hidden(
+    model: "PreTrainedModel", whole: Batch, cache: TrunkCache | None = None
+) -> tuple[Tensor, Batch]:
+    """Raises Unusual where a layer is not what the fast one computes."""
+    trunk: Any = model.base_model
+    layers = _layers(trunk)
+    # With dropout the copies of a start are not alike: each has masks of its own.
+    drops = any(linear.dropout for layer in layers for linear in layer.linears)
+    shared = 0 if drops else shared_start(whole)
+    batch, kept = once(whole, shared) if shared else (whole, None)
+    first = 0
+    if cache is not None and batch.examples:
+        first = cache.layers
+        assert first <= _lowest_adapted(layers), "a layer below the kept ones is adapted"
+        lower = layers[:first]
+        x = cache.fetch(whole, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
+        x = x if kept is None else x[:, kept]
+    else:
+        x = _embedded(trunk, batch)
+    x = _through(trunk, layers, x, batch, first)
+    return trunk.norm(x), batch
+
+
+def _embedded(trunk: Any, batch: Batch) -> Tensor:
+    x: Tensor = trunk.embed_tokens(batch.input_ids)  # (rows, length, hidden)
+    factor = getattr(trunk, "embedding_multiplier", 1.0)  # Granite
+    return x if factor == 1.0 else x * factor
+
+
+def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: int = 0) -> Tensor:
+    """Apply layers from number `first` on: (rows, length, hidden) to the same."""
+    shape, kinds = x.shape, _kinds(trunk)
+    segments = segments_of(batch.position_ids, batch.shared)
+    places = {k: _place(trunk, x, batch, segments, k) for k in dict.fromkeys(kinds[first:])}
+    rows = x.reshape(-1, shape[-1])  # (N, hidden)
+    for number, layer in enumerate(layers[first:], start=first):
+        own: Any = trunk.layers[number]
+        checkpoint = bool(own.gradient_checkpointing) and own.training
+        rows = block(rows, layer, places[kinds[number]], checkpoint=checkpoint)
+    return rows.view(shape)
+
+
+def _kinds(trunk: Any) -> list[str | None]:
+    """By which angles each layer rotates: Gemma 3 has two sets of them."""
+    count = len(trunk.layers)
+    if type(trunk).__name__ == "Gemma3TextModel":
+        return list(trunk.config.layer_types[:count])
+    return [None] * count
+
+
+def _place(trunk: Any, x: Tensor, batch: Batch, segments: Segments, kind: str | None) -> Place:
+    more = () if kind is None else (kind,)
+    cos, sin = trunk.rotary_emb(x, batch.position_ids, *more)  # (rows, length, rotated)
+    n = batch.input_ids.numel()
+    cos, sin = (one.expand(*batch.input_ids.shape, -1).reshape(n, -1) for one in (cos, sin))
+    return Place(segments, cos.float(), sin.float())

@@ -1,0 +1,253 @@
+/* Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ..., for processors whose BLAS in torch
+   does not know them well; gemm.py says where it serves.
+
+   Blocks and panels as Goto and van de Geijn (2008, "Anatomy of high-performance matrix
+   multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
+   each number of both beside the one that is needed next. The products lie one behind the other
+   along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
+   y is not read again for it. With AVX-512 x is read as it lies where it can be. A row of y is
+   calculated in the same order whatever the other rows, and the number of threads, are. */
+
+#include "calls.h"
+#include "tile.h"
+
+#include <omp.h>
+
+/* A block is DEPTH cells deep: on AVX2 a panel of w has to stay in the first level of the cache. The
+   GROUP panels of w that a thread multiplies stay in the second, which is its own: panels for all
+   threads, in the third, took three times as long to write. */
+#ifdef __AVX512F__
+#define DEPTH 800
+#define GROUP 4
+#define SHARE 32 /* rows that a thread takes at a time */
+#else
+#define DEPTH 384
+#define GROUP 8
+#define SHARE 64
+#endif
+#define TALL 1024 /* rows of x in panels at a time, and of sums that are not rounded yet */
+
+/* ---- panels ----------------------------------------------------------------------------------- */
+
+/* How deep a term is where the next one begins: at a cell of its own. */
+INLINE size whole_depth(const Term *term) { return up_to(term->depth, DEEP); }
+
+/* Rows `row` to `row + rows`, at most ROWS, of all x from depth `from` to `to`. */
+static void pack_x(const Term *term, size from, size to, size row, size rows, number *panel) {
+    for (size before = 0; before < to; before += whole_depth(term), term++) {
+        size first = most(from - before, 0), last = least(to - before, term->depth);
+        if (first >= last)
+            continue;
+        transpose(term->x + row * term->x_row + first, term->x_row, rows, last - first, panel,
+                  ROWS * DEEP);
+        panel += up_to(last - first, DEEP) * ROWS;
+    }
+}
+
+static void multiply_by(float scale, number *panel, size count) {
+    SIMD for (size i = 0; i < count; i++) put(panel, i, get(panel, i) * scale);
+}
+
+/* The same of all w, times their scales, for `columns` columns from `column` on, in panels that are
+   `deep` deep. */
+static void pack_w(const Term *term, size from, size to, size column, size columns, number *panel) {
+    size deep = to - from;
+    for (size before = 0; before < to; before += whole_depth(term), term++) {
+        size first = most(from - before, 0), count = least(to - before, term->depth) - first;
+        if (count <= 0)
+            continue;
+        const number *w = term->w + (term->across ? column * term->w_row + first
+                                                  : first * term->w_row + column);
+        if (term->across)
+            for (size j = 0; j < columns; j += COLUMNS)
+                copy_across(w + j * term->w_row, term->w_row, columns - j, count, panel + j * deep);
+        else
+            copy_rows(w, term->w_row, columns, count, panel, deep * COLUMNS);
+        count = up_to(count, DEEP);
+        for (size j = 0; term->scale != 1.0f && j < columns; j += COLUMNS)
+            multiply_by(term->scale, panel + j * deep, count * COLUMNS);
+        panel += count * COLUMNS;
+    }
+}
+
+/* ---- the sum ---------------------------------------------------------------------------------- */
+
+/* What a thread makes: the product of rows of x, from depth `from` to `to`, and of columns of w. */
+typedef struct {
+    const Term *terms;
+    size count, from, to;
+    const number *x;   /* panels of rows from `top` on; NULL where x is read as it lies */
+    size top;
+    const number *w;   /* panels of columns `left` to `right` */
+    size left, right;
+    Into into; /* from row `top` on */
+    number *spare; /* arena for a panel of x */
+} Block;
+
+/* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with
+   AVX2 no faster. Rows of a multiple of 4,096 bytes would all want the same few places of the
+   cache; and a cell may not reach into what is not of the row. */
+static int as_they_lie(const Term *terms, size count) {
+#ifdef __AVX512F__
+    for (size t = 0; t < count; t++)
+        if (terms[t].x_row * sizeof(number) % 4096 == 0 || terms[t].depth % DEEP)
+            return 0;
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* `rows` rows of x from `row` on, at most ROWS, and `columns` columns of a panel of w. */
+static void tile_as_it_lies(const Block *b, size row, size rows, const number *w, Into to,
+                            size columns) {
+    if (rows < ROWS || columns % LANES) {
+        pack_x(b->terms, b->from, b->to, row, rows, b->spare);
+        part_of_tile(b->to - b->from, b->spare, w, to, rows, columns);
+        return;
+    }
+    Rows of_x[b->count];
+    size count = 0, before = 0;
+    for (const Term *term = b->terms; before < b->to; before += whole_depth(term), term++) {
+        size first = most(b->from - before, 0), last = least(b->to - before, term->depth);
+        if (first < last)
+            of_x[count++] = (Rows){term->x + row * term->x_row + first, term->x_row, last - first};
+    }
+    if (columns == COLUMNS)
+        tile_of_rows(of_x, count, w, to);
+    else if (columns == 2 * LANES)
+        tile_of_two_of_rows(of_x, count, w, to);
+    else
+        tile_of_one_of_rows(of_x, count, w, to);
+}
+
+/* Rows `up` to `down` of y. */
+static void multiply(const Block *b, size up, size down) {
+    size deep = b->to - b->from;
+    for (size column = b->left; column < b->right; column += COLUMNS) {
+        const number *w = b->w + (column - b->left) * deep;
+        size columns = least(COLUMNS, b->right - column);
+        Into to = later(b->into, up - b->top, column);
+        if (b->x)
+            strip(deep, b->x + (up - b->top) * deep, w, to, down - up, columns);
+        else
+            for (size i = 0; i < down - up; i += ROWS)
+                tile_as_it_lies(b, up + i, least(ROWS, down - up - i), w, later(to, i, 0), columns);
+    }
+}
+
+/* Pieces of work that are left to a thread, `first` to `last`: it takes from the front itself, others
+   that have none left, so that all end together although one's core may be slower, from the back. */
+typedef struct {
+    uint64_t left; /* first in the higher half, last in the lower */
+    char apart[120]; /* from the other threads' in the cache */
+} Share;
+
+static uint64_t share_of(size first, size last) { return (uint64_t)first << 32 | (uint64_t)last; }
+
+static int take(Share *share, int from_the_back, size *piece) {
+    uint64_t was = __atomic_load_n(&share->left, __ATOMIC_RELAXED), then;
+    do {
+        size first = (size)(was >> 32), last = (size)(was & 0xffffffff);
+        if (first >= last)
+            return 0;
+        *piece = from_the_back ? last - 1 : first;
+        then = from_the_back ? share_of(first, last - 1) : share_of(first + 1, last);
+    } while (!__atomic_compare_exchange_n(&share->left, &was, then, 0, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
+    return 1;
+}
+
+/* The depth of a block, in whole cells: as few blocks as can be. */
+static size block_of(size depth) {
+    size blocks = most((depth / DEEP + DEPTH - 1) / DEPTH, 1);
+    return up_to((depth + blocks - 1) / blocks, DEEP);
+}
+
+/* What `space` below holds: panels of x, of w and of one x for each thread, in numbers, and the sums
+   of rows that are not rounded yet, where that happens between blocks. */
+#define OF_X (TALL * DEPTH * DEEP)
+#define OF_THREAD ((GROUP * COLUMNS + ROWS) * DEPTH * DEEP)
+
+static size of_sums(size depth, size m, size n) {
+    return DEEP > 1 && block_of(depth) < depth ? least(TALL, m) * n : 0;
+}
+
+/* How many floats it has to hold where the terms, in whole cells, are `depth` deep together. */
+size workspace(size depth, size m, size n, size threads) {
+    return (OF_X + threads * OF_THREAD) / DEEP + of_sums(depth, m, n);
+}
+
+/* Panels of w in a group: GROUP at most, and such that threads have about as many groups each. */
+static size wide_group(size panels, size threads) {
+    size each = most(panels / threads, 1), groups = (each + GROUP - 1) / GROUP;
+    return (each + groups - 1) / groups;
+}
+
+/* All pieces of a block that are this thread's, and what others leave. `pieces` of rows there are for
+   each group of `width` columns of n. */
+static void work(Block *b, Share *shares, int threads, int me, size pieces, size bottom, size width,
+                 size n, number *w) {
+    size packed = -1, piece;
+    for (int other = 0; other < threads; other++)
+        while (take(&shares[(me + other) % threads], other > 0, &piece)) {
+            size group = piece / pieces, up = b->top + piece % pieces * SHARE;
+            b->left = group * width, b->right = least(b->left + width, n);
+            if (group != packed)
+                pack_w(b->terms, b->from, b->to, b->left, b->right - b->left, w);
+            packed = group;
+            multiply(b, up, least(up + SHARE, bottom));
+        }
+}
+
+/* Rows of y from `top` on in a block that is the first, the last, both or neither: between blocks a
+   sum stays one of floats. */
+static Into into_of(Into whole, size top, float *sums, size n, int first, int last) {
+    Into to = later(whole, top, 0);
+    if (DEEP > 1 && !last)
+        to.y = sums, to.y_row = n, to.y_is = SUMS;
+    if (!first && DEEP > 1)
+        to.start = sums, to.start_row = n, to.start_is = SUMS;
+    else if (!first)
+        to.start = to.y, to.start_row = to.y_row;
+    return to;
+}
+
+/* y (m, n); start_row 0 makes one row serve for all. */
+void products(number *y, size y_row, const number *start, size start_row, size m, size n,
+              const Term *terms, size count, float *space, int threads) {
+    size depth = 0;
+    for (size t = 0; t < count; t++)
+        depth += whole_depth(terms + t);
+    size block = block_of(depth);
+    int lie = as_they_lie(terms, count);
+    size tall = lie && !of_sums(depth, m, n) ? most(m, 1) : TALL;
+    float *sums = space;
+    number *x = (number *)(sums + of_sums(depth, m, n));
+    Into whole = {y, y_row, NUMBERS, start, start_row, NUMBERS};
+    Share shares[threads];
+#pragma omp parallel num_threads(threads)
+    {
+        /* OpenMP may give fewer threads than were asked for. */
+        int all = omp_get_num_threads(), me = omp_get_thread_num();
+        number *w = x + OF_X + me * OF_THREAD, *spare = w + GROUP * COLUMNS * DEPTH * DEEP;
+        size width = COLUMNS * wide_group((n + COLUMNS - 1) / COLUMNS, all);
+        for (size top = 0; top < m; top += tall) {
+            size bottom = least(top + tall, m), pieces = (bottom - top + SHARE - 1) / SHARE;
+            size total = (n + width - 1) / width * pieces;
+            for (size from = 0; from < depth; from += block) {
+                size to = least(from + block, depth);
+                shares[me].left = share_of(total * me / all, total * (me + 1) / all);
+#pragma omp for schedule(static)
+                for (size i = lie ? bottom : top; i < bottom; i += ROWS)
+                    pack_x(terms, from, to, i, least(ROWS, bottom - i),
+                           x + (i - top) * (to - from));
+                Block b = {.terms = terms, .count = count, .from = from, .to = to,
+                           .x = lie ? NULL : x, .top = top, .w = w, .spare = spare,
+                           .into = into_of(whole, top, sums, n, !from, to == depth)};
+                work(&b, shares, all, me, pieces, bottom, width, n, w);
+#pragma omp barrier
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+"""One layer of a Llama-like decoder as one function of autograd.
+
+Between forward and backward it keeps the layer's input, q, k and v, the attention's output, the sum
+after attention, gate and up, and a few values a token; norms and the activation's product are
+computed again. With `checkpoint` it keeps the input alone. The layer itself is computed part by
+part (blockparts.py), or as a whole by layer.c (blockwhole.py) where that serves.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loractl.ops.dropout import Mask
+from loractl.ops.layer.description import Layer, Place
+from loractl.ops.layer.one_call import Whole
+from loractl.ops.layer.parts import Parts
+from loractl.ops.lora_linear import masks_of
+
+
+def _chosen(
+    x: Tensor, layer: Layer, place: Place, factors: Sequence[Tensor | None],
+    masks: Sequence[Mask | None],
+) -> Parts | Whole:  # fmt: skip
+    pairs = list(zip(factors[::2], factors[1::2], strict=True))
+    if not any(masks) and (whole := Whole.of(x, layer, place, pairs)) is not None:
+        return whole
+    return Parts.of(layer, place, pairs, masks, x.dtype)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layer: Layer, place: Place, masks: Sequence[Mask | None],
+        checkpoint: bool, *factors: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        chosen = _chosen(x, layer, place, factors, masks)
+        y, ctx.kept = chosen.forward(x, keep=not checkpoint)
+        ctx.save_for_backward(x)
+        ctx.chosen = chosen
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            _, kept = ctx.chosen.forward(x, keep=True)
+        dx, pairs = ctx.chosen.backward(dy, x, kept, to_input=ctx.needs_input_grad[0])
+        return dx, None, None, None, None, *(gradient for pair in pairs for gradient in pair)
+
+
+def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) -> Tensor:
+    """Apply a layer: x (N, hidden) -> (N, hidden), N = rows x length. Goes backward once."""
+    factors: list[Tensor | None] = []
+    for linear in layer.linears:
+        factors += linear.factors() if linear.factors is not None else (None, None)
+    grows = torch.is_grad_enabled() and (
+        x.requires_grad or any(one is not None and one.requires_grad for one in factors)
+    )
+    masks = masks_of(layer.linears)
+    if not grows:
+        return _chosen(x, layer, place, factors, masks).forward(x, keep=False)[0]
+    y: Tensor = _Block.apply(x, layer, place, masks, checkpoint, *factors)  # type: ignore[no-untyped-call]
+    return y

@@ -1,0 +1,62 @@
+"""The shape of a model that is named by its size, its directory or its hub id. No torch."""
+
+import os
+import re
+from pathlib import Path
+
+from loractl.errors import ModelError
+from loractl.models.shape import read as shapes
+from loractl.models.shape.types import ModelShape
+
+FAST_BF16 = ("avx512_bf16", "amx_bf16")
+
+
+def shape_of(model: str) -> ModelShape:
+    """The shape of a size (7B), a directory or its config.json, or a hub id in the hub's cache.
+
+    Raises ModelError; nothing is downloaded.
+    """
+    if model.upper() in shapes.SIZES:
+        return shapes.named(model.upper())
+    path = Path(model).expanduser()
+    if path.exists():
+        if path.suffix == ".gguf":
+            raise ModelError(
+                f"{model}: the shape of a .gguf file is not read here; give the directory of the"
+                " model with its config.json, or a size: 7B, 13B, 30B, 70B"
+            )
+        return shapes.read(path)
+    if (cached := _in_cache(model)) is not None:
+        return shapes.read(cached)
+    sizes = ", ".join(shapes.SIZES)
+    raise ModelError(
+        f"{model}: no such directory, no model in the hub's cache, and none of the sizes {sizes};"
+        " nothing is downloaded to plan"
+    )
+
+
+def directory_of(model: str) -> Path | None:
+    """The directory of a model on this machine, where it has one."""
+    path = Path(model).expanduser()
+    return path if path.is_dir() else _in_cache(model)
+
+
+def _in_cache(name: str) -> Path | None:
+    """The newest snapshot of a hub id in the cache that huggingface_hub keeps."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    found = hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
+    return max((path.parent for path in found), key=lambda p: p.stat().st_mtime, default=None)
+
+
+def automatic_dtype() -> str:
+    """What model.dtype: auto will most likely be, seen without torch: as `models.load` chooses."""
+    if Path("/dev/nvidia0").exists():
+        return "bfloat16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if any(flag in flags for flag in FAST_BF16) else "float32"

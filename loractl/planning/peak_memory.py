@@ -1,0 +1,245 @@
+"""How much memory a run takes: every part in bytes, at each phase of a step.
+
+One model gives two numbers: what CUDA's allocator reports at its peak (`allocated`), and the peak
+resident size of a process on the CPU (`rss`), which holds Python and its libraries as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loractl.lora.ranks import ModuleRank
+from loractl.models.shape.types import ModelShape
+from loractl.planning import counts, layer_bytes, logits
+from loractl.planning.frameworks import LORACTL, Framework
+from loractl.planning.kept_bytes import kept
+from loractl.planning.work import Kept, Work
+
+BITS = {"nf4": 4 + 32 / 64, "nf4-double": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
+"""Bits a quantized value takes with its scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64
+with a float32 scale, or with an 8-bit one and a float32 one for 256 of those)."""
+MOMENTS = {"adamw": 2.0, "adamw-8bit": 0.5 * (1 + 4 / 256), "adamw-paged": 0.0, "sgd": 0.0}
+"""Size of the optimizer's state over that of float32 weights; 8-bit: blocks of 256 with a float32
+scale (arXiv 2110.02861). Paged state lies in the memory of the host."""
+CUDA_CONTEXT = 1343 * 1024**2
+"""Bytes that a CUDA process holds outside its allocator: transformers' "anatomy of model training
+memory" reads 1,343 MiB with the kernels loaded (V100); Unsloth's estimator takes 1.4 GB."""
+CPU_PROCESS = 400 * 1024**2
+"""Resident bytes of Python with torch, transformers, a tokenizer and data, apart from the model:
+362 MiB after the imports and a step of a model of 0.02 MB, the rest as data is read (Linux, torch
+2.13)."""
+IMPORTANCE = 12
+"""Bytes a value that AdaLoRA keeps its importance in: the score and two averages, in float32."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and how, as far as memory sees it."""
+
+    ranks: Mapping[str, ModuleRank]  # empty where every weight is trained
+    work: Work
+    quantization: str = "none"
+    optimizer: str = "adamw"
+    accumulation: int = 1
+    has_starts: bool = False  # PiSSA, OLoRA: where A and B started is kept
+    modules_to_save: tuple[str, ...] = ()
+    framework: Framework = LORACTL
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by phase and part. The peak is the largest phase, and not the sum of all parts."""
+
+    phases: dict[str, dict[str, int]]
+    after_step: int  # what stays allocated once the optimizer has stepped, gradients among it
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts at the peak: they add up to `allocated`."""
+        return self.phases[self.peak_phase]
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Each part where it is largest: not all are there at once."""
+        names = dict.fromkeys(name for phase in self.phases.values() for name in phase)
+        return {n: max(phase.get(n, 0) for phase in self.phases.values()) for n in names}
+
+    @property
+    def allocated(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def on_gpu(self) -> int:
+        """What a GPU must have: allocated, and the context of CUDA."""
+        return self.allocated + CUDA_CONTEXT
+
+    @property
+    def rss(self) -> int:
+        return self.allocated + CPU_PROCESS
+
+
+def memory(shape: ModelShape, plan: Plan) -> Memory:
+    """Bytes of every part in the phases of a step where the peak can lie.
+
+    loss: every activation is kept, and the logits with their gradients live. blocks: a block goes
+    backward, with checkpointing after it was computed again. update: the activations are gone, all
+    gradients are there, and the optimizer makes temporaries. forward: of frameworks that hold the
+    graph of a batch until the next one has gone forward, both.
+    """
+    work, framework = plan.work, plan.framework
+    n_trained = trained_parameters(shape, plan)
+    width = _trained_width(plan)
+    held = {
+        "weights": weights_bytes(shape, plan),
+        "adapters": _adapters(shape, plan),
+        "optimizer": round(n_trained * _moments(plan, width)),
+        "quantization": _dequantized(shape, plan),
+    }
+    gradients = width * n_trained
+    accumulated = gradients if plan.accumulation > 1 else 0
+    activations = kept(shape, plan.ranks, work, framework)
+    recomputed = activations.block if work.checkpointing else 0
+    loss = {
+        **held,
+        "gradients": accumulated,
+        "activations": activations.activations,
+        "logits": activations.logits,
+    }
+    blocks = {
+        **held,
+        "gradients": accumulated,
+        "activations": activations.below + recomputed + activations.temporaries,
+        "logits": activations.logits_kept,
+    }
+    update = {
+        **held,
+        "gradients": gradients,
+        "update": _update(shape, plan, n_trained, width),
+    }
+    phases = {"loss": loss, "blocks": blocks, "update": update}
+    if framework.graph_lives:
+        phases["forward"] = {**loss, **_after_another(shape, plan, activations)}
+    if work.on_cpu:
+        # Files are mapped. Where their values are copied to another dtype, their pages count as
+        # resident too; else they are the weights.
+        width_now = _trained_width(plan) if work.full else work.width
+        stored = shape.stored_width or width_now
+        files = stored * shape.parameters if stored != width_now else 0
+        phases["load"] = {"weights": held["weights"], "files": files}
+    static = held["weights"] + held["adapters"] + held["optimizer"] + gradients
+    losses = logits.losses(work, framework)
+    after = round(framework.logits_after * shape.vocabulary * losses)
+    return Memory(phases, static + after)
+
+
+def _after_another(shape: ModelShape, plan: Plan, now: Kept) -> dict[str, int]:
+    """Activations and logits when the model returns, those that are left of the batch before
+    included: the head has just been multiplied, or its logits cast."""
+    work, framework = plan.work, plan.framework
+    tokens = work.tokens_before
+    left = round(framework.logits_kept * shape.vocabulary * tokens)
+    inputs = 0
+    if plan.quantization != "none":
+        of_head = work.width * shape.hidden if framework.quantizes == "head" else 0
+        inputs = (shape.layers * layer_bytes.inputs_left(shape, work) + of_head) * tokens
+    given = work.width * shape.vocabulary * round(logits.losses(work, framework))
+    unpacked = _dequantized(shape, plan)
+    quantization, made = max((unpacked, given), (0, given + now.logits_kept), key=sum)
+    return {
+        "quantization": quantization,
+        "activations": now.activations + inputs,
+        "logits": made + left,
+    }
+
+
+def trained_parameters(shape: ModelShape, plan: Plan) -> int:
+    if plan.work.full:
+        return shape.parameters
+    of_adapters = counts.trained(shape, plan.ranks, plan.work.formula)
+    return of_adapters + counts.saved_whole(shape, plan.modules_to_save)
+
+
+def weights_bytes(shape: ModelShape, plan: Plan) -> int:
+    """Bytes of the base: as it is trained, or frozen, packed where it is quantized."""
+    quantization = plan.quantization
+    if plan.work.full:
+        return (plan.framework.full_width or plan.work.width) * shape.parameters
+    packed = quantized_parameters(shape, plan) if quantization != "none" else 0
+    bits = BITS.get(quantization, 0)
+    head = shape.by_path[shape.head] if shape.head and plan.framework.unties else None
+    parameters = shape.parameters + (head.d_in * head.d_out if head and shape.tied else 0)
+    return round(packed * bits / 8) + plan.work.width * (parameters - packed)
+
+
+def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
+    """Values that quantization packs: of the linear layers in the blocks, as bitsandbytes does in
+    transformers; embeddings, norms and the head stay as they are."""
+    quantizes = plan.framework.quantizes
+    if quantizes == "adapted":
+        modules = (shape.by_path[path] for path in plan.ranks)
+        return sum(m.d_in * m.d_out for m in modules if m.role not in ("embedding", "head"))
+    head = shape.by_path[shape.head] if shape.head and quantizes == "head" else None
+    own = head is not None and (plan.framework.unties or not shape.tied)
+    return shape.linear_parameters + (head.d_in * head.d_out if head and own else 0)
+
+
+def inference_bytes(shape: ModelShape, plan: Plan, quantization: str) -> int:
+    """Bytes of the frozen base alone, as it answers: packed or not, and what multiplying takes."""
+    packed = replace(plan, quantization=quantization)
+    return weights_bytes(shape, packed) + _dequantized(shape, packed)
+
+
+def _dequantized(shape: ModelShape, plan: Plan) -> int:
+    """The largest packed matrix as it is multiplied: whole, in the dtype of the products."""
+    if plan.quantization == "none":
+        return 0
+    outside = ("embedding",) if plan.framework.quantizes == "head" else ("embedding", "head")
+    sizes = [m.d_in * m.d_out for m in shape.modules if m.role not in outside]
+    if plan.framework.quantizes == "adapted":
+        sizes = [m.d_in * m.d_out for m in map(shape.by_path.__getitem__, plan.ranks)]
+    return plan.framework.dequantized * plan.work.width * max(sizes, default=0)
+
+
+def _trained_width(plan: Plan) -> int:
+    """Bytes of a trained value; its gradient and moments are as wide."""
+    framework, work = plan.framework, plan.work
+    own = framework.full_width if work.full else framework.adapter_width
+    return own or work.width
+
+
+def _moments(plan: Plan, width: int) -> float:
+    """Bytes of optimizer state a trained value; 8-bit state is as small whatever the weights."""
+    size = MOMENTS[plan.optimizer] * (4 if plan.optimizer == "adamw-8bit" else width)
+    return size + (IMPORTANCE if plan.work.formula == "adalora" and not plan.work.full else 0)
+
+
+def _adapters(shape: ModelShape, plan: Plan) -> int:
+    """A and B and what is trained whole, and where they started."""
+    if plan.work.full:
+        return 0
+    width = _trained_width(plan)
+    starts = width * counts.trained(shape, plan.ranks) if plan.has_starts else 0
+    return width * trained_parameters(shape, plan) + starts
+
+
+def _update(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
+    """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach; the fused
+    one makes none), of one tensor on the CPU, and there once more divided."""
+    if plan.optimizer != "adamw":
+        return 0
+    if not plan.work.on_cpu:
+        return 0 if plan.framework.own_ops else width * n_trained
+    if plan.work.full:
+        return 2 * width * max(m.d_in * m.d_out * m.stack for m in shape.modules)
+    ranks, by_path = plan.ranks.items(), shape.by_path
+    return (
+        2
+        * width
+        * max(
+            (size.rank * m.stack * max(m.d_in, m.d_out) for p, size in ranks for m in [by_path[p]]),
+            default=0,
+        )
+    )

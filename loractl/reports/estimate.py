@@ -1,0 +1,118 @@
+"""The words and tables of `loractl estimate`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loractl import text
+
+TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+PARTS = (
+    "weights", "adapters", "gradients", "optimizer", "activations", "logits", "quantization",
+    "update",
+)  # fmt: skip
+MEANS = {
+    "quantization": "a matrix unpacked",
+    "update": "the optimizer's step",
+}
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The report as it is read: what is asked, the three methods side by side, disk, work, time."""
+    model, settings = found["model"], found["settings"]
+    yield (
+        f"{model['name']}: {model['architecture']}, {model['parameters']:,} parameters,"
+        f" {model['layers']} layers of width {model['hidden']}"
+    )
+    targets = settings["target_modules"]
+    listed = targets if isinstance(targets, str) else ", ".join(targets)
+    yield (
+        f"{settings['method']}, rank {settings['rank']} on {listed}; {settings['batch']} x"
+        f" {settings['length']} tokens, {settings['dtype']},"
+        f" {'with' if settings['checkpointing'] else 'without'} gradient checkpointing,"
+        f" {settings['optimizer']}"
+    )
+    yield ""
+    yield text.table(["", *TITLES.values()], list(_side_by_side(found["methods"])))
+    yield ""
+    yield "Parts are not all there at once: the peak is the largest of a few moments, the loss, a"
+    yield "block going backward, and the optimizer's update; with litgpt also a forward pass, since"
+    yield "the batch before is still there. On a CPU with memory to spare up to a quarter comes on"
+    yield "top, since glibc keeps what was freed."
+    yield ""
+    yield from _modules(found)
+    yield from _disk(found["disk"])
+    yield from _work(found)
+    if "pace" in found:
+        yield from _time(found["pace"])
+    if "plot" in found:
+        yield f"drawn in {found['plot']}"
+
+
+def _side_by_side(methods: Mapping[str, Any]) -> Iterator[list[str]]:
+    ones = [methods[method] for method in TITLES]
+    yield ["trained parameters", *(f"{one['trainable_parameters']:,}" for one in ones)]
+    yield ["share of the base", *(f"{one['percent_of_base']:.4g} %" for one in ones)]
+    for part in PARTS:
+        name = f"{part} ({MEANS[part]})" if part in MEANS else part
+        yield [name, *(text.size(one["parts_bytes"].get(part, 0)) for one in ones)]
+    yield ["peak, allocated", *(text.size(one["cuda_allocated_bytes"]) for one in ones)]
+    yield ["  it is at", *(one["peak_phase"] for one in ones)]
+    yield ["on a GPU, with its context", *(text.size(one["gpu_bytes"]) for one in ones)]
+    yield ["  smallest that holds it", *(_smallest(one) for one in ones)]
+    both = [one["with_checkpointing"] for one in ones]
+    yield ["with checkpointing", *(text.size(one["gpu_bytes"]) for one in both)]
+    yield ["  smallest that holds it", *(_smallest(one) for one in both)]
+    yield ["process on the CPU", *(text.size(one["cpu_rss_bytes"]) for one in ones)]
+
+
+def _smallest(one: Mapping[str, Any]) -> str:
+    return str(one["fits"][0]).partition(" (")[0] if one["fits"] else "none alone"
+
+
+def _modules(found: Mapping[str, Any]) -> Iterator[str]:
+    kinds = found["methods"]["lora"]["by_kind"]
+    if not kinds:
+        return
+    rows = [
+        [
+            name, str(one["modules"]), ", ".join(f"{a} -> {b}" for a, b in one["shapes"]),
+            f"{one['parameters']:,}",
+        ]
+        for name, one in kinds.items()
+    ]  # fmt: skip
+    yield text.table(["module", "number", "size", "trained"], rows)
+    yield ""
+
+
+def _disk(disk: Mapping[str, Any]) -> Iterator[str]:
+    n = disk["tasks"]
+    yield (
+        f"disk for {n} task{'s' if n > 1 else ''}: {text.size(disk['as_full_models_bytes'])} as"
+        f" full models; {text.size(disk['as_adapters_bytes'])} as one base and {n}"
+        f" adapter{'s' if n > 1 else ''} of {text.size(disk['adapter_bytes'])}"
+        f" ({disk['times_smaller']:.3g} times smaller)"
+    )
+
+
+def _work(found: Mapping[str, Any]) -> Iterator[str]:
+    flops = found["flops_per_step"]
+    yield (
+        f"a step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, {flops['full'] / 1e12:.4g} with full"
+        f" fine-tuning ({flops['lora_over_full']:.0%} of it)"
+    )
+    if flops["product_over_low_rank"]:
+        yield (
+            f"adapters forward: {flops['low_rank'] / 1e12:.4g} TFLOP as B (A x),"
+            f" {flops['product'] / 1e12:.4g} as (B A) x: {flops['product_over_low_rank']:.3g} times"
+            " as much"
+        )
+
+
+def _time(pace: Mapping[str, Any]) -> Iterator[str]:
+    cost = (
+        "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} an hour"
+    )
+    yield (
+        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} a second:"
+        f" {text.duration(pace['hours'] * 3600)}{cost}"
+    )

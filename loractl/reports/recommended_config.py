@@ -1,0 +1,74 @@
+"""A recommendation as a config: commented, and runnable as it stands."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from loractl.config.strict_yaml import scalar
+from loractl.errors import ConfigError
+from loractl.planning.recommend import RecommendRequest
+
+MODELS = {
+    "7B": "meta-llama/Llama-2-7b-hf",
+    "13B": "meta-llama/Llama-2-13b-hf",
+    "30B": "huggyllama/llama-30b",
+    "70B": "meta-llama/Llama-2-70b-hf",
+}
+"""The models whose shapes the sizes are, on the hub."""
+
+
+def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
+    """The config of a recommendation. Raises ConfigError where nothing fits."""
+    choices = found["choices"]
+    method = choices["method"]["value"]
+    if method is None:
+        raise ConfigError(f"--write: {choices['method']['reason']}; there is nothing to write")
+    again = choices["gradient_checkpointing"]["value"]
+    lines = [f"# {asked.task} task, as loractl recommend sees it."]
+    if method == "qlora":
+        again = True
+        lines += _comment(
+            "QLoRA is what fits, but this version does not train on a packed base yet: this is LoRA"
+            " with checkpointing and one row at a time, which needs more memory"
+        )
+    batch = 1 if method == "qlora" else choices["batch_size"]["value"]
+    lines += [
+        "",
+        "model:",
+        f"  name_or_path: {scalar(MODELS.get(asked.model.upper(), asked.model))}",
+    ]
+    if asked.memory is not None:
+        lines.append(f"  dtype: {asked.dtype}  # as the memory was planned with")
+    lines += ["", "method: lora", "", "lora:"]
+    lines += _setting(choices, "rank", "rank")
+    lines += _comment(f"to sweep: {', '.join(map(str, choices['sweep']['value']))}", indent="  ")
+    lines += _setting(choices, "alpha", "alpha")
+    lines += _setting(choices, "target_modules", "target_modules")
+    lines += ["", "data:", f"  train: {scalar(asked.data or 'train.jsonl')}"]
+    if asked.data is None:
+        lines[-1] += "  # the rows to learn from"
+    lines += _setting(choices, "max_length", "max_length")
+    if "too_long: drop" in choices["max_length"]["reason"]:
+        lines.append("  too_long: drop")
+    lines += ["", "train:"]
+    lines += _setting(choices, "epochs", "epochs")
+    lines += _comment(choices["effective_batch"]["reason"], indent="  ")
+    lines.append(f"  batch_size: {batch}")
+    lines.append(f"  gradient_accumulation: {-(-choices['effective_batch']['value'] // batch)}")
+    lines += _setting(choices, "learning_rate", "learning_rate")
+    shown = again if isinstance(again, str) else str(again).lower()
+    lines += [f"  gradient_checkpointing: {shown}", "", "seed: 0", ""]
+    return "\n".join(lines)
+
+
+def _setting(choices: Mapping[str, Any], key: str, name: str) -> list[str]:
+    """A setting of a section under its reason."""
+    one = choices[key]
+    return [
+        *_comment(f"{one['reason']} [{one['source']}]", indent="  "),
+        f"  {name}: {one['value']}",
+    ]
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    return [f"{indent}# {line}" for line in textwrap.wrap(text, 96 - len(indent))]

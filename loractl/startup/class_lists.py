@@ -1,0 +1,135 @@
+"""transformers' list of its classes, kept between starts.
+
+Whenever it is imported, transformers reads 1,640 source files for the names of their classes, and
+reads them again for `transformers.models`: 0.5 s each time of the 6 that a start takes. It asks
+once more in `transformers.processing_utils`, which every model imports, and remembers its own
+answer then, but not one of ours: that import has to be within `kept` too.
+
+Here the list lies in a file of the cache, with what tells whether it still holds: names, times and
+sizes of all those sources. Where it does not, or a version of transformers goes about it otherwise,
+it reads them as it always did.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from loractl.paths import cache_home
+from loractl.startup import importers
+
+MODULE = "transformers.utils.import_utils"
+MAKER = "define_import_structure"  # of that module: (path, prefix) -> Listed
+
+Listed = Mapping[frozenset[str], Mapping[str, set[str]]]
+"""What a class needs to be there -> module -> its classes."""
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Give transformers the list while it is imported, and leave it as it was.
+
+    Within another of its kind it does nothing.
+    """
+    if importers.is_expected(MODULE):
+        yield
+        return
+    taken: list[tuple[ModuleType, Any]] = []
+
+    def take_over(module: ModuleType) -> None:
+        if (own := getattr(module, MAKER, None)) is not None:
+            taken.append((module, own))
+            setattr(module, MAKER, _from_cache(own, models_beside(module)))
+
+    def run_and_take_over(module: ModuleType, run: importers.Run) -> None:
+        run(module)
+        take_over(module)  # `transformers` runs it and at once asks for the list
+
+    if MODULE in sys.modules:
+        take_over(sys.modules[MODULE])
+    try:
+        with importers.instead(MODULE, run_and_take_over):
+            yield
+    finally:
+        for module, own in taken:
+            setattr(module, MAKER, own)
+
+
+def models_beside(utils: Any) -> Path:
+    """The directory of all models."""
+    return Path(utils.__file__).resolve().parent.parent / "models"
+
+
+def _from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
+    """`own`, with the two lists of all models taken from the cache."""
+    everything = functools.cache(lambda: _all_of(models, own))
+    known: dict[Path, tuple[dict[str, Any], str]] = {  # path -> options, what names begin with
+        models: ({"prefix": "models"}, "models."),
+        models / "__init__.py": ({}, ""),
+    }
+
+    def listed(path: Any, *rest: Any, **options: Any) -> Any:
+        wanted, prefix = known.get(Path(path).resolve(), (None, ""))
+        if rest or options != wanted:
+            return own(path, *rest, **options)
+        try:
+            return _prefixed(everything(), prefix)
+        except (AttributeError, TypeError, ValueError, OSError):
+            return own(path, *rest, **options)
+
+    return listed
+
+
+def _prefixed(everything: Listed, prefix: str) -> Listed:
+    return {
+        needs: {prefix + name: set(classes) for name, classes in modules.items()}
+        for needs, modules in everything.items()
+    }
+
+
+def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
+    of_this = hashlib.sha256(str(models).encode()).hexdigest()[:16]
+    place, state = cache_home() / "transformers" / f"{of_this}.json", _state(models)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        there = json.loads(place.read_text("utf-8"))
+        if there["state"] == state:
+            return {
+                frozenset(needs): {name: set(classes) for name, classes in modules.items()}
+                for needs, modules in there["listed"]
+            }
+    made: Listed = own(str(models))
+    listed = [
+        [sorted(needs), {name: sorted(classes) for name, classes in modules.items()}]
+        for needs, modules in made.items()
+    ]
+    with contextlib.suppress(OSError):  # then it is made again the next time
+        _write(place, json.dumps({"state": state, "listed": listed}))
+    return made
+
+
+def _state(models: Path) -> str:
+    """Changes with each source file of the models, and with how they are listed."""
+    digest = hashlib.sha256()
+    each = (path for path in models.iterdir() if path.is_dir())
+    for directory in (models.parent / "utils", models, *sorted(each)):
+        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            if entry.name.endswith(".py"):
+                of_it = entry.stat()
+                digest.update(f"{entry.path} {of_it.st_mtime_ns} {of_it.st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _write(place: Path, text: str) -> None:
+    """By one rename, so that no other process reads a part."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as working:
+        made = Path(working) / place.name
+        made.write_text(text, encoding="utf-8")
+        os.replace(made, place)

@@ -1,0 +1,97 @@
+"""Words for the user: what was found, tables, sizes, durations, and what no message may show."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+LONGEST_VALUE = 60  # characters
+LONGEST_MESSAGE = 1000
+
+_SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|\b(?:hf_|sk-)\w{12,}")
+_SECRET_NAME = re.compile(r"(?i)token|secret|passw|credential|api_?key")
+
+
+def found(value: Any) -> str:
+    """Say what a value is, short and on one line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case "":
+            return "an empty text"
+        case str():
+            return f"the text {shortened(repr(value))}"
+        case list():
+            return f"the list {shortened(repr(value))}"
+        case dict():
+            return "a mapping"
+    return shortened(str(value))
+
+
+def listed(words: Sequence[str]) -> str:
+    """'a', 'a or b', 'a, b or c'; 'a, b or c, or null'."""
+    if len(words) > 1 and words[-1] == "null":
+        return f"{listed(words[:-1])}, or null"
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def closest(word: str, words: Iterable[str], cutoff: float = 0.65) -> str | None:
+    """Find the word that is most like another one, if any is."""
+    return next(iter(difflib.get_close_matches(word.lower(), list(words), 1, cutoff)), None)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of this key is likely a password, which no message may show."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def printable(message: str) -> str:
+    """Mask passwords and tokens, escape what would disturb a terminal, and bound the length."""
+    text = _SECRET.sub("***", message)
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out text in columns as wide as their widest cell; numbers to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    right = [bool(rows) and rows[0][i].lstrip("-")[:1].isdigit() for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 42s, 3m07s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def size(n_bytes: float) -> str:
+    """Write bytes in binary units, as 512 B, 1.5 MiB or 2.25 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            digits = ".0f" if unit == "B" or n_bytes >= 100 else ".3g"
+            return f"{n_bytes:{digits}} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"
+
+
+def percent(share: float) -> str:
+    """A share such as 97.25%; only all of it is 100%."""
+    text = f"{share:.2%}"
+    return "99.99%" if text == "100.00%" and share < 1 - 1e-9 else text
