@@ -70,15 +70,15 @@ def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("seconds", "written"),
     [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (187, "3m07s"), (3600, "1h00m"), (7500, "2h05m")],
 )
-def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
-    assert text.duration(seconds) == text
+def test_durations_read_as_people_write_them(seconds: float, written: str) -> None:
+    assert text.duration(seconds) == written
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "text"),
+    ("n_bytes", "written"),
     [
         (512, "512 B"),
         (1023, "1023 B"),
@@ -89,8 +89,8 @@ def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
         (2.25 * 2**30, "2.25 GiB"),
     ],
 )
-def test_sizes_have_binary_units_and_no_exponents(n_bytes: float, text: str) -> None:
-    assert text.size(n_bytes) == text
+def test_sizes_have_binary_units_and_no_exponents(n_bytes: float, written: str) -> None:
+    assert text.size(n_bytes) == written
 
 
 def test_progress_is_one_plain_line_every_so_many_steps_and_at_the_last(

@@ -53,7 +53,7 @@ def pissa(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """
     U, S, Vh = torch.linalg.svd(W.float(), full_matrices=False)
     root = torch.sqrt(S[:rank] / scale)
-    return root[:, None] * Vh[:rank], U[:, :rank] * root
+    return root[:, None] * Vh[:rank], (U[:, :rank] * root).contiguous()
 
 
 def olora(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def olora(W: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     OLoRA, arXiv 2406.01775, as PEFT has it: not divided by the scale. Shapes as in `pissa`.
     """
     Q, R = torch.linalg.qr(W.float())
-    return R[:rank], Q[:, :rank]
+    return R[:rank].contiguous(), Q[:, :rank].contiguous()
 
 
 INITS: dict[str, Init] = {"default": default, "gaussian": gaussian}

@@ -39,8 +39,10 @@ class LoraLayer(nn.Module):
         weight = self.weight
         # Over a base without values (meta) A and B stay where they are: merging needs only B A.
         device = A.device if weight.is_meta else weight.device
-        self.A = nn.Parameter(A.to(device=device, dtype=torch.float32))  # (r, d_in)
-        self.B = nn.Parameter(B.to(device=device, dtype=torch.float32))  # (d_out, r)
+        # Contiguous: parts of a decomposition lie otherwise, and fused optimizers refuse a gradient
+        # or a moment that lies otherwise than its parameter.
+        self.A = nn.Parameter(A.to(device=device, dtype=torch.float32).contiguous())  # (r, d_in)
+        self.B = nn.Parameter(B.to(device=device, dtype=torch.float32).contiguous())  # (d_out, r)
         self.register_buffer("A0", None, persistent=False)
         self.register_buffer("B0", None, persistent=False)
         self.scale = scale
@@ -79,8 +81,8 @@ class LoraLayer(nn.Module):
         PiSSA and OLoRA are written with a residual base W - s B0 A0 in place of W. That is the same
         function; but in bfloat16 the residual is rounded, and the sum no longer W.
         """
-        self.A0 = A0.to(device=self.A.device, dtype=torch.float32, copy=True)
-        self.B0 = B0.to(device=self.B.device, dtype=torch.float32, copy=True)
+        self.A0 = torch.empty_like(self.A).copy_(A0)
+        self.B0 = torch.empty_like(self.B).copy_(B0)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (k, d_in) and B (d_out, k) of the update s * B A; k is r, or 2 r with a start.

@@ -1,7 +1,7 @@
 """The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,11 @@ def adamw(
     learning_rate: float,
     weight_decay: float,
     lora_plus_ratio: float = 1.0,
+    fused: bool | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over named parameters; biases and norms (one dimension) are not decayed.
+
+    `fused` None: one kernel for all parameters where all of them are on a GPU.
 
     Each group carries the `ratio` of its rate to the learning rate; whoever sets rates multiplies
     by it. LoRA+ (arXiv 2402.12354) gives B and vectors `lora_plus_ratio`, by the groups of its
@@ -61,8 +64,25 @@ def adamw(
         {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * learning_rate}
         for (ratio, decay), group in members.items()
     ]
-    on_gpu = all(parameter.is_cuda for parameter in parameters.values())
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=on_gpu or None)
+    if fused is None:
+        fused = all(parameter.is_cuda for parameter in parameters.values()) or None
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+
+
+def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
+    """Let autograd know that parameters have other values now.
+
+    Fused kernels, and code that torch.compile made, write to them behind its back; DoRA keeps a
+    norm for as long as the versions of A and B stay what they were.
+    """
+    torch.autograd.graph.increment_version(list(parameters))
+
+
+def set_values_(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """Give a parameter other values, of another shape even; its gradient goes."""
+    parameter.grad = None
+    parameter.data = values.to(parameter.device).contiguous()
+    count_versions_([parameter])
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -107,6 +127,7 @@ def restore_state_(
             "step": tensors[f"step.{name}"].to(
                 parameter.device if optimizer.defaults["fused"] else "cpu", copy=True
             ),
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, copy=True),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, copy=True),
+            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{name}"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{name}"]),
         }
+    count_versions_(parameters.values())

@@ -4,11 +4,12 @@ it. A function of (seed, step) alone, so that a checkpoint keeps nothing of it."
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loractl.lora.dynamic import Moments, resized
 from loractl.lora.inject import random_start, sizes
 from loractl.lora.layer import LoraLayer
+from loractl.training.optim import set_values_
 
 
 class RankSchedule:
@@ -60,8 +61,8 @@ class RankSchedule:
             self._moments(layer),
         )
         # The parameters stay the same objects: whoever holds them, the optimizer too, goes on.
-        replace_(layer.A, new.A)
-        replace_(layer.B, new.B)
+        set_values_(layer.A, new.A)
+        set_values_(layer.B, new.B)
         if new.moments is not None:
             of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
             of_A["exp_avg"], of_A["exp_avg_sq"] = new.moments.A, new.moments.A_squares
@@ -72,9 +73,3 @@ class RankSchedule:
         if not of_A or not of_B:
             return None  # in fp16 every step so far may have been skipped
         return Moments(of_A["exp_avg"], of_B["exp_avg"], of_A["exp_avg_sq"], of_B["exp_avg_sq"])
-
-
-def replace_(parameter: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter other values, of another shape even. Its gradient goes."""
-    parameter.grad = None
-    parameter.data = values.to(parameter.device).contiguous()

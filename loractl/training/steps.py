@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loractl.errors import NumericError
 from loractl.records import UNTRAINED, Batch, DataState
-from loractl.training.optim import LearningRate, set_rate_
+from loractl.training.optim import LearningRate, count_versions_, set_rate_
 from loractl.training.state import TrainState
 
 Loss = Callable[[Batch], tuple[Tensor, int]]
@@ -167,6 +167,7 @@ def _update(
     # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
     # the scaler then leaves the weights as they are.
     scaler.step(optimizer)
+    count_versions_(parameters.values())
     scaler.update()
     return norm
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.config.test_settings import config
 
 from loractl.config.conflicts import adalora_steps, conflicts
 from loractl.config.settings import AdaloraSection
+from tests.config.test_settings import config
 
 
 @pytest.mark.parametrize(

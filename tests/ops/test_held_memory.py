@@ -80,8 +80,8 @@ def test_more_than_there_is_is_told_as_such() -> None:
 
 FORK = """
 import os
-from loractl.ops import memory
-mine = memory.scratch("a", 1000).fill_(1.0)
+from loractl.ops import held_memory
+mine = held_memory.scratch("a", 1000).fill_(1.0)
 child = os.fork()
 if child == 0:
     mine.fill_(2.0)

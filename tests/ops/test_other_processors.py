@@ -10,7 +10,7 @@ import pytest
 
 from loractl.ops import native
 
-OF_PRODUCTS = ("test_gemm.py", "test_thin.py", "test_attentiontasks.py", "test_block.py")
+OF_PRODUCTS = ("test_gemm.py", "test_thin.py", "attention/test_tasks.py", "layer/test_block.py")
 LACKING = {
     "avx512_bf16": ("-mno-avx512bf16",),
     "avx512f": ("-mno-avx512bf16", "-mno-avx512f"),
@@ -28,7 +28,7 @@ def test_products_attention_and_layers_without(lacking: str, tmp_path: Path) -> 
     compiler = tmp_path / "cc"
     compiler.write_text(f'#!/bin/sh\nexec gcc "$@" {" ".join(LACKING[lacking])}\n')
     compiler.chmod(0o755)
-    files = [str(Path(__file__).with_name(name)) for name in OF_PRODUCTS]
+    files = [str(Path(__file__).parent / name) for name in OF_PRODUCTS]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, "CC": str(compiler)},

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.shape.test_read import CASES
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,6 +27,7 @@ from loractl.planning.kept_bytes import kept
 from loractl.planning.request import Request, plan_of
 from loractl.planning.work import Kept, Work
 from loractl.records import Batch, Example
+from tests.models.shape.test_read import CASES
 
 RANK, VOCABULARY = 2, 100
 D: dict[str, Any] = {

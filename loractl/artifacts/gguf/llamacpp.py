@@ -5,6 +5,7 @@ The parent calls `ask`; the child runs this file. Logits come back as .npy files
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,8 @@ def ask(
             [sys.executable, __file__], input=json.dumps(request), capture_output=True, text=True
         )
         if done.returncode:
+            if done.returncode < 0:
+                raise CrashError(f"killed by {signal.Signals(-done.returncode).name}")
             said = [line for line in done.stderr.splitlines() if line.strip()]
             first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
             raise CrashError((first or (said or ["it said nothing"])[-1]).strip()[:300])
@@ -72,6 +75,7 @@ def _serve(request: dict[str, Any]) -> None:
     """The child: everything that can crash."""
     import llama_cpp
 
+    _leave_weights_as_they_lie(llama_cpp.llama_cpp)
     longest = max((len(ids) for ids in request["sequences"]), default=0)
     length = longest + request["greedy"] + SPARE
     llm = llama_cpp.Llama(
@@ -98,6 +102,22 @@ def _serve(request: dict[str, Any]) -> None:
         greedy.append(following)
     answer = json.dumps({"ids": ids, "greedy": greedy})
     (work / "answer.json").write_text(answer, encoding="utf-8")
+
+
+def _leave_weights_as_they_lie(library: Any) -> None:
+    """Keep llama.cpp from repacking weights, for which this class has no option.
+
+    Its way for processors with AMX asks no leave of the kernel where a virtual machine wants that:
+    the process ends with SIGILL.
+    """
+    default = library.llama_model_default_params
+
+    def parameters() -> Any:
+        found = default()
+        found.use_extra_bufts = False
+        return found
+
+    library.llama_model_default_params = parameters
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def restore_(
             if parameter.shape == tensors[name].shape:
                 parameter.copy_(tensors[name])
             else:
-                parameter.data = tensors[name].to(parameter)
+                parameter.data = tensors[name].to(parameter).contiguous()
+                torch.autograd.graph.increment_version(parameter)
         for name, buffer in buffers(whole or {}).items():
             buffer.copy_(tensors[name])
     for name, stem in stems_of(layers).items():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.test_fast import adapt_, families, model_of, off
 from torch import Tensor, nn
 
 from loractl.data.batches import collate
@@ -15,6 +14,7 @@ from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.models.forward import recompute_activations_
 from loractl.models.objective import Objective, loss_sum
 from loractl.records import UNTRAINED, Batch, Example
+from tests.models.fast.test_trunk import adapt_, families, model_of, off
 
 START = list(range(20, 31))  # 11 tokens
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.test_fast import adapt_, hidden_and_gradients, model_of, off
 from torch import Tensor
 
 from loractl.data.batches import BatchPlan, Epochs, micro_batches, windows
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.records import Batch, DataState, Example
+from tests.models.fast.test_trunk import adapt_, hidden_and_gradients, model_of, off
 
 SIZES = (5, 9, 3, 11, 6, 7, 2)
 

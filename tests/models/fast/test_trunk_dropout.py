@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.test_fast import (
+from tests.models.fast.test_shared_start import BATCH as SHARED
+from torch import Tensor, nn
+
+from loractl.lora.inject import adapters
+from loractl.models.fast.trunk import Trunk
+from loractl.models.forward import hidden_states, recompute_activations_
+from loractl.ops.dropout import Mask, draw, fallen
+from loractl.records import Batch
+from tests.models.fast.test_trunk import (
     BATCH,
     adapt_,
     batch_of,
@@ -15,14 +23,6 @@ from tests.models.test_fast import (
     off,
     padded_batch_of,
 )
-from tests.models.test_sharedstart import BATCH as SHARED
-from torch import Tensor, nn
-
-from loractl.lora.inject import adapters
-from loractl.models.fast.trunk import Trunk
-from loractl.models.forward import hidden_states, recompute_activations_
-from loractl.ops.dropout import Mask, draw, fallen
-from loractl.records import Batch
 
 
 def fast(trunk: Trunk, batch: Batch) -> Tensor:

@@ -232,7 +232,7 @@ def test_blocks_outside_the_window_are_skipped() -> None:
 
 PEAK = """
 import resource, sys, torch
-from loractl.ops.attention import segment_attention
+from loractl.ops.attention.autograd import segment_attention
 from loractl.ops.segments import segments_of
 n = int(sys.argv[1])
 q, k, v = (torch.randn(n, h, 8, requires_grad=True) for h in (2, 1, 1))

@@ -1,5 +1,5 @@
 """A layer computed as a whole by layer.c, against the same layer part by part; that the parts are
-what transformers computes is tested in tests/models/test_fast.py."""
+what transformers computes is tested in tests/models/fast/test_trunk.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
