@@ -13,11 +13,11 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
+from loractl.ops.native_cache import load_library
 from loractl.paths import cache_home
 
 HERE = Path(__file__).parent / "c"
@@ -71,10 +71,6 @@ COUNTS = (
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))
 """How lines of /proc/cpuinfo begin that say who made a processor, and what it knows."""
 
-ENDING_BYTES = 32
-"""A library ends with the SHA-256 of what is before, which a loader does not read: of a file cut
-short, mapping it might kill the process instead of raising an error."""
-
 
 class NotBuilt(Exception):
     """Why there is no library here; pieces.py goes on without."""
@@ -122,9 +118,9 @@ def _opened(dtype: torch.dtype) -> ctypes.CDLL:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     place = cache_home() / "kernels" / f"{key}.so"
     try:
-        return _loaded(place)
-    except OSError:  # not there yet, or damaged
-        return _built(command, place)
+        return load_library(place, tuple(ARGUMENTS), lambda working: _compiled(command, working))
+    except OSError as error:
+        raise NotBuilt(f"no library can be written or loaded: {error}") from None
 
 
 def _need_the_openmp_of_torch() -> None:
@@ -136,40 +132,9 @@ def _need_the_openmp_of_torch() -> None:
         raise NotBuilt("torch has not loaded GCC's OpenMP library (libgomp.so.1)") from None
 
 
-def _loaded(path: Path) -> ctypes.CDLL:
-    """Raises OSError where the file is absent, damaged or not ours: it is code that will run."""
-    content = path.read_bytes()
-    if path.stat().st_uid not in (0, os.geteuid()):
-        raise OSError(f"{path}: belongs to another user")
-    if hashlib.sha256(content[:-ENDING_BYTES]).digest() != content[-ENDING_BYTES:]:
-        raise OSError(f"{path}: damaged")
-    return ctypes.CDLL(str(path))
-
-
-def _built(command: list[str], place: Path) -> ctypes.CDLL:
-    """Compile beside `place` and publish by one rename, so that no other process sees a part; where
-    nothing can be written there, for this process alone."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as working:
-            made = _compiled(command, Path(working))
-            os.replace(made, place)
-        return _loaded(place)
-    except OSError:
-        try:
-            with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:
-                return _loaded(_compiled(command, Path(working)))
-        except OSError as error:
-            raise NotBuilt(f"no library can be written or loaded: {error}") from None
-
-
 def _compiled(command: list[str], working: Path) -> Path:
     made = working / "kernels.so"
     _output([*command, "-o", str(made), "-lm"])
-    with made.open("r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-        file.seek(0, os.SEEK_END)
-        file.write(digest)
     return made
 
 

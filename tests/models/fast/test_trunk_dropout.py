@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.fast.test_shared_start import BATCH as SHARED
 from torch import Tensor, nn
 
 from loractl.lora.inject import adapters
@@ -13,6 +12,7 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, recompute_activations_
 from loractl.ops.dropout import Mask, draw, fallen
 from loractl.records import Batch
+from tests.models.fast.test_shared_start import BATCH as SHARED
 from tests.models.fast.test_trunk import (
     BATCH,
     adapt_,
