@@ -10,9 +10,14 @@ from typing import IO, TYPE_CHECKING
 
 from loractl.errors import MOST_SHOWN, DataError
 from loractl.text import duration
+from loractl.world import World
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+
+
+_is_silent = False
+"""Whether another process speaks for this one."""
 
 
 def is_rich(stream: IO[str]) -> bool:
@@ -32,12 +37,14 @@ def width() -> int | None:
 
 def result(text: str) -> None:
     """Print what the command was asked for, to stdout."""
-    print(text, flush=True)
+    if not _is_silent:
+        print(text, flush=True)
 
 
 def piece(text: str) -> None:
     """Print a part of a result, which goes on with the next one."""
-    print(text, end="", flush=True)
+    if not _is_silent:
+        print(text, end="", flush=True)
 
 
 def is_interactive() -> bool:
@@ -76,8 +83,19 @@ def _typed(prompt: str) -> str | None:
         raise
 
 
+def speak_as(world: World) -> None:
+    """Let the first of several processes speak for all: the others print errors alone."""
+    global _is_silent
+    _is_silent = not world.is_first
+
+
 def note(text: str) -> None:
     """Print a message to stderr. That nobody can read it, or no disk take it, stops no work."""
+    if not _is_silent:
+        _print_to_stderr(text)
+
+
+def _print_to_stderr(text: str) -> None:
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -92,9 +110,11 @@ def errors(messages: Sequence[str]) -> None:
     """Print one block an error to stderr: the first ten, then a count."""
     head = "\x1b[31merror:\x1b[0m" if is_rich(sys.stderr) else "error:"
     for message in messages[:MOST_SHOWN]:
-        note(f"{head} {message}")
+        _print_to_stderr(f"{head} {message}")
     if (more := len(messages) - MOST_SHOWN) > 0:
-        note(f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)")
+        _print_to_stderr(
+            f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)"
+        )
 
 
 class Progress:
@@ -110,7 +130,7 @@ class Progress:
         self._live: RichProgress | None = None
 
     def __enter__(self) -> "Progress":
-        if is_rich(sys.stderr):
+        if is_rich(sys.stderr) and not _is_silent:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,

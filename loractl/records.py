@@ -66,6 +66,11 @@ class Batch:
     examples: tuple[int, ...] = ()  # their numbers in the data that is trained, row after row
     shared: int = 0  # tokens of the first example that all others begin with too, and lack here
 
+    @property
+    def n_trained(self) -> int:
+        """Tokens that are trained. Waits for the device that the labels are on."""
+        return int((self.labels[:, 1:] != UNTRAINED).sum())
+
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""
         if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):

@@ -9,12 +9,12 @@ from typing import Any
 
 from loractl import console
 from loractl.commands.arguments import count_of
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.planning.estimate import Pace, report
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.known_model import automatic_dtype, shape_of
-from loractl.planning.peak_memory import MOMENTS
 from loractl.planning.request import WIDTHS, Request, of_settings
 
 TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
@@ -98,7 +98,7 @@ def _require_words(given: dict[str, Any]) -> None:
         "dtype": ("--dtype", tuple(WIDTHS)),
         "framework": ("--framework", tuple(FRAMEWORKS)),
         "method": ("--method", ("lora", "dora", "adalora", "full")),
-        "optimizer": ("--optimizer", tuple(MOMENTS)),
+        "optimizer": ("--optimizer", tuple(OPTIMIZERS)),
         "quantization": ("--quantization", ("none", "nf4", "nf4-double", "int8")),
     }
     for key, (option, words) in known.items():

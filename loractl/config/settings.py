@@ -189,6 +189,9 @@ class RunConfig(Section):
         description="lora: a small trained update; dora: that and a trained length an output; "
         "adalora: an update whose ranks go where they matter; full: every weight is trained",
     )
+    objective: Literal["sft"] = Field(
+        "sft", description="what is trained for; sft: the tokens that data.train_on names"
+    )
     lora: LoraSection = Field(LoraSection(), description="the adapter")
     data: DataSection = Field(description="what is trained on")
     train: TrainSection = Field(TrainSection(), description="how it is trained")
@@ -222,12 +225,16 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield key, f"found {what}, which is not available in this version; remove it"
 
 
+def first_rank(method: str, lora: LoraSection) -> int:
+    """The rank with which every module begins."""
+    return lora.adalora.initial_rank if method == "adalora" else lora.rank
+
+
 def resolve(config: RunConfig, *, name: str) -> RunConfig:
     """Fill in the defaults that depend on other settings; `name` is the config file's stem."""
     lora, train = config.lora, config.train
     if lora.alpha is None:
-        first = lora.adalora.initial_rank if config.method == "adalora" else lora.rank
-        lora = lora.model_copy(update={"alpha": 2 * first})
+        lora = lora.model_copy(update={"alpha": 2 * first_rank(config.method, lora)})
     if train.epochs is None and train.steps is None:
         train = train.model_copy(update={"epochs": 1})
     out = config.out if config.out is not None else f"runs/{name}"

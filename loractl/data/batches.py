@@ -15,6 +15,7 @@ import torch
 from loractl.data.pack import Indices, Rows, pack
 from loractl.data.store import lengths_of
 from loractl.records import UNTRAINED, Batch, DataState, Example
+from loractl.world import ALONE, World
 
 BUCKETS = 64
 """Windows whose rows are sorted by length together where rows are padded."""
@@ -111,8 +112,14 @@ def count_windows(epochs: Epochs, count: float) -> int:
     return steps
 
 
-def windows(epochs: Epochs, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
-    """Yield windows without end, from `start` on, each with the state right after it."""
+def windows(
+    epochs: Epochs, start: DataState, world: World = ALONE
+) -> Iterator[tuple[list[Batch], DataState]]:
+    """Yield windows without end, from `start` on, each with the state right after it.
+
+    A process takes its share of the rows of every micro-batch: the states, and all processes' rows
+    together, are the same for any number of them.
+    """
     examples, plan, state = epochs.examples, epochs.plan, start
     while True:
         rows = epochs.rows(state.epoch)
@@ -121,12 +128,13 @@ def windows(epochs: Epochs, start: DataState) -> Iterator[tuple[list[Batch], Dat
             state = DataState(state.epoch, state.row + len(taken), len(rows))
             # The state of an epoch's last window is the start of the next one.
             after = state if state.row < len(rows) else DataState(state.epoch + 1, 0)
-            yield micro_batches(examples, taken, plan.batch_size), after
+            yield micro_batches(examples, taken, plan.batch_size, world), after
         state = DataState(state.epoch + 1, 0)
 
 
-def in_order(examples: Sequence[Example], plan: BatchPlan) -> Iterator[Batch]:
-    """Every example once, longest rows first: for evaluation, so that memory peaks at the start."""
+def in_order(examples: Sequence[Example], plan: BatchPlan, world: World = ALONE) -> Iterator[Batch]:
+    """Every example once, or those of this process, longest rows first: for evaluation, so that
+    memory peaks at the start."""
     lengths = lengths_of(examples)
     by_length = np.argsort(-lengths, kind="stable").astype(np.int32)
     rows = pack(lengths, plan.max_length) if plan.packing else Rows.singles(by_length)
@@ -135,19 +143,23 @@ def in_order(examples: Sequence[Example], plan: BatchPlan) -> Iterator[Batch]:
         rows = rows.reordered(np.argsort(-sizes, kind="stable").astype(np.int32))
     for start in range(0, len(rows), plan.batch_size):
         for batch in micro_batches(
-            examples, rows[start : start + plan.batch_size], plan.batch_size
+            examples, rows[start : start + plan.batch_size], plan.batch_size, world
         ):
             yield replace(batch, examples=())  # these are not numbers in the data that is trained
 
 
 def micro_batches(
-    examples: Sequence[Example], rows: Sequence[Sequence[int]], batch_size: int
+    examples: Sequence[Example],
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    world: World = ALONE,
 ) -> list[Batch]:
-    """Cut rows into micro-batches of like length, so that little of them is padding."""
-
+    """Cut rows into micro-batches of like length, so that little of them is padding; of each the
+    rows of this process, if it has any there."""
     read = [([examples[index] for index in row], row) for row in rows]
     read.sort(key=lambda one: sum(len(example.ids) for example in one[0]), reverse=True)
-    parts = [read[start : start + batch_size] for start in range(0, len(read), batch_size)]
+    wholes = [read[start : start + batch_size] for start in range(0, len(read), batch_size)]
+    parts = [part for whole in wholes if (part := world.share_of(whole))]
     return [
         replace(
             collate([row for row, _ in part]),

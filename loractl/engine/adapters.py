@@ -10,7 +10,8 @@ from loractl import console
 from loractl.artifacts.peft import names as peft_names
 from loractl.config.conflicts import adalora_steps, past_the_end
 from loractl.config.loader import Loaded
-from loractl.config.settings import RunConfig
+from loractl.config.optimizers import OPTIMIZERS
+from loractl.config.settings import RunConfig, first_rank
 from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
 from loractl.lora.init import PART_INITS
 from loractl.lora.inject import FORMULAS, adaptable, inject_, shapes
@@ -43,7 +44,7 @@ def rank_spec(config: RunConfig) -> RankSpec:
     lora = config.lora
     assert lora.alpha is not None, "resolve() fills alpha in"
     return RankSpec(
-        rank=lora.adalora.initial_rank if config.method == "adalora" else lora.rank,
+        rank=first_rank(config.method, lora),
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         scaling=lora.scaling,
@@ -154,8 +155,14 @@ def rank_policy(
             orthogonality=config.lora.adalora.orthogonality,
         )
     if config.lora.rank_schedule:
-        schedule, init = config.lora.rank_schedule, config.lora.init
-        return RankSchedule(layers, schedule, optimizer, init=init, seed=config.seed)
+        return RankSchedule(
+            layers,
+            config.lora.rank_schedule,
+            optimizer,
+            init=config.lora.init,
+            seed=config.seed,
+            kind=OPTIMIZERS[config.train.optimizer],
+        )
     return None
 
 

@@ -7,6 +7,7 @@ from loractl import console, text
 from loractl.artifacts import files
 from loractl.artifacts.peft.names import checkpoint_tensors
 from loractl.artifacts.run.directory import RunDir
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.engine.memory import Size, beside_the_weights, recomputes
 from loractl.engine.session import Session
 from loractl.errors import ConfigError, is_out_of_memory
@@ -17,12 +18,13 @@ BESIDE = 64 << 10
 
 
 def of_checkpoint(session: Session) -> int:
-    """Bytes of a checkpoint: what is written of the model, and AdamW's two averages, in float32."""
+    """Bytes of a checkpoint: what is written of the model and of the optimizer, in float32."""
+    kept = len(OPTIMIZERS[session.config.train.optimizer].shaped)
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     written = sum(
         tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
     )
-    return 4 * (2 * trained + (written or trained)) + BESIDE
+    return 4 * (kept * trained + (written or trained)) + BESIDE
 
 
 def require(session: Session, directory: RunDir, state: TrainState) -> None:

@@ -21,7 +21,7 @@ from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
 from loractl.models import load
 from loractl.models.fast.trunk import Trunk
-from loractl.models.objective import Objective
+from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ShortRun
 from loractl.records import Conversation
 from loractl.startup import libraries
@@ -129,7 +129,7 @@ def _measure(
     has_loss = any(metric in LOSSES for metric in asked.metrics)
     if has_loss or asked.retain is not None:
         run = ShortRun(model)
-        objective = Objective(model, trunk=Trunk(model, run), run=run)
+        objective = TokenLoss(model, trunk=Trunk(model, run), run=run)
         if has_loss:
             found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
         if asked.retain is not None:
@@ -153,7 +153,7 @@ def _read(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
 
 
 def _losses(
-    objective: Objective, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
+    objective: TokenLoss, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
 ) -> Losses:
     reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
     store, _ = examples.load(str(path), tokenizer, reading)

@@ -8,6 +8,7 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.run import checkpoint, metrics
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.engine.save import MODEL
 from loractl.engine.session import Session
 from loractl.errors import StateError
@@ -88,7 +89,8 @@ def restore_(
         with torch.no_grad():
             for name, parameter in session.parameters.items():
                 parameter.copy_(tensors[name])
-    restore_state_(optimizer, session.parameters, found.optimizer)
+    kind = OPTIMIZERS[session.config.train.optimizer]
+    restore_state_(optimizer, session.parameters, found.optimizer, kind)
     if state.loss_scale:
         scaler.load_state_dict(state.loss_scale)
     console.note(f"resuming after step {state.step} from {found.directory}")

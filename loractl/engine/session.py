@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import __version__, console
@@ -27,11 +28,14 @@ from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
 from loractl.models.fast.trunk import Trunk
-from loractl.models.objective import Objective
+from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ShortRun
 from loractl.records import Batch, DataState, Example
+from loractl.training.distributed import sum_over_ranks
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
+from loractl.training.steps import Loss
+from loractl.world import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,10 +61,11 @@ class Session:
     epochs: batches.Epochs
     total_steps: int
     trunk: Trunk | None  # None where every weight is trained
-    loss: Callable[[Batch], tuple[Tensor, int]]  # (sum, count) of a batch on the model's device
+    loss: Loss
+    world: World = ALONE
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
-        return batches.windows(self.epochs, start)
+        return batches.windows(self.epochs, start, self.world)
 
     def eval_loss(self) -> float:
         """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
@@ -71,7 +76,13 @@ class Session:
         return self._mean_loss(self.data.retain, "data.retain")
 
     def _mean_loss(self, examples: Sequence[Example], what: str) -> float:
-        value = mean_loss(self.model, self.loss, batches.in_order(examples, self.plan), self.device)
+        value = mean_loss(
+            self.model,
+            self.loss,
+            batches.in_order(examples, self.plan, self.world),
+            self.device,
+            partial(sum_over_ranks, self.world),
+        )
         if not math.isfinite(value):
             raise NumericError(f"the loss on {what} is {value}")
         return value
@@ -102,7 +113,7 @@ class Session:
         }
 
 
-def assemble(loaded: Loaded) -> Session:
+def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     """Load and check everything. Cheap faults come first: names, then data, then weights.
 
     Raises ConfigError, DataError or ModelError.
@@ -156,6 +167,7 @@ def assemble(loaded: Loaded) -> Session:
         total_steps=total_steps,
         trunk=trunk,
         loss=loss,
+        world=world,
     )
 
 
@@ -165,12 +177,13 @@ def _ways_(
     epochs: batches.Epochs,
     total_steps: int,
     dtype: torch.dtype,
-) -> tuple[Trunk | None, Objective]:
+) -> tuple[Trunk | None, TokenLoss]:
     """How hidden states and losses are computed, both proven on one run of the plain model."""
     run = ShortRun(model)
     trunk = trunk_of_(model, config, epochs, total_steps, run)
     wide = config.method == "full" and dtype != torch.float32
-    return trunk, Objective(model, autocast=dtype if wide else None, trunk=trunk, run=run)
+    build = BUILDERS[config.objective]
+    return trunk, build(model, autocast=dtype if wide else None, trunk=trunk, run=run)
 
 
 def _beside(work: Callable[[], str]) -> "Future[str]":

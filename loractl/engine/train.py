@@ -23,7 +23,7 @@ from loractl.engine.summary import conclude, introduce
 from loractl.errors import NumericError, Stopped
 from loractl.models import load
 from loractl.signals import StopRequest
-from loractl.training.optim import adamw, state_tensors
+from loractl.training.optim import Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
 
@@ -34,12 +34,10 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
     extended = resume and directory.status() is Status.FINISHED
     resume = resume and not resuming.never_saved(directory)
     session = assemble(loaded)
-    optimizer = adamw(
-        session.parameters,
-        learning_rate=config.train.learning_rate,
-        weight_decay=config.train.weight_decay,
-        lora_plus_ratio=config.train.lora_plus_ratio,
+    rates = Rates(
+        config.train.learning_rate, config.train.weight_decay, config.train.lora_plus_ratio
     )
+    optimizer = build_optimizer(config.train.optimizer, session.parameters, rates)
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.dtype == torch.float16)
     state = TrainState()
     ranks = rank_policy(config, session.layers, optimizer, session.total_steps)
@@ -54,6 +52,7 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
         scaler=scaler,
         non_finite_limit=config.train.non_finite_limit if skips else 1,
         ranks=ranks,
+        world=session.world,
     )
     capacity.require(session, directory, state)
     run = _Run(session, directory, optimizer, state, recipe)
@@ -69,7 +68,8 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     `again` is the command that goes on with a run that was stopped.
     """
     session, directory, state = run.session, run.directory, run.state
-    _open(session, directory, state, resumed=run.resumed)
+    if session.world.is_first:
+        _open(session, directory, state, resumed=run.resumed)
     introduce(session)
     session.model.train()
     began = time.perf_counter()
@@ -180,7 +180,7 @@ class _Run:
         }
         if step.skipped:
             row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
-        metrics.append(self.directory.metrics, row)
+        self._append_row(row)
 
     def _evaluate(self, progress: console.Progress, stop: StopRequest) -> None:
         """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
@@ -203,9 +203,13 @@ class _Run:
             said.append(f"held-out loss {row['eval_loss']:.4f}")
         if "retain_loss" in row:
             said.append(f"loss on general text {row['retain_loss']:.4f}")
-        metrics.append(self.directory.metrics, row)
+        self._append_row(row)
         seconds = text.duration(time.perf_counter() - began)
         progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
+
+    def _append_row(self, row: dict[str, Any]) -> None:
+        if self.session.world.is_first:
+            metrics.append(self.directory.metrics, row)
 
     def _save(self) -> None:
         session = self.session
@@ -215,9 +219,10 @@ class _Run:
                     f"step {self.state.step}: {name} is no longer finite after the step, and not"
                     f" saved; try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
                 )
-        files.sync(
-            self.directory.metrics
-        )  # so that no checkpoint knows of steps that the log lacks
+        if not session.world.is_first:
+            return
+        # First, so that no checkpoint knows of steps that the log lacks
+        files.sync(self.directory.metrics)
         checkpoint.save(
             self.directory.checkpoints,
             self.state.step,
@@ -257,15 +262,18 @@ def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bo
 
 
 def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:
-    """Write the final adapter, or for method: full the complete model."""
+    """Write the final adapter, or for method: full the complete model; return where it lies."""
+    final = directory.adapter if session.layers else directory.model
+    if not session.world.is_first:
+        return final
     if session.layers:
-        files.publish(directory.adapter, lambda path: write_final(session, path, state))
-        return directory.adapter
+        files.publish(final, lambda path: write_final(session, path, state))
+        return final
     about: dict[str, Any] = {**session.about(), "step": state.step}
     files.publish(
-        directory.model,
+        final,
         lambda path: merged.write_model_(
             path, session.model, session.tokenizer, dtype=session.dtype, about=about
         ),
     )
-    return directory.model
+    return final

@@ -1,6 +1,6 @@
 """Loss on held-out rows: one number over all their trained tokens."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,26 @@ from loractl.records import UNTRAINED, Batch
 
 def mean_loss(
     model: nn.Module,
-    loss: Callable[[Batch], tuple[Tensor, int]],
+    loss: Callable[[Batch], tuple[Tensor, float]],
     batches: Iterable[Batch],
     device: torch.device,
+    gather: Callable[[Sequence[float]], list[float]] = list,
 ) -> float:
-    """Mean cross-entropy in nats a trained token: sum over sum, dropout off, no gradients kept."""
+    """Mean cross-entropy in nats a trained token: sum over sum, dropout off, no gradients kept.
+
+    `gather` adds up what all processes have, where this is one of several.
+    """
     was_training = model.training
     model.eval()
-    loss_sum, n_tokens = 0.0, 0
+    loss_sum, n_tokens = 0.0, 0.0
     with torch.no_grad():
         for batch in batches:
             batch_sum, n = loss(batch.to(device))
             loss_sum += float(batch_sum)
             n_tokens += n
     model.train(was_training)
-    return loss_sum / n_tokens
+    total_sum, total = gather([loss_sum, n_tokens])
+    return total_sum / total
 
 
 def row_losses(

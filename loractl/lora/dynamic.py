@@ -18,14 +18,16 @@ Fresh = Callable[[int], tuple[Tensor, Tensor]]
 """k -> A (k, d_in) and B (d_out, k) whose product is zero, as the init of the layer draws them."""
 
 
+Pair = tuple[Tensor, Tensor]
+"""Of A (r, d_in) and of B (d_out, r)."""
+
+
 @dataclass(frozen=True)
 class Moments:
-    """AdamW's averages of the gradients of A and B: of g, and of g^2."""
+    """What an optimizer keeps of the gradients of A and B: averages of g, and of g^2."""
 
-    A: Tensor  # (r, d_in)
-    B: Tensor  # (d_out, r)
-    A_squares: Tensor
-    B_squares: Tensor
+    averages: tuple[Pair, ...]
+    squares: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,29 @@ def resized(A: Tensor, B: Tensor, rank: int, fresh: Fresh, moments: Moments | No
         return Resized(A, B, moments)
     new_A, new_B = (one.to(A) for one in fresh(missing))
     if moments is not None and old is not None:
-        typical_A = old.A_squares.mean(dim=0, keepdim=True).expand(missing, -1)
-        typical_B = old.B_squares.mean(dim=1, keepdim=True).expand(-1, missing)
+        zeros = torch.zeros_like(new_A), torch.zeros_like(new_B)
         moments = Moments(
-            torch.cat([moments.A, torch.zeros_like(new_A)]),
-            torch.cat([moments.B, torch.zeros_like(new_B)], dim=1),
-            torch.cat([moments.A_squares, typical_A]),
-            torch.cat([moments.B_squares, typical_B], dim=1),
+            tuple(_joined(pair, zeros) for pair in moments.averages),
+            tuple(
+                _joined(pair, _typical(before, missing))
+                for pair, before in zip(moments.squares, old.squares, strict=True)
+            ),
         )
     return Resized(torch.cat([A, new_A]), torch.cat([B, new_B], dim=1), moments)
+
+
+def _joined(pair: Pair, more: Pair) -> Pair:
+    """Directions beside others."""
+    return torch.cat([pair[0], more[0]]), torch.cat([pair[1], more[1]], dim=1)
+
+
+def _typical(pair: Pair, count: int) -> Pair:
+    """The mean of all directions, so many times."""
+    A, B = pair
+    return (
+        A.mean(dim=0, keepdim=True).expand(count, -1),
+        B.mean(dim=1, keepdim=True).expand(-1, count),
+    )
 
 
 def _cut(
@@ -84,13 +100,6 @@ def _cut(
     if moments is None:
         return new_A, new_B, None
     X, Y = X.to(A.dtype), Y.to(A.dtype)
-    return (
-        new_A,
-        new_B,
-        Moments(
-            X.T @ moments.A,
-            moments.B @ Y.T,
-            X.T.square() @ moments.A_squares,
-            moments.B_squares @ Y.T.square(),
-        ),
-    )
+    averages = tuple((X.T @ A, B @ Y.T) for A, B in moments.averages)
+    squares = tuple((X.T.square() @ A, B @ Y.T.square()) for A, B in moments.squares)
+    return new_A, new_B, Moments(averages, squares)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Objective:
-    """Sum of the cross-entropies of a batch's trained tokens and their number, as `loss_sum` gives
-    them, without the logits ever being there whole.
+class TokenLoss:
+    """The loss of `sft`: sum of the cross-entropies of a batch's trained tokens and their number,
+    as `loss_sum` gives them, without the logits ever being there whole.
 
     `autocast` is the dtype of the products where the weights themselves rest in float32. `trunk`
     is another way to `hidden_states`, which may lay the batch out anew. The head is looked for
@@ -38,6 +38,10 @@ class Objective:
         self.model, self.autocast = model, autocast
         self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))
         self.head = head_of(model, run) if autocast is None else None
+
+    def count(self, batch: Batch) -> int:
+        """What the sum of a batch is divided by, before it is computed: its trained tokens."""
+        return batch.n_trained
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         if self.head is None:
@@ -81,3 +85,7 @@ def losses(
     with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         logits, targets = trained_logits(model, batch)
     return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+BUILDERS = {"sft": TokenLoss}
+"""The loss of each objective of config/objectives."""

@@ -7,6 +7,7 @@ resident size of a process on the CPU (`rss`), which holds Python and its librar
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape.types import ModelShape
 from loractl.planning import counts, layer_bytes, logits
@@ -17,9 +18,6 @@ from loractl.planning.work import Kept, Work
 BITS = {"nf4": 4 + 32 / 64, "nf4-double": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
 """Bits a quantized value takes with its scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64
 with a float32 scale, or with an 8-bit one and a float32 one for 256 of those)."""
-MOMENTS = {"adamw": 2.0, "adamw-8bit": 0.5 * (1 + 4 / 256), "adamw-paged": 0.0, "sgd": 0.0}
-"""Size of the optimizer's state over that of float32 weights; 8-bit: blocks of 256 with a float32
-scale (arXiv 2110.02861). Paged state lies in the memory of the host."""
 CUDA_CONTEXT = 1343 * 1024**2
 """Bytes that a CUDA process holds outside its allocator: transformers' "anatomy of model training
 memory" reads 1,343 MiB with the kernels loaded (V100); Unsloth's estimator takes 1.4 GB."""
@@ -212,7 +210,7 @@ def _trained_width(plan: Plan) -> int:
 
 def _moments(plan: Plan, width: int) -> float:
     """Bytes of optimizer state a trained value; 8-bit state is as small whatever the weights."""
-    size = MOMENTS[plan.optimizer] * (4 if plan.optimizer == "adamw-8bit" else width)
+    size = OPTIMIZERS[plan.optimizer].bytes_a_value(width)
     return size + (IMPORTANCE if plan.work.formula == "adalora" and not plan.work.full else 0)
 
 
@@ -228,7 +226,7 @@ def _adapters(shape: ModelShape, plan: Plan) -> int:
 def _update(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
     """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach; the fused
     one makes none), of one tensor on the CPU, and there once more divided."""
-    if plan.optimizer != "adamw":
+    if not OPTIMIZERS[plan.optimizer].has_root:
         return 0
     if not plan.work.on_cpu:
         return 0 if plan.framework.own_ops else width * n_trained

@@ -11,7 +11,6 @@ from loractl.planning.peak_memory import Memory, Plan, memory
 from loractl.planning.work import Work
 
 if TYPE_CHECKING:
-    # pydantic takes a tenth of a second
     from loractl.config.settings import DataSection, LoraSection, ModelSection, TrainSection
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,9 +69,11 @@ def of_settings(
     dtype: str,
 ) -> Request:
     """The settings of a config; `dtype` stands in for auto."""
-    rank = max([lora.rank, *lora.rank_schedule.values()])
+    from loractl.config.settings import first_rank  # pydantic takes a tenth of a second
+
+    first = first_rank(method, lora)
     return Request(
-        rank=lora.adalora.initial_rank if method == "adalora" else rank,
+        rank=first if method == "adalora" else max([first, *lora.rank_schedule.values()]),
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         layers=lora.layers,

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+
+from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
 
 Schedule = Callable[[float], float]
 
@@ -39,6 +42,53 @@ class LearningRate:
         return self.peak * SCHEDULES[self.schedule](min(1.0, done))
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What the groups of parameters differ in."""
+
+    learning_rate: float
+    weight_decay: float
+    lora_plus_ratio: float = 1.0
+
+
+Build = Callable[[list[dict[str, Any]], float, bool | None], torch.optim.Optimizer]
+"""(groups, learning rate, whether in one kernel) -> an optimizer."""
+
+BUILDERS: dict[str, Build] = {
+    "adamw": lambda groups, rate, fused: torch.optim.AdamW(groups, lr=rate, fused=fused),
+}
+"""What stands in config/optimizers and can be trained with in this version."""
+
+
+def build_optimizer(
+    name: str,
+    parameters: Mapping[str, nn.Parameter],
+    rates: Rates,
+    *,
+    fused: bool | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over named parameters; biases and norms (one dimension) are not decayed.
+
+    Each group carries the `ratio` of its rate to the learning rate; whoever sets rates multiplies
+    by it. LoRA+ (arXiv 2402.12354) gives B and vectors `lora_plus_ratio`, by the groups of its
+    authors and of PEFT, and the rest 1. `fused` None: one kernel for all parameters where all of
+    them are on a GPU.
+    """
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, parameter in parameters.items():
+        vector = parameter.dim() <= 1
+        ratio = rates.lora_plus_ratio if vector or is_B(path) else 1.0
+        decay = 0.0 if vector else rates.weight_decay
+        members.setdefault((ratio, decay), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * rates.learning_rate}
+        for (ratio, decay), group in members.items()
+    ]
+    if fused is None:
+        fused = all(parameter.is_cuda for parameter in parameters.values()) or None
+    return BUILDERS[name](groups, rates.learning_rate, fused)
+
+
 def adamw(
     parameters: Mapping[str, nn.Parameter],
     *,
@@ -46,27 +96,10 @@ def adamw(
     weight_decay: float,
     lora_plus_ratio: float = 1.0,
     fused: bool | None = None,
-) -> torch.optim.AdamW:
-    """AdamW over named parameters; biases and norms (one dimension) are not decayed.
-
-    `fused` None: one kernel for all parameters where all of them are on a GPU.
-
-    Each group carries the `ratio` of its rate to the learning rate; whoever sets rates multiplies
-    by it. LoRA+ (arXiv 2402.12354) gives B and vectors `lora_plus_ratio`, by the groups of its
-    authors and of PEFT, and the rest 1.
-    """
-    members: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        vector = parameter.dim() <= 1
-        ratio = lora_plus_ratio if vector or is_B(name) else 1.0
-        members.setdefault((ratio, 0.0 if vector else weight_decay), []).append(parameter)
-    groups = [
-        {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * learning_rate}
-        for (ratio, decay), group in members.items()
-    ]
-    if fused is None:
-        fused = all(parameter.is_cuda for parameter in parameters.values()) or None
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+) -> torch.optim.Optimizer:
+    """`build_optimizer` of AdamW."""
+    rates = Rates(learning_rate, weight_decay, lora_plus_ratio)
+    return build_optimizer("adamw", parameters, rates, fused=fused)
 
 
 def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
@@ -103,7 +136,7 @@ def is_B(name: str) -> bool:
 def state_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """AdamW's state as flat tensors named `<what>.<parameter>`, on the CPU."""
+    """An optimizer's state as flat tensors named `<what>.<parameter>`, on the CPU."""
     return {
         f"{what}.{name}": value.detach().cpu().contiguous()
         for name, parameter in parameters.items()
@@ -115,19 +148,21 @@ def restore_state_(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
+    kind: OptimizerKind = OPTIMIZERS["adamw"],
 ) -> None:
     """Put back what `state_tensors` gave. Raises KeyError when a part of it is missing."""
     for name, parameter in parameters.items():
-        if f"step.{name}" not in tensors:
+        if not any(f"{what}.{name}" in tensors for what in (*kind.scalars, *kind.shaped)):
             # In fp16 a run may have skipped every step so far: no state yet, for any parameter
             continue
+        # The step count lives on the CPU in torch's default AdamW, and beside the parameter, as
+        # the averages do, in the fused one.
+        device = parameter.device if optimizer.defaults.get("fused") else "cpu"
         optimizer.state[parameter] = {
-            # The step count lives on the CPU in torch's default AdamW, and beside the parameter, as
-            # the averages do, in the fused one.
-            "step": tensors[f"step.{name}"].to(
-                parameter.device if optimizer.defaults["fused"] else "cpu", copy=True
-            ),
-            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{name}"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{name}"]),
+            **{what: tensors[f"{what}.{name}"].to(device, copy=True) for what in kind.scalars},
+            **{
+                what: torch.empty_like(parameter).copy_(tensors[f"{what}.{name}"])
+                for what in kind.shaped
+            },
         }
     count_versions_(parameters.values())

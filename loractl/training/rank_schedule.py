@@ -1,15 +1,17 @@
-"""`lora.rank_schedule`: the rank of every adapter changes after given steps, and AdamW's state with
-it. A function of (seed, step) alone, so that a checkpoint keeps nothing of it."""
+"""`lora.rank_schedule`: the rank of every adapter changes after given steps, and what the optimizer
+keeps of it too. A function of (seed, step) alone, so that a checkpoint keeps nothing of it."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
 from loractl.lora.dynamic import Moments, resized
 from loractl.lora.inject import random_start, sizes
 from loractl.lora.layer import LoraLayer
 from loractl.training.optim import set_values_
+from loractl.training.state import seed_of_step
 
 
 class RankSchedule:
@@ -23,6 +25,7 @@ class RankSchedule:
         *,
         init: str,
         seed: int,
+        kind: OptimizerKind = OPTIMIZERS["adamw"],
     ) -> None:
         """`schedule` maps steps, counted from 1, to the rank from then on."""
         self.layers = layers
@@ -30,6 +33,7 @@ class RankSchedule:
         self.optimizer = optimizer
         self.init = init
         self.seed = seed
+        self.kind = kind
 
     def penalty(self) -> Tensor | None:
         return None
@@ -46,7 +50,7 @@ class RankSchedule:
         rank = self.schedule.get(step)
         if rank is None:
             return
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of_step(self.seed, step))
         for layer in self.layers.values():
             self._resize_(layer, rank, generator)
 
@@ -64,12 +68,16 @@ class RankSchedule:
         set_values_(layer.A, new.A)
         set_values_(layer.B, new.B)
         if new.moments is not None:
-            of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
-            of_A["exp_avg"], of_A["exp_avg_sq"] = new.moments.A, new.moments.A_squares
-            of_B["exp_avg"], of_B["exp_avg_sq"] = new.moments.B, new.moments.B_squares
+            kept = (*new.moments.averages, *new.moments.squares)
+            for what, pair in zip(self.kind.shaped, kept, strict=True):
+                for parameter, moment in zip((layer.A, layer.B), pair, strict=True):
+                    self.optimizer.state[parameter][what] = moment
 
     def _moments(self, layer: LoraLayer) -> Moments | None:
         of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
         if not of_A or not of_B:
             return None  # in fp16 every step so far may have been skipped
-        return Moments(of_A["exp_avg"], of_B["exp_avg"], of_A["exp_avg_sq"], of_B["exp_avg_sq"])
+        return Moments(
+            tuple((of_A[what], of_B[what]) for what in self.kind.averages),
+            tuple((of_A[what], of_B[what]) for what in self.kind.squares),
+        )

@@ -6,6 +6,12 @@ from typing import Any
 from loractl.records import DataState
 
 
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of what is drawn in a step, by (seed, step) alone: a resumed run draws what the
+    uninterrupted one drew."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
 @dataclass
 class TrainState:
     """Where a run stands after `step` optimizer steps. Dropout is keyed by (seed, step)."""

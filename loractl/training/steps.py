@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from loractl.errors import NumericError
-from loractl.records import UNTRAINED, Batch, DataState
+from loractl.records import Batch, DataState
+from loractl.training.distributed import sum_over_ranks
 from loractl.training.optim import LearningRate, count_versions_, set_rate_
-from loractl.training.state import TrainState
+from loractl.training.state import TrainState, seed_of_step
+from loractl.world import ALONE, World
 
-Loss = Callable[[Batch], tuple[Tensor, int]]
-"""Batch -> (sum of the losses of its trained tokens, their number)."""
+
+class Loss(Protocol):
+    """A sum over what a batch trains, and the count by which a step divides the sums of all its
+    batches: trained tokens, or weights, or pairs. Only the loss knows what it counts."""
+
+    def count(self, batch: Batch) -> float:
+        """The count of a batch, before its sum is computed."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
+        """(sum, count) of a batch on the model's device."""
+
 
 LOWEST_LOSS_SCALE = 1.0
 
@@ -62,6 +73,7 @@ class Recipe:
     scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
     non_finite_limit: int = 1  # steps in a row whose numbers are not finite: the last one stops
     ranks: RankPolicy | None = None
+    world: World = ALONE
 
 
 class _NotFinite(NumericError):
@@ -97,12 +109,12 @@ def steps(
         set_rate_(optimizer, lr)
         # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
         # drew.
-        torch.manual_seed((recipe.seed * 1_000_003 + state.step) % 2**63)
-        trained = sum(int((batch.labels[:, 1:] != UNTRAINED).sum()) for batch in window)
+        torch.manual_seed(seed_of_step(recipe.seed, state.step))
+        count = sum_over_ranks(recipe.world, [sum(loss.count(batch) for batch in window)])[0]
         mean = norm = math.nan
         skipped = ""
         try:
-            mean = _backward(loss, window, trained, recipe)
+            mean = _backward(loss, window, count, recipe)
             if state.step == state.skipped:  # the first that is taken
                 _check_reached(parameters)
             norm = _update(parameters, optimizer, recipe, window, mean)
@@ -120,6 +132,7 @@ def steps(
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.n_tokens for batch in window)
+        trained = sum(batch.n_trained for batch in window)
         state.step += 1
         state.data = after
         state.tokens += tokens
@@ -129,17 +142,20 @@ def steps(
         yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds, skipped)
 
 
-def _backward(loss: Loss, window: list[Batch], trained: int, recipe: Recipe) -> float:
-    """Add up the gradients of a window's mean loss and of the penalty; return that mean alone."""
+def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> float:
+    """Add up the gradients of a step's mean loss and of the penalty; return that mean alone.
+
+    `count` is that of the whole step: each sum is divided by it once.
+    """
     sums = []
     for batch in window:
         loss_sum, _ = loss(batch.to(recipe.device))
-        recipe.scaler.scale(loss_sum / trained).backward()  # type: ignore[no-untyped-call]
+        recipe.scaler.scale(loss_sum / count).backward()  # type: ignore[no-untyped-call]
         sums.append(loss_sum.detach())
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
-    mean = float(torch.stack(sums).sum()) / trained
+    mean = sum_over_ranks(recipe.world, [float(torch.stack(sums).sum())])[0] / count
     if not math.isfinite(mean):
         bad = next(
             (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]

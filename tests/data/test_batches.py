@@ -19,6 +19,7 @@ from loractl.data.batches import (
     windows,
 )
 from loractl.records import UNTRAINED, Batch, DataState, Example
+from loractl.world import World
 
 
 def make(lengths: list[int]) -> list[Example]:
@@ -231,3 +232,32 @@ def test_a_batch_knows_which_examples_it_holds_and_evaluation_has_no_numbers(
             assert flat == [i for number in batch.examples for i in EXAMPLES[number].ids]
             assert list(batch.lines) == [EXAMPLES[number].line for number in batch.examples]
     assert all(batch.examples == () for batch in in_order(EXAMPLES, plan))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_the_shares_of_all_processes_are_the_window_of_one(packing: bool, size: int) -> None:
+    plan = BatchPlan(3, 2, 32, packing)
+    shares = [
+        list(itertools.islice(windows(Epochs(EXAMPLES, plan), START, World(rank, size)), 6))
+        for rank in range(size)
+    ]
+    for number, (window, state) in enumerate(taken(plan, 6)):
+        assert all(share[number][1] == state for share in shares)
+        parts = [batch for share in shares for batch in share[number][0]]
+        lines = [Counter(line for one in some for line in one.lines) for some in (window, parts)]
+        assert lines[0] == lines[1]
+        rows = [sum(len(batch.input_ids) for batch in share[number][0]) for share in shares]
+        assert max(rows) - min(rows) <= len(window)  # at most one a micro-batch
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_evaluation_takes_every_example_once_over_all_processes(size: int) -> None:
+    for plan in PLANS:
+        found = [
+            line
+            for rank in range(size)
+            for batch in in_order(EXAMPLES, plan, World(rank, size))
+            for line in batch.lines
+        ]
+        assert sorted(found) == [example.line for example in EXAMPLES]

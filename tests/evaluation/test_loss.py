@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from loractl.data.batches import BatchPlan, in_order
 from loractl.evaluation.loss import mean_loss, row_losses
 from loractl.models.fast.trunk import Trunk
-from loractl.models.objective import Objective, loss_sum
+from loractl.models.objective import TokenLoss, loss_sum
 from loractl.models.proving_run import ShortRun
 from loractl.records import UNTRAINED, Example
 
@@ -55,7 +55,7 @@ def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
 def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], way: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(base("llama")).eval().requires_grad_(False)
     run = ShortRun(model)
-    objective = Objective(model, trunk=Trunk(model, run) if way == "fast" else None, run=run)
+    objective = TokenLoss(model, trunk=Trunk(model, run) if way == "fast" else None, run=run)
     if way == "plain":
         objective.head = None
     else:

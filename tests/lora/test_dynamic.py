@@ -25,7 +25,7 @@ def fresh(missing: int) -> tuple[Tensor, Tensor]:
 def moments(rank: int) -> Moments:
     A, B = factors(rank, seed=3)
     A_squares, B_squares = (x.square() for x in factors(rank, seed=4))
-    return Moments(A, B, A_squares, B_squares)
+    return Moments(((A, B),), ((A_squares, B_squares),))
 
 
 def test_growing_keeps_the_old_directions_and_the_product() -> None:
@@ -51,8 +51,8 @@ def test_shrinking_an_update_of_zero_leaves_a_start_that_can_be_trained() -> Non
     A, _ = factors(6)
     new = resized(A, torch.zeros(D_OUT, 6), 2, fresh, moments(6))
     assert not new.B.any() and new.A.any(dim=1).all()
-    assert new.moments is not None and new.moments.A.shape == (2, D_IN)
-    assert torch.isfinite(new.moments.A_squares).all()
+    assert new.moments is not None and new.moments.averages[0][0].shape == (2, D_IN)
+    assert torch.isfinite(new.moments.squares[0][0]).all()
 
 
 def test_a_direction_that_the_update_lacks_is_drawn_anew() -> None:
@@ -67,11 +67,11 @@ def test_first_moments_are_the_gradients_of_the_new_factors() -> None:
     """An average of gradients is linear: for one gradient G of the product it must be exact."""
     A, B = factors(6)
     G = torch.randn(D_OUT, D_IN, generator=torch.Generator().manual_seed(5))
-    held = Moments(B.T @ G, G @ A.T, (B.T @ G).square(), (G @ A.T).square())
+    held = Moments(((B.T @ G, G @ A.T),), (((B.T @ G).square(), (G @ A.T).square()),))
     new = resized(A, B, 4, fresh, held)
     assert new.moments is not None
-    torch.testing.assert_close(new.moments.A, new.B.T @ G, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(new.moments.B, G @ new.A.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(new.moments.averages[0][0], new.B.T @ G, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(new.moments.averages[0][1], G @ new.A.T, rtol=1e-4, atol=1e-4)
 
 
 def test_second_moments_are_those_of_independent_gradients() -> None:
@@ -82,11 +82,11 @@ def test_second_moments_are_those_of_independent_gradients() -> None:
     draws = torch.randn(20000, 6, D_IN, generator=generator) * scale
     mean, square = draws.mean(0), draws.square().mean(0)
     zero_B = torch.zeros(D_OUT, 6)
-    new = resized(A, B, 3, fresh, Moments(mean, zero_B, square, zero_B))
+    new = resized(A, B, 3, fresh, Moments(((mean, zero_B),), ((square, zero_B),)))
     X = torch.linalg.lstsq(B.double(), new.B.double()).solution.float()  # new B = B X
     expected = (X.T @ draws).square().mean(0)
     assert new.moments is not None
-    torch.testing.assert_close(new.moments.A_squares, expected, rtol=0.06, atol=0)
+    torch.testing.assert_close(new.moments.squares[0][0], expected, rtol=0.06, atol=0)
 
 
 def test_new_directions_begin_with_no_momentum_and_the_usual_size_of_a_step() -> None:
@@ -94,10 +94,12 @@ def test_new_directions_begin_with_no_momentum_and_the_usual_size_of_a_step() ->
     held = moments(3)
     new = resized(A, B, 5, fresh, held)
     assert new.moments is not None
-    assert torch.equal(new.moments.A[:3], held.A) and torch.equal(new.moments.B[:, :3], held.B)
-    assert not new.moments.A[3:].any() and not new.moments.B[:, 3:].any()
-    torch.testing.assert_close(new.moments.A_squares[4], held.A_squares.mean(0))
-    torch.testing.assert_close(new.moments.B_squares[:, 4], held.B_squares.mean(1))
+    assert torch.equal(new.moments.averages[0][0][:3], held.averages[0][0]) and torch.equal(
+        new.moments.averages[0][1][:, :3], held.averages[0][1]
+    )
+    assert not new.moments.averages[0][0][3:].any() and not new.moments.averages[0][1][:, 3:].any()
+    torch.testing.assert_close(new.moments.squares[0][0][4], held.squares[0][0].mean(0))
+    torch.testing.assert_close(new.moments.squares[0][1][:, 4], held.squares[0][1].mean(1))
 
 
 def test_the_same_rank_is_the_same_adapter() -> None:

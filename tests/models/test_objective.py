@@ -19,7 +19,7 @@ from loractl.lora.ranks import RankSpec, resolve
 from loractl.lora.whole import train_whole_
 from loractl.models.forward import hidden_states
 from loractl.models.load import head_name
-from loractl.models.objective import Objective, loss_sum
+from loractl.models.objective import TokenLoss, loss_sum
 from loractl.records import UNTRAINED, Batch, Example
 from tests.conftest import ARCHITECTURES, chat_rows, write_jsonl
 from tests.scaled import SCALED, scaled
@@ -88,7 +88,7 @@ def total(model: Any, batches: list[list[list[Example]]]) -> tuple[float, int]:
     """(sum, count) over micro-batches of rows of examples."""
     with torch.no_grad():
         parts = [loss_sum(model, collate(rows)) for rows in batches]
-        objective = Objective(model)
+        objective = TokenLoss(model)
         for rows, (part, n) in zip(batches, parts, strict=True):  # the other form gives the same
             same, n_same = objective(collate(rows))
             assert float(same) == pytest.approx(float(part), rel=1e-6) and n_same == n
@@ -170,7 +170,7 @@ def gradients(model: Any, loss: Callable[[Batch], tuple[Tensor, int]], batch: Ba
 
 def assert_same_as_plain(model: Any, batch: Batch, *, head: bool = True) -> None:
     """The objective's loss and gradients are those of the plain form."""
-    objective = Objective(model)
+    objective = TokenLoss(model)
     assert (objective.head is not None) == head
     found, n, grads = gradients(model, objective, batch)
     expected, n_expected, plain = gradients(model, lambda batch: loss_sum(model, batch), batch)
@@ -239,7 +239,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_plain_form(
     plain = lambda model: lambda batch: loss_sum(model, batch)  # noqa: E731
     best, right = found(torch.float32, plain)
     rounded, theirs = found(torch.bfloat16, plain)
-    value, ours = found(torch.bfloat16, Objective)
+    value, ours = found(torch.bfloat16, TokenLoss)
     assert abs(value - best) <= 1.2 * abs(rounded - best) + 1e-3 * best
     assert float((ours - right).norm()) <= 1.1 * float((theirs - right).norm())
 
@@ -249,7 +249,7 @@ def test_rows_without_trained_tokens_have_no_loss_and_gradients_of_zero(
 ) -> None:
     model = load("llama-tied")
     silent = Example(made[0].ids, [UNTRAINED] * len(made[0].ids), line=1)
-    loss, n, grads = gradients(model, Objective(model), collate([[silent]]))
+    loss, n, grads = gradients(model, TokenLoss(model), collate([[silent]]))
     assert (loss, n) == (0, 0)
     assert grads.keys() == dict(model.named_parameters()).keys()
     assert not any(bool(g.any()) for g in grads.values())
@@ -258,18 +258,18 @@ def test_rows_without_trained_tokens_have_no_loss_and_gradients_of_zero(
 
 def test_other_hidden_states_can_be_given(made: list[Example], load: Any) -> None:
     model, batch = load("gpt2"), collate([[made[0]]])
-    doubled = Objective(model, trunk=lambda one: (2 * hidden_states(model, one), one))
+    doubled = TokenLoss(model, trunk=lambda one: (2 * hidden_states(model, one), one))
     with torch.no_grad():
         plain = float(loss_sum(model, batch)[0])
         assert float(doubled(batch)[0]) != pytest.approx(plain, rel=1e-3)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight / 2)  # untied, exactly half
-        halved = Objective(model, trunk=doubled.trunk)
+        halved = TokenLoss(model, trunk=doubled.trunk)
         assert float(halved(batch)[0]) == pytest.approx(plain, rel=1e-6)
 
 
 def test_the_losses_of_tokens_are_those_whose_sum_it_is(made: list[Example], load: Any) -> None:
     model = load("llama")
-    batch, objective = collate([[one] for one in made]), Objective(model)
+    batch, objective = collate([[one] for one in made]), TokenLoss(model)
     each = objective.each(batch)
     total, n = objective(batch)
     assert each.shape == (n,) and not each.requires_grad
@@ -280,7 +280,7 @@ def test_the_losses_of_tokens_are_those_whose_sum_it_is(made: list[Example], loa
 
 def test_under_autocast_the_plain_form_is_taken(made: list[Example], load: Any) -> None:
     model, batch = load("llama"), collate([[made[0]]])
-    objective = Objective(model, autocast=torch.bfloat16)
+    objective = TokenLoss(model, autocast=torch.bfloat16)
     assert objective.head is None
     with torch.no_grad():
         assert objective(batch)[0] == loss_sum(model, batch, autocast=torch.bfloat16)[0]

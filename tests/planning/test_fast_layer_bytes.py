@@ -16,7 +16,7 @@ from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.load import head_name
-from loractl.models.objective import Objective
+from loractl.models.objective import TokenLoss
 from loractl.models.segments.install import use_segments_
 from loractl.models.shape import read as shapes
 from loractl.models.shape.families import FAMILIES
@@ -102,7 +102,7 @@ def both(
         recompute_activations_(model)
     trunk = Trunk(model)
     assert trunk.unusual == ""
-    loss, batch = Objective(model, trunk=trunk), batch_of(*rows)
+    loss, batch = TokenLoss(model, trunk=trunk), batch_of(*rows)
     assert loss.head is not None
     left, forward, (total, n_trained) = allocated(lambda: loss(batch))
     _, backward, _ = allocated(total.backward)

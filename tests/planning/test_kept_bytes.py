@@ -63,7 +63,7 @@ def bytes_kept(model: nn.Module, given: Batch, autocast: torch.dtype | None = No
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     saved: dict[int, int] = {}
     alive: list[Tensor] = []
-    loss = objective.Objective(model, autocast=autocast)  # type: ignore[arg-type]
+    loss = objective.TokenLoss(model, autocast=autocast)  # type: ignore[arg-type]
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -15,7 +15,7 @@ from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
 from loractl.lora.init import INITS, PART_INITS
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
-from loractl.models.objective import Objective
+from loractl.models.objective import TokenLoss
 from loractl.records import UNTRAINED, Example
 from loractl.training.optim import LearningRate, adamw, restore_state_, state_tensors
 from loractl.training.rank_schedule import RankSchedule
@@ -55,7 +55,7 @@ class Training:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
-        self.loss = Objective(model.train())
+        self.loss = TokenLoss(model.train())
         self.optimizer = adamw(self.parameters, learning_rate=1e-2, weight_decay=0.0, fused=fused)
         policy: Any = None
         if formula == "adalora":

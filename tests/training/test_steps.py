@@ -17,7 +17,7 @@ from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import recompute_activations_
-from loractl.models.objective import Objective, loss_sum
+from loractl.models.objective import TokenLoss, loss_sum
 from loractl.records import UNTRAINED, Batch, DataState, Example
 from loractl.training.optim import LearningRate, adamw
 from loractl.training.state import TrainState
@@ -38,6 +38,19 @@ def rows() -> list[Example]:
     return made
 
 
+class Counted:
+    """A loss from a function of a batch, over the trained tokens."""
+
+    def __init__(self, function: Callable[[Batch], tuple[Tensor, int]]) -> None:
+        self.function = function
+
+    def count(self, batch: Batch) -> int:
+        return batch.n_trained
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        return self.function(batch)
+
+
 @dataclass
 class Bench:
     """A tiny model with adapters, ready to be trained."""
@@ -50,7 +63,7 @@ class Bench:
 
     def run(self, plan: BatchPlan, loss: Any = None) -> Iterator[Step]:
         given = windows(Epochs(rows(), plan), self.state.data)
-        loss = loss or Objective(self.model)
+        loss = loss or TokenLoss(self.model)
         return steps(loss, self.parameters, self.optimizer, given, self.state, self.recipe)
 
     def weights(self) -> dict[str, Tensor]:
@@ -160,7 +173,7 @@ def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(
     def run(made: Bench) -> Iterator[Step]:
         trunk = Trunk(made.model)
         assert trunk.unusual == ""
-        return made.run(plan, Objective(made.model, trunk=trunk if layers == "fast" else None))
+        return made.run(plan, TokenLoss(made.model, trunk=trunk if layers == "fast" else None))
 
     plan = BatchPlan(3, 2, 128, packing=True)
     whole = bench(6, dropout=0.3)
@@ -206,6 +219,7 @@ def test_a_nan_in_a_weight_stops_the_first_step_before_anything_changes(
 def test_the_bad_rows_are_named_not_their_neighbours(bench: Callable[..., Bench]) -> None:
     made = bench()
 
+    @Counted
     def loss(batch: Batch) -> tuple[Tensor, int]:
         total, n = loss_sum(made.model, batch)
         return (total * math.inf if 7 in batch.lines else total), n
@@ -265,7 +279,7 @@ def test_fp16_with_a_scaled_loss_trains_about_like_float32(bench: Callable[..., 
     short = [example for example in rows() if len(example.ids) < 32]
     for made in (exact, half):
         given = windows(Epochs(short, plan), DataState(0, 0))
-        loss = Objective(made.model)
+        loss = TokenLoss(made.model)
         done = list(steps(loss, made.parameters, made.optimizer, given, made.state, made.recipe))
         assert len(done) == 3 and all(math.isfinite(step.loss) for step in done)
     assert half.state.loss_scale["scale"] == 256.0
@@ -298,6 +312,7 @@ def bad_at(made: Bench, bad: set[int]) -> Any:
     """The loss of a bench, infinite in these windows, counted from 1."""
     seen = iter(range(1, 1000))
 
+    @Counted
     def loss(batch: Batch) -> tuple[Tensor, int]:
         total, n = loss_sum(made.model, batch)
         return (total * math.inf if next(seen) in bad else total), n
@@ -413,3 +428,30 @@ def test_the_penalty_is_added_once_a_step_and_not_to_the_loss_that_is_shown(
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0][0] == pytest.approx(plain.loss, rel=1e-6)
     assert found[0][1] != pytest.approx(plain.grad_norm, rel=1e-3)
+
+
+class Halves:
+    """Twice the loss of a batch, over a count that no label tells."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def count(self, batch: Batch) -> float:
+        return 0.5 * len(batch.lines)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
+        return 2 * loss_sum(self.model, batch)[0], self.count(batch)
+
+
+def test_a_step_divides_by_the_count_that_the_loss_gives(bench: Callable[..., Bench]) -> None:
+    weights = {}
+    for cut in ((12, 1), (3, 4)):
+        made, plan = bench(1), BatchPlan(*cut, 128, packing=False)
+        (window, _) = next(windows(Epochs(rows(), plan), DataState(0, 0)))
+        with torch.no_grad():
+            total = sum(float(loss_sum(made.model, batch)[0]) for batch in window)
+        (step,) = made.run(plan, Halves(made.model))
+        assert step.loss == pytest.approx(2 * total / (0.5 * len(LENGTHS)), rel=1e-6)
+        assert step.trained_tokens == sum(row.n_trained for row in rows())
+        weights[cut] = made.weights()
+    assert_near(weights[12, 1], weights[3, 4], 1e-6)

@@ -18,7 +18,7 @@ from loractl.errors import NumericError
 from loractl.models import load
 from loractl.planning.peak_memory import CPU_PROCESS
 from loractl.records import Batch, DataState
-from loractl.training.optim import LearningRate, adamw, state_tensors
+from loractl.training.optim import LearningRate, Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, steps
 
@@ -66,7 +66,8 @@ def one_step(session: Session) -> StepReport:
     """
     batch, parameters = heaviest(session), session.parameters
     peak = session.config.train.learning_rate or 1e-4
-    optimizer = adamw(parameters, learning_rate=peak, weight_decay=0.0)
+    name = session.config.train.optimizer
+    optimizer = build_optimizer(name, parameters, Rates(peak, weight_decay=0.0))
     state = TrainState()
     recipe = Recipe(
         learning_rate=LearningRate(peak, "constant", 0, 1),

@@ -12,7 +12,7 @@ from loractl.models.fast.shared_start import SHORTEST, once, shared_start
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.models.forward import recompute_activations_
-from loractl.models.objective import Objective, loss_sum
+from loractl.models.objective import TokenLoss, loss_sum
 from loractl.records import UNTRAINED, Batch, Example
 from tests.models.fast.test_trunk import adapt_, families, model_of, off
 
@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(name: str, checkpointin
         model.train()
     hidden, laid_out = trunk(BATCH)
     assert laid_out.shared == 11 and hidden.shape[1] == BATCH.n_tokens - 4 * 11
-    objective = Objective(model, trunk=trunk)
+    objective = TokenLoss(model, trunk=trunk)
     assert objective.head is not None
     found, n_tokens, ours = loss_and_gradients(model, objective(BATCH))
     assert n_tokens == count and off(found, wanted) < 1e-6
@@ -75,7 +75,7 @@ def test_what_frozen_layers_were_computed_of_the_whole_serves_too(tmp_path: Path
     trunk = Trunk(model)
     lengths = [15, 14, 16]
     trunk.keep_(TrunkCache(lengths, layers=2, hidden=32, dtype=torch.float32, room=tmp_path))
-    objective = Objective(model, trunk=trunk)
+    objective = TokenLoss(model, trunk=trunk)
     for _ in range(2):  # computed, and read
         found, _, ours = loss_and_gradients(model, objective(numbered))
         assert off(found, wanted) < 1e-6
