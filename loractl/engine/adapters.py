@@ -13,8 +13,9 @@ from loractl.config.loader import Loaded
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.config.settings import RunConfig, first_rank
 from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
+from loractl.lora.dense import MatrixSize
 from loractl.lora.init import PART_INITS
-from loractl.lora.inject import FORMULAS, adaptable, inject_, shapes
+from loractl.lora.inject import FORMULAS, adaptable, inject_, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, resolve
 from loractl.lora.whole import WholeModule, matching, train_whole_
@@ -73,7 +74,7 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
             " lora.target_modules, or use method: lora with one rank",
         )
     whole = _whole(model, loaded, ranks)
-    _check_widths(loaded, ranks, shapes(model, {name: kinds[name] for name in ranks}))
+    _check_widths(loaded, ranks, sizes_of(model, {n: kinds[n] for n in ranks}))
     layers = inject_(
         model,
         ranks,
@@ -106,9 +107,10 @@ def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank
 
 
 def _check_widths(
-    loaded: Loaded, ranks: dict[str, ModuleRank], weights: dict[str, tuple[int, int]]
+    loaded: Loaded, ranks: dict[str, ModuleRank], matrices: dict[str, MatrixSize]
 ) -> None:
     """Say where an adapter is as large as its weight; refuse a start that has too few parts."""
+    weights = {name: (matrix.d_out, matrix.d_in) for name, matrix in matrices.items()}
     largest = max([0, *loaded.config.lora.rank_schedule.values()])
     grown = {name: replace(size, rank=max(size.rank, largest)) for name, size in ranks.items()}
     if found := not_low(grown, weights):

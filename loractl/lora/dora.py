@@ -89,13 +89,13 @@ class DoraLayer(LoraLayer):
 
     def _weight_times(self, right: Tensor) -> Tensor:
         """W @ right in the dtype of `right`: (d_in, k) -> (d_out, k), W converted in strips."""
-        W = self.weight
+        W = self.dense_weight()
         if W.dtype == right.dtype:
             return W.T @ right if self.transposed else W @ right
-        parts = ((ends, W[slice(*ends)].to(right.dtype)) for ends in strips(W))
+        parts = ((ends, W[slice(*ends)].to(right.dtype)) for ends in strips(W.shape))
         if not self.transposed:
             return torch.cat([rows @ right for _, rows in parts])
-        product = right.new_zeros(W.shape[1], right.shape[1])
+        product = right.new_zeros(self.d_out, right.shape[1])
         for ends, rows in parts:
             product += rows.T @ right[slice(*ends)]
         return product
@@ -104,7 +104,8 @@ class DoraLayer(LoraLayer):
         """||W||^2 over the inputs (d_out,), computed once for a dtype and device of A."""
         known = self._squares
         if known is None or (known.dtype, known.device) != (self.A.dtype, self.A.device):
-            parts = [self.weight[slice(*ends)].detach() for ends in strips(self.weight)]
+            W = self.dense_weight().detach()
+            parts = [W[slice(*ends)] for ends in strips(W.shape)]
             dim = 0 if self.transposed else 1
             sums = [rows.to(self.A.dtype).square().sum(dim=dim) for rows in parts]
             known = torch.stack(sums).sum(dim=0) if self.transposed else torch.cat(sums)
@@ -113,7 +114,7 @@ class DoraLayer(LoraLayer):
 
     def delta(self) -> Tensor:
         """m (W + s B A) / ||W + s B A|| - W in float32, laid out as the layer's weight."""
-        W = self.weight.detach()
+        W = self.dense_weight().detach()
         return torch.cat([(rows - W[a:b].double()).float() for a, b, rows in self.merged_rows(W)])
 
     def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loractl.lora.dense import size_of
 from loractl.lora.layer import LoraLayer
 
 PRODUCTS = ("gate_up_proj", "up_proj", "down_proj")
@@ -60,8 +61,15 @@ class LoraExperts(LoraLayer):
         return None
 
     @property
+    def laid_shape(self) -> tuple[int, ...]:
+        return (self.n_experts, *super().laid_shape)
+
+    def dense_weight(self) -> Tensor:
+        return self.weight
+
+    @property
     def n_experts(self) -> int:
-        return self.weight.shape[0]
+        return size_of(self.base, self.kind, self.parameter).stack
 
     @property
     def rank(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from loractl.lora.adalora import AdaloraConv1D, AdaloraEmbedding, AdaloraLinear
+from loractl.lora.dense import MatrixSize, dense_weight_of, size_of
 from loractl.lora.dora import DoraConv1D, DoraEmbedding, DoraLinear
 from loractl.lora.experts import (
     AdaptedExperts,
@@ -66,28 +67,20 @@ def adaptable(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def weight_of(model: nn.Module, name: str, kind: str) -> torch.Tensor:
-    """The weight that an adapter of this name is for."""
-    return model.get_parameter(name if kind in EXPERTS else f"{name}.weight")
+def module_of(model: nn.Module, name: str, kind: str) -> tuple[nn.Module, str]:
+    """The module that an adapter of this name is for, and the parameter of it."""
+    if kind not in EXPERTS:
+        return model.get_submodule(name), "weight"
+    path, _, parameter = name.rpartition(".")
+    return model.get_submodule(path), parameter
 
 
-def sizes(kind: str, weight: torch.Tensor) -> tuple[int, int]:
-    """(d_in, d_out) of a layer, or of one expert, of this kind; of an embedding (ids, width)."""
-    rows, columns = weight.shape[-2:]
-    return (columns, rows) if kind in ("linear", "experts") else (rows, columns)
-
-
-def stacked(weight: torch.Tensor) -> int:
-    """How many matrices stand in a weight: the experts of a stack, else 1."""
-    return weight.shape[0] if weight.dim() == 3 else 1
-
-
-def shapes(model: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """The shape of the weight of each name (to its kind), or of one of its experts, as it lies."""
+def sizes_of(model: nn.Module, names: Mapping[str, str]) -> dict[str, MatrixSize]:
+    """What each name (to its kind) maps: of fused experts, each one of them."""
     found = {}
     for name, kind in names.items():
-        rows, columns = weight_of(model, name, kind).shape[-2:]
-        found[name] = (rows, columns)
+        module, parameter = module_of(model, name, kind)
+        found[name] = size_of(module, kind, parameter)
     return found
 
 
@@ -117,21 +110,19 @@ def inject_(
     layers: dict[str, LoraLayer] = {}
     for name, size in ranks.items():
         assert name in kinds, f"{name} carries no adapter"
-        weight = weight_of(model, name, kinds[name])
-        layer_class = FORMULAS[formula][kinds[name]]
+        kind = kinds[name]
+        base, parameter = module_of(model, name, kind)
+        layer_class = FORMULAS[formula][kind]
         if init in PART_INITS:
-            A, B = _parts(layer_class, weight.detach(), PART_INITS[init], size)
+            weight = dense_weight_of(base, parameter).detach()
+            A, B = _parts(layer_class, weight, PART_INITS[init], size)
         else:
-            start, (d_in, d_out) = (
-                random_start(formula, init, kinds[name]),
-                sizes(kinds[name], weight),
-            )
-            A, B = start(size.rank * stacked(weight), d_in, d_out, generator)
+            start, matrix = random_start(formula, init, kind), size_of(base, kind, parameter)
+            rank = size.rank * matrix.stack
+            A, B = start(rank, matrix.d_in, matrix.d_out, generator)
         options: dict[str, Any] = {"scale": size.scale, "dropout": dropout}
-        path, _, last = name.rpartition(".")
-        if kinds[name] in EXPERTS:
-            options["parameter"] = last
-        base = model.get_submodule(path if kinds[name] in EXPERTS else name)
+        if kind in EXPERTS:
+            options["parameter"] = parameter
         layers[name] = layer_class(base, A, B, **options)
         if init in PART_INITS:
             layers[name].count_from_(A, B)

@@ -8,12 +8,14 @@ A layer that starts at parts of its own weight (PiSSA, OLoRA) counts its update 
 s (B A - B0 A0), so that W rests as it is.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loractl.lora.dense import dense_weight_of
 from loractl.ops.lora_linear import Linear, lora_linear
 
 STRIP = 1 << 22
@@ -75,6 +77,24 @@ class LoraLayer(nn.Module):
     def rank(self) -> int:
         return self.A.shape[0]
 
+    @property
+    def d_in(self) -> int:
+        """Inputs; of an embedding the vocabulary. Not from the weight, which may be packed."""
+        return self.A.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.B.shape[0]
+
+    @property
+    def laid_shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight as it lies in the layer."""
+        return (self.d_in, self.d_out) if self.transposed else (self.d_out, self.d_in)
+
+    def dense_weight(self) -> Tensor:
+        """The frozen weight as plain numbers, in `laid_shape`; unpacked where it is packed."""
+        return dense_weight_of(self.base)
+
     def count_from_(self, A0: Tensor, B0: Tensor) -> None:
         """Let the update be s (B A - B0 A0): zero while A and B are where they start.
 
@@ -129,7 +149,7 @@ class LoraLayer(nn.Module):
 
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
-        return torch.cat([self.update_rows(*ends).float() for ends in strips(self.weight)])
+        return torch.cat([self.update_rows(*ends).float() for ends in strips(self.laid_shape)])
 
     def merged_weight(
         self, weight: Tensor | None = None, *, dtype: torch.dtype | None = None
@@ -139,7 +159,7 @@ class LoraLayer(nn.Module):
         `weight` stands for the layer's own W when that has no values (meta). The sum is in float64,
         strip by strip: sums in float32 put up to 8e-4 of float16's values one step off.
         """
-        W = (self.weight if weight is None else weight).detach()
+        W = (self.dense_weight() if weight is None else weight).detach()
         merged = torch.empty_like(W, dtype=dtype or W.dtype)
         for start, stop, exact in self.merged_rows(W):
             merged[start:stop] = exact.float().to(merged.dtype)
@@ -147,14 +167,14 @@ class LoraLayer(nn.Module):
 
     def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """W + s * B A in float64, strip by strip: (start, stop, rows)."""
-        for start, stop in strips(W):
+        for start, stop in strips(W.shape):
             yield start, stop, W[start:stop].double() + self.update_rows(start, stop).to(W.device)
 
 
-def strips(weight: Tensor) -> list[tuple[int, int]]:
+def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
     """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
-    rows = max(1, STRIP // weight[0].numel())
-    return [(start, start + rows) for start in range(0, weight.shape[0], rows)]
+    rows = max(1, STRIP // math.prod(shape[1:]))
+    return [(start, start + rows) for start in range(0, shape[0], rows)]
 
 
 class LoraLinear(LoraLayer):

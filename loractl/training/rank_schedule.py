@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
 from loractl.lora.dynamic import Moments, resized
-from loractl.lora.inject import random_start, sizes
+from loractl.lora.inject import random_start
 from loractl.lora.layer import LoraLayer
 from loractl.training.optim import set_values_
 from loractl.training.state import seed_of_step
@@ -55,13 +55,12 @@ class RankSchedule:
             self._resize_(layer, rank, generator)
 
     def _resize_(self, layer: LoraLayer, rank: int, generator: torch.Generator) -> None:
-        d_in, d_out = sizes(layer.kind, layer.weight)
         start = random_start("lora", self.init, layer.kind)
         new = resized(
             layer.A.detach(),
             layer.B.detach(),
             rank,
-            lambda missing: start(missing, d_in, d_out, generator),
+            lambda missing: start(missing, layer.d_in, layer.d_out, generator),
             self._moments(layer),
         )
         # The parameters stay the same objects: whoever holds them, the optimizer too, goes on.

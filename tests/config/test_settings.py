@@ -17,6 +17,7 @@ model:
   quantization: none
   trust_remote_code: false
 method: lora
+objective: sft
 lora:
   rank: 8
   alpha: 16

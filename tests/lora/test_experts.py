@@ -7,8 +7,9 @@ from transformers import GptOssConfig, MixtralConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+from loractl.lora.dense import MatrixSize
 from loractl.lora.experts import LoraExperts, packed, products_of, unpacked
-from loractl.lora.inject import adaptable, inject_, merge_, remove_, sizes, stacked, weight_of
+from loractl.lora.inject import adaptable, inject_, merge_, remove_, sizes_of
 from loractl.lora.ranks import ModuleRank
 
 TOKENS, TOP_K = 13, 2
@@ -118,9 +119,11 @@ def test_the_model_is_put_back_as_it_was(layout: str) -> None:
     ]
     kinds = adaptable(model)
     assert set(kinds.values()) == {"experts-transposed" if layout == "gpt-oss" else "experts"}
-    shapes = {n: sizes(k, weight_of(model, n, k)) for n, k in kinds.items()}
-    assert shapes == {"experts.gate_up_proj": (16, 48), "experts.down_proj": (24, 16)}
-    assert {stacked(weight_of(model, n, k)) for n, k in kinds.items()} == {4}
+    found = sizes_of(model, kinds)
+    assert found == {
+        "experts.gate_up_proj": MatrixSize(16, 48, 4),
+        "experts.down_proj": MatrixSize(24, 16, 4),
+    }
 
 
 def test_packing_is_undone_by_unpacking() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from loractl.artifacts.peft import adapter as adapters
+from loractl.lora.dense import size_of
 from loractl.lora.dora import DoraLayer
 from loractl.lora.hub import Hub, MixedRowsError, own_tensors
-from loractl.lora.inject import FORMULAS, adaptable, inject_, kind_of, remove_, sizes
+from loractl.lora.inject import FORMULAS, adaptable, inject_, kind_of, remove_
 from loractl.lora.layer import LoraLayer
 
 ARCHITECTURES = [
@@ -40,7 +41,8 @@ def spoke(
     for path, kind in adaptable(model).items():
         if targets(path):
             base = model.get_submodule(path)
-            d_in, d_out = sizes(kind, base.weight)  # type: ignore[arg-type]
+            matrix = size_of(base, kind)
+            d_in, d_out = matrix.d_in, matrix.d_out
             A, B = torch.randn(rank, d_in) * 0.15, torch.randn(d_out, rank) * 0.15
             layer = FORMULAS[formula][kind](base, A, B, scale=scale)
             if started:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from loractl.artifacts.peft.names import parameters
-from loractl.lora.inject import adaptable, inject_, sizes
+from loractl.lora.dense import matrix_sizes
+from loractl.lora.inject import adaptable, inject_
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, resolve
 from loractl.training.optim import adamw, is_B, set_rate_
@@ -220,4 +221,4 @@ def test_training_moves_every_weight_by_a_matrix_of_the_rank_and_leaves_the_base
         assert torch.equal(layer.base.weight, before[path])
         moved = torch.cat([rows for *_, rows in layer.merged_rows(before[path])]) - before[path]
         assert torch.linalg.matrix_rank(moved, rtol=1e-9) == ranks[path].rank, path
-        assert sizes(layer.kind, moved) == sizes(layer.kind, before[path])
+        assert matrix_sizes(layer.kind, moved) == (layer.d_in, layer.d_out)

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from loractl.artifacts.peft.names import parameters
-from loractl.lora.inject import adaptable, inject_, sizes
+from loractl.lora.dense import matrix_sizes
+from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.load import head_name
 from loractl.models.shape import read as shapes
@@ -81,7 +82,7 @@ def test_our_adapters_on_a_model_without_values_have_the_published_count(row: Ro
     )  # fmt: skip
     kinds, found = adaptable(model), 0
     for name, size in ranks.items():
-        d_in, d_out = sizes(kinds[name], model.get_parameter(f"{name}.weight"))
+        d_in, d_out = matrix_sizes(kinds[name], model.get_parameter(f"{name}.weight"))
         extra = {"dora": d_out, "adalora": size.rank}.get(row["method"], 0)
         found += size.rank * (d_in + d_out) + extra
     assert found == published(row)

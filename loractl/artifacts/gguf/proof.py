@@ -214,7 +214,7 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
         if module in layers and name.endswith(".weight"):
             layer = layers[module]
             exact = columns_of(layer).float()  # (COLUMNS, d_out)
-            indices, of = picked(layer.kind, layer.weight), layer.kind
+            indices, of = picked(layer.d_in), layer.kind
             found, bound = (
                 t[indices] if of == "embedding" else t[:, indices].T for t in (found, bound)
             )

@@ -175,7 +175,7 @@ def _reading(
             if len(shape) < 2:
                 yield part[:].float() + shift
                 return
-            size = strips(torch.empty(shape, device="meta"))
+            size = strips(shape)
         for first, last in size:  # opened anew: what a map has touched counts as resident
             with safe_open(stored[start], framework="pt") as file:
                 yield file.get_slice(start)[first : min(last, shape[0])].float()

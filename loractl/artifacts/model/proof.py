@@ -23,8 +23,9 @@ from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
 from loractl.errors import ArtifactError
+from loractl.lora.dense import dense_weight_of, matrix_sizes
 from loractl.lora.experts import LoraExperts
-from loractl.lora.inject import adapters, merge_, sizes, weight_of
+from loractl.lora.inject import adapters, merge_, module_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.whole import wholes
@@ -163,12 +164,11 @@ def columns_of(layer: LoraLayer) -> Tensor:
     exact = {name: value.detach().double() for name, value in layer.named_parameters()}
     if isinstance(layer, LoraExperts):
         return _columns_of_experts(layer, exact)
-    indices = picked(layer.kind, layer.weight)
+    indices = picked(layer.d_in)
     if layer.kind == "embedding":
         rows: Tensor = functional_call(layer, exact, (indices,))
         return rows / float(getattr(layer.base, "embed_scale", 1.0))
-    d_in = sizes(layer.kind, layer.weight)[0]
-    x = torch.zeros(len(indices) + 1, d_in, dtype=torch.float64)
+    x = torch.zeros(len(indices) + 1, layer.d_in, dtype=torch.float64)
     x[torch.arange(len(indices)), indices] = 1.0
     y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: the bias alone
     return y[:-1] - y[-1]
@@ -176,24 +176,24 @@ def columns_of(layer: LoraLayer) -> Tensor:
 
 def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
     """The same of each expert: its product and update, as `AdaptedExperts` adds them."""
-    W = layer.weight.detach().double()
-    x = torch.eye(sizes(layer.kind, W)[0], dtype=torch.float64)[picked(layer.kind, W)]
+    W = layer.dense_weight().detach().double()
+    x = torch.eye(layer.d_in, dtype=torch.float64)[picked(layer.d_in)]
     counts = [len(x)] * layer.n_experts
     with torch.no_grad():
         update: Tensor = functional_call(layer, dict(exact), (x.repeat(len(counts), 1), counts))
     return _plain_columns(layer.kind, W) + update * layer.scale
 
 
-def picked(kind: str, weight: Tensor) -> Tensor:
+def picked(d_in: int) -> Tensor:
     """The inputs that are looked at: the same for a layer and its merged weight."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randperm(sizes(kind, weight)[0], generator=generator)[:COLUMNS]
+    return torch.randperm(d_in, generator=generator)[:COLUMNS]
 
 
 def _plain_columns(kind: str, weight: Tensor) -> Tensor:
     """The same columns of a plain weight, (n, d_out) or (n experts, d_out), in float64."""
     W = weight.detach().double()
-    indices = picked(kind, W)
+    indices = picked(matrix_sizes(kind, W)[0])
     columns = W[..., indices].mT if kind in ("linear", "experts") else W[..., indices, :]
     return columns.reshape(-1, columns.shape[-1])
 
@@ -205,7 +205,8 @@ def _wrong_updates(
     info = torch.finfo(dtype)
     wrong = []
     for name, (kind, exact) in columns.items():
-        error = (_plain_columns(kind, weight_of(model, name, kind)) - exact).abs()
+        weight = dense_weight_of(*module_of(model, name, kind))
+        error = (_plain_columns(kind, weight) - exact).abs()
         size = exact.abs().clamp(min=info.tiny)  # below it the steps of a format grow no smaller
         _, exponent = torch.frexp(size)  # 2^(exponent - 1) <= size < 2^exponent
         step = info.eps * torch.exp2(exponent.double() - 1)

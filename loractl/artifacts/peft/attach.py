@@ -17,7 +17,8 @@ from loractl.artifacts.peft.names import (
     stems_of,
 )
 from loractl.errors import ArtifactError
-from loractl.lora.inject import FORMULAS, adaptable, inject_, sizes, stacked, weight_of
+from loractl.lora.dense import MatrixSize, dense_weight_of
+from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS, ModuleRank, UnmatchedError, is_named
 from loractl.lora.ranks import sizes as rank_sizes
@@ -34,7 +35,8 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     where = adapter.directory / WEIGHTS
     brought = own_weights(adapter, fits.kinds)
     for name, tensor in brought.items():
-        require_same(adapter, name, tensor, weight_of(model, name, fits.kinds[name]))
+        weight = dense_weight_of(*module_of(model, name, fits.kinds[name]))
+        require_same(adapter, name, tensor, weight)
     known = fits.expected.keys() | fits.whole.keys()
     known |= {f"{PREFIX}{name}.base_layer.weight" for name in brought}
     unexpected = sorted(adapter.tensors.keys() - known)
@@ -58,8 +60,9 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     except UnmatchedError as error:
         field = error.key.removeprefix("lora.")
         raise ArtifactError(f"{adapter.directory / CONFIG}: {field}: {error}") from None
+    matrices = sizes_of(model, {name: fits.kinds[name] for name in ranks})
     for name, size in ranks.items():
-        _require_shapes(adapter, fits, name, size.rank, weight_of(model, name, fits.kinds[name]))
+        _require_shapes(adapter, fits, name, size.rank, matrices[name])
     return ranks
 
 
@@ -94,10 +97,11 @@ def _places(adapter: Adapter, model: nn.Module) -> _Places:
     return _Places(kinds, stem, expected, whole)
 
 
-def _require_shapes(adapter: Adapter, fits: _Places, name: str, rank: int, weight: Tensor) -> None:
+def _require_shapes(
+    adapter: Adapter, fits: _Places, name: str, rank: int, matrix: MatrixSize
+) -> None:
     kind = fits.kinds[name]
-    d_in, d_out = sizes(kind, weight)
-    width = rank * stacked(weight)
+    d_in, d_out, width = matrix.d_in, matrix.d_out, rank * matrix.stack
     starts_A, starts_B = zip(SUFFIXES[kind], STARTS[kind], strict=True)
     for suffix in adapter.suffixes(kind):
         shape: tuple[int, ...] = (d_out,)

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loractl.errors import ModelError
-from loractl.lora.inject import adaptable, sizes, stacked, weight_of
+from loractl.lora.dense import MatrixSize, dense_weight_of, matrix_sizes
+from loractl.lora.inject import adaptable, module_of, sizes_of
 from loractl.models.load import head_name
 from loractl.models.shape import read as shapes
 from loractl.models.shape.families import FAMILIES
@@ -74,8 +75,10 @@ def test_a_shape_is_that_of_the_model_which_transformers_builds(case: str, tmp_p
     assert list(found.kinds.items()) == list(kinds.items())
     assert found.head == head_name(model)
     for path, kind in kinds.items():
-        weight, one = weight_of(model, path, kind), found.by_path[path]
-        assert (one.d_in, one.d_out) == sizes(kind, weight) and one.stack == stacked(weight)
+        weight = dense_weight_of(*module_of(model, path, kind))
+        one = found.by_path[path]
+        assert (one.d_in, one.d_out) == matrix_sizes(kind, weight)
+        assert MatrixSize(one.d_in, one.d_out, one.stack) == sizes_of(model, {path: kind})[path]
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.tied == model.config.tie_word_embeddings
 
