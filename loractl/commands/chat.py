@@ -11,7 +11,7 @@ from loractl.errors import ConfigError, DataError, LoractlError, ModelError
 from loractl.text import closest
 
 if TYPE_CHECKING:
-    from loractl.generation.chat_session import Conversation
+    from loractl.generation.chat_session import ChatSession
 
 BASE = "base"
 
@@ -29,9 +29,9 @@ def run(*, model: str | None, adapters: Sequence[str], options: Options) -> int:
     if model is None and not directories:
         raise ConfigError("nothing to talk with: give --adapter NAME=DIR, or --model")
     opened = open_hub(model, directories, options.dtype)
-    from loractl.generation.chat_session import Conversation
+    from loractl.generation.chat_session import ChatSession
 
-    talk = Conversation(opened, options.sampling, active=next(iter(directories), None))
+    talk = ChatSession(opened, options.sampling, active=next(iter(directories), None))
     console.note(f"{_title(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
     if not opened.templates[talk.active]:
         console.note("note: there is no chat template; what you write is continued as plain text")
@@ -54,7 +54,7 @@ def _title(name: str | None) -> str:
     return BASE if name is None else name
 
 
-def _turn(talk: "Conversation", line: str) -> int | None:
+def _turn(talk: "ChatSession", line: str) -> int | None:
     """Carry out a command, or say something. Returns the exit code to leave with, None to stay."""
     if line.startswith("/"):
         return _obey(talk, line)
@@ -63,7 +63,7 @@ def _turn(talk: "Conversation", line: str) -> int | None:
     return None
 
 
-def _say(talk: "Conversation", text: str) -> None:
+def _say(talk: "ChatSession", text: str) -> None:
     """Ask, and print the answer as it comes."""
     told = False
 
@@ -82,7 +82,7 @@ def _say(talk: "Conversation", text: str) -> None:
 
 
 @contextmanager
-def _translated(talk: "Conversation") -> Iterator[None]:
+def _translated(talk: "ChatSession") -> Iterator[None]:
     """Say of a conversation that cannot be answered how to go on."""
     from loractl.data.template import TemplateError
 
@@ -95,7 +95,7 @@ def _translated(talk: "Conversation") -> Iterator[None]:
         raise ModelError(f"{error}{after}") from None
 
 
-def _obey(talk: "Conversation", line: str) -> int | None:
+def _obey(talk: "ChatSession", line: str) -> int | None:
     word, _, rest = line.strip().partition(" ")
     if word not in COMMANDS:
         raise ConfigError(
@@ -110,7 +110,7 @@ def _nearest(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {found}?)" if found else ""
 
 
-def _use(talk: "Conversation", name: str) -> None:
+def _use(talk: "ChatSession", name: str) -> None:
     names = [*talk.speakers.hub.names, BASE]
     if name not in names:
         what = f"/use {name}: no such adapter" if name else "/use: which adapter?"
@@ -119,11 +119,11 @@ def _use(talk: "Conversation", name: str) -> None:
     console.note(f"{name} answers from now on")
 
 
-def _base(talk: "Conversation", rest: str) -> None:
+def _base(talk: "ChatSession", rest: str) -> None:
     _use(talk, BASE)
 
 
-def _compare(talk: "Conversation", text: str) -> None:
+def _compare(talk: "ChatSession", text: str) -> None:
     with _translated(talk):
         try:
             answers = talk.compare(text or None)
@@ -133,7 +133,7 @@ def _compare(talk: "Conversation", text: str) -> None:
         console.result(f"[{_title(name)}]\n{answer}")
 
 
-def _adapters(talk: "Conversation", rest: str) -> None:
+def _adapters(talk: "ChatSession", rest: str) -> None:
     hub = talk.speakers.hub
     rows = [[_title(None), "", "", ""]]
     for name in hub.names:
@@ -144,17 +144,17 @@ def _adapters(talk: "Conversation", rest: str) -> None:
     console.result(text.table(["", "name", "rank", "modules", "memory"], marked))
 
 
-def _reset(talk: "Conversation", rest: str) -> None:
+def _reset(talk: "ChatSession", rest: str) -> None:
     talk.reset()
     console.note("the conversation is forgotten")
 
 
-def _help(talk: "Conversation", rest: str) -> None:
+def _help(talk: "ChatSession", rest: str) -> None:
     lines = [(f"{word} {one.argument}", one.does) for word, one in COMMANDS.items()]
     console.result("\n".join(f"{usage:<16} {does}" for usage, does in lines))
 
 
-def _quit(talk: "Conversation", rest: str) -> int:
+def _quit(talk: "ChatSession", rest: str) -> int:
     return 0
 
 
@@ -164,7 +164,7 @@ class Command:
 
     argument: str
     does: str
-    obey: Callable[["Conversation", str], int | None]
+    obey: Callable[["ChatSession", str], int | None]
 
 
 COMMANDS = {

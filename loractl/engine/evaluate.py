@@ -22,7 +22,7 @@ from loractl.lora.inject import remove_
 from loractl.models import load
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.records import Conversation
 from loractl.startup import libraries
 
@@ -128,7 +128,7 @@ def _measure(
     found.where = [where for where, _ in conversations]
     has_loss = any(metric in LOSSES for metric in asked.metrics)
     if has_loss or asked.retain is not None:
-        run = ShortRun(model)
+        run = ProvingRun(model)
         objective = TokenLoss(model, trunk=Trunk(model, run), run=run)
         if has_loss:
             found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")

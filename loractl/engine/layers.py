@@ -12,7 +12,7 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.fast.trunk_cache import TrunkCache, n_bytes
 from loractl.models.forward import check_isolation
 from loractl.models.kernels import compile_layers_, use_liger_
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.models.segments.install import use_segments_
 from loractl.paths import cache_home
 
@@ -29,7 +29,7 @@ def trunk_of_(
     config: RunConfig,
     epochs: batches.Epochs,
     total_steps: int,
-    run: ShortRun,
+    run: ProvingRun,
 ) -> Trunk | None:
     """The way to hidden states of a run with adapters; None where transformers' own is taken.
 
@@ -43,7 +43,7 @@ def trunk_of_(
         compile_layers_(model)
     if kernels == "liger":
         use_liger_(model, device)
-    if trunk is None or trunk.unusual:
+    if trunk is None or trunk.fallback_reason:
         if kernels == "auto":
             fuse_activations_(model)
         use_segments_(model)

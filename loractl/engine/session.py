@@ -29,7 +29,7 @@ from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import BUILDERS, TokenLoss
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.records import Batch, DataState, Example
 from loractl.training.distributed import sum_over_ranks
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
@@ -90,7 +90,7 @@ class Session:
     @property
     def is_fast(self) -> bool:
         """Whether hand-written layers compute, in place of transformers' own."""
-        return self.trunk is not None and not self.trunk.unusual
+        return self.trunk is not None and not self.trunk.fallback_reason
 
     @property
     def learning_rate(self) -> LearningRate:
@@ -179,7 +179,7 @@ def _ways_(
     dtype: torch.dtype,
 ) -> tuple[Trunk | None, TokenLoss]:
     """How hidden states and losses are computed, both proven on one run of the plain model."""
-    run = ShortRun(model)
+    run = ProvingRun(model)
     trunk = trunk_of_(model, config, epochs, total_steps, run)
     wide = config.method == "full" and dtype != torch.float32
     build = BUILDERS[config.objective]

@@ -34,7 +34,7 @@ def introduce(session: Session) -> None:
 def _kernels(session: Session) -> str:
     if session.trunk is None:
         return f"as transformers has them (train.kernels: {session.config.train.kernels})"
-    why = session.trunk.unusual
+    why = session.trunk.fallback_reason
     return f"as transformers has them ({why})" if why else "fast ones"
 
 

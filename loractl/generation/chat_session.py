@@ -1,4 +1,4 @@
-"""A conversation with a base and its adapters, which may change between two turns."""
+"""A chat with a base and its adapters, which may change between two turns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from loractl.records import Message
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """What was said so far, and who answers next: an adapter, or the base (None).
 
     Whoever answers sees the whole of it, rendered with the chat template of its own training. Each

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from loractl.models.forward import trunk_of
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.models.segments.install import carries_segments
 from loractl.ops.cross_entropy import Head
 
@@ -29,7 +29,7 @@ SOFTCAPS = (
 )
 
 
-def head_of(model: "PreTrainedModel", run: ShortRun | None = None) -> Head | None:
+def head_of(model: "PreTrainedModel", run: ProvingRun | None = None) -> Head | None:
     """The head of a model, where it is a plain linear layer, scaled and capped as its config says.
 
     A model may do anything with its logits, so this is proven: on the random tokens of `run` the
@@ -40,7 +40,7 @@ def head_of(model: "PreTrainedModel", run: ShortRun | None = None) -> Head | Non
     layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(layer) is not nn.Linear or trunk_of(model) is None or _hooked(layer) or _hooked(model):
         return None
-    shown = (run or ShortRun(model)).shown
+    shown = (run or ProvingRun(model)).shown
     if shown.hidden.shape[-1] != layer.in_features:  # ELECTRA: a projection stands between
         return None
     with torch.no_grad():

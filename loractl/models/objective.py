@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loractl.models.forward import hidden_states, trained_logits, trained_rows
 from loractl.models.head import head_of
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.ops.cross_entropy import Head, head_loss, head_losses
 from loractl.records import Batch
 
@@ -33,7 +33,7 @@ class TokenLoss:
         *,
         autocast: torch.dtype | None = None,
         trunk: Callable[[Batch], tuple[Tensor, Batch]] | None = None,
-        run: ShortRun | None = None,
+        run: ProvingRun | None = None,
     ) -> None:
         self.model, self.autocast = model, autocast
         self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))

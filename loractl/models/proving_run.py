@@ -28,7 +28,7 @@ class Shown:
     logits: Tensor  # (rows, length, vocabulary): of the whole model
 
 
-class ShortRun:
+class ProvingRun:
     """A run that is made when it is first asked for, and kept for who asks next."""
 
     def __init__(self, model: "PreTrainedModel") -> None:

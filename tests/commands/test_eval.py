@@ -103,7 +103,7 @@ def test_losses_come_without_all_logits_and_by_fast_layers_where_there_are_any(
     class Told(evaluate.Trunk):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            ways.append(self.unusual)
+            ways.append(self.fallback_reason)
 
     monkeypatch.setattr(objective, "trained_logits", refused)
     monkeypatch.setattr(evaluate, "Trunk", Told)

@@ -12,7 +12,7 @@ from loractl.data.batches import BatchPlan, in_order
 from loractl.evaluation.loss import mean_loss, row_losses
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss, loss_sum
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.records import UNTRAINED, Example
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
 @pytest.mark.parametrize("way", ["fast", "head alone", "plain"])
 def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], way: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(base("llama")).eval().requires_grad_(False)
-    run = ShortRun(model)
+    run = ProvingRun(model)
     objective = TokenLoss(model, trunk=Trunk(model, run) if way == "fast" else None, run=run)
     if way == "plain":
         objective.head = None

@@ -11,7 +11,7 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import spoke
 from loractl.data.template import TemplateError
 from loractl.errors import ModelError
-from loractl.generation.chat_session import Conversation
+from loractl.generation.chat_session import ChatSession
 from loractl.generation.hub_model import HubModel
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.hub import Hub
@@ -49,7 +49,7 @@ GREEDY = Sampling(max_new_tokens=8)
 def test_each_turn_is_answered_by_whoever_is_active_from_the_whole_history(
     speakers: HubModel,
 ) -> None:
-    talk = Conversation(speakers, GREEDY)
+    talk = ChatSession(speakers, GREEDY)
     expected: list[Message] = []
     for turn, name in enumerate(("thin", "thin", None, "wide", "thin")):
         talk.active = name
@@ -78,7 +78,7 @@ def test_every_adapter_sees_the_history_in_its_own_template(speakers: HubModel) 
 def test_a_comparison_is_each_ones_own_answer_and_no_part_of_the_conversation(
     speakers: HubModel,
 ) -> None:
-    talk = Conversation(speakers, GREEDY, active="thin")
+    talk = ChatSession(speakers, GREEDY, active="thin")
     with pytest.raises(ValueError, match="nothing has been said"):
         talk.compare()
     question = [Message("user", "Is it 4?")]
@@ -96,7 +96,7 @@ def test_a_comparison_is_each_ones_own_answer_and_no_part_of_the_conversation(
 
 
 def test_an_interrupted_answer_stays_as_far_as_it_came(speakers: HubModel) -> None:
-    talk = Conversation(speakers, Sampling(max_new_tokens=40), active="thin")
+    talk = ChatSession(speakers, Sampling(max_new_tokens=40), active="thin")
     whole = alone(speakers, "thin", [Message("user", "hi")], talk.sampling)
     told: list[str] = []
 
@@ -117,7 +117,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_came(speakers: HubModel) -> No
 def test_a_turn_that_cannot_be_answered_leaves_the_conversation_as_it_was(
     speakers: HubModel,
 ) -> None:
-    talk = Conversation(speakers, GREEDY)
+    talk = ChatSession(speakers, GREEDY)
     talk.ask("hi", lambda piece: None)
     before = list(talk.messages)
     with pytest.raises(ModelError, match="512 positions"):
@@ -136,7 +136,7 @@ def test_drawn_answers_differ_from_turn_to_turn_and_come_again_with_the_seed(
     speakers: HubModel,
 ) -> None:
     def talk(seed: int) -> list[str]:
-        one = Conversation(speakers, Sampling(8, temperature=2.0, seed=seed), active="wide")
+        one = ChatSession(speakers, Sampling(8, temperature=2.0, seed=seed), active="wide")
         texts = []
         for _ in range(3):
             one.ask("hi", lambda piece: None)

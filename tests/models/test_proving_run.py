@@ -8,14 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loractl.models.forward import hidden_states
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.models.segments.install import use_segments_
 from tests.conftest import ARCHITECTURES
 
 Made = Callable[..., Any]
 
 
-def passes(model: Any, run: ShortRun) -> int:
+def passes(model: Any, run: ProvingRun) -> int:
     """How often a model's trunk is run for what is shown."""
     calls: list[int] = []
     hook = model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -33,7 +33,7 @@ def test_it_shows_hidden_states_and_logits_of_the_model(
     if by_segments and not use_segments_(model):
         pytest.skip("attends in its own way")
     model.train()
-    run = ShortRun(model)
+    run = ProvingRun(model)
     shown = run.shown
     assert model.training
     model.eval()
@@ -47,7 +47,7 @@ def test_it_shows_hidden_states_and_logits_of_the_model(
 
 def test_a_model_that_calls_its_trunk_as_hidden_states_does_is_run_once(base: Made) -> None:
     model = AutoModelForCausalLM.from_pretrained(base("llama")).eval()
-    assert passes(model, ShortRun(model)) == 1
+    assert passes(model, ProvingRun(model)) == 1
 
 
 def test_a_model_that_calls_its_trunk_otherwise_shows_hidden_states_all_the_same(
@@ -60,14 +60,14 @@ def test_a_model_that_calls_its_trunk_otherwise_shows_hidden_states_all_the_same
         return original(self, *args, position_ids=2 * position_ids, **options)
 
     model.__class__ = type("Shifted", (type(model),), {"forward": shifted})
-    run = ShortRun(model)
+    run = ProvingRun(model)
     assert passes(model, run) == 2
     assert torch.equal(run.shown.hidden, hidden_states(model, run.shown.batch))
 
 
 def test_it_is_run_anew_when_the_model_computes_otherwise(base: Made) -> None:
     model = AutoModelForCausalLM.from_pretrained(base("llama")).eval()
-    run = ShortRun(model)
+    run = ProvingRun(model)
     before = run.shown
     model.model.norm.weight.data.mul_(2)
     run.forget_()

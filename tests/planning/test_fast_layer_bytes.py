@@ -101,7 +101,7 @@ def both(
     if checkpointing:
         recompute_activations_(model)
     trunk = Trunk(model)
-    assert trunk.unusual == ""
+    assert trunk.fallback_reason == ""
     loss, batch = TokenLoss(model, trunk=trunk), batch_of(*rows)
     assert loss.head is not None
     left, forward, (total, n_trained) = allocated(lambda: loss(batch))
@@ -229,7 +229,7 @@ def test_planning_knows_which_models_have_fast_layers_and_which_attend_by_segmen
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     found = shapes.from_config(config.to_dict(), where=architecture)
     fast = fast_layer_bytes.takes(found, {}, Work(1, 64, 4), LORACTL)
-    assert fast == (Trunk(model).unusual == "")
+    assert fast == (Trunk(model).fallback_reason == "")
     assert layer_bytes.by_segments(found, LORACTL) == use_segments_(model)
 
 

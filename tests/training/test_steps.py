@@ -172,7 +172,7 @@ def test_a_run_cut_anywhere_goes_on_bit_for_bit_with_dropout(
 ) -> None:
     def run(made: Bench) -> Iterator[Step]:
         trunk = Trunk(made.model)
-        assert trunk.unusual == ""
+        assert trunk.fallback_reason == ""
         return made.run(plan, TokenLoss(made.model, trunk=trunk if layers == "fast" else None))
 
     plan = BatchPlan(3, 2, 128, packing=True)

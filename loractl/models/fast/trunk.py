@@ -13,7 +13,7 @@ from loractl.models.fast.read_layer import Unusual, read_layer
 from loractl.models.fast.shared_start import once, shared_start
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.models.forward import hidden_states
-from loractl.models.proving_run import ShortRun
+from loractl.models.proving_run import ProvingRun
 from loractl.ops.layer.block import block
 from loractl.ops.layer.description import Layer, Place
 from loractl.ops.segments import Segments, segments_of
@@ -33,15 +33,15 @@ class Trunk:
     (1, tokens, hidden) without padding and with a start that all examples share but once, or
     (rows, length, hidden) as transformers takes it."""
 
-    def __init__(self, model: "PreTrainedModel", run: ShortRun | None = None) -> None:
+    def __init__(self, model: "PreTrainedModel", run: ProvingRun | None = None) -> None:
         """`run` is one that others are proven on too."""
         self._model = model
         self._cache: TrunkCache | None = None
-        self.unusual = _why_not(model, run or ShortRun(model))
+        self.fallback_reason = _why_not(model, run or ProvingRun(model))
         """Why transformers' own layers are used, or empty."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
-        if not self.unusual:
+        if not self.fallback_reason:
             try:
                 return _hidden(self._model, batch.without_padding(), self._cache)
             except Unusual:  # a hook that came later, say
@@ -51,7 +51,7 @@ class Trunk:
     @property
     def frozen_layers(self) -> int:
         """How many of the lowest layers nothing trained stands in or below; 0 without fast ones."""
-        if self.unusual:
+        if self.fallback_reason:
             return 0
         trunk: Any = self._model.base_model
         if any(parameter.requires_grad for parameter in trunk.embed_tokens.parameters()):
@@ -63,7 +63,7 @@ class Trunk:
         self._cache = cache
 
 
-def _why_not(model: "PreTrainedModel", run: ShortRun) -> str:
+def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
     """What keeps a model from the fast layers, or an empty text."""
     trunk: Any = model.base_model
     if type(trunk).__name__ not in FAMILY:

@@ -112,7 +112,7 @@ def test_hidden_states_and_gradients_are_those_of_transformers(
     model, batch = model_of(name), batch_of(*BATCH)
     adapt_(model)
     trunk = Trunk(model)
-    assert trunk.unusual == ""
+    assert trunk.fallback_reason == ""
     wanted, their_gradients = hidden_and_gradients(
         lambda one: hidden_states(model, one), model, batch
     )
@@ -161,7 +161,7 @@ def test_adalora_and_an_adapted_embedding_take_the_fast_layers(options: dict[str
     model, batch = model_of("Llama"), batch_of(*BATCH)
     adapt_(model, **options)
     trunk = Trunk(model)
-    assert trunk.unusual == "" and trunk.frozen_layers == 0
+    assert trunk.fallback_reason == "" and trunk.frozen_layers == 0
     _, theirs = hidden_and_gradients(lambda one: hidden_states(model, one), model, batch)
     _, ours = hidden_and_gradients(lambda one: trunk(one)[0], model, batch)
     assert ours.keys() == theirs.keys()
@@ -190,10 +190,10 @@ def test_what_the_fast_layers_do_not_compute_is_named_and_runs_as_it_was() -> No
         model = model_of("Llama")
         change(model)
         trunk = Trunk(model)
-        assert what in trunk.unusual
+        assert what in trunk.fallback_reason
         assert torch.equal(trunk(batch)[0], hidden_states(model, batch))
     other = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SHAPE))
-    assert Trunk(other).unusual == "no fast layers for GPTNeoXModel"  # type: ignore[arg-type]
+    assert Trunk(other).fallback_reason == "no fast layers for GPTNeoXModel"  # type: ignore[arg-type]
 
 
 def test_a_layer_whose_numbers_are_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_a_layer_whose_numbers_are_others_is_refused(monkeypatch: pytest.MonkeyP
         return attended * 1.01, weights
 
     monkeypatch.setattr(type(act), "forward", changed)
-    assert "differ from transformers'" in Trunk(model).unusual
+    assert "differ from transformers'" in Trunk(model).fallback_reason
 
 
 def test_an_adapter_that_is_turned_off_leaves_the_base() -> None:

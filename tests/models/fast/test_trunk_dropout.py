@@ -64,7 +64,7 @@ def test_with_dropout_they_are_those_of_the_formula_with_the_same_masks(
     if checkpointing:
         recompute_activations_(model)
     model.train()
-    assert trunk.unusual == Trunk(model).unusual == ""
+    assert trunk.fallback_reason == Trunk(model).fallback_reason == ""
     torch.manual_seed(5)
     found, gradients = hidden_and_gradients(lambda one: fast(trunk, one), model, batch)
     drawn = naive_dropout_(model)
@@ -116,7 +116,7 @@ def test_dropout_of_attention_is_left_to_the_model_and_told_before_training_begi
     model, batch = model_of("Llama", attention_dropout=0.5), batch_of(*BATCH)
     adapt_(model)
     trunk = Trunk(model.eval())
-    assert trunk.unusual == "layers.0.self_attn has dropout" and not model.training
+    assert trunk.fallback_reason == "layers.0.self_attn has dropout" and not model.training
     model.train()
     torch.manual_seed(0)
     wanted = hidden_states(model, batch)
