@@ -84,7 +84,8 @@ def extract(
     as_json: Json = False,
 ) -> int:
     """Find the adapter nearest to what changed between two models, and how much it keeps."""
-    from loractl.commands.extract import ExtractRequest, run
+    from loractl.commands.extract import run
+    from loractl.reports.extract import ExtractRequest
 
     asked = ExtractRequest(rank, energy, embeddings)
     return run(base, tuned, out, asked=asked, overwrite=overwrite, as_json=as_json)

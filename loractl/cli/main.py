@@ -146,15 +146,15 @@ def generate(
     as_json: Json = False,
 ) -> int:
     """Answer prompts with a base model or an adapter."""
+    from loractl.commands.arguments import GenerationOptions
     from loractl.commands.generate import run
-    from loractl.engine.base import Options
 
     return run(
         prompts=prompt or [],
         prompts_file=prompts,
         model=model,
         adapters=adapter or [],
-        options=Options(max_new_tokens, temperature, top_p, seed, dtype),
+        options=GenerationOptions(max_new_tokens, temperature, top_p, seed, dtype),
         as_json=as_json,
     )
 
@@ -170,10 +170,10 @@ def chat(
     dtype: Dtype = "auto",
 ) -> int:
     """Talk with a base and its adapters, held in memory together; /help lists the commands."""
+    from loractl.commands.arguments import GenerationOptions
     from loractl.commands.chat import run
-    from loractl.engine.base import Options
 
-    options = Options(max_new_tokens, temperature, top_p, seed, dtype)
+    options = GenerationOptions(max_new_tokens, temperature, top_p, seed, dtype)
     return run(model=model, adapters=adapter or [], options=options)
 
 

@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loractl import __version__, console, text
-from loractl.commands.arguments import check_out
-from loractl.errors import ArtifactError, ConfigError
+from loractl.commands.arguments import check_out, require_size
+from loractl.errors import ArtifactError
 
 if TYPE_CHECKING:
     from loractl.artifacts.peft.adapter import Adapter
     from loractl.artifacts.peft.updates import Update
     from loractl.lora.algebra import Cut
-
-
-def require_size(rank: int | None, energy: float | None) -> None:
-    """Exactly one of --rank and --energy, in its range."""
-    if (rank is None) == (energy is None):
-        given = "neither" if rank is None else "both"
-        raise ConfigError(f"--rank, --energy: {given} given, expected one of them")
-    if rank is not None and rank < 1:
-        raise ConfigError(f"--rank: {rank}, expected a whole number from 1")
-    if energy is not None and not 0 < energy <= 1:  # NaN too
-        raise ConfigError(f"--energy: {energy}, expected a share above 0 and at most 1, as 0.95")
 
 
 def resize(

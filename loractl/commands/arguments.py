@@ -1,11 +1,70 @@
 """Arguments that several commands read: NAME=DIR, --out, sizes, dtypes, how text is drawn."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loractl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from loractl.generation.sample import Sampling
+
+DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """The flags that say how text is drawn."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    dtype: str = "auto"
+
+    def check(self) -> None:
+        """Raise ConfigError for a dtype that does not exist; the numbers are bounded by the CLI."""
+        require_dtype(self.dtype, (AUTO, *DTYPES))
+
+    @property
+    def sampling(self) -> "Sampling":
+        from loractl.generation.sample import Sampling
+
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+
+
+def require_dtype(dtype: str, words: Sequence[str]) -> None:
+    """Raise ConfigError for a dtype that is none of these words."""
+    if dtype not in words:
+        raise ConfigError(f"--dtype: {dtype!r}, expected one of {', '.join(words)}")
+
+
+def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
+    """Read NAME=DIR, or DIR alone, which is named by its last part. Raises ConfigError."""
+    found: dict[str, Path] = {}
+    for text in adapters:
+        name, equals, directory = text.partition("=")
+        path = Path(directory if equals else text)
+        name = name if equals else path.resolve().name
+        if not name or name in found:
+            raise ConfigError(f"--adapter: {text!r}, expected NAME=DIR with a name of its own")
+        found[name] = path
+    return found
+
+
+def require_size(rank: int | None, energy: float | None) -> None:
+    """Exactly one of --rank and --energy, in its range."""
+    if (rank is None) == (energy is None):
+        given = "neither" if rank is None else "both"
+        raise ConfigError(f"--rank, --energy: {given} given, expected one of them")
+    if rank is not None and rank < 1:
+        raise ConfigError(f"--rank: {rank}, expected a whole number from 1")
+    if energy is not None and not 0 < energy <= 1:  # NaN too
+        raise ConfigError(f"--energy: {energy}, expected a share above 0 and at most 1, as 0.95")
 
 
 def check_out(out: Path, *, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
@@ -19,9 +78,14 @@ def check_out(out: Path, *, overwrite: bool, sources: tuple[Path, ...] = ()) -> 
         raise ConfigError(f"--out: {out} exists; choose another directory, or add --overwrite")
     if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
         raise ConfigError(f"--out: {out} holds no adapter; --overwrite replaces nothing else")
-    for source in sources:
-        if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
-            raise ConfigError(f"--out: {out} would replace {source}; choose another directory")
+    require_apart(out, *sources)
+
+
+def require_apart(out: Path, *others: Path) -> None:
+    """Refuse to write over what is read from, or over a directory that it lies in."""
+    for other in others:
+        if out.resolve() == other.resolve() or out.resolve() in other.resolve().parents:
+            raise ConfigError(f"--out: {out} would replace {other}; choose another directory")
 
 
 def bytes_of(text: str, option: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loractl import console, text
-from loractl.engine.base import Options, open_hub, parse_adapters
+from loractl.commands.arguments import GenerationOptions, parse_adapters
 from loractl.errors import ConfigError, DataError, LoractlError, ModelError
 from loractl.text import closest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BASE = "base"
 
 
-def run(*, model: str | None, adapters: Sequence[str], options: Options) -> int:
+def run(*, model: str | None, adapters: Sequence[str], options: GenerationOptions) -> int:
     """Read lines until the end of the input or /quit; the first adapter answers at first.
 
     What a person can fix is printed, and the conversation goes on. Ctrl-C stops an answer, and
@@ -28,12 +28,14 @@ def run(*, model: str | None, adapters: Sequence[str], options: Options) -> int:
         raise ConfigError(f"--adapter: {BASE!r} means the model alone; take another name")
     if model is None and not directories:
         raise ConfigError("nothing to talk with: give --adapter NAME=DIR, or --model")
+    from loractl.engine.base import open_hub
+
     opened = open_hub(model, directories, options.dtype)
     from loractl.generation.chat_session import ChatSession
 
     talk = ChatSession(opened, options.sampling, active=next(iter(directories), None))
     console.note(f"{_title(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
-    if not opened.templates[talk.active]:
+    if not opened.tokenizers[talk.active].chat_template:
         console.note("note: there is no chat template; what you write is continued as plain text")
     while (line := console.ask(f"{_title(talk.active)}> ")) is not None:
         try:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import console
 from loractl.commands.adapters import about_made, require_effect
-from loractl.commands.arguments import check_out
-from loractl.engine.base import parse_adapters
+from loractl.commands.arguments import check_out, parse_adapters
 from loractl.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

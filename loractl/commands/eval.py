@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console, text
-from loractl.engine.base import parse_adapters
+from loractl.commands.arguments import AUTO, DTYPES, parse_adapters, require_dtype
 from loractl.errors import ConfigError
 from loractl.evaluation.eval_request import LOSSES, MATCHES, EvalRequest
 from loractl.startup import libraries
@@ -46,6 +46,7 @@ def run(
 
 
 def _check(asked: EvalRequest) -> None:
+    require_dtype(asked.dtype, (AUTO, *DTYPES))
     known = (*LOSSES, *MATCHES)
     for name in asked.metrics:
         if name not in known:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.commands.merge import base_of, require_apart
+from loractl.commands.arguments import require_apart
 from loractl.errors import ConfigError, ModelError, NumericError
 from loractl.startup import libraries
 
@@ -61,7 +61,9 @@ def run(
 
     adapter = adapters.read(path)
     libraries.import_()  # an adapter that cannot be read is told before
-    source = base_of(adapter, base)
+    from loractl.engine.base import find_trained_base
+
+    source = find_trained_base(adapter, base)
     if source.gguf:
         raise ModelError(
             f"{source.name}: a .gguf file is no base to export from; name the safetensors directory"

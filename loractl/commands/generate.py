@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loractl import console
-from loractl.engine.base import Options, open_hub, parse_adapters
+from loractl.commands.arguments import GenerationOptions, parse_adapters
 from loractl.errors import ConfigError, DataError
 from loractl.records import Message
+
+if TYPE_CHECKING:
+    from loractl.generation.sample import Answer
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ def run(
     prompts_file: Path | None,
     model: str | None,
     adapters: Sequence[str],
-    options: Options,
+    options: GenerationOptions,
     as_json: bool,
 ) -> int:
     """Answer every prompt, in order. Rows of a file may name their adapter; null means the base."""
@@ -44,10 +47,17 @@ def run(
             "--prompt with several --adapter: use --prompts, whose rows name their adapter"
         )
 
-    texts = _answer(asked, model, directories, options)
-    for number, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
-        row = {"index": number, "adapter": prompt.adapter, "text": text}
-        console.result(json.dumps(row, ensure_ascii=False) if as_json else text)
+    answers = _answer(asked, model, directories, options)
+    for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        row = {
+            "index": number,
+            "adapter": prompt.adapter,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "tokens": len(answer.ids),
+        }
+        console.result(json.dumps(row, ensure_ascii=False) if as_json else answer.text)
     return 0
 
 
@@ -90,9 +100,13 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
 
 
 def _answer(
-    asked: Sequence[Prompt], model: str | None, directories: Mapping[str, Path], options: Options
-) -> list[str]:
+    asked: Sequence[Prompt],
+    model: str | None,
+    directories: Mapping[str, Path],
+    options: GenerationOptions,
+) -> "list[Answer]":
     from loractl.data.template import TemplateError
+    from loractl.engine.base import open_hub
 
     opened = open_hub(model, directories, options.dtype)
     try:

@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.errors import ArtifactError, ConfigError, ModelError, NumericError
+from loractl.commands.arguments import DTYPES, require_apart, require_dtype
+from loractl.errors import ConfigError, NumericError
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
     import torch
 
-    from loractl.artifacts.peft import adapter as adapters
     from loractl.models import load
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(
@@ -26,8 +24,8 @@ def run(
     verify: bool = True,
 ) -> int:
     """Merge an adapter into its base. Raises NumericError when the proof fails; nothing is left."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype is not None:
+        require_dtype(dtype, DTYPES)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file, expected a directory that is not there yet")
     if out.exists() and not overwrite:
@@ -42,9 +40,10 @@ def run(
     from loractl.artifacts import files
     from loractl.artifacts.model import merge as merged
     from loractl.artifacts.model.proof import prove
+    from loractl.engine.base import find_trained_base
     from loractl.models import load
 
-    source = base_of(adapter, base)
+    source = find_trained_base(adapter, base)
     target: torch.dtype | None = load.DTYPES[dtype] if dtype else None
     require_apart(out, source.directory, adapter.directory)
     lines: list[str] = []
@@ -87,32 +86,3 @@ def _bytes_of(source: "load.Source", dtype: "torch.dtype | None") -> int | None:
     except SafetensorError:
         return None  # told when it is read
     return total if dtype is None else total * dtype.itemsize // widest
-
-
-def base_of(adapter: "adapters.Adapter", base: str | None) -> "load.Source":
-    """The base to merge into: as named, or the one the adapter was trained on, bytes compared."""
-    from loractl.models import load
-
-    name = base or adapter.base
-    if not name:
-        raise ArtifactError(
-            f"{adapter.directory}/adapter_config.json: base_model_name_or_path is missing; name the"
-            " base with --base"
-        )
-    try:
-        source = load.locate(name)
-    except ModelError as error:
-        hint = "" if base else "; if the base lies elsewhere now, name it with --base"
-        raise ModelError(f"{error}{hint}") from None
-    if adapter.trained_on and adapter.trained_on != load.fingerprint(source):
-        message = f"{name}: not the bytes of the base that the adapter was trained on"
-        if not base:
-            raise ModelError(f"{message}; name the base with --base if this is meant")
-        console.note(f"note: {message}")
-    return source
-
-
-def require_apart(out: Path, *others: Path) -> None:
-    for other in others:
-        if out.resolve() == other.resolve() or out.resolve() in other.resolve().parents:
-            raise ConfigError(f"--out: {out} would replace {other}; choose another directory")

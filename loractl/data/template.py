@@ -5,10 +5,11 @@ stand in a trained span (spans.py), so no template needs `{% generation %}` mark
 generation are rendered here too: training and generation share one path to token ids.
 """
 
+import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from loractl.data import spans
 from loractl.data.rendering import (
@@ -32,11 +33,13 @@ __all__ = [
     "require_offsets",
     "token_range",
     "tokenize",
+    "with_template",
     "writes_date",
     "writes_tools",
 ]
 
 Encoded = tuple[list[int], list[int]]
+AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,16 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
     if not messages[1].train:
         return Rendered(text, ())
     return Rendered(text, ((len(prompt), len(text)),), (1,))
+
+
+def with_template(tokenizer: AnyTokenizer, chat_template: str | None) -> AnyTokenizer:
+    """The same tokenizer with another chat template, for None its own; the one given stays as it
+    is for whoever else holds it."""
+    if chat_template is None:
+        return tokenizer
+    other = copy.copy(tokenizer)
+    other.chat_template = chat_template
+    return other
 
 
 def prompt_ids(

@@ -1,89 +1,80 @@
-"""What `generate` and `chat` share: flags, and a base with its adapters in a hub."""
+"""Which base a command works on, where it lies, and a hub over it: one answer for all commands."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from loractl.errors import ConfigError, ModelError
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from loractl import console
+from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.peft import spoke
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.data.template import with_template
+from loractl.errors import ArtifactError, ModelError
+from loractl.generation.hub_model import HubModel
+from loractl.lora.hub import Hub
+from loractl.models import load
 from loractl.startup import libraries
 
-if TYPE_CHECKING:
-    from loractl.artifacts.peft.adapter import Adapter
-    from loractl.generation.hub_model import HubModel
-    from loractl.generation.sample import Sampling
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The flags that say how text is drawn."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    dtype: str = "auto"
-
-    def check(self) -> None:
-        """Raise ConfigError for a dtype that does not exist; the numbers are bounded by the CLI."""
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype: {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-
-    @property
-    def sampling(self) -> "Sampling":
-        from loractl.generation.sample import Sampling
-
-        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
+def model_path(name: str) -> str:
+    """What a name means as a model: a run of method: full means the model in it."""
+    inside = Path(name) / "model"
+    return str(inside) if (inside / "config.json").is_file() else name
 
 
-def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
-    """Read NAME=DIR, or DIR alone, which is named by its last part. Raises ConfigError."""
-    found: dict[str, Path] = {}
-    for text in adapters:
-        name, equals, directory = text.partition("=")
-        path = Path(directory if equals else text)
-        name = name if equals else path.resolve().name
-        if not name or name in found:
-            raise ConfigError(f"--adapter: {text!r}, expected NAME=DIR with a name of its own")
-        found[name] = path
-    return found
+def find_model(name: str) -> load.Source:
+    """The model of a name, a directory or a run. Raises ModelError."""
+    return load.locate(model_path(name))
 
 
-def open_hub(model_name: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
-    """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
-    from loractl.artifacts.peft import adapter as files
-
-    adapters = {name: files.read(path) for name, path in directories.items()}
-    libraries.import_()  # an adapter that cannot be read is told before
-    from loractl.artifacts.peft import spoke
-    from loractl.generation.hub_model import HubModel
-    from loractl.lora.hub import Hub
-    from loractl.models import load
-
-    source = load.locate(base_name(model_name, adapters))
-    tokenizer = load.load_tokenizer(source)
-    device = load.choose_device()
-    model = load.load_model(source, dtype=load.choose_dtype(dtype, device), device=device)
-    plain = tokenizer.chat_template
-    assert plain is None or isinstance(plain, str)
-    hub = Hub(model)
-    templates: dict[str | None, str | None] = {None: plain}
-    for name in directories:
-        adapter = adapters.pop(name)  # what was read goes as soon as it is in the hub
-        spoke.add_(hub, model, name, adapter)
-        templates[name] = adapter.chat_template or plain
-    return HubModel(model, tokenizer, hub, templates)
-
-
-def base_name(model: str | None, adapters: Mapping[str, "Adapter"]) -> str:
-    """The base: as named (a run of method: full means its model), or the one the adapters name."""
-    if model is not None:
-        inside = Path(model) / "model"
-        return str(inside) if (inside / "config.json").is_file() else model
-    names = sorted({adapter.base for adapter in adapters.values() if adapter.base})
+def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> load.Source:
+    """The base as named, or the one that all adapters and models record. Raises ModelError."""
+    if named is not None:
+        return find_model(named)
+    names = sorted({name for name in recorded if name})
     if len(names) != 1:
         found = f"the adapters name {', '.join(names)}" if names else "no adapter names one"
         raise ModelError(f"no base model: {found}; give --model")
-    return names[0]
+    return load.locate(names[0])
+
+
+def find_trained_base(adapter: Adapter, named: str | None) -> load.Source:
+    """The base as named, or the one that the adapter was trained on, bytes compared.
+
+    Raises ArtifactError or ModelError; other bytes of a base that is named are a note.
+    """
+    name = model_path(named) if named else adapter.base
+    if not name:
+        raise ArtifactError(
+            f"{adapter.directory}/adapter_config.json: base_model_name_or_path is missing; name the"
+            " base with --base"
+        )
+    try:
+        source = load.locate(name)
+    except ModelError as error:
+        hint = "" if named else "; if the base lies elsewhere now, name it with --base"
+        raise ModelError(f"{error}{hint}") from None
+    if adapter.trained_on and adapter.trained_on != load.fingerprint(source):
+        message = f"{name}: not the bytes of the base that the adapter was trained on"
+        if not named:
+            raise ModelError(f"{message}; name the base with --base if this is meant")
+        console.note(f"note: {message}")
+    return source
+
+
+def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> HubModel:
+    """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
+    read = {name: adapters.read(path) for name, path in directories.items()}
+    libraries.import_()  # an adapter that cannot be read is told before
+    source = find_shared_base(named, [adapter.base for adapter in read.values()])
+    tokenizer = load.load_tokenizer(source)
+    device = load.choose_device()
+    model = load.load_model(source, dtype=load.choose_dtype(dtype, device), device=device)
+    hub = Hub(model)
+    tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
+    for name in directories:
+        adapter = read.pop(name)  # what was read goes as soon as it is in the hub
+        spoke.add_(hub, model, name, adapter)
+        tokenizers[name] = with_template(tokenizer, adapter.chat_template)
+    return HubModel(model, hub, tokenizers)

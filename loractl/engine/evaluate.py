@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loractl.artifacts import files
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.data import batches, examples
-from loractl.data.template import TemplateError, Tokenizer, prompt_ids
-from loractl.errors import DataError, ModelError, NumericError
+from loractl.data.template import TemplateError, Tokenizer, prompt_ids, with_template
+from loractl.engine.base import find_model, find_shared_base, model_path
+from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
 from loractl.evaluation.loss import row_losses
@@ -70,48 +72,36 @@ def evaluate(
     full = {name: path for name, path in paths.items() if _is_model(path)}
     read = {name: adapters.read(path) for name, path in paths.items() if name not in full}
     libraries.import_()  # an adapter that cannot be read is told before
-    source = load.locate(model or _base_of(list(read.values()), full))
+    recorded = [*(one.base for one in read.values()), *map(_recorded_base, full.values())]
+    source = find_shared_base(model, recorded)
     loaded = _load(source, asked)
     tokenizer = load.load_tokenizer(source)
-    own_template = tokenizer.chat_template
     found = [_measure("base", loaded, tokenizer, asked)]
     for name, adapter in read.items():
-        tokenizer.chat_template = adapter.chat_template or own_template
+        own = with_template(tokenizer, adapter.chat_template or None)
         load_(loaded, adapter)
-        found.append(_measure(name, loaded, tokenizer, asked))
+        found.append(_measure(name, loaded, own, asked))
         remove_(loaded)
     del loaded
     for name, path in full.items():
-        whole = load.locate(str(_model_in(path)))
+        whole = find_model(str(path))
         found.append(_measure(name, _load(whole, asked), load.load_tokenizer(whole), asked))
     for one in found:
         _figures_(one, found[0], asked)
     return found
 
 
-def _model_in(path: Path) -> Path:
-    return path / "model" if (path / "model" / "config.json").is_file() else path
-
-
 def _is_model(path: Path) -> bool:
     """Whether a path is a model directory, or a run whose final product is one."""
-    return (_model_in(path) / "config.json").is_file()
+    return (Path(model_path(str(path))) / "config.json").is_file()
 
 
-def _base_of(read: Sequence[adapters.Adapter], full: Mapping[str, Path]) -> str:
-    names = {adapter.base for adapter in read if adapter.base}
-    for path in full.values():
-        about = _model_in(path) / adapters.ABOUT
-        if about.is_file():
-            from loractl.artifacts.files import read_json
-
-            base = read_json(about).get("base")
-            if isinstance(base, dict) and isinstance(base.get("name_or_path"), str):
-                names.add(base["name_or_path"])
-    if len(names) != 1:
-        told = f"they name {', '.join(sorted(names))}" if names else "none is named"
-        raise ModelError(f"no base model to compare with: {told}; give --model")
-    return names.pop()
+def _recorded_base(path: Path) -> str | None:
+    """The base that a fully trained model records."""
+    about = Path(model_path(str(path))) / adapters.ABOUT
+    base = files.read_json(about).get("base") if about.is_file() else None
+    name = base.get("name_or_path") if isinstance(base, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _load(source: load.Source, asked: EvalRequest) -> "PreTrainedModel":
@@ -183,9 +173,8 @@ def _answer_(
             raise DataError(f"{asked.data}:{where}: {error}") from None
     found.expected = [row.messages[-1].content for row in conversations]
     with torch.no_grad():
-        found.answers = generate(
-            model, tokenizer, prompts, Sampling(max_new_tokens=asked.max_new_tokens)
-        )
+        answers = generate(model, tokenizer, prompts, Sampling(max_new_tokens=asked.max_new_tokens))
+    found.answers = [answer.text for answer in answers]
     for name in asked.matches:
         score: Callable[[str, str], float]
         score = matching(asked.regex) if name == "regex" and asked.regex else METRICS[name]

@@ -26,6 +26,7 @@ from loractl.artifacts.model.merge import Plan, own_dtype, plan_merge, refuse_qu
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import ranks_of
 from loractl.data.rendering import TemplateError, apply
+from loractl.data.template import with_template
 from loractl.errors import ModelError, NumericError
 from loractl.generation.sample import stop_ids
 from loractl.models.load import Source, load_skeleton, load_tokenizer
@@ -61,8 +62,7 @@ class Exporting:
         self.skeleton = load_skeleton(source)
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
-        self.tokenizer = load_tokenizer(source)
-        self.tokenizer.chat_template = adapter.chat_template or self.tokenizer.chat_template
+        self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template or None)
         self.texts = [*self._conversations(), *TEXTS]
         self.vocabulary = gguf_vocabulary.fields(
             source.name,

@@ -63,7 +63,7 @@ class ChatSession:
         names = [None, *self.speakers.hub.names]
         prompts = [self.speakers.prompt_ids(name, asked) for name in names]
         answers = self.speakers.answers(prompts, names, self._drawn())
-        return dict(zip(names, answers, strict=True))
+        return {name: one.text for name, one in zip(names, answers, strict=True)}
 
     def reset(self) -> None:
         """Forget what was said."""

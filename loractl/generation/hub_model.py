@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.data.template import prompt_ids
-from loractl.generation.sample import PerRow, Sampling, generate
+from loractl.generation.sample import Answer, PerRow, Sampling, generate
 from loractl.lora.hub import Hub
 from loractl.records import Message
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubModel:
-    """What answers prompts: a model, its tokenizer, and adapters by name; None names the base."""
+    """What answers prompts: a model and its adapters by name; None names the base."""
 
     model: "PreTrainedModel"
-    tokenizer: Tokenizer
     hub: Hub
-    templates: Mapping[str | None, str | None]  # of the base and of every adapter
+    tokenizers: Mapping[str | None, Tokenizer]  # one tokenizer, each with its own chat template
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the base; what text is made of ids does not depend on the template."""
+        return self.tokenizers[None]
 
     def prompt_ids(
         self,
@@ -34,13 +38,12 @@ class HubModel:
 
         Raises TemplateError.
         """
-        self.tokenizer.chat_template = self.templates[name]
-        return prompt_ids(self.tokenizer, messages, tools)
+        return prompt_ids(self.tokenizers[name], messages, tools)
 
     def answers(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str | None], sampling: Sampling
-    ) -> list[str]:
-        """The text with which each prompt's own adapter continues it, all in shared batches.
+    ) -> list[Answer]:
+        """The answer with which each prompt's own adapter continues it, all in shared batches.
 
         Raises ModelError.
         """

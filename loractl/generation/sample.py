@@ -1,7 +1,8 @@
-"""Token ids in, text out: batched generation with a KV cache, through transformers' `generate`."""
+"""Token ids in, answers out: batched, with a KV cache, through transformers' `generate`."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,16 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model made of one prompt."""
+
+    text: str  # special tokens left out
+    ids: tuple[int, ...]  # up to the token that ended it, which is not among them
+    finish_reason: str  # "stop": it ended by itself; "length": there was no room for more
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class PerRow:
     """Which adapter of a model's hub answers which prompt; None: the base."""
 
@@ -42,8 +53,8 @@ def generate(
     sampling: Sampling,
     *,
     per_row: PerRow | None = None,
-) -> list[str]:
-    """The model's continuation of each prompt, in the order given, special tokens left out.
+) -> list[Answer]:
+    """The model's continuation of each prompt, in the order given.
 
     Prompts of like length share a batch, padded on the left, whichever adapters answer them; where
     the model cannot mix adapters in a batch, those of one adapter do. A draw depends on seed and
@@ -63,14 +74,13 @@ def generate(
             lambda batch: hub.use_rows([names[i] for i in batch]),
         )
     except MixedRowsError:  # by the first mixed batch, at its first token
-        texts = [""] * len(prompts)
+        found: dict[int, Answer] = {}
         for name in dict.fromkeys(names):
             places = [i for i, one in enumerate(names) if one == name]
             hub.use(name)
             own = generate(model, tokenizer, [prompts[i] for i in places], sampling)
-            for place, text in zip(places, own, strict=True):
-                texts[place] = text
-        return texts
+            found |= zip(places, own, strict=True)
+        return [found[place] for place in range(len(prompts))]
     finally:
         hub.use(None)
 
@@ -81,19 +91,40 @@ def _in_batches(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     announce: Callable[[Sequence[int]], None],
-) -> list[str]:
+) -> list[Answer]:
     """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
-    texts = [""] * len(prompts)
+    found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     config = _config(model, tokenizer, sampling)
-    torch.manual_seed(sampling.seed)
-    for start in range(0, len(order), sampling.batch_size):
-        batch = order[start : start + sampling.batch_size]
-        announce(batch)
-        answers = _continue(model, [prompts[i] for i in batch], config, sampling)
-        for index, answer in zip(batch, answers, strict=True):
-            texts[index] = _decode(tokenizer, answer)
-    return texts
+    with _seeded(model, sampling.seed):
+        for start in range(0, len(order), sampling.batch_size):
+            batch = order[start : start + sampling.batch_size]
+            announce(batch)
+            given = [prompts[i] for i in batch]
+            answers = _continue(model, given, config, sampling)
+            for index, prompt, ids in zip(batch, given, answers, strict=True):
+                found[index] = _answer_of(tokenizer, prompt, ids, config)
+    return [found[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def _seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
+    """Draw from a seed, and leave the generators of the process as they were: transformers knows no
+    generator but those."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _answer_of(
+    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], config: GenerationConfig
+) -> Answer:
+    """What was drawn up to the first token that ends an answer; what follows is padding."""
+    stops = set(config.eos_token_id or ())
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    reason = "length" if end is None else "stop"
+    return Answer(_decode(tokenizer, ids), tuple(ids[:end]), reason, len(prompt))
 
 
 def _continue(
@@ -125,17 +156,17 @@ def stream(
     prompt: Sequence[int],
     sampling: Sampling,
     tell: Callable[[str], None],
-) -> str:
+) -> Answer:
     """One prompt's continuation, as `generate` gives it, told in pieces while it comes.
 
-    The pieces joined are the text that is returned. Raises ModelError as `generate` does.
+    The pieces joined are the text of the answer. Raises ModelError as `generate` does.
     """
     _require_room(model, [prompt])
     config = _config(model, tokenizer, sampling)
-    torch.manual_seed(sampling.seed)
     pieces = _Pieces(tokenizer, tell)
-    _continue(model, [prompt], config, sampling, pieces)
-    return pieces.told
+    with _seeded(model, sampling.seed):
+        (ids,) = _continue(model, [prompt], config, sampling, pieces)
+    return replace(_answer_of(tokenizer, prompt, ids, config), text=pieces.told)
 
 
 class _Pieces(BaseStreamer):

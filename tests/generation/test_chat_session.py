@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import spoke
-from loractl.data.template import TemplateError
+from loractl.data.template import TemplateError, with_template
 from loractl.errors import ModelError
 from loractl.generation.chat_session import ChatSession
 from loractl.generation.hub_model import HubModel
@@ -29,18 +29,18 @@ def speakers(base: Callable[..., Path], adapter_dir: Callable[..., Path]) -> Hub
     for name, rank in (("thin", 2), ("wide", 8)):
         directory = adapter_dir(base("llama"), name, rank=rank, size=0.3)
         spoke.add_(hub, model, name, adapters.read(directory))
-    return HubModel(
-        model, make_tokenizer(), hub, {None: CHATML, "thin": CHATML, "wide": SHOUT}
-    )  # fmt: skip
+    tokenizer: Any = with_template(make_tokenizer(), CHATML)
+    shouting = with_template(tokenizer, SHOUT)
+    return HubModel(model, hub, {None: tokenizer, "thin": tokenizer, "wide": shouting})
 
 
 def alone(speakers: HubModel, name: str | None, messages: list[Message], sampling: Sampling) -> str:
     """The answer by plain generation with one adapter for all rows."""
     ids = speakers.prompt_ids(name, messages)
     speakers.hub.use(name)
-    (text,) = generate(speakers.model, speakers.tokenizer, [ids], sampling)
+    (answer,) = generate(speakers.model, speakers.tokenizer, [ids], sampling)
     speakers.hub.use(None)
-    return text
+    return answer.text
 
 
 GREEDY = Sampling(max_new_tokens=8)
@@ -125,7 +125,9 @@ def test_a_turn_that_cannot_be_answered_leaves_the_conversation_as_it_was(
     with pytest.raises(ModelError, match="512 positions"):
         talk.compare("much " * 600)
     strict = "{{ raise_exception('no ' ~ messages[0]['content']) }}"
-    broken = HubModel(speakers.model, speakers.tokenizer, speakers.hub, {None: strict})
+    broken = HubModel(
+        speakers.model, speakers.hub, {None: with_template(speakers.tokenizer, strict)}
+    )
     talk.speakers = broken
     with pytest.raises(TemplateError, match="no hi"):
         talk.ask("well", lambda piece: None)
@@ -146,3 +148,13 @@ def test_drawn_answers_differ_from_turn_to_turn_and_come_again_with_the_seed(
 
     first = talk(1)
     assert len(set(first)) == 3 and talk(1) == first and talk(7) != first
+
+
+def test_a_prompt_of_one_adapter_leaves_the_template_of_the_others_alone(
+    speakers: HubModel,
+) -> None:
+    asked = [Message("user", "Is it so?")]
+    first = speakers.prompt_ids(None, asked)
+    loud = speakers.prompt_ids("wide", asked)
+    assert speakers.tokenizer.chat_template == CHATML
+    assert speakers.prompt_ids(None, asked) == first != loud

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import spoke
 from loractl.errors import ModelError
-from loractl.generation.sample import PerRow, Sampling, generate, stop_ids, stream
+from loractl.generation import sample
+from loractl.generation.sample import PerRow, Sampling, stop_ids, stream
 from loractl.lora.hub import Hub, MixedRowsError
 from tests.conftest import ARCHITECTURES
 
@@ -35,6 +36,11 @@ def likeliest(model: Any, prompt: list[int], n: int, stops: list[int]) -> list[i
         if best in stops:
             break
     return ids[len(prompt) :]
+
+
+def generate(*given: Any, **options: Any) -> list[str]:
+    """The texts of the answers."""
+    return [answer.text for answer in sample.generate(*given, **options)]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -185,8 +191,9 @@ def test_an_answer_told_in_pieces_is_the_one_that_comes_whole(
     most = 0
     for prompt in PROMPTS:
         pieces: list[str] = []
-        text = stream(model, tokenizer, prompt, sampling, pieces.append)
-        assert [text] == generate(model, tokenizer, [prompt], sampling)
+        answer = stream(model, tokenizer, prompt, sampling, pieces.append)
+        text = answer.text
+        assert [answer] == sample.generate(model, tokenizer, [prompt], sampling)
         assert "".join(pieces) == text and all(pieces)
         most = max(most, len(pieces))
     assert most > 5
@@ -210,3 +217,29 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole(tokenizer: Any) 
 def test_an_answer_in_pieces_is_refused_where_a_whole_one_is(load: Any, tokenizer: Any) -> None:
     with pytest.raises(ModelError, match="an empty prompt"):
         stream(load("llama"), tokenizer, [], Sampling(1), print)
+
+
+def test_an_answer_says_why_it_ended_and_of_how_many_tokens_it_is(
+    load: Any, tokenizer: Any
+) -> None:
+    model = load("llama")
+    free = likeliest(model, PROMPTS[0], 8, [])
+    (cut,) = sample.generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=3))
+    assert (cut.finish_reason, list(cut.ids)) == ("length", free[:3])
+    assert cut.prompt_tokens == len(PROMPTS[0])
+    model.generation_config.eos_token_id = [free[2]]
+    (ended,) = sample.generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=8))
+    end = free.index(free[2])
+    assert (ended.finish_reason, list(ended.ids)) == ("stop", free[:end])
+
+
+def test_drawing_leaves_the_generators_of_the_process_as_they_were(
+    load: Any, tokenizer: Any
+) -> None:
+    model = load("llama")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    drawn = Sampling(4, temperature=2.0, seed=1)
+    sample.generate(model, tokenizer, PROMPTS, drawn)
+    stream(model, tokenizer, PROMPTS[0], drawn, lambda piece: None)
+    assert torch.equal(torch.get_rng_state(), before)
