@@ -12,10 +12,10 @@ from typing import Any
 def describe() -> dict[str, Any]:
     import torch
 
-    from loractl.models import load
+    from loractl.models.device import choose_device, choose_dtype
 
-    device = load.choose_device()
-    dtype = str(load.choose_dtype("auto", device)).removeprefix("torch.")
+    device = choose_device()
+    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": _cpu(),

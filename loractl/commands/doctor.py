@@ -30,11 +30,11 @@ def gather() -> dict[str, Any]:
     """The facts by name; `missing` lists what would enable more."""
     import torch
 
-    from loractl.models import load
+    from loractl.models.device import choose_device, choose_dtype, free_memory
     from loractl.ops import native
 
-    device = load.choose_device()
-    dtype = str(load.choose_dtype("auto", device)).removeprefix("torch.")
+    device = choose_device()
+    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -45,7 +45,7 @@ def gather() -> dict[str, Any]:
         "kernels": "torch's" if native.missing(torch.float32) else "compiled for this machine",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "free memory": text.size(load.free_memory(device)),
+        "free memory": text.size(free_memory(device)),
         "free disk here": text.size(shutil.disk_usage(".").free),
     }
     missing = [

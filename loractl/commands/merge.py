@@ -41,10 +41,10 @@ def run(
     from loractl.artifacts.model import merge as merged
     from loractl.artifacts.model.proof import prove
     from loractl.engine.base import find_trained_base
-    from loractl.models import load
+    from loractl.models.device import TORCH_DTYPES
 
     source = find_trained_base(adapter, base)
-    target: torch.dtype | None = load.DTYPES[dtype] if dtype else None
+    target: torch.dtype | None = TORCH_DTYPES[dtype] if dtype else None
     require_apart(out, source.directory, adapter.directory)
     lines: list[str] = []
 

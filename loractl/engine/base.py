@@ -14,6 +14,7 @@ from loractl.errors import ArtifactError, ModelError
 from loractl.generation.hub_model import HubModel
 from loractl.lora.hub import Hub
 from loractl.models import load
+from loractl.models.device import choose_device, choose_dtype
 from loractl.startup import libraries
 
 
@@ -69,8 +70,8 @@ def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> 
     libraries.import_()  # an adapter that cannot be read is told before
     source = find_shared_base(named, [adapter.base for adapter in read.values()])
     tokenizer = load.load_tokenizer(source)
-    device = load.choose_device()
-    model = load.load_model(source, dtype=load.choose_dtype(dtype, device), device=device)
+    device = choose_device()
+    model = load.load_model(source, dtype=choose_dtype(dtype, device), device=device)
     hub = Hub(model)
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     for name in directories:

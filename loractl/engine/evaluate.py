@@ -22,6 +22,7 @@ from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
 from loractl.models import load
+from loractl.models.device import choose_device, choose_dtype
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ProvingRun
@@ -105,8 +106,8 @@ def _recorded_base(path: Path) -> str | None:
 
 
 def _load(source: load.Source, asked: EvalRequest) -> "PreTrainedModel":
-    device = load.choose_device()
-    model = load.load_model(source, dtype=load.choose_dtype(asked.dtype, device), device=device)
+    device = choose_device()
+    model = load.load_model(source, dtype=choose_dtype(asked.dtype, device), device=device)
     return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
 
 

@@ -27,6 +27,7 @@ from loractl.evaluation.loss import mean_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
+from loractl.models.device import choose_device, choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ProvingRun
@@ -129,8 +130,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    device = load.choose_device()
-    dtype = load.choose_dtype(config.model.dtype, device)
+    device = choose_device()
+    dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
     # Weights that are trained rest in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
@@ -265,7 +266,7 @@ def _checkpointing_(
     memory goes back to the system too: of 8,192 tokens the heap kept a gigabyte."""
     wanted = config.train.gradient_checkpointing
     need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
-    short = need > 0.5 * load.free_memory(device)
+    short = need > 0.5 * free_memory(device)
     if (short or wanted is True) and device.type == "cpu":
         hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":

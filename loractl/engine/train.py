@@ -21,7 +21,7 @@ from loractl.engine.save import write_final, write_trained
 from loractl.engine.session import Session, assemble
 from loractl.engine.summary import conclude, introduce
 from loractl.errors import NumericError, Stopped
-from loractl.models import load
+from loractl.models.device import peak_memory
 from loractl.signals import StopRequest
 from loractl.training.optim import Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
@@ -176,7 +176,7 @@ class _Run:
             "tokens": step.tokens,
             "trained_tokens": step.trained_tokens,
             "tokens_per_s": round(step.tokens / step.seconds, 1),
-            "peak_memory_bytes": load.peak_memory(self.session.device),
+            "peak_memory_bytes": peak_memory(self.session.device),
         }
         if step.skipped:
             row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
@@ -239,7 +239,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _line(step: Step) -> str:
-    memory = text.size(load.peak_memory(torch.device("cpu")))
+    memory = text.size(peak_memory(torch.device("cpu")))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 

@@ -5,10 +5,7 @@ tensor that the files lack is an error here, where transformers would start it a
 """
 
 import hashlib
-import os
-import resource
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +25,6 @@ from loractl.models import base_directory, gguf_base
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -231,46 +227,6 @@ def head_name(model: "PreTrainedModel") -> str | None:
     """The path of the output head among the model's modules."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return next((name for name, module in model.named_modules() if module is head), None)
-
-
-def choose_device() -> torch.device:
-    """CUDA where there is one, then Apple's MPS, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of the frozen base: as asked, or the one that computes fast on this device.
-
-    bfloat16 matrix products run 2 to 2.5 times as fast as float32 ones on a CPU with avx512_bf16,
-    and far slower on one without.
-    """
-    if wanted != "auto":
-        return DTYPES[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
-    return torch.float32
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on this device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process: allocated on CUDA, resident elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
 
 
 def fingerprint(source: Source) -> str:

@@ -1,4 +1,4 @@
-"""What the hand-written layers of `ops/block.py` keep and take, counted line by line of its code.
+"""What the hand-written layers of `ops/layer/` keep and take, counted line by line of its code.
 
 Sizes are in values a token until the last moment; `scores` alone does not grow with the tokens.
 Not counted, here nor anywhere: without the C files, on processors with AVX-512 that do not know
@@ -7,20 +7,17 @@ bfloat16, oneDNN makes each product of bfloat16 in a float32 copy first.
 
 from collections.abc import Iterator, Mapping
 
+from loractl.models.fast.architectures import MODEL_TYPES
 from loractl.models.shape.types import ModelShape
 from loractl.ops.chunks import query_rows, together
 from loractl.planning.frameworks import Framework
 from loractl.planning.work import Roles, Work
 
-FAMILY = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text",
-})  # fmt: skip
-"""Architectures that `models/fast.py` has layers for."""
 ACTIVATIONS = frozenset({
     "silu", "swish", "gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new",
     "gelu_fast", "gelu_accurate",
 })  # fmt: skip
-"""Those of config.json that `models/activations.py` makes one operation of."""
+"""Those of config.json that `models/fast/activations.py` makes one operation of."""
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Layers that share an input, and so one thin product."""
 UNDER_WAY = 9
@@ -37,7 +34,7 @@ def takes(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: 
     return (
         framework.own_ops
         and work.fast
-        and shape.architecture in FAMILY
+        and shape.architecture in MODEL_TYPES
         and shape.activation in ACTIVATIONS
         and work.formula in ("lora", "adalora")
         and not (special or own_head)

@@ -9,6 +9,7 @@ from loractl.engine.check.data import fix, note, ok
 from loractl.engine.check.step import StepReport
 from loractl.engine.session import Session
 from loractl.models import load
+from loractl.models.device import free_memory
 from loractl.reports.findings import Finding
 
 
@@ -83,7 +84,7 @@ def step_findings(session: Session, step: StepReport) -> Iterator[Finding]:
     else:
         yield ok("gradients", "every adapter moved in the step")
     yield ok("saving", "what was saved reads back bit for bit")
-    free = load.free_memory(session.device)
+    free = free_memory(session.device)
     if step.peak_bytes > 0.9 * (free + step.peak_bytes):
         yield note(
             "memory",

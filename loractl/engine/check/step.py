@@ -15,7 +15,7 @@ from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.save import MODEL, write_trained
 from loractl.engine.session import Session
 from loractl.errors import NumericError
-from loractl.models import load
+from loractl.models.device import peak_memory
 from loractl.planning.peak_memory import CPU_PROCESS
 from loractl.records import Batch, DataState
 from loractl.training.optim import LearningRate, Rates, build_optimizer, state_tensors
@@ -96,7 +96,7 @@ def one_step(session: Session) -> StepReport:
         seconds=step.seconds,
         save_seconds=time.perf_counter() - began,
         estimated_bytes=estimate,
-        peak_bytes=load.peak_memory(session.device),
+        peak_bytes=peak_memory(session.device),
         moved=len(moved),
         tensors=len(parameters),
         still=_still(session, moved),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from loractl.models.fast.activations import activation_of
+from loractl.models.fast.architectures import LAYERS
 from loractl.ops.layer.description import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
 
@@ -18,26 +19,16 @@ class Unusual(Exception):
     """What stands in the way of the fast layers, in words."""
 
 
-FAMILY = {
-    "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer",
-    "SmolLM3DecoderLayer", "GraniteDecoderLayer", "GemmaDecoderLayer", "Gemma2DecoderLayer",
-    "Gemma3DecoderLayer",
-}  # fmt: skip
-"""Classes of transformers whose layers are read here."""
-SANDWICHED = {"Gemma2DecoderLayer", "Gemma3DecoderLayer"}
-"""Those with a norm before and one behind attention and MLP."""
-
-
 def read_layer(layer: nn.Module, path: str) -> Layer:
     """One decoder layer. Raises Unusual."""
     name = type(layer).__name__
-    if name not in FAMILY or not type(layer).__module__.startswith("transformers.models."):
+    if name not in LAYERS or not type(layer).__module__.startswith("transformers.models."):
         raise Unusual(f"{path} is a {name}")
     attention, mlp = _child(layer, "self_attn", path), _child(layer, "mlp", path)
     _require_unhooked(layer, path)
     if attention.config.attention_dropout and attention.training:
         raise Unusual(f"{path}.self_attn has dropout")
-    sandwiched = name in SANDWICHED
+    sandwiched = LAYERS[name].is_sandwiched
     norms = {
         "before_attention": "input_layernorm",
         "before_mlp": "pre_feedforward_layernorm" if sandwiched else "post_attention_layernorm",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from loractl.models.fast.architectures import TRUNKS
 from loractl.models.fast.read_layer import Unusual, read_layer
 from loractl.models.fast.shared_start import once, shared_start
 from loractl.models.fast.trunk_cache import TrunkCache
@@ -21,11 +22,6 @@ from loractl.records import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FAMILY = {
-    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "SmolLM3Model", "GraniteModel",
-    "GemmaModel", "Gemma2Model", "Gemma3TextModel",
-}  # fmt: skip
 
 
 class Trunk:
@@ -66,7 +62,7 @@ class Trunk:
 def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
     """What keeps a model from the fast layers, or an empty text."""
     trunk: Any = model.base_model
-    if type(trunk).__name__ not in FAMILY:
+    if type(trunk).__name__ not in TRUNKS:
         return f"no fast layers for {type(trunk).__name__}"
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear:  # then loss and gradients come from the model as a whole

@@ -13,7 +13,7 @@ from loractl.data.batches import collate
 from loractl.lora.inject import adaptable, adapters, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.lora.whole import train_whole_
-from loractl.models.fast.read_layer import FAMILY
+from loractl.models.fast.architectures import LAYERS
 from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, recompute_activations_
 from loractl.records import Batch, Example
@@ -138,7 +138,7 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_transformers_own(name: str) 
 
 
 def test_every_class_that_is_named_is_tested() -> None:
-    assert {f"{name}DecoderLayer" for name in MODELS} == FAMILY
+    assert {f"{name}DecoderLayer" for name in MODELS} == LAYERS.keys()
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj"], ["up_proj"], ["down_proj"]])
