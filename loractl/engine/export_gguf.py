@@ -4,8 +4,6 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from loractl.artifacts.gguf import (
     layout as gguf_layout,
 )
@@ -30,9 +28,9 @@ from loractl.data.template import with_template
 from loractl.errors import ModelError, NumericError
 from loractl.generation.sample import stop_ids
 from loractl.models.load import Source, load_skeleton, load_tokenizer
+from loractl.models.torch_dtypes import short_word
 from loractl.records import Message
 
-SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 CONVERSATIONS = (
     (Message("user", "What is 12 + 345?"),),
     (
@@ -103,7 +101,7 @@ class Exporting:
 
     def write_merged(self, path: Path) -> None:
         """Write base + adapter as one model, and prove it."""
-        dtype = self.dtype or SHORT.get(own_dtype(self.source), "f32")
+        dtype = self.dtype or short_word(own_dtype(self.source)) or "f32"
         plan = plan_merge(self.source, load_skeleton(self.source), self.adapter)
         if plan is None:
             raise ModelError(f"{self.source.name}: its files name tensors in a way of their own")

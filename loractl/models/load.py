@@ -24,11 +24,11 @@ from transformers.utils import logging as transformers_logging
 from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base
+from loractl.models.torch_dtypes import DTYPES, dtype_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -208,7 +208,7 @@ def load_model(
     model.to(device)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         if finite and not torch.isfinite(parameter).all():
-            dtype_name = str(dtype).removeprefix("torch.")
+            dtype_name = dtype_word(dtype)
             raise ModelError(
                 f"model {source.name}: {name} holds values that are not finite in {dtype_name}"
             )

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedModel
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama_ftype
 BLOCK = 32  # values that share a scale in q8_0
 QUANTIZATION_VERSION = 2
