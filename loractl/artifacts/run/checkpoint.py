@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from loractl import leftovers
 from loractl.artifacts import files
+from loractl.digests import file_sha256
 from loractl.errors import ArtifactError, StateError
 
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
@@ -71,7 +73,7 @@ def save(
 def seal(directory: Path, step: int) -> None:
     """Write the manifest of what lies in a directory."""
     listed = {
-        path.name: {"size": path.stat().st_size, "sha256": files.sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(directory.iterdir())
     }
     content = {"step": step, "files": listed}
@@ -125,7 +127,7 @@ def require_published(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise ArtifactError(_GONE.format(directory))
-    if files.HALF.fullmatch(directory.resolve().name):
+    if leftovers.is_leftover(directory.resolve()):
         raise ArtifactError(
             f"{directory}: is being written, or was left half-written by a process that was killed;"
             " name a finished one"
@@ -161,7 +163,7 @@ def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
         size, expected = path.stat().st_size, entry.get("size")
         if size != expected:
             return [f"{path}: {size} bytes, expected {expected}: truncated or changed"]
-        if files.sha256(path) != entry.get("sha256"):
+        if file_sha256(path) != entry.get("sha256"):
             return [f"{path}: its SHA-256 is not that of the manifest: damaged"]
     except FileNotFoundError:
         return [f"{path}: missing"]
