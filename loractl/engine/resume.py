@@ -9,8 +9,8 @@ from loractl.artifacts.run import checkpoint, metrics
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
 from loractl.config.optimizers import OPTIMIZERS
-from loractl.engine.save import MODEL
 from loractl.engine.session import Session
+from loractl.engine.trained import MODEL
 from loractl.errors import StateError
 from loractl.training.optim import restore_state_
 from loractl.training.state import TrainState
