@@ -1,4 +1,5 @@
-"""Put an adapter that was read into a model: all of it or nothing, names and shapes compared."""
+"""Put an adapter that was read into a model or a hub: all of it or nothing, names and shapes
+compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from loractl.artifacts.peft.names import (
 )
 from loractl.errors import ArtifactError
 from loractl.lora.dense import MatrixSize, dense_weight_of
-from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, sizes_of
+from loractl.lora.hub import Hub, StandIn, stand_ins
+from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, remove_, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS, ModuleRank, UnmatchedError, is_named
 from loractl.lora.ranks import sizes as rank_sizes
@@ -156,6 +158,25 @@ def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[s
     layers = inject_(model, ranks, formula=adapter.formula, dropout=dropout)
     restore_(layers, adapter.tensors, train_whole_(model, paths))
     return layers
+
+
+def add_to_hub_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
+    """Put an adapter into the hub of this model.
+
+    Raises ArtifactError, with the hub as it was, when adapter and model do not fit.
+    """
+    hub.add_(name, stand_ins_of(adapter, model))
+
+
+def stand_ins_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
+    """What an adapter has in the place of modules of a model, by path; the model is as it was.
+
+    Raises ArtifactError when the two do not fit.
+    """
+    load_(model, adapter)
+    found = stand_ins(model)
+    remove_(model)
+    return found
 
 
 def restore_(
