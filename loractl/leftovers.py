@@ -37,7 +37,7 @@ def sweep_name(final: Path) -> None:
     """Remove what processes that are no more left of this name."""
     for path in final.parent.iterdir():
         match = _LEFTOVER.fullmatch(path.name)
-        if match and match["name"] == final.name and not _lives(int(match["pid"])):
+        if match and match["name"] == final.name and not _is_running(int(match["pid"])):
             delete(path)
 
 
@@ -48,7 +48,7 @@ def sweep_directory(directory: Path) -> None:
             delete(path)
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

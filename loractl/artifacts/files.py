@@ -26,24 +26,24 @@ def told(path: Path, *, needs: int | None = None) -> Iterator[None]:
     except OSError as error:
         if not is_of_the_disk(error):
             raise
-        raise StorageError(f"{path}: {error.strerror}{_space(path, needs)}") from error
+        raise StorageError(f"{path}: {error.strerror}{_space_left(path, needs)}") from error
 
 
 def require_space(path: Path, needs: int) -> None:
     """Raise StorageError where the disk of a path has less than `needs` bytes free."""
-    if free(path) < needs:
-        raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space(path, needs)}")
+    if free_bytes(path) < needs:
+        raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space_left(path, needs)}")
 
 
-def free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Bytes free on the disk that a path is on, or would be."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
-def _space(path: Path, needs: int | None) -> str:
+def _space_left(path: Path, needs: int | None) -> str:
     needed = f"{text.size(needs)} ({needs} bytes) needed, " if needs is not None else ""
     try:
-        left = free(path)
+        left = free_bytes(path)
     except OSError:
         return ""
     return f"; {needed}{text.size(left)} ({left} bytes) free; what stood here before still does"

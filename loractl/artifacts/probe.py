@@ -66,7 +66,7 @@ class Agreement:
         )
 
 
-def compare(
+def compare_logits(
     found: Tensor, expected: Tensor, *, rounding: float, noise: float = FP32_TOLERANCE
 ) -> Agreement:
     """Judge logits (rows, length, vocabulary) against those that base + adapter gives.

@@ -46,7 +46,7 @@ def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
         dropout=config.lora.dropout,
         about={**session.about(), "step": state.step},
         chat_template=template if isinstance(template, str) else None,
-        allocation=_allocation(session) if config.method == "adalora" else None,
+        allocation=_allocation_of(session) if config.method == "adalora" else None,
     )
 
 
@@ -59,7 +59,7 @@ def _present_spec(session: Session) -> RankSpec:
     return replace(spec, rank=layer.rank, alpha=alpha_of(layer.scale, layer.rank, spec.scaling))
 
 
-def _allocation(session: Session) -> save.Allocation:
+def _allocation_of(session: Session) -> save.Allocation:
     adalora = session.config.lora.adalora
     return save.Allocation(
         initial_rank=adalora.initial_rank,

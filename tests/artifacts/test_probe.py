@@ -33,18 +33,18 @@ def test_half_a_step_is_what_rounding_once_makes_at_most_and_nearly_reaches(
 def test_logits_agree_up_to_noise_and_rounding_and_never_where_one_is_no_number() -> None:
     expected = torch.tensor([[[1.0, -8.0], [3.0, 2.0]]])  # (rows, length, vocabulary)
     noise = 8 * probe.FP32_TOLERANCE
-    near = probe.compare(expected + 0.9 * noise, expected, rounding=0.0)
+    near = probe.compare_logits(expected + 0.9 * noise, expected, rounding=0.0)
     assert near.holds and near.bound == pytest.approx(noise) and near.largest_logit == 8
-    assert not probe.compare(expected + 1.1 * noise, expected, rounding=0.0).holds
-    wide = probe.compare(expected + 0.1, expected, rounding=0.03)
+    assert not probe.compare_logits(expected + 1.1 * noise, expected, rounding=0.0).holds
+    wide = probe.compare_logits(expected + 0.1, expected, rounding=0.03)
     assert wide.holds and wide.bound == pytest.approx(noise + probe.ROUNDING_FACTOR * 0.03)
     assert wide.drowns(0.15) and not wide.drowns(0.25)
-    other = probe.compare(expected.flip(-1), expected, rounding=9.0)
+    other = probe.compare_logits(expected.flip(-1), expected, rounding=9.0)
     assert other.holds and other.top1_agreement == 0
     for bad in (float("nan"), float("inf")):
         spoilt = expected.clone()
         spoilt[0, 1, 0] = bad
-        found = probe.compare(spoilt, expected, rounding=1e9)
+        found = probe.compare_logits(spoilt, expected, rounding=1e9)
         assert not found.holds and found.difference == float("inf")
 
 

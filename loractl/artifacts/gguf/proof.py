@@ -105,7 +105,7 @@ def expect(
     rounding = 0.0
     if dtype != "f32":
         rounding = probe.rounding_effect(
-            model, ids, logits, shaken, lambda exact: _rounded(exact, dtype)
+            model, ids, logits, shaken, lambda exact: _round_to(exact, dtype)
         )
     return Expected(ids, logits, effect, rounding, wrong)
 
@@ -135,7 +135,7 @@ def prove(
     found = torch.from_numpy(np.stack(answer.logits))  # (rows, length, vocabulary)
     return Proof(
         dtype=dtype,
-        logits=probe.compare(
+        logits=probe.compare_logits(
             found, expected.logits, rounding=expected.rounding, noise=layout.family.noise
         ),
         effect=expected.effect,
@@ -145,7 +145,7 @@ def prove(
     )
 
 
-def _rounded(exact: Tensor, dtype: str) -> Tensor:
+def _round_to(exact: Tensor, dtype: str) -> Tensor:
     """A tensor as llama.cpp reads it from a file of `dtype`."""
     from gguf import GGMLQuantizationType, quants
 

@@ -235,12 +235,12 @@ def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch
     if untie:
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False
-    _save(model, directory, dtype)
+    _save_rounded(model, directory, dtype)
     load_tokenizer(source).save_pretrained(directory)
     return Written(untie, dtype)
 
 
-def _save(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
+def _save_rounded(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
     model.to(dtype)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         _require_finite(name, parameter.detach())
@@ -279,6 +279,6 @@ def write_model_(
 
     The model itself is left in that dtype.
     """
-    _save(model, directory, dtype)
+    _save_rounded(model, directory, dtype)
     tokenizer.save_pretrained(directory)
     files.write_json(directory / ABOUT, about)

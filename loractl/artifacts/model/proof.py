@@ -68,7 +68,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     model = load_model(source, dtype=torch.float32, device=cpu)
     ids = probe.probe_ids(model)
     base = probe.probe_logits(model, ids)
-    untouched = _digests(model, dtype)
+    untouched = _digest_tensors(model, dtype)
     layers = load_(model, adapter)
     expected = probe.probe_logits(model, ids)
     effect = probe.effect_of(base, expected, adapter.directory)
@@ -88,13 +88,13 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     del model, layers
     model = load_model(locate(str(merged)), dtype=torch.float32, device=cpu)
     return Proof(
-        logits=probe.compare(probe.probe_logits(model, ids), expected, rounding=rounding),
+        logits=probe.compare_logits(probe.probe_logits(model, ids), expected, rounding=rounding),
         effect=effect,
         dtype=dtype_word(coarsest),
         wrong=(
             *_wrong_updates(model, columns, coarsest),
             *_wrong_wholes(model, wanted, dtypes),
-            *_changed(model, untouched, adapted | wanted.keys()),
+            *_changed_tensors(model, untouched, adapted | wanted.keys()),
         ),
     )
 
@@ -126,7 +126,7 @@ def _wrong_wholes(
     ]
 
 
-def _digests(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
+def _digest_tensors(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
     """A hash of every tensor of a model, as it is once rounded to `dtype`."""
     return {
         name: hashlib.sha256(tensor.to(dtype or tensor.dtype).float().flatten().numpy()).hexdigest()
@@ -134,8 +134,10 @@ def _digests(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
     }
 
 
-def _changed(model: nn.Module, untouched: Mapping[str, str], adapted: Iterable[str]) -> list[str]:
+def _changed_tensors(
+    model: nn.Module, untouched: Mapping[str, str], adapted: Iterable[str]
+) -> list[str]:
     """Tensors without an adapter that differ from the base's, or are missing or new."""
-    found = _digests(model, None)
+    found = _digest_tensors(model, None)
     names = sorted((found.keys() | untouched.keys()) - set(adapted))
     return [name for name in names if found.get(name) != untouched.get(name)]

@@ -33,7 +33,7 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     Raises ArtifactError listing names that match nothing, halves that are missing, shapes that
     differ, and base weights that the adapter brings of its own.
     """
-    fits = _places(adapter, model)
+    fits = _find_places(adapter, model)
     where = adapter.directory / WEIGHTS
     brought = own_weights(adapter, fits.kinds)
     for name, tensor in brought.items():
@@ -46,14 +46,14 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     if unexpected or not adapter.tensors:
         raise ArtifactError(
             f"{where}: {matched} of {len(adapter.tensors)} tensors match a module of the model;"
-            f" unexpected: {_some(unexpected)}; expected names such as"
+            f" unexpected: {_first_names(unexpected)}; expected names such as"
             f" {next(iter(fits.expected), 'none')}"
         )
     modules = list(dict.fromkeys(m for full, m in fits.expected.items() if full in adapter.tensors))
     wanted = {full: m for full, m in fits.expected.items() if m in modules}
     missing = sorted((wanted.keys() | fits.whole.keys()) - adapter.tensors.keys())
     if missing or not modules:
-        listed = _some(missing) or "every lora_A and lora_B"
+        listed = _first_names(missing) or "every lora_A and lora_B"
         raise ArtifactError(f"{where}: {len(missing)} tensors are missing: {listed}")
     for full, shape in fits.whole.items():
         _require_shape(adapter, full, shape, "as the module of the base has")
@@ -78,7 +78,7 @@ class _Places:
     whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of modules that are saved whole
 
 
-def _places(adapter: Adapter, model: nn.Module) -> _Places:
+def _find_places(adapter: Adapter, model: nn.Module) -> _Places:
     def is_meant(name: str, kind: str) -> bool:
         if kind not in FORMULAS[adapter.formula]:
             return False
@@ -144,7 +144,7 @@ def require_same(adapter: Adapter, name: str, copy: Tensor, weight: Tensor) -> N
         )
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
 
 

@@ -18,7 +18,7 @@ from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.names import PREFIX, SUFFIXES
-from loractl.artifacts.peft.updates import others, updates
+from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import ModuleRank, RankSpec
@@ -32,7 +32,7 @@ def write(
     directory: Path, adapter: Adapter, skeleton: "PreTrainedModel", *, dtype: torch.dtype, base: str
 ) -> int:
     """Write the portable form; return its rank. Raises ArtifactError naming what it cannot hold."""
-    strange = sorted(name for name in others(adapter) if ".base_layer." not in name)
+    strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
         raise _not_held(adapter, f"{strange[0]} is no part of a plain low-rank update")
     found = updates(adapter)
@@ -103,5 +103,5 @@ def prove(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers
         found = probe.probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)
-    agreement = probe.compare(found, expected, rounding=rounding)
+    agreement = probe.compare_logits(found, expected, rounding=rounding)
     return agreement.say("in PEFT", proven=agreement.holds), agreement.holds

@@ -77,7 +77,7 @@ def seal(directory: Path, step: int) -> None:
         for path in sorted(directory.iterdir())
     }
     content = {"step": step, "files": listed}
-    files.write_json(directory / MANIFEST, {**content, "sha256": _digest(content)})
+    files.write_json(directory / MANIFEST, {**content, "sha256": _digest_content(content)})
 
 
 def rotate(checkpoints: Path, step: int, keep: int) -> None:
@@ -94,7 +94,7 @@ def rotate(checkpoints: Path, step: int, keep: int) -> None:
             valid += 1
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _digest_content(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(files.as_json(content).encode()).hexdigest()
 
 
@@ -112,7 +112,7 @@ def _step_of(directory: Path) -> int:
 
 def faults(directory: Path) -> list[str]:
     """What is wrong with a checkpoint, a line each: an empty list means that it is valid."""
-    found = _faults(directory)
+    found = _manifest_faults(directory)
     return found if directory.is_dir() else [_GONE.format(directory)]
 
 
@@ -134,7 +134,7 @@ def require_published(directory: Path) -> None:
         )
 
 
-def _faults(directory: Path) -> list[str]:
+def _manifest_faults(directory: Path) -> list[str]:
     where = directory / MANIFEST
     try:
         text = files.read_text(where)
@@ -143,7 +143,7 @@ def _faults(directory: Path) -> list[str]:
         return [str(error)]
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     # The text too: JSON reads the same without its last newline.
-    if manifest.get("sha256") != _digest(content) or text != files.as_json(manifest):
+    if manifest.get("sha256") != _digest_content(content) or text != files.as_json(manifest):
         return [f"{where}: its SHA-256 is not that of its content: damaged"]
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not {OPTIMIZER, STATE} <= listed.keys():
