@@ -10,9 +10,14 @@ LoractlError      1   (never raised itself: a child says what went wrong)
 └─ StorageError   5   disk full, not writable
 """
 
+import errno
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 TERMINATED = 143  # 128 + SIGTERM
 MOST_SHOWN = 10
+_OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
+}  # fmt: skip
 
 
 class LoractlError(Exception):
@@ -77,3 +82,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in text
         or "out of memory" in text
     )
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full, broken or not to be written to: what a StorageError tells of."""
+    return error.errno in _OF_THE_DISK

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -15,14 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from loractl import text
-from loractl.errors import ArtifactError, StorageError
-
-OF_THE_DISK = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
-}  # fmt: skip
-HALF = re.compile(r"\.(?P<name>.+)\.(?:tmp|old)-(?P<pid>\d+)")
-"""The names of what is being written, or removed, and by which process."""
+from loractl import leftovers, text
+from loractl.errors import ArtifactError, StorageError, is_of_the_disk
 
 
 @contextlib.contextmanager
@@ -31,26 +24,26 @@ def told(path: Path, *, needs: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if not is_of_the_disk(error):
             raise
-        raise StorageError(f"{path}: {error.strerror}{_space(path, needs)}") from error
+        raise StorageError(f"{path}: {error.strerror}{_space_left(path, needs)}") from error
 
 
 def require_space(path: Path, needs: int) -> None:
     """Raise StorageError where the disk of a path has less than `needs` bytes free."""
-    if free(path) < needs:
-        raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space(path, needs)}")
+    if free_bytes(path) < needs:
+        raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space_left(path, needs)}")
 
 
-def free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Bytes free on the disk that a path is on, or would be."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
-def _space(path: Path, needs: int | None) -> str:
+def _space_left(path: Path, needs: int | None) -> str:
     needed = f"{text.size(needs)} ({needs} bytes) needed, " if needs is not None else ""
     try:
-        left = free(path)
+        left = free_bytes(path)
     except OSError:
         return ""
     return f"; {needed}{text.size(left)} ({left} bytes) free; what stood here before still does"
@@ -121,11 +114,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sync(path: Path) -> None:
     """Wait until a file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -144,10 +132,10 @@ def publish(final: Path, write: Callable[[Path], None], *, needs: int | None = N
     What stands under the name already is replaced; nothing half-written ever stands there. `needs`
     are the bytes that it will take, where they are known. Raises StorageError.
     """
-    beside = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    beside = leftovers.being_made(final)
     with told(final, needs=needs):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
+        leftovers.sweep_name(final)
         if needs is not None:
             require_space(final, needs)
         try:
@@ -167,38 +155,20 @@ def _give_name(beside: Path, final: Path) -> None:
     if not final.exists() and not final.is_symlink():
         beside.rename(final)
         return
-    old = _going(final)
+    old = leftovers.being_removed(final)
     final.rename(old)
     try:
         beside.rename(final)
     except BaseException:
         old.rename(final)
         raise
-    _delete(old)
-
-
-def _sweep(final: Path) -> None:
-    """Remove what processes that are no more left of this name."""
-    for path in final.parent.iterdir():
-        match = HALF.fullmatch(path.name)
-        if match and match["name"] == final.name and not _lives(int(match["pid"])):
-            _delete(path)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return pid != os.getpid()  # our own are those of an earlier process with this number
+    leftovers.delete(old)
 
 
 def publish_file(final: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file in a directory beside `final`, sync it, and give it its name."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    beside = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    beside = leftovers.being_made(final)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
@@ -216,25 +186,14 @@ def remove(path: Path) -> None:
 
     Of a link to a directory only the link goes.
     """
-    going = _going(path)
+    going = leftovers.being_removed(path)
     path.rename(going)
-    _delete(going)
-
-
-def _going(path: Path) -> Path:
-    return path.parent / f".{path.name}.old-{os.getpid()}"
-
-
-def _delete(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-    else:
-        shutil.rmtree(path)
+    leftovers.delete(going)
 
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's content at once: a reader sees the old text or the new."""
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = leftovers.being_made(path)
     with told(path):
         try:
             beside.write_text(text, encoding="utf-8")

@@ -24,6 +24,8 @@ from loractl.errors import (
     ConfigError,
     LoractlError,
     Stopped,
+    StorageError,
+    is_of_the_disk,
     is_out_of_memory,
 )
 
@@ -264,12 +266,10 @@ def _help_of(argv: Sequence[str]) -> str:
 
 def _storage(error: OSError) -> int:
     """Say that the disk is full or not writable; anything else is a bug of ours and is raised."""
-    from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS
-
-    if error.errno not in (EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS):
+    if not is_of_the_disk(error):
         raise error
     console.errors([f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept"])
-    return 5
+    return StorageError.exit_code
 
 
 def entry() -> None:

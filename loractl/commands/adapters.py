@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import __version__, console, text
 from loractl.commands.arguments import check_out, require_size
+from loractl.digests import file_sha256
 from loractl.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def about_made(
 ) -> dict[str, Any]:
     """loractl.json of an adapter made from others: from which bytes, how, for which base."""
 
-    from loractl.artifacts import files
     from loractl.artifacts.peft.adapter import WEIGHTS
 
     first = next(iter(sources.values()))
@@ -145,7 +145,7 @@ def about_made(
             "from": {
                 name: {
                     "path": str(source.directory),
-                    "sha256": files.sha256(source.directory / WEIGHTS),
+                    "sha256": file_sha256(source.directory / WEIGHTS),
                 }
                 for name, source in sources.items()
             },

@@ -1,17 +1,17 @@
 """Arguments that several commands read: NAME=DIR, --out, sizes, dtypes, how text is drawn."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
 
 if TYPE_CHECKING:
     from loractl.generation.sample import Sampling
 
-DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -28,7 +28,7 @@ class GenerationOptions:
 
     def check(self) -> None:
         """Raise ConfigError for a dtype that does not exist; the numbers are bounded by the CLI."""
-        require_dtype(self.dtype, (AUTO, *DTYPES))
+        require_dtype(self.dtype, (AUTO, *WIDTHS))
 
     @property
     def sampling(self) -> "Sampling":
@@ -37,7 +37,7 @@ class GenerationOptions:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
 
 
-def require_dtype(dtype: str, words: Sequence[str]) -> None:
+def require_dtype(dtype: str, words: Collection[str]) -> None:
     """Raise ConfigError for a dtype that is none of these words."""
     if dtype not in words:
         raise ConfigError(f"--dtype: {dtype!r}, expected one of {', '.join(words)}")

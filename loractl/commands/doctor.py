@@ -31,10 +31,11 @@ def gather() -> dict[str, Any]:
     import torch
 
     from loractl.models.device import choose_device, choose_dtype, free_memory
+    from loractl.models.torch_dtypes import dtype_word
     from loractl.ops import native
 
     device = choose_device()
-    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
+    dtype = dtype_word(choose_dtype("auto", device))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     facts: dict[str, Any] = {
         "python": platform.python_version(),

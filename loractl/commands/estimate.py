@@ -10,12 +10,13 @@ from typing import Any
 from loractl import console
 from loractl.commands.arguments import count_of
 from loractl.config.optimizers import OPTIMIZERS
+from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.planning.estimate import Pace, report
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.known_model import automatic_dtype, shape_of
-from loractl.planning.request import WIDTHS, Request, of_settings
+from loractl.planning.request import Request, of_settings
 
 TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console, text
-from loractl.commands.arguments import AUTO, DTYPES, parse_adapters, require_dtype
+from loractl.commands.arguments import AUTO, parse_adapters, require_dtype
+from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
 from loractl.evaluation.eval_request import LOSSES, MATCHES, EvalRequest
 from loractl.startup import libraries
@@ -46,7 +47,7 @@ def run(
 
 
 def _check(asked: EvalRequest) -> None:
-    require_dtype(asked.dtype, (AUTO, *DTYPES))
+    require_dtype(asked.dtype, (AUTO, *WIDTHS))
     known = (*LOSSES, *MATCHES)
     for name in asked.metrics:
         if name not in known:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loractl import console
 from loractl.commands.arguments import require_apart
+from loractl.dtypes import SHORT
 from loractl.errors import ConfigError, ModelError, NumericError
 from loractl.startup import libraries
 
@@ -87,17 +88,14 @@ def _check_out(out: Path, form: Format, overwrite: bool) -> None:
 def _peft(request: Request) -> list[str]:
     from importlib.util import find_spec
 
-    import torch
-
     from loractl.artifacts import files
     from loractl.artifacts.peft import portable
     from loractl.artifacts.peft.attach import ranks_of
     from loractl.models.load import load_skeleton
+    from loractl.models.torch_dtypes import FILE_DTYPES
 
     adapter, source = request.adapter, request.source
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[
-        request.dtype or "f32"
-    ]
+    dtype = FILE_DTYPES[request.dtype or "f32"]
     skeleton = load_skeleton(source)
     ranks_of(adapter, skeleton)
     lines: list[str] = []
@@ -162,8 +160,8 @@ def _exporting(request: Request) -> "Exporting":
 
 
 FORMATS = {
-    "peft": Format(_peft, ("f32", "f16", "bf16"), is_file=False),
-    "gguf": Format(_gguf, ("f32", "f16", "bf16"), is_file=True),
-    "merged-gguf": Format(_merged_gguf, ("f32", "f16", "bf16", "q8_0"), is_file=True),
-    "ollama": Format(_ollama, ("f32", "f16", "bf16", "q8_0"), is_file=False),
+    "peft": Format(_peft, tuple(SHORT.values()), is_file=False),
+    "gguf": Format(_gguf, tuple(SHORT.values()), is_file=True),
+    "merged-gguf": Format(_merged_gguf, (*SHORT.values(), "q8_0"), is_file=True),
+    "ollama": Format(_ollama, (*SHORT.values(), "q8_0"), is_file=False),
 }

@@ -37,7 +37,7 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
         "adapter": str(adapter.directory),
         "base": adapter.base,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
-        "beside": sorted(updates.others(adapter)),
+        "beside": sorted(updates.tensors_beside(adapter)),
         "kinds": summary(modules),
         "modules": modules,
     }

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.commands.arguments import DTYPES, require_apart, require_dtype
+from loractl.commands.arguments import require_apart, require_dtype
+from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError, NumericError
 from loractl.startup import libraries
 
@@ -25,7 +26,7 @@ def run(
 ) -> int:
     """Merge an adapter into its base. Raises NumericError when the proof fails; nothing is left."""
     if dtype is not None:
-        require_dtype(dtype, DTYPES)
+        require_dtype(dtype, WIDTHS)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file, expected a directory that is not there yet")
     if out.exists() and not overwrite:
@@ -41,10 +42,10 @@ def run(
     from loractl.artifacts.model import merge as merged
     from loractl.artifacts.model.proof import prove
     from loractl.engine.base import find_trained_base
-    from loractl.models.device import TORCH_DTYPES
+    from loractl.models.torch_dtypes import DTYPES
 
     source = find_trained_base(adapter, base)
-    target: torch.dtype | None = TORCH_DTYPES[dtype] if dtype else None
+    target: torch.dtype | None = DTYPES[dtype] if dtype else None
     require_apart(out, source.directory, adapter.directory)
     lines: list[str] = []
 

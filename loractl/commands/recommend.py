@@ -8,13 +8,14 @@ from typing import Any
 
 from loractl import console, text
 from loractl.commands.arguments import bytes_of, count_of
+from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.models.shape.types import ModelShape
 from loractl.planning import devices, recommend
 from loractl.planning.known_model import shape_of
 from loractl.planning.recommend import Choice, RecommendRequest, Rows
-from loractl.planning.request import WIDTHS, Request, memory_of, ranks_of
+from loractl.planning.request import Request, memory_of, ranks_of
 from loractl.planning.search import of_memory
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from loractl.data import hub_data, json_files, tables
 from loractl.data.row_files import Row as Row
 from loractl.data.row_files import missing
+from loractl.digests import file_sha256
 from loractl.errors import DataError
 from loractl.paths import is_hub_data
 from loractl.records import Conversation, Message
@@ -116,8 +117,7 @@ def fingerprint(source: str | Path, split: str | None = None) -> str:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises DataError."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 

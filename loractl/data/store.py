@@ -25,6 +25,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from loractl import leftovers
+from loractl.digests import file_sha256
 from loractl.errors import StorageError
 from loractl.paths import cache_home
 from loractl.records import UNTRAINED, Example
@@ -199,7 +201,7 @@ class Cache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._forget_unused()
-            working = Path(mkdtemp(prefix=f".{place.name}-", dir=self.root))
+            working = Path(mkdtemp(prefix=leftovers.MAKING, dir=self.root))
         except OSError as error:
             raise StorageError(
                 f"{self.root}: the token cache cannot be written: {error.strerror}; set"
@@ -217,9 +219,9 @@ class Cache:
 
     def _forget_unused(self) -> None:
         """Remove stores that no run has opened for a month, and what killed runs left."""
+        leftovers.sweep_cache(self.root)
         for entry in self.root.iterdir():
-            days = 1 if entry.name.startswith(".") else UNUSED_DAYS
-            if time.time() - entry.stat().st_mtime > days * 86400:
+            if time.time() - entry.stat().st_mtime > UNUSED_DAYS * 86400:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -227,11 +229,6 @@ def is_whole(directory: Path) -> bool:
     """Whether a store is complete and its files are those that were written."""
     try:
         account = json.loads((directory / "account.json").read_text())
-        return all(_sha256(directory / name) == account["sha256"][name] for name in FILES)
+        return all(file_sha256(directory / name) == account["sha256"][name] for name in FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl import console
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import spoke
+from loractl.artifacts.peft import attach
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.data.template import with_template
 from loractl.errors import ArtifactError, ModelError
@@ -76,6 +76,6 @@ def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> 
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     for name in directories:
         adapter = read.pop(name)  # what was read goes as soon as it is in the hub
-        spoke.add_(hub, model, name, adapter)
+        attach.add_to_hub_(hub, model, name, adapter)
         tokenizers[name] = with_template(tokenizer, adapter.chat_template)
     return HubModel(model, hub, tokenizers)

@@ -35,7 +35,7 @@ def require(session: Session, directory: RunDir, state: TrainState) -> None:
     files.require_space(directory.checkpoints, one)
     saves = -(-(session.total_steps - state.step) // train.save_every)
     kept = min(saves, train.keep_checkpoints + 1)  # one more while the newest is written
-    left, needed = files.free(directory.path), one * kept
+    left, needed = files.free_bytes(directory.path), one * kept
     if left < needed:
         console.note(
             f"note: {directory.path}: {kept} checkpoints of {text.size(one)} take more than the"

@@ -4,8 +4,6 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from loractl.artifacts.gguf import (
     layout as gguf_layout,
 )
@@ -30,9 +28,9 @@ from loractl.data.template import with_template
 from loractl.errors import ModelError, NumericError
 from loractl.generation.sample import stop_ids
 from loractl.models.load import Source, load_skeleton, load_tokenizer
+from loractl.models.torch_dtypes import short_word
 from loractl.records import Message
 
-SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 CONVERSATIONS = (
     (Message("user", "What is 12 + 345?"),),
     (
@@ -63,7 +61,7 @@ class Exporting:
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
         self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template or None)
-        self.texts = [*self._conversations(), *TEXTS]
+        self.texts = [*self._render_conversations(), *TEXTS]
         self.vocabulary = gguf_vocabulary.fields(
             source.name,
             self.tokenizer,
@@ -72,7 +70,7 @@ class Exporting:
             rendered=self.texts[0] if self.tokenizer.chat_template else None,
         )
 
-    def _conversations(self) -> list[str]:
+    def _render_conversations(self) -> list[str]:
         """Conversations as training renders them; those that the template refuses are left out."""
         found = []
         for messages in CONVERSATIONS if self.tokenizer.chat_template else ():
@@ -99,11 +97,11 @@ class Exporting:
         with tempfile.TemporaryDirectory(dir=path.parent) as name:  # where there is room for it
             base = Path(name) / "base.gguf"
             self._write_weights(base, Plan({}, {}, {}, False), "f32")
-            self._prove(expected, dtype, base, path)
+            self._require_proof(expected, dtype, base, path)
 
     def write_merged(self, path: Path) -> None:
         """Write base + adapter as one model, and prove it."""
-        dtype = self.dtype or SHORT.get(own_dtype(self.source), "f32")
+        dtype = self.dtype or short_word(own_dtype(self.source)) or "f32"
         plan = plan_merge(self.source, load_skeleton(self.source), self.adapter)
         if plan is None:
             raise ModelError(f"{self.source.name}: its files name tensors in a way of their own")
@@ -120,7 +118,7 @@ class Exporting:
             expected = gguf_proof.expect(
                 self.source, self.adapter, self.layout, dtype=dtype, model_file=path
             )
-            self._prove(expected, dtype, path, None)
+            self._require_proof(expected, dtype, path, None)
 
     def _write_weights(self, path: Path, plan: Plan, dtype: str) -> None:
         pieces = gguf.weights(self.source, self.skeleton, plan, self.layout, dtype)
@@ -135,7 +133,7 @@ class Exporting:
             return True
         return False
 
-    def _prove(
+    def _require_proof(
         self, expected: gguf_proof.Expected, dtype: str, model: Path, adapter: Path | None
     ) -> None:
         proof = gguf_proof.prove(

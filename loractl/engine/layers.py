@@ -66,7 +66,7 @@ def _keep_(
     room.mkdir(parents=True, exist_ok=True)
     needed = n_bytes(int(lengths.sum()), hidden, model.dtype)
     what = f"what the lowest {frozen} layers compute ({text.size(needed)})"
-    left = files.free(room)
+    left = files.free_bytes(room)
     if needed > left // 2:
         console.note(
             f"note: {what} is not kept for later epochs: {text.size(left)} are free in {room}"

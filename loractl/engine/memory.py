@@ -9,6 +9,7 @@ from loractl.models import forward
 from loractl.models.fast.shared_start import once, shared_start
 from loractl.models.segments.install import OVER
 from loractl.models.shape import read as shapes
+from loractl.models.torch_dtypes import dtype_word
 from loractl.planning.request import chosen, memory_of, of_settings
 from loractl.records import UNTRAINED, Batch
 
@@ -59,7 +60,7 @@ def beside_the_weights(
         config.lora,
         config.data,
         config.train,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_word(model.dtype),
     )
     request = replace(
         planned,

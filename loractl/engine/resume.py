@@ -9,8 +9,8 @@ from loractl.artifacts.run import checkpoint, metrics
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
 from loractl.config.optimizers import OPTIMIZERS
-from loractl.engine.save import MODEL
 from loractl.engine.session import Session
+from loractl.engine.trained import MODEL
 from loractl.errors import StateError
 from loractl.training.optim import restore_state_
 from loractl.training.state import TrainState
@@ -68,8 +68,8 @@ def restore_(
         raise StateError(
             *[
                 f"{directory.path}: {key}: the content changed since the run started: sha256"
-                f" {_short(old.get(key))} -> {_short(new.get(key))}; put it back, or start anew"
-                " with --overwrite"
+                f" {_shorten_hash(old.get(key))} -> {_shorten_hash(new.get(key))}; put it back, or"
+                " start anew with --overwrite"
                 for key in changed
             ]
         )
@@ -97,5 +97,5 @@ def restore_(
     return state
 
 
-def _short(sha256: str | None) -> str:
+def _shorten_hash(sha256: str | None) -> str:
     return sha256[:12] if sha256 else "none"

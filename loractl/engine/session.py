@@ -31,6 +31,7 @@ from loractl.models.device import choose_device, choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ProvingRun
+from loractl.models.torch_dtypes import dtype_word
 from loractl.records import Batch, DataState, Example
 from loractl.training.distributed import sum_over_ranks
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
@@ -104,7 +105,7 @@ class Session:
             "loractl": __version__,
             "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_word(self.dtype),
             "method": self.config.method,
             "versions": {
                 "python": platform.python_version(),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from loractl import console, text
 from loractl.engine.session import Session
+from loractl.models.torch_dtypes import dtype_word
 
 
 def introduce(session: Session) -> None:
@@ -12,7 +13,7 @@ def introduce(session: Session) -> None:
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
     read = session.data.of_train()
-    dtype = str(session.dtype).removeprefix("torch.")
+    dtype = dtype_word(session.dtype)
     console.note(f"model    {session.source.name} on {session.device.type}, {dtype}")
     if session.layers:
         console.note(

@@ -17,9 +17,9 @@ from loractl.config.loader import Loaded
 from loractl.engine import capacity
 from loractl.engine import resume as resuming
 from loractl.engine.adapters import rank_policy
-from loractl.engine.save import write_final, write_trained
 from loractl.engine.session import Session, assemble
 from loractl.engine.summary import conclude, introduce
+from loractl.engine.trained import write_final, write_trained
 from loractl.errors import NumericError, Stopped
 from loractl.models.device import peak_memory
 from loractl.signals import StopRequest

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from loractl.models.torch_dtypes import DTYPES
 
 
 def choose_device() -> torch.device:
@@ -25,7 +25,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     and far slower on one without.
     """
     if wanted != "auto":
-        return TORCH_DTYPES[wanted]
+        return DTYPES[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu":

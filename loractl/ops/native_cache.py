@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from loractl.leftovers import making_in_cache
 from loractl.paths import (
     is_open_to_others,
     make_private_directory,
@@ -41,8 +42,8 @@ def load_library(place: Path, names: tuple[str, ...], compile_into: Compile) -> 
         pass
     try:
         make_private_directory(place.parent)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as working:
-            os.replace(_sealed(compile_into(Path(working))), place)
+        with making_in_cache(place.parent) as working:
+            os.replace(_sealed(compile_into(working)), place)
         return _open_trusted(place, names)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from loractl.dtypes import WIDTHS
 from loractl.models.shape.types import ModelShape
 from loractl.planning import counts, devices
 from loractl.planning.frameworks import FRAMEWORKS
@@ -14,7 +15,7 @@ from loractl.planning.peak_memory import (
     trained_parameters,
     weights_bytes,
 )
-from loractl.planning.request import METHODS, WIDTHS, Request, chosen, memory_of, plan_of, ranks_of
+from loractl.planning.request import METHODS, Request, chosen, memory_of, plan_of, ranks_of
 
 
 @dataclass(frozen=True)

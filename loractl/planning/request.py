@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from loractl.dtypes import WIDTHS
 from loractl.lora.ranks import ModuleRank, RankSpec, is_named, resolve
 from loractl.models.shape.types import ModelShape
 from loractl.planning.frameworks import FRAMEWORKS
@@ -13,7 +14,6 @@ from loractl.planning.work import Work
 if TYPE_CHECKING:
     from loractl.config.settings import DataSection, LoraSection, ModelSection, TrainSection
 
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 METHODS = ("full", "lora", "qlora")
 FINAL_NORM = "model.norm"
 """Where the models that have hand-written layers have it."""

@@ -16,12 +16,12 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from loractl.leftovers import making_in_cache
 from loractl.paths import cache_home
 from loractl.startup import importers
 
@@ -129,7 +129,7 @@ def _state(models: Path) -> str:
 def _write(place: Path, text: str) -> None:
     """By one rename, so that no other process reads a part."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as working:
-        made = Path(working) / place.name
+    with making_in_cache(place.parent) as working:
+        made = working / place.name
         made.write_text(text, encoding="utf-8")
         os.replace(made, place)

@@ -1,7 +1,6 @@
 """Files under their final names are whole: the old content or the new, never a part, never a
 leftover."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -56,11 +55,6 @@ def test_json_has_stable_keys_and_any_fault_of_it_names_the_file(tmp_path: Path)
             files.read_json(path)
     with pytest.raises(ArtifactError, match="not found"):
         files.read_json(tmp_path / "absent.json")
-
-
-def test_the_hash_is_sha256_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 100_000)
-    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"x" * 100_000).hexdigest()
 
 
 def listing(directory: Path) -> dict[str, str]:

@@ -186,7 +186,7 @@ def test_a_corrupted_model_fails_the_proof_and_leaves_nothing(
 def test_token_ids_other_than_those_of_training_fail_the_proof(
     wide: Make, adapter_dir: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right = gguf_vocabulary._bytes
+    right = gguf_vocabulary._byte_level_fields
 
     def wrong(vocabulary: Any) -> dict[str, Any]:
         found = right(vocabulary)
@@ -194,7 +194,7 @@ def test_token_ids_other_than_those_of_training_fail_the_proof(
         assert isinstance(merges, list)
         return {**found, "tokenizer.ggml.merges": merges[::-1]}
 
-    monkeypatch.setattr(gguf_vocabulary, "_bytes", wrong)
+    monkeypatch.setattr(gguf_vocabulary, "_byte_level_fields", wrong)
     assert export(adapter_dir(wide("qwen2"), size=SIZE), "gguf", tmp_path / "a.gguf") == 4
     assert_refused(capsys, "FAILED", "the first that differs")
 

@@ -67,7 +67,7 @@ def test_nothing_is_kept_where_it_never_comes_again_or_does_not_fit(
 ) -> None:
     assert train(config_file(UPPER, "train: {epochs: 1, steps: null}")) == 0
     assert "the lowest 1 layers" not in capsys.readouterr().err
-    monkeypatch.setattr(files, "free", lambda path: 128 << 10)  # under twice 86 KiB
+    monkeypatch.setattr(files, "free_bytes", lambda path: 128 << 10)  # under twice 86 KiB
     assert train(config_file(UPPER, LONG), "--overwrite") == 0
     assert "is not kept for later epochs: 128 KiB are free" in capsys.readouterr().err
 

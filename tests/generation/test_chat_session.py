@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import spoke
+from loractl.artifacts.peft import attach
 from loractl.data.template import TemplateError, with_template
 from loractl.errors import ModelError
 from loractl.generation.chat_session import ChatSession
@@ -28,7 +28,7 @@ def speakers(base: Callable[..., Path], adapter_dir: Callable[..., Path]) -> Hub
     hub = Hub(model)
     for name, rank in (("thin", 2), ("wide", 8)):
         directory = adapter_dir(base("llama"), name, rank=rank, size=0.3)
-        spoke.add_(hub, model, name, adapters.read(directory))
+        attach.add_to_hub_(hub, model, name, adapters.read(directory))
     tokenizer: Any = with_template(make_tokenizer(), CHATML)
     shouting = with_template(tokenizer, SHOUT)
     return HubModel(model, hub, {None: tokenizer, "thin": tokenizer, "wide": shouting})

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import spoke
+from loractl.artifacts.peft import attach
 from loractl.errors import ModelError
 from loractl.generation import sample
 from loractl.generation.sample import PerRow, Sampling, stop_ids, stream
@@ -139,7 +139,7 @@ def hub_of(model: Any, where: Path, adapter_dir: Callable[..., Path]) -> Hub:
     hub = Hub(model)
     for name, rank in (("thin", 2), ("wide", 8)):
         directory = adapter_dir(where, name, rank=rank, size=0.3)
-        spoke.add_(hub, model, name, adapters.read(directory))
+        attach.add_to_hub_(hub, model, name, adapters.read(directory))
     return hub
 
 

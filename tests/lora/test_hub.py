@@ -181,7 +181,7 @@ def live_bytes() -> int:
 def test_an_adapter_costs_its_own_tensors_and_gives_them_back(
     formula: str, base: Callable[..., Path], plain: Callable[..., Any], adapter_dir: Any
 ) -> None:
-    from loractl.artifacts.peft import spoke as files
+    from loractl.artifacts.peft import attach
 
     where = base("llama")
     directory, model = adapter_dir(where, rank=8), plain("llama")
@@ -190,7 +190,7 @@ def test_an_adapter_costs_its_own_tensors_and_gives_them_back(
     run(model)
     empty = live_bytes()
     if formula == "lora":
-        files.add_(hub, model, "tuned", adapters.read(directory))
+        attach.add_to_hub_(hub, model, "tuned", adapters.read(directory))
     else:
         everywhere = {path for path, kind in adaptable(model).items() if kind == "linear"}
         hub.add_("tuned", spoke(model, everywhere.__contains__, rank=8, scale=1.0, formula="dora"))

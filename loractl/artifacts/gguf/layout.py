@@ -2,7 +2,7 @@
 
 Written after what llama.cpp reads (src/models/*.cpp, at the version that llama-cpp-python 0.3.36
 brings). What it would compute otherwise than transformers is refused by name, or the context is cut
-to where both agree. The tokenizer's fields are left to `ggufvocab`, the file itself to `gguf`.
+to where both agree. The tokenizer's fields are left to `vocabulary`, the file itself to `write`.
 """
 
 import math
@@ -101,9 +101,9 @@ def layout(where: str, config: PretrainedConfig) -> Layout:
             raise ModelError(f"{where}: {name} has no name in a GGUF file of {family.architecture}")
         return found
 
-    own = {f"{family.architecture}.{key}": value for key, value in _shape(config).items()}
-    rope, extra = _rope(where, config, family)
-    context = _context(config, family)
+    own = {f"{family.architecture}.{key}": value for key, value in _shape_fields(config).items()}
+    rope, extra = _rope_fields(where, config, family)
+    context = _context_length(config, family)
     own[f"{family.architecture}.context_length"] = context
     own |= {f"{family.architecture}.{key}": value for key, value in rope.items()}
     return Layout(
@@ -156,7 +156,7 @@ def _head_dim(config: PretrainedConfig) -> int:
     )
 
 
-def _shape(config: PretrainedConfig) -> dict[str, Field]:
+def _shape_fields(config: PretrainedConfig) -> dict[str, Field]:
     fields: dict[str, Field] = {
         "vocab_size": int(config.vocab_size),
         "block_count": int(config.num_hidden_layers),
@@ -175,7 +175,7 @@ def _shape(config: PretrainedConfig) -> dict[str, Field]:
     return fields
 
 
-def _context(config: PretrainedConfig, family: Family) -> int:
+def _context_length(config: PretrainedConfig, family: Family) -> int:
     """Positions of the model, cut to its window where llama.cpp's graph knows of none."""
     positions = int(config.max_position_embeddings)
     window = getattr(config, "sliding_window", None)
@@ -185,7 +185,7 @@ def _context(config: PretrainedConfig, family: Family) -> int:
     return min(positions, int(window))
 
 
-def _rope(
+def _rope_fields(
     where: str, config: PretrainedConfig, family: Family
 ) -> tuple[dict[str, Field], dict[str, Tensor]]:
     """The fields of the rotary embedding, and its factors by frequency as tensors."""
@@ -204,7 +204,7 @@ def _rope(
     fields["rope.freq_base"] = float(parameters["rope_theta"])
     fields["rope.dimension_count"] = int(share * _head_dim(config))
     kind = str(parameters["rope_type"])
-    more, extra = _scaling(where, config, kind, parameters, family)
+    more, extra = _scaled_rope(where, config, kind, parameters, family)
     return fields | more, extra
 
 
@@ -212,7 +212,7 @@ def _no_rope(where: str, what: str) -> ModelError:
     return ModelError(f"{where}: rotary embeddings {what} cannot be written as GGUF here")
 
 
-def _scaling(
+def _scaled_rope(
     where: str, config: PretrainedConfig, kind: str, parameters: dict[str, Any], family: Family
 ) -> tuple[dict[str, Field], dict[str, Tensor]]:
     if kind == "default":

@@ -71,7 +71,7 @@ def ask(
     return Answer(found["ids"], logits, found["greedy"])
 
 
-def _serve(request: dict[str, Any]) -> None:
+def _answer_request(request: dict[str, Any]) -> None:
     """The child: everything that can crash."""
     import llama_cpp
 
@@ -121,4 +121,4 @@ def _leave_weights_as_they_lie(library: Any) -> None:
 
 
 if __name__ == "__main__":
-    _serve(json.load(sys.stdin))
+    _answer_request(json.load(sys.stdin))

@@ -61,7 +61,7 @@ class Family:
         return text + "{{ end }}{{ end }}" + self.opening
 
 
-def _llama3(role: str) -> tuple[str, str]:
+def _llama3_turn(role: str) -> tuple[str, str]:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
 
 
@@ -76,11 +76,11 @@ FAMILIES = (
     ),
     Family(
         "Llama 3",
-        user=_llama3("user"),
-        assistant=_llama3("assistant"),
-        opening=_llama3("assistant")[0],
+        user=_llama3_turn("user"),
+        assistant=_llama3_turn("assistant"),
+        opening=_llama3_turn("assistant")[0],
         stop="<|eot_id|>",
-        system=_llama3("system"),
+        system=_llama3_turn("system"),
     ),
     Family(
         "Gemma",

@@ -13,31 +13,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from loractl.artifacts import probe
 from loractl.artifacts.gguf import llamacpp
 from loractl.artifacts.gguf.layout import Layout
 from loractl.artifacts.gguf.write import BLOCK, dtype_of
 from loractl.artifacts.model.merge import is_tied
-from loractl.artifacts.model.proof import columns_of, picked
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
-from loractl.errors import ArtifactError, NumericError
+from loractl.errors import NumericError
 from loractl.lora.inject import adapters, merge_
 from loractl.lora.whole import wholes
 from loractl.models.load import Source, head_name, load_model
+from loractl.models.torch_dtypes import FILE_DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-ROWS, LENGTH = 4, 32
-ROUNDING_FACTOR = 4.0
-"""Beside the weights, llama.cpp rounds what it multiplies them with, to the same dtype. Measured:
-the differences are 1.0 to 2.0 times those that the weights' errors alone make at random."""
-FP32_NOISE = 1e-6
-HALF_STEP = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 0.57}
-"""Largest error of rounding: a share of the value, in q8_0 of the block's scale (rounded too)."""
+Q8_0_HALF_STEP = 0.57
+"""Largest error of rounding to q8_0, as a share of the block's scale, which is rounded too."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,7 @@ class Proof:
     """What the comparison found."""
 
     dtype: str
-    difference: float
-    bound: float
-    largest_logit: float
-    top1_agreement: float
+    logits: probe.Agreement
     effect: float  # largest difference that the adapter itself makes
     n_texts: int
     wrong_texts: tuple[str, ...]  # texts that gave other token ids
@@ -56,18 +49,16 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        return self.difference <= self.bound and not self.wrong_texts and not self.wrong
+        return self.logits.holds and not self.wrong_texts and not self.wrong
 
     @property
     def drowned(self) -> bool:
         """Whether rounding changes the model as much as the adapter does."""
-        return self.difference > 0.5 * self.effect
+        return self.logits.drowns(self.effect)
 
     def __str__(self) -> str:
         parts = [
-            f"{'proven' if self.holds else 'FAILED'}: logits in llama.cpp ({self.dtype}) and of"
-            f" base + adapter differ by at most {self.difference:.2e}, allowed {self.bound:.2e}",
-            f"same next token in {self.top1_agreement:.1%}",
+            self.logits.say(f"in llama.cpp ({self.dtype})", proven=self.holds),
             f"the adapter itself moves logits by {self.effect:.2e}",
             f"same token ids in {self.n_texts - len(self.wrong_texts)} of {self.n_texts} texts",
         ]
@@ -82,8 +73,8 @@ class Proof:
 class Expected:
     """What base + adapter computes in float32, before llama.cpp is asked."""
 
-    ids: Tensor  # (ROWS, LENGTH)
-    logits: Tensor  # (ROWS, LENGTH, vocabulary)
+    ids: Tensor  # (rows, length)
+    logits: Tensor  # (rows, length, vocabulary)
     effect: float
     rounding: float  # change of the logits by errors as large as those of the dtype
     wrong: tuple[str, ...]  # tensors of the file that are not the exact ones
@@ -98,28 +89,24 @@ def expect(
     changes nothing.
     """
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH), generator=generator)
-    base = _logits(model, ids)
+    ids = probe.probe_ids(model)
+    base = probe.probe_logits(model, ids)
     layers = load_(model, adapter)
-    logits = _logits(model, ids)
-    effect = float((logits - base).abs().max())
-    if effect == 0.0:
-        raise ArtifactError(
-            f"{adapter.directory}: the adapter changes nothing: its update is zero everywhere"
-        )
+    logits = probe.probe_logits(model, ids)
+    effect = probe.effect_of(base, logits, adapter.directory)
     wrong: tuple[str, ...] = ()
     if model_file is not None and dtype != "f32":
         wrong = _wrong_tensors(model_file, model, layout)
     if model_file is not None:
         merge_(model)
-        rounded = list(model.parameters())
+        shaken = list(model.parameters())
     else:
-        rounded = [part for layer in layers.values() for part in (layer.A, layer.B)]
+        shaken = [part for layer in layers.values() for part in (layer.A, layer.B)]
     rounding = 0.0
     if dtype != "f32":
-        _shake_(rounded, dtype)
-        rounding = float((_logits(model, ids) - logits).abs().max())
+        rounding = probe.rounding_effect(
+            model, ids, logits, shaken, lambda exact: _round_to(exact, dtype)
+        )
     return Expected(ids, logits, effect, rounding, wrong)
 
 
@@ -145,16 +132,12 @@ def prove(
         for text, found in zip(texts, answer.ids, strict=True)
         if found != list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ]
-    found = torch.from_numpy(np.stack(answer.logits))  # (ROWS, LENGTH, vocabulary)
-    largest = float(expected.logits.abs().max())
-    bound = layout.family.noise * max(1.0, largest) + ROUNDING_FACTOR * expected.rounding
-    difference = float((found - expected.logits).abs().max())
+    found = torch.from_numpy(np.stack(answer.logits))  # (rows, length, vocabulary)
     return Proof(
         dtype=dtype,
-        difference=difference if np.isfinite(difference) else float("inf"),
-        bound=bound,
-        largest_logit=largest,
-        top1_agreement=float((found.argmax(-1) == expected.logits.argmax(-1)).float().mean()),
+        logits=probe.compare_logits(
+            found, expected.logits, rounding=expected.rounding, noise=layout.family.noise
+        ),
         effect=expected.effect,
         n_texts=len(texts),
         wrong_texts=tuple(wrong_texts),
@@ -162,24 +145,13 @@ def prove(
     )
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.float()
-
-
-def _shake_(parameters: Sequence[nn.Parameter], dtype: str) -> None:
-    """Add errors as large as those of rounding to `dtype`, of random signs."""
+def _round_to(exact: Tensor, dtype: str) -> Tensor:
+    """A tensor as llama.cpp reads it from a file of `dtype`."""
     from gguf import GGMLQuantizationType, quants
 
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in parameters:
-            kind = GGMLQuantizationType[dtype_of(tuple(parameter.shape), dtype).upper()]
-            exact = parameter.detach().numpy()
-            error = torch.from_numpy(quants.dequantize(quants.quantize(exact, kind), kind) - exact)
-            signs = torch.randint(0, 2, error.shape, generator=generator, dtype=torch.int8)
-            parameter.add_(error.view_as(parameter) * (signs * 2 - 1))
+    kind = GGMLQuantizationType[dtype_of(tuple(exact.shape), dtype).upper()]
+    data = quants.quantize(exact.detach().numpy(), kind)
+    return torch.from_numpy(quants.dequantize(data, kind)).view_as(exact)
 
 
 def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tuple[str, ...]:
@@ -210,24 +182,20 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
             found = found[order.argsort()]
         exact = (exact_all.double() + layout.shift(name)).float()
         kind = tensor.tensor_type.name.lower()
-        bound = _bound(found, kind)
+        bound = _q8_0_half_steps(found) if kind == "q8_0" else None
         if module in layers and name.endswith(".weight"):
             layer = layers[module]
-            exact = columns_of(layer).float()  # (COLUMNS, d_out)
-            indices, of = picked(layer.d_in), layer.kind
-            found, bound = (
-                t[indices] if of == "embedding" else t[:, indices].T for t in (found, bound)
-            )
-        noise = FP32_NOISE * float(exact.abs().max())
-        if not bool(((found - exact).abs() <= bound + noise).all()):
+            exact = probe.columns_of(layer).float()  # (n, d_out)
+            found = probe.plain_columns(layer.kind, found)
+            bound = None if bound is None else probe.plain_columns(layer.kind, bound)
+        if bound is None:
+            bound = probe.half_step(exact, FILE_DTYPES[kind])
+        if not probe.is_within(found, exact, bound):
             wrong.append(name)
     return tuple(wrong)
 
 
-def _bound(found: Tensor, kind: str) -> Tensor:
-    """The largest error that rounding a tensor to its dtype makes, value by value."""
-    if kind != "q8_0":
-        smallest = 2.0**-24 if kind == "f16" else 0.0  # below it the steps grow no smaller
-        return (found.abs() * HALF_STEP[kind] * 1.01).clamp(min=smallest)
+def _q8_0_half_steps(found: Tensor) -> Tensor:
+    """The largest error that rounding a tensor to q8_0 makes, value by value."""
     scale = found.view(found.shape[0], -1, BLOCK).abs().amax(dim=-1, keepdim=True) / 127
-    return (scale * HALF_STEP[kind]).expand(-1, -1, BLOCK).reshape(found.shape)
+    return (scale * Q8_0_HALF_STEP).expand(-1, -1, BLOCK).reshape(found.shape)

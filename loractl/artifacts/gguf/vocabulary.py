@@ -87,16 +87,16 @@ def fields(
     special = {str(token["content"]) for token in vocabulary.added if token["special"]}
     found: dict[str, Field] = {"general.name": DROPS_SPACE} if vocabulary.drops_space else {}
     if vocabulary.model.get("byte_fallback"):
-        found |= _pieces(vocabulary, rendered)
+        found |= _character_fields(vocabulary, rendered)
     else:
-        found |= _bytes(vocabulary)
-    tokens, types = _tokens(vocabulary, n_rows, special)
+        found |= _byte_level_fields(vocabulary)
+    tokens, types = _list_tokens(vocabulary, n_rows, special)
     found["tokenizer.ggml.tokens"] = tokens
     found["tokenizer.ggml.token_type"] = types
     if vocabulary.model.get("byte_fallback"):
-        scores = _scores(vocabulary)
+        scores = _score_tokens(vocabulary)
         found["tokenizer.ggml.scores"] = [scores.get(token, NEVER) for token in tokens]
-    return found | _roles(tokenizer, stops)
+    return found | _role_fields(tokenizer, stops)
 
 
 def _require_plain_added_tokens(vocabulary: _Vocabulary) -> None:
@@ -112,7 +112,9 @@ def _require_plain_added_tokens(vocabulary: _Vocabulary) -> None:
                 raise vocabulary.refusal(f"has {token['content']!r} with rstrip: {token['rstrip']}")
 
 
-def _tokens(vocabulary: _Vocabulary, n_rows: int, special: set[str]) -> tuple[list[str], list[int]]:
+def _list_tokens(
+    vocabulary: _Vocabulary, n_rows: int, special: set[str]
+) -> tuple[list[str], list[int]]:
     """The text and type of every id; rows of the embedding beyond the tokens are unused."""
     by_id = {index: token for token, index in vocabulary.ids.items()}
     added = {int(token["id"]): str(token["content"]) for token in vocabulary.added}
@@ -139,7 +141,7 @@ def _tokens(vocabulary: _Vocabulary, n_rows: int, special: set[str]) -> tuple[li
 BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
-def _bytes(vocabulary: _Vocabulary) -> dict[str, Field]:
+def _byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
     """A byte-level BPE: the name of its splitting rules, and its merges in order of rank."""
     for step in vocabulary.steps("normalizer"):
         if step["type"] != "NFC":  # for text that is composed, as nearly all is, it changes nothing
@@ -170,7 +172,7 @@ def _bytes(vocabulary: _Vocabulary) -> dict[str, Field]:
     }
 
 
-def _pieces(vocabulary: _Vocabulary, rendered: str | None) -> dict[str, Field]:
+def _character_fields(vocabulary: _Vocabulary, rendered: str | None) -> dict[str, Field]:
     """A BPE of characters that falls back to bytes, as SentencePiece has it."""
     if missing := sorted(BYTES - vocabulary.ids.keys()):
         raise vocabulary.refusal(f"has no token for the byte {missing[0]}")
@@ -213,7 +215,7 @@ def _prefixes_space(vocabulary: _Vocabulary, prefix: str, rendered: str | None) 
     return True
 
 
-def _scores(vocabulary: _Vocabulary) -> dict[str, float]:
+def _score_tokens(vocabulary: _Vocabulary) -> dict[str, float]:
     """The score of each token that merges make: the better, the earlier its merges stand.
 
     Raises ModelError when the order of merges depends on more than the token they make.
@@ -238,7 +240,7 @@ def _scores(vocabulary: _Vocabulary) -> dict[str, float]:
     return {token: -float(of_token[0]) for token, of_token in ranks.items()}
 
 
-def _roles(tokenizer: Tokenizer, stops: Sequence[int]) -> dict[str, Field]:
+def _role_fields(tokenizer: Tokenizer, stops: Sequence[int]) -> dict[str, Field]:
     """Which ids open, end and pad a text, whether they are added to it, and the chat template."""
     found: dict[str, Field] = {}
     ids = {

@@ -1,6 +1,6 @@
 """GGUF files: an adapter, or base + adapter as one model, written strip by strip.
 
-How a model lies in such a file is said by `ggufmodel`, its tokenizer by `ggufvocab`. Nothing larger
+How a model lies in such a file is said by `layout`, its tokenizer by `vocabulary`. Nothing larger
 than one tensor of the base is ever in memory: strips of rows are read, merged in float64, rounded
 once and appended.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from loractl.artifacts.gguf.layout import Field, Layout
 from loractl.artifacts.model.merge import Plan, is_tied, places
 from loractl.artifacts.peft.adapter import Adapter
-from loractl.artifacts.peft.updates import others, updates
+from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.layer import strips
 from loractl.models.load import Source, head_name
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedModel
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama_ftype
 BLOCK = 32  # values that share a scale in q8_0
 QUANTIZATION_VERSION = 2
@@ -54,7 +53,7 @@ def write_model(
         **layout.fields,
         **vocabulary,
     }
-    _write(path, layout.family.architecture, fields, pieces)
+    _write_file(path, layout.family.architecture, fields, pieces)
 
 
 def write_adapter(path: Path, adapter: Adapter, layout: Layout, pieces: list[Piece]) -> None:
@@ -65,7 +64,7 @@ def write_adapter(path: Path, adapter: Adapter, layout: Layout, pieces: list[Pie
         "adapter.lora.alpha": one_alpha(adapter),
         "general.name": adapter.directory.resolve().name,
     }
-    _write(path, layout.family.architecture, fields, pieces)
+    _write_file(path, layout.family.architecture, fields, pieces)
 
 
 def one_alpha(adapter: Adapter) -> float:
@@ -84,7 +83,7 @@ def halves(
 
     Raises ArtifactError for what llama.cpp cannot lay over a base.
     """
-    strange = sorted(name for name in others(adapter) if ".base_layer." not in name)
+    strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
         raise _not_held(adapter, f"{strange[0]} is no part of a plain low-rank update")
     alpha = one_alpha(adapter)
@@ -101,8 +100,8 @@ def halves(
             B = (B.double() * gain).float()
         order = layout.row_order(f"{module}.weight", B.shape[0])
         name = layout.name_of(f"{module}.weight")
-        pieces.append(_whole(f"{name}.lora_a", A, dtype))
-        pieces.append(_whole(f"{name}.lora_b", B if order is None else B[order], dtype))
+        pieces.append(_one_strip(f"{name}.lora_a", A, dtype))
+        pieces.append(_one_strip(f"{name}.lora_b", B if order is None else B[order], dtype))
     return pieces
 
 
@@ -113,7 +112,7 @@ def _not_held(adapter: Adapter, what: str) -> ArtifactError:
     )
 
 
-def _whole(name: str, tensor: Tensor, dtype: str) -> Piece:
+def _one_strip(name: str, tensor: Tensor, dtype: str) -> Piece:
     return Piece(name, tuple(tensor.shape), dtype, lambda: iter([tensor]))
 
 
@@ -132,7 +131,7 @@ def weights(
             f"{source.name}: the adapter gives the output head a weight of its own, which"
             f" llama.cpp's {layout.family.architecture} cannot hold"
         )
-    pieces = [_whole(name, tensor, "f32") for name, tensor in layout.extra.items()]
+    pieces = [_one_strip(name, tensor, "f32") for name, tensor in layout.extra.items()]
     for name, parameter in skeleton.state_dict().items():
         options = (name, name.removeprefix(prefix), prefix + name)
         at = next((option for option in options if option in stored or option in plan.untied), None)
@@ -141,7 +140,7 @@ def weights(
         if at is None:
             raise ModelError(f"{source.name}: {name} is not in its files by a name that is known")
         kind = dtype_of(tuple(parameter.shape), dtype)
-        reading = _reading(stored, plan, at, layout, name)
+        reading = _strips_of(stored, plan, at, layout, name)
         pieces.append(Piece(layout.name_of(name), tuple(parameter.shape), kind, reading))
     return pieces
 
@@ -153,7 +152,7 @@ def dtype_of(shape: tuple[int, ...], wanted: str) -> str:
     return "f16" if wanted == "q8_0" and shape[-1] % BLOCK else wanted
 
 
-def _reading(
+def _strips_of(
     stored: Mapping[str, Path], plan: Plan, at: str, layout: Layout, name: str
 ) -> Callable[[], Iterator[Tensor]]:
     """The strips of a tensor of the base, with its update; the file is mapped while they last."""
@@ -189,16 +188,18 @@ def _reading(
     return ordered if permuted else merged
 
 
-def _write(path: Path, architecture: str, fields: Mapping[str, Field], pieces: list[Piece]) -> None:
+def _write_file(
+    path: Path, architecture: str, fields: Mapping[str, Field], pieces: list[Piece]
+) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     for key, value in fields.items():
-        _add(writer, key, value)
+        _add_field(writer, key, value)
     for piece in pieces:
-        kind = _kind(piece.dtype)
-        size = _bytes(piece.shape, kind)
+        kind = _ggml_type(piece.dtype)
+        size = _byte_count(piece.shape, kind)
         writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
@@ -208,16 +209,16 @@ def _write(path: Path, architecture: str, fields: Mapping[str, Field], pieces: l
         file = writer.fout[0]  # its own way to write takes whole tensors
         for piece in pieces:
             writer.write_padding(file, file.tell())
-            _append(file, piece)
+            _append_piece(file, piece)
             writer.write_padding(file, file.tell())
     finally:
         writer.close()
 
 
-def _append(file: Any, piece: Piece) -> None:
+def _append_piece(file: Any, piece: Piece) -> None:
     from gguf import quants
 
-    kind, rows = _kind(piece.dtype), 0
+    kind, rows = _ggml_type(piece.dtype), 0
     for strip in piece.strips():
         found = strip.numpy()
         data = quants.quantize(found, kind)
@@ -231,20 +232,20 @@ def _append(file: Any, piece: Piece) -> None:
     assert rows == piece.shape[0], f"{piece.name}: {rows} rows, expected {piece.shape[0]}"
 
 
-def _kind(dtype: str) -> "GGMLQuantizationType":
+def _ggml_type(dtype: str) -> "GGMLQuantizationType":
     from gguf import GGMLQuantizationType
 
     return GGMLQuantizationType[dtype.upper()]
 
 
-def _bytes(shape: tuple[int, ...], kind: "GGMLQuantizationType") -> int:
+def _byte_count(shape: tuple[int, ...], kind: "GGMLQuantizationType") -> int:
     from gguf import GGML_QUANT_SIZES
 
     values, size = GGML_QUANT_SIZES[kind]
     return torch.Size(shape).numel() // values * size
 
 
-def _add(writer: "GGUFWriter", key: str, value: Field) -> None:
+def _add_field(writer: "GGUFWriter", key: str, value: Field) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

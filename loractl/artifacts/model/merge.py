@@ -27,18 +27,13 @@ from loractl.lora.ranks import EXPERTS
 from loractl.lora.whole import wholes
 from loractl.models.base_directory import INDEX, is_inside
 from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
+from loractl.models.torch_dtypes import STORED_FLOATS, dtype_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def float_dtypes(source: Source) -> Counter[torch.dtype]:
     for shard in shards(source):
         with safe_open(shard, framework="pt") as file:
             names = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118
-            found.update(FLOATS[name] for name in names if name in FLOATS)
+            found.update(STORED_FLOATS[name] for name in names if name in STORED_FLOATS)
     return found
 
 
@@ -223,7 +218,7 @@ def _merged_tensors(
 
 def _require_finite(name: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_word(tensor.dtype)
         raise ArtifactError(
             f"{name}: the merged weight is not finite in {dtype}; merge with --dtype bfloat16 or"
             " float32"
@@ -240,12 +235,12 @@ def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch
     if untie:
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False
-    _save(model, directory, dtype)
+    _save_rounded(model, directory, dtype)
     load_tokenizer(source).save_pretrained(directory)
     return Written(untie, dtype)
 
 
-def _save(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
+def _save_rounded(model: "PreTrainedModel", directory: Path, dtype: torch.dtype) -> None:
     model.to(dtype)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         _require_finite(name, parameter.detach())
@@ -263,7 +258,7 @@ def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, unti
             shutil.copyfile(path, directory / path.name)
     config: dict[str, Any] = files.read_json(base / "config.json")
     if dtype is not None:
-        config["dtype"] = str(dtype).removeprefix("torch.")
+        config["dtype"] = dtype_word(dtype)
         config.pop("torch_dtype", None)
     if untie:
         config["tie_word_embeddings"] = False
@@ -284,6 +279,6 @@ def write_model_(
 
     The model itself is left in that dtype.
     """
-    _save(model, directory, dtype)
+    _save_rounded(model, directory, dtype)
     tokenizer.save_pretrained(directory)
     files.write_json(directory / ABOUT, about)

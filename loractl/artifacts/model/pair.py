@@ -69,7 +69,7 @@ class ModelPair:
 
 def open_pair(base: Source, tuned: Source) -> ModelPair:
     """Look at the headers of both. Raises ModelError, or ArtifactError with what differs first."""
-    sides = [_side(source) for source in (base, tuned)]
+    sides = [_open_side(source) for source in (base, tuned)]
     one, other = sides
     types = [str(side.skeleton.config.model_type) for side in sides]
     if types[0] != types[1]:
@@ -98,7 +98,7 @@ def open_pair(base: Source, tuned: Source) -> ModelPair:
     )
 
 
-def _side(source: Source) -> Side:
+def _open_side(source: Source) -> Side:
     if source.gguf:
         raise ModelError(f"{source.name}: a .gguf file; only safetensors directories are compared")
     config = source.directory / "config.json"

@@ -1,4 +1,5 @@
-"""Put an adapter that was read into a model: all of it or nothing, names and shapes compared."""
+"""Put an adapter that was read into a model or a hub: all of it or nothing, names and shapes
+compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from loractl.artifacts.peft.names import (
 )
 from loractl.errors import ArtifactError
 from loractl.lora.dense import MatrixSize, dense_weight_of
-from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, sizes_of
+from loractl.lora.hub import Hub, StandIn, stand_ins
+from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, remove_, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS, ModuleRank, UnmatchedError, is_named
 from loractl.lora.ranks import sizes as rank_sizes
@@ -31,7 +33,7 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     Raises ArtifactError listing names that match nothing, halves that are missing, shapes that
     differ, and base weights that the adapter brings of its own.
     """
-    fits = _places(adapter, model)
+    fits = _find_places(adapter, model)
     where = adapter.directory / WEIGHTS
     brought = own_weights(adapter, fits.kinds)
     for name, tensor in brought.items():
@@ -44,14 +46,14 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     if unexpected or not adapter.tensors:
         raise ArtifactError(
             f"{where}: {matched} of {len(adapter.tensors)} tensors match a module of the model;"
-            f" unexpected: {_some(unexpected)}; expected names such as"
+            f" unexpected: {_first_names(unexpected)}; expected names such as"
             f" {next(iter(fits.expected), 'none')}"
         )
     modules = list(dict.fromkeys(m for full, m in fits.expected.items() if full in adapter.tensors))
     wanted = {full: m for full, m in fits.expected.items() if m in modules}
     missing = sorted((wanted.keys() | fits.whole.keys()) - adapter.tensors.keys())
     if missing or not modules:
-        listed = _some(missing) or "every lora_A and lora_B"
+        listed = _first_names(missing) or "every lora_A and lora_B"
         raise ArtifactError(f"{where}: {len(missing)} tensors are missing: {listed}")
     for full, shape in fits.whole.items():
         _require_shape(adapter, full, shape, "as the module of the base has")
@@ -76,7 +78,7 @@ class _Places:
     whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of modules that are saved whole
 
 
-def _places(adapter: Adapter, model: nn.Module) -> _Places:
+def _find_places(adapter: Adapter, model: nn.Module) -> _Places:
     def is_meant(name: str, kind: str) -> bool:
         if kind not in FORMULAS[adapter.formula]:
             return False
@@ -142,7 +144,7 @@ def require_same(adapter: Adapter, name: str, copy: Tensor, weight: Tensor) -> N
         )
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
 
 
@@ -156,6 +158,25 @@ def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[s
     layers = inject_(model, ranks, formula=adapter.formula, dropout=dropout)
     restore_(layers, adapter.tensors, train_whole_(model, paths))
     return layers
+
+
+def add_to_hub_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
+    """Put an adapter into the hub of this model.
+
+    Raises ArtifactError, with the hub as it was, when adapter and model do not fit.
+    """
+    hub.add_(name, stand_ins_of(adapter, model))
+
+
+def stand_ins_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
+    """What an adapter has in the place of modules of a model, by path; the model is as it was.
+
+    Raises ArtifactError when the two do not fit.
+    """
+    load_(model, adapter)
+    found = stand_ins(model)
+    remove_(model)
+    return found
 
 
 def restore_(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loractl.artifacts.model.proof import FP32_TOLERANCE, probe_ids, probe_logits
+from loractl.artifacts import probe
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.names import PREFIX, SUFFIXES
-from loractl.artifacts.peft.updates import others, updates
+from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import ModuleRank, RankSpec
@@ -27,14 +27,12 @@ from loractl.models.load import Source, head_name, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROUNDING_FACTOR = 4.0
-
 
 def write(
     directory: Path, adapter: Adapter, skeleton: "PreTrainedModel", *, dtype: torch.dtype, base: str
 ) -> int:
     """Write the portable form; return its rank. Raises ArtifactError naming what it cannot hold."""
-    strange = sorted(name for name in others(adapter) if ".base_layer." not in name)
+    strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
         raise _not_held(adapter, f"{strange[0]} is no part of a plain low-rank update")
     found = updates(adapter)
@@ -91,26 +89,19 @@ def prove(
 
     cpu = torch.device("cpu")
     model = load_model(source, dtype=torch.float32, device=cpu)
-    ids = probe_ids(model)
+    ids = probe.probe_ids(model)
     layers = load_(model, adapter)
-    expected = probe_logits(model, ids)
-    bound = FP32_TOLERANCE * max(1.0, float(expected.abs().max()))
+    expected = probe.probe_logits(model, ids)
+    rounding = 0.0
     if dtype != torch.float32:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for part in (part for layer in layers.values() for part in (layer.A, layer.B)):
-                signs = torch.randint(0, 2, part.shape, generator=generator) * 2 - 1
-                part.add_((part.to(dtype).float() - part) * signs)
-        bound += ROUNDING_FACTOR * float((probe_logits(model, ids) - expected).abs().max())
+        parts = [part for layer in layers.values() for part in (layer.A, layer.B)]
+        rounding = probe.rounding_effect(
+            model, ids, expected, parts, lambda exact: exact.to(dtype).float()
+        )
     del model, layers
     base = load_model(source, dtype=torch.float32, device=cpu)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers
-        found = probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)
-    difference = float((found - expected).abs().max())
-    agreement = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
-    holds = difference <= bound
-    return (
-        f"{'proven' if holds else 'FAILED'}: logits in PEFT and of base + adapter differ by at most"
-        f" {difference:.2e}, allowed {bound:.2e}; same next token in {agreement:.1%}"
-    ), holds
+        found = probe.probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)
+    agreement = probe.compare_logits(found, expected, rounding=rounding)
+    return agreement.say("in PEFT", proven=agreement.holds), agreement.holds

@@ -59,7 +59,7 @@ def updates(adapter: Adapter) -> dict[str, Update]:
         raise ArtifactError(
             f"{where}: holds {first}, expected names such as {PREFIX}<module>.lora_A.weight"
         )
-    experts = _experts(adapter, list(pairs))
+    experts = _name_experts(adapter, list(pairs))
     pairs = {experts.get(module, module): pair for module, pair in pairs.items()}
     try:
         ranks = sizes(adapter.spec, pairs)
@@ -87,7 +87,7 @@ def updates(adapter: Adapter) -> dict[str, Update]:
     return found
 
 
-def _experts(adapter: Adapter, stems: list[str]) -> dict[str, str]:
+def _name_experts(adapter: Adapter, stems: list[str]) -> dict[str, str]:
     """The parameter that each module of a file stands for where it is one of fused experts.
 
     PEFT nests the parameters of one module, the first of the model's order innermost.
@@ -121,7 +121,7 @@ def in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in parts]
 
 
-def others(adapter: Adapter) -> dict[str, Tensor]:
+def tensors_beside(adapter: Adapter) -> dict[str, Tensor]:
     """The tensors that are no part of a low-rank update, by their names in the file."""
     ours = {suffix for ends in (SUFFIXES, STARTS) for pair in ends.values() for suffix in pair}
     return {
@@ -142,7 +142,7 @@ def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
             f"{adapter.directory / CONFIG}: target_parameters: updates of fused experts cannot be"
             f" {doing}"
         )
-    rest = others(adapter)
+    rest = tensors_beside(adapter)
     strange = sorted(name for name in rest if not name.endswith(OWN_COPY))
     if strange:
         raise ArtifactError(

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from loractl import leftovers
 from loractl.artifacts import files
+from loractl.digests import file_sha256
 from loractl.errors import ArtifactError, StateError
 
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
@@ -71,11 +73,11 @@ def save(
 def seal(directory: Path, step: int) -> None:
     """Write the manifest of what lies in a directory."""
     listed = {
-        path.name: {"size": path.stat().st_size, "sha256": files.sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(directory.iterdir())
     }
     content = {"step": step, "files": listed}
-    files.write_json(directory / MANIFEST, {**content, "sha256": _digest(content)})
+    files.write_json(directory / MANIFEST, {**content, "sha256": _digest_content(content)})
 
 
 def rotate(checkpoints: Path, step: int, keep: int) -> None:
@@ -92,7 +94,7 @@ def rotate(checkpoints: Path, step: int, keep: int) -> None:
             valid += 1
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _digest_content(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(files.as_json(content).encode()).hexdigest()
 
 
@@ -110,7 +112,7 @@ def _step_of(directory: Path) -> int:
 
 def faults(directory: Path) -> list[str]:
     """What is wrong with a checkpoint, a line each: an empty list means that it is valid."""
-    found = _faults(directory)
+    found = _manifest_faults(directory)
     return found if directory.is_dir() else [_GONE.format(directory)]
 
 
@@ -125,14 +127,14 @@ def require_published(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise ArtifactError(_GONE.format(directory))
-    if files.HALF.fullmatch(directory.resolve().name):
+    if leftovers.is_leftover(directory.resolve()):
         raise ArtifactError(
             f"{directory}: is being written, or was left half-written by a process that was killed;"
             " name a finished one"
         )
 
 
-def _faults(directory: Path) -> list[str]:
+def _manifest_faults(directory: Path) -> list[str]:
     where = directory / MANIFEST
     try:
         text = files.read_text(where)
@@ -141,7 +143,7 @@ def _faults(directory: Path) -> list[str]:
         return [str(error)]
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     # The text too: JSON reads the same without its last newline.
-    if manifest.get("sha256") != _digest(content) or text != files.as_json(manifest):
+    if manifest.get("sha256") != _digest_content(content) or text != files.as_json(manifest):
         return [f"{where}: its SHA-256 is not that of its content: damaged"]
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not {OPTIMIZER, STATE} <= listed.keys():
@@ -161,7 +163,7 @@ def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
         size, expected = path.stat().st_size, entry.get("size")
         if size != expected:
             return [f"{path}: {size} bytes, expected {expected}: truncated or changed"]
-        if files.sha256(path) != entry.get("sha256"):
+        if file_sha256(path) != entry.get("sha256"):
             return [f"{path}: its SHA-256 is not that of the manifest: damaged"]
     except FileNotFoundError:
         return [f"{path}: missing"]

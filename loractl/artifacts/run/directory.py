@@ -1,17 +1,12 @@
 """The directory of a run: what lies where, what state it is in, and who may write into it."""
 
-import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from loractl import leftovers
 from loractl.artifacts.run import lock
 from loractl.errors import ConfigError, StateError
-
-LEFTOVER = re.compile(r"\..+\.(tmp|old)-\d+")
-"""What a killed process leaves: a file or directory not yet published, or already given up."""
 
 
 class Status(Enum):
@@ -58,7 +53,7 @@ class RunDir:
         if not self.path.exists():
             return Status.ABSENT
         if all(
-            LEFTOVER.fullmatch(path.name) or path.name == lock.NAME for path in self.path.iterdir()
+            leftovers.is_leftover(path) or path.name == lock.NAME for path in self.path.iterdir()
         ):
             return Status.ABSENT
         if not self.config.is_file():
@@ -103,13 +98,5 @@ class RunDir:
 
     def sweep_(self) -> None:
         """Remove what a killed process left half-written or half-removed."""
-        for path in list(self._leftovers()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    def _leftovers(self) -> Iterator[Path]:
         for directory in (self.path, self.checkpoints):
-            if directory.is_dir():
-                yield from (p for p in directory.iterdir() if LEFTOVER.fullmatch(p.name))
+            leftovers.sweep_directory(directory)

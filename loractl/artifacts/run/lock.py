@@ -28,7 +28,7 @@ def require_free(directory: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _held(directory, descriptor) from None
+        raise _held_error(directory, descriptor) from None
     finally:
         os.close(descriptor)
 
@@ -46,11 +46,11 @@ class RunLock:
         self._kept = False
 
     def __enter__(self) -> "RunLock":
-        self._made = _make(self.directory)
+        self._made = _make_missing(self.directory)
         try:
-            self._descriptor, self._before = self._taken()
+            self._descriptor, self._before = self._take_lock()
         except BaseException:
-            self._unmake()
+            self._remove_made()
             raise
         return self
 
@@ -67,14 +67,15 @@ class RunLock:
         # While the lock is still held: nobody can have it by this name when the name goes.
         with contextlib.suppress(OSError):
             if self._before and not self._kept:
-                _write(self._descriptor, self._before)  # of a killed run, which is as it was
+                # Of a killed run, which is as it was
+                _overwrite_with(self._descriptor, self._before)
             else:
                 self.path.unlink()
         os.close(self._descriptor)
         if not self._kept:
-            self._unmake()
+            self._remove_made()
 
-    def _taken(self) -> tuple[int, bytes]:
+    def _take_lock(self) -> tuple[int, bytes]:
         """A descriptor with the lock, and what stood in the file before."""
         for patience in range(10, -1, -1):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -83,12 +84,12 @@ class RunLock:
                 if _is_still(self.path, descriptor):
                     before = os.pread(descriptor, 4096, 0)
                     holder = {"pid": os.getpid(), "host": socket.gethostname()}
-                    _write(descriptor, json.dumps(holder).encode() + b"\n")
+                    _overwrite_with(descriptor, json.dumps(holder).encode() + b"\n")
                     return descriptor, before
                 # Else the holder before us removed the file as it left: there is a new one.
             except BlockingIOError:
                 if not patience:
-                    held = _held(self.directory, descriptor)
+                    held = _held_error(self.directory, descriptor)
                     os.close(descriptor)
                     raise held from None
                 time.sleep(0.02)  # it may be someone who only looks: `require_free`
@@ -106,13 +107,13 @@ class RunLock:
             os.close(descriptor)
         raise StateError(f"{self.path}: is removed again and again; is another run starting here?")
 
-    def _unmake(self) -> None:
+    def _remove_made(self) -> None:
         for path in reversed(self._made):
             with contextlib.suppress(OSError):  # someone else may have put something there
                 path.rmdir()
 
 
-def _make(directory: Path) -> list[Path]:
+def _make_missing(directory: Path) -> list[Path]:
     """Make a directory and those above it; return the ones that were not there."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,11 +127,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _write(descriptor: int, content: bytes) -> None:
+def _overwrite_with(descriptor: int, content: bytes) -> None:
     os.ftruncate(descriptor, os.pwrite(descriptor, content, 0))
 
 
-def _held(directory: Path, descriptor: int) -> StateError:
+def _held_error(directory: Path, descriptor: int) -> StateError:
     who = "another process"
     for _ in range(5):
         try:

@@ -12,8 +12,8 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.data import batches
 from loractl.engine.adapters import rank_policy
 from loractl.engine.memory import Size, beside_the_weights
-from loractl.engine.save import MODEL, write_trained
 from loractl.engine.session import Session
+from loractl.engine.trained import MODEL, write_trained
 from loractl.errors import NumericError
 from loractl.models.device import peak_memory
 from loractl.planning.peak_memory import CPU_PROCESS

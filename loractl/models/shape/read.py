@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loractl.dtypes import WIDTHS
 from loractl.errors import ModelError
 from loractl.models.shape.families import FAMILIES
 from loractl.models.shape.types import ModelShape, Sizes
@@ -26,8 +27,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
             "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096},
 }  # fmt: skip  # fmt: skip
-
-WIDTHS: dict[Any, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def named(size: str) -> ModelShape:

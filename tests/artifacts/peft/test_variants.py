@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loractl.artifacts.peft import adalora_files, attach
+from loractl.artifacts import files
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import config as peft_config
+from loractl.artifacts.peft import attach
 from loractl.artifacts.peft import names as peft_names
+from loractl.engine import save
 from loractl.lora import algebra
+from loractl.lora.adalora import Budget, Smoothing
 from loractl.lora.inject import FORMULAS, adaptable, inject_, merge_, remove_
 from loractl.lora.layer import LoraLayer
-from loractl.lora.ranks import ModuleRank, RankSpec, resolve
+from loractl.lora.ranks import RankSpec, resolve
 from tests.conftest import ARCHITECTURES
 
 Make = Callable[..., Path]
@@ -49,6 +51,7 @@ KINDS: dict[str, set[str]] = {
     "gpt2": {"conv1d", "linear", "embedding"},  # linear: its head, tied to the embedding
     "mixtral": {"linear", "embedding", "experts"},
 }
+BUDGET = Budget(initial=8, target=4, warmup=1, final=1, total=9, every=1)
 CELLS = [
     pytest.param(variant, kind, architecture, id=f"{variant}-{kind}-{architecture}")
     for architecture in ARCHITECTURES
@@ -92,30 +95,26 @@ def train_(layers: dict[str, LoraLayer]) -> None:
                 layer.E[-1] = 0  # a triplet that is switched off
 
 
-def write_final(
-    layers: dict[str, LoraLayer], variant: str, kind: str, base: Path, directory: Path
-) -> Path:
-    directory.mkdir()
+def trained_adapter(
+    layers: dict[str, LoraLayer], variant: str, kind: str, base: Path
+) -> save.TrainedAdapter:
+    """The layers and what made them, as a session gathers them."""
     model = plain(base)
-    options = {k: v for k, v in VARIANTS[variant].items() if k != "scaling"}
-    spec, kinds = spec_of(model, variant, kind)
-    ranks = resolve(spec, kinds)
-    tensors = peft_names.plain_tensors(layers) if variant != "adalora" else {}
-    if variant == "adalora":
-        pairs, rank, alpha = adalora_files.plain_of(layers)  # type: ignore[arg-type]
-        for name, pair in pairs.items():
-            for suffix, factor in zip(peft_names.SUFFIXES[kind], pair, strict=True):
-                tensors[f"{peft_names.PREFIX}{name}.{suffix}"] = factor
-        ranks = {n: ModuleRank(len(A), alpha, alpha / len(A)) for n, (A, _) in pairs.items()}
-        spec = replace(spec, rank=rank, alpha=alpha)
-    names = [name for name, _ in model.named_modules()]
-    config = peft_config.content(
-        ranks, names, spec=spec, kinds=kinds, dropout=0.0, base=str(base), **options
+    spec, _ = spec_of(model, variant, kind)
+    is_adalora = variant == "adalora"
+    return save.TrainedAdapter(
+        layers=layers,
+        whole={},
+        module_names=[name for name, _ in model.named_modules()],
+        spec=spec,
+        base=str(base),
+        formula=VARIANTS[variant].get("formula", "lora"),
+        init=VARIANTS[variant].get("init", "default"),
+        dropout=0.0,
+        about={},
+        chat_template=None,
+        allocation=save.Allocation(4, 2, BUDGET, Smoothing(), 0.5) if is_adalora else None,
     )
-    if peft_config.starts_at_parts(config):
-        config = peft_config.doubled(config)
-    adapters.write(directory, tensors, config=config, about={}, chat_template=None)
-    return directory
 
 
 def worst(found: Tensor, expected: Tensor) -> float:
@@ -143,7 +142,10 @@ def test_a_cell_starts_as_nothing_and_all_its_forms_agree(
     expected = logits(model)
     assert worst(expected, before) > 1e-3, "nothing moved"
 
-    final = write_final(layers, variant, kind, where, tmp_path / "adapter")
+    trained = trained_adapter(layers, variant, kind, where)
+    final, checkpoint = tmp_path / "adapter", tmp_path / "checkpoint"
+    final.mkdir()
+    save.write_final(final, trained)
     read = plain(where)
     attach.load_(read, adapters.read(final))
     assert worst(logits(read), expected) < 1e-5
@@ -151,8 +153,13 @@ def test_a_cell_starts_as_nothing_and_all_its_forms_agree(
 
     resumed = plain(where)
     again = inject(resumed, variant, kind, seed=1)
-    attach.restore_(again, peft_names.checkpoint_tensors(layers))
+    checkpoint.mkdir()
+    save.write_checkpoint(checkpoint, trained)
+    attach.restore_(again, files.read_tensors(checkpoint / adapters.WEIGHTS))
     assert torch.equal(logits(resumed), expected), "a checkpoint brings back other numbers"
+    read_again = plain(where)
+    attach.load_(read_again, adapters.read(checkpoint))
+    assert worst(logits(read_again), expected) < 1e-5
 
     kept = algebra.merge_(model)
     assert worst(logits(model), expected) < 1e-5

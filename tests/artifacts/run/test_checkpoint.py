@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loractl.artifacts import files
 from loractl.artifacts.run import checkpoint
+from loractl.digests import file_sha256
 from loractl.errors import StateError, StorageError
 
 
@@ -37,7 +37,7 @@ def test_a_checkpoint_holds_its_files_and_the_hash_of_each(tmp_path: Path) -> No
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["step"] == 5
     assert manifest["files"] == {
-        path.name: {"size": path.stat().st_size, "sha256": files.sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in directory.iterdir()
         if path.name != "manifest.json"
     }

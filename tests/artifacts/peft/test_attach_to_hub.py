@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loractl.artifacts.peft import adapter as adapters
+from loractl.artifacts.peft import attach
 from loractl.artifacts.peft import config as peft_config
-from loractl.artifacts.peft import spoke
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.names import checkpoint_tensors, parameters, plain_tensors
 from loractl.errors import ArtifactError
@@ -73,7 +73,7 @@ def test_in_a_hub_an_adapter_answers_bit_for_bit_as_in_the_model(
     assert float((expected - untouched).abs().max()) > 0.01
     remove_(model)
     hub = Hub(model)
-    spoke.add_(hub, model, "tuned", adapter)
+    attach.add_to_hub_(hub, model, "tuned", adapter)
     hub.use("tuned")
     assert torch.equal(logits(model), expected)
     hub.use_rows(["tuned", None])
@@ -88,7 +88,7 @@ def test_what_is_in_the_hub_is_a_copy_of_the_file_in_float32(base: Make, adapter
     adapter = adapters.read(adapter_dir(where))
     for name, tensor in adapter.tensors.items():
         adapter.tensors[name] = tensor.bfloat16()
-    layers = spoke.layers_of(adapter, plain(where))
+    layers = attach.stand_ins_of(adapter, plain(where))
     found = parameters(layers)  # type: ignore[arg-type]
     assert found.keys() == adapter.tensors.keys()
     for name, tensor in adapter.tensors.items():
@@ -103,7 +103,7 @@ def test_an_adapter_that_does_not_fit_whole_is_refused_and_the_hub_stays_as_it_w
     where = base("llama")
     model, good = plain(where), adapters.read(adapter_dir(where))
     hub = Hub(model)
-    spoke.add_(hub, model, "good", good)
+    attach.add_to_hub_(hub, model, "good", good)
     hub.use("good")
     expected = logits(model)
     some = sorted(good.tensors)
@@ -113,10 +113,12 @@ def test_an_adapter_that_does_not_fit_whole_is_refused_and_the_hub_stays_as_it_w
     strange = {**good.tensors, "base_model.model.nowhere.lora_A.weight": torch.zeros(4, 3)}
     for tensors, words in ((cut, "missing"), (wrong, "has shape"), (strange, "nowhere")):
         with pytest.raises(ArtifactError, match=words):
-            spoke.add_(hub, model, "bad", adapters.Adapter(**{**vars(good), "tensors": tensors}))
+            attach.add_to_hub_(
+                hub, model, "bad", adapters.Adapter(**{**vars(good), "tensors": tensors})
+            )
         assert hub.names == ("good",) and torch.equal(logits(model), expected)
     with pytest.raises(ArtifactError, match="0 of"):
-        spoke.add_(hub, model, "other", adapters.read(adapter_dir(base("gpt2"), "other")))
+        attach.add_to_hub_(hub, model, "other", adapters.read(adapter_dir(base("gpt2"), "other")))
     assert hub.names == ("good",) and torch.equal(logits(model), expected)
 
 
@@ -145,7 +147,7 @@ def test_modules_that_adapters_bring_whole_answer_the_rows_of_theirs(
     write_whole(where, tmp_path / "two", ["lm_head", "embed_tokens"], ["v_proj"])
     for name in ("one", "two"):
         # The second copies modules that have the first one's hooks, while that is in use.
-        spoke.add_(hub, model, name, adapters.read(tmp_path / name))
+        attach.add_to_hub_(hub, model, name, adapters.read(tmp_path / name))
         hub.use(name)
         alone.append(logits(model))
         by_itself = plain(where)
@@ -171,7 +173,7 @@ def test_fused_experts_answer_one_adapter_at_a_time(
     model = plain(where)
     untouched, hub = logits(model), Hub(model)
     adapter = adapters.read(directory)
-    spoke.add_(hub, model, "tuned", adapter)
+    attach.add_to_hub_(hub, model, "tuned", adapter)
     by_itself = plain(where)
     load_(by_itself, adapter)
     hub.use("tuned")

@@ -1,0 +1,184 @@
+"""The arithmetic of every proof: what a reader of our files computes, against base + adapter.
+
+Two looks. By logits, on the same random tokens for all readers: they must agree within the noise of
+float32, and in a coarser dtype within what its rounding explains, which is measured by errors of
+the very sizes that rounding makes, their signs drawn at random. And by the columns of each adapted
+weight, which its own forward pass gives for unit vectors: they must be the exact ones, rounded
+once. Who reads, and what, is left to `model.proof`, `gguf.proof` and `peft.portable`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from loractl.errors import ArtifactError
+from loractl.lora.dense import matrix_sizes
+from loractl.lora.experts import LoraExperts
+from loractl.lora.layer import LoraLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FP32_TOLERANCE = 1e-5
+"""Of logits that were computed in float32 twice, over the largest one, or over 1."""
+ROUNDING_FACTOR = 4.0
+"""What chance explains seldom differs from another draw of the same sizes by more than 1.5x. Beside
+the weights, llama.cpp rounds what it multiplies them with, to the same dtype; measured: the
+differences are 1.0 to 2.0 times those that the weights' errors alone make at random."""
+ROWS, LENGTH = 4, 32
+COLUMNS = 32
+"""How many columns of each adapted weight are looked at, drawn at random."""
+FP32_NOISE = 1e-6
+"""Error of a merge computed in float32, over the largest weight; measured: at most 2e-7."""
+DROWNED = 0.5
+"""The share of the adapter's effect from which on rounding changes the model about as much."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two computations of the same logits agree."""
+
+    difference: float  # the largest one; infinite where a logit is not finite
+    bound: float
+    largest_logit: float
+    top1_agreement: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.bound
+
+    def drowns(self, effect: float) -> bool:
+        """Whether rounding changes the model as much as an adapter of this effect does."""
+        return self.difference > DROWNED * effect
+
+    def say(self, logits: str, *, proven: bool) -> str:
+        """The verdict on all that was looked at, and how far these logits agree."""
+        return (
+            f"{'proven' if proven else 'FAILED'}: logits {logits} and of base + adapter differ by"
+            f" at most {self.difference:.2e}, allowed {self.bound:.2e}; same next token in"
+            f" {self.top1_agreement:.1%}"
+        )
+
+
+def compare_logits(
+    found: Tensor, expected: Tensor, *, rounding: float, noise: float = FP32_TOLERANCE
+) -> Agreement:
+    """Judge logits (rows, length, vocabulary) against those that base + adapter gives.
+
+    `rounding` is the change by errors as large as those of the dtype, 0 in float32; `noise` is what
+    two ways to compute in float32 may differ by, over the largest logit.
+    """
+    largest = float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    return Agreement(
+        difference=difference if math.isfinite(difference) else math.inf,
+        bound=noise * max(1.0, largest) + ROUNDING_FACTOR * rounding,
+        largest_logit=largest,
+        top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).float().mean()),
+    )
+
+
+def probe_ids(model: "PreTrainedModel") -> Tensor:
+    """The tokens that every reader is asked about, (ROWS, LENGTH)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return torch.randint(0, weight.shape[0], (ROWS, LENGTH), generator=generator)
+
+
+def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits  # (ROWS, LENGTH, vocabulary)
+    return logits.float()
+
+
+def effect_of(base: Tensor, expected: Tensor, directory: Path) -> float:
+    """The largest difference that an adapter makes to logits. Raises ArtifactError when none."""
+    effect = float((expected - base).abs().max())
+    if effect == 0.0:
+        raise ArtifactError(
+            f"{directory}: the adapter changes nothing: its update is zero everywhere"
+        )
+    return effect
+
+
+def rounding_effect(
+    model: nn.Module,
+    ids: Tensor,
+    expected: Tensor,
+    shaken: Iterable[Tensor],
+    rounded: Callable[[Tensor], Tensor],
+) -> float:
+    """The change of logits by errors as large as `rounded` makes, of random signs.
+
+    The tensors of `shaken`, parts of `model`, keep the errors.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in shaken:
+            error = rounded(tensor) - tensor
+            signs = torch.randint(0, 2, error.shape, generator=generator, dtype=torch.int8)
+            tensor.add_(error * (signs * 2 - 1))
+    return float((probe_logits(model, ids) - expected).abs().max())
+
+
+def columns_of(layer: LoraLayer) -> Tensor:
+    """What an adapted layer answers to some unit vectors: (n, d_out) in float64.
+
+    These are columns of its weight as the forward pass applies it: bias and embed_scale taken out.
+    Of fused experts, one after the other: (n experts, d_out).
+    """
+    exact = {name: value.detach().double() for name, value in layer.named_parameters()}
+    if isinstance(layer, LoraExperts):
+        return _columns_of_experts(layer, exact)
+    indices = drawn_inputs(layer.d_in)
+    if layer.kind == "embedding":
+        rows: Tensor = functional_call(layer, exact, (indices,))
+        return rows / float(getattr(layer.base, "embed_scale", 1.0))
+    x = torch.zeros(len(indices) + 1, layer.d_in, dtype=torch.float64)
+    x[torch.arange(len(indices)), indices] = 1.0
+    y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: the bias alone
+    return y[:-1] - y[-1]
+
+
+def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
+    """The same of each expert: its product and update, as `AdaptedExperts` adds them."""
+    W = layer.dense_weight().detach().double()
+    x = torch.eye(layer.d_in, dtype=torch.float64)[drawn_inputs(layer.d_in)]
+    counts = [len(x)] * layer.n_experts
+    with torch.no_grad():
+        update: Tensor = functional_call(layer, dict(exact), (x.repeat(len(counts), 1), counts))
+    return plain_columns(layer.kind, W) + update * layer.scale
+
+
+def plain_columns(kind: str, weight: Tensor) -> Tensor:
+    """The same columns of a plain weight, (n, d_out) or (n experts, d_out)."""
+    indices = drawn_inputs(matrix_sizes(kind, weight)[0])
+    columns = weight[..., indices].mT if kind in ("linear", "experts") else weight[..., indices, :]
+    return columns.reshape(-1, columns.shape[-1])
+
+
+def drawn_inputs(d_in: int) -> Tensor:
+    """The inputs that are looked at: the same for a layer and its merged weight."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randperm(d_in, generator=generator)[:COLUMNS]
+
+
+def half_step(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest error that rounding once to `dtype` makes, value by value, in float64."""
+    info = torch.finfo(dtype)
+    size = exact.double().abs().clamp(min=info.tiny)  # below it the steps grow no smaller
+    _, exponent = torch.frexp(size)  # 2^(exponent - 1) <= size < 2^exponent
+    return info.eps * torch.exp2(exponent.double() - 1) / 2
+
+
+def is_within(found: Tensor, exact: Tensor, bound: Tensor) -> bool:
+    """Whether a weight is the exact one but for errors up to `bound`, and the noise of float32."""
+    error = (found.double() - exact.double()).abs()
+    return bool((error <= bound + FP32_NOISE * float(exact.abs().max())).all())

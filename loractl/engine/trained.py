@@ -1,0 +1,70 @@
+"""What a session has trained, written: in a checkpoint, and when the run is done."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from loractl.artifacts import files
+from loractl.artifacts.peft import adalora_files
+from loractl.engine import save
+from loractl.engine.adapters import budget, rank_spec, smoothing
+from loractl.engine.session import Session
+from loractl.lora.ranks import RankSpec, alpha_of
+from loractl.training.state import TrainState
+from loractl.training.steps import RankPolicy
+
+MODEL = "model.safetensors"
+
+
+def write_trained(
+    session: Session, directory: Path, state: TrainState, ranks: RankPolicy | None = None
+) -> None:
+    """Write what is trained, as a checkpoint keeps it: the adapter, or every weight in float32."""
+    if not session.layers:
+        files.write_tensors(directory / MODEL, {n: p.cpu() for n, p in session.parameters.items()})
+        return
+    save.write_checkpoint(directory, trained_adapter(session, state))
+    if ranks is not None and (known := ranks.tensors()):
+        files.write_tensors(directory / adalora_files.STATE, known)
+
+
+def write_final(session: Session, directory: Path, state: TrainState) -> None:
+    """Write the adapter as every reader takes it, on the plain base."""
+    save.write_final(directory, trained_adapter(session, state))
+
+
+def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
+    """The session's layers as they are now, and what its config says of them."""
+    config, template = session.config, session.tokenizer.chat_template
+    return save.TrainedAdapter(
+        layers=session.layers,
+        whole=session.whole,
+        module_names=session.module_names,
+        spec=_present_spec(session),
+        base=config.model.name_or_path,
+        formula=config.method,
+        init=config.lora.init,
+        dropout=config.lora.dropout,
+        about={**session.about(), "step": state.step},
+        chat_template=template if isinstance(template, str) else None,
+        allocation=_allocation_of(session) if config.method == "adalora" else None,
+    )
+
+
+def _present_spec(session: Session) -> RankSpec:
+    """The ranks as they are now: by a schedule one for all, at the scale of the first one."""
+    spec = rank_spec(session.config)
+    layer = next(iter(session.layers.values()))
+    if not session.config.lora.rank_schedule or layer.rank == spec.rank:
+        return spec
+    return replace(spec, rank=layer.rank, alpha=alpha_of(layer.scale, layer.rank, spec.scaling))
+
+
+def _allocation_of(session: Session) -> save.Allocation:
+    adalora = session.config.lora.adalora
+    return save.Allocation(
+        initial_rank=adalora.initial_rank,
+        target_rank=adalora.target_rank,
+        budget=budget(session.config, len(session.layers), session.total_steps),
+        smoothing=smoothing(session.config),
+        orthogonality=adalora.orthogonality,
+    )
