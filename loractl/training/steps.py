@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loractl.errors import NumericError
 from loractl.records import Batch, DataState
-from loractl.training.distributed import sum_over_ranks
+from loractl.training.distributed import sum_gradients_, sum_over_ranks
 from loractl.training.optim import LearningRate, count_versions_, set_rate_
 from loractl.training.state import TrainState, seed_of_step
 from loractl.world import ALONE, World
@@ -56,7 +56,7 @@ class Step:
     loss: float  # mean over the window's trained tokens, in nats
     lr: float  # of A; with LoRA+ that of B is higher
     grad_norm: float  # before clipping
-    tokens: int  # real tokens of the window
+    tokens: int  # real tokens of the step, over all processes
     trained_tokens: int
     seconds: float
     skipped: str = ""  # why it left the weights alone, where it did
@@ -110,11 +110,11 @@ def steps(
         # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
         # drew.
         torch.manual_seed(seed_of_step(recipe.seed, state.step))
-        count = sum_over_ranks(recipe.world, [sum(loss.count(batch) for batch in window)])[0]
+        count, tokens, trained = _add_up(loss, window, recipe.world)
         mean = norm = math.nan
         skipped = ""
         try:
-            mean = _backward(loss, window, count, recipe)
+            mean = _backward(loss, parameters, window, count, recipe)
             if state.step == state.skipped:  # the first that is taken
                 _check_reached(parameters)
             norm = _update(parameters, optimizer, recipe, window, mean)
@@ -131,8 +131,6 @@ def steps(
         if recipe.ranks is not None:
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.n_tokens for batch in window)
-        trained = sum(batch.n_trained for batch in window)
         state.step += 1
         state.data = after
         state.tokens += tokens
@@ -142,7 +140,22 @@ def steps(
         yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds, skipped)
 
 
-def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> float:
+def _add_up(loss: Loss, window: list[Batch], world: World) -> tuple[float, int, int]:
+    """The loss's count of a step, its real tokens and its trained ones, over all processes."""
+    of_loss = sum(loss.count(batch) for batch in window)
+    tokens = sum(batch.n_tokens for batch in window)
+    trained = sum(batch.n_trained for batch in window)
+    count, all_tokens, all_trained = sum_over_ranks(world, [of_loss, tokens, trained])
+    return count, int(all_tokens), int(all_trained)
+
+
+def _backward(
+    loss: Loss,
+    parameters: Mapping[str, nn.Parameter],
+    window: list[Batch],
+    count: float,
+    recipe: Recipe,
+) -> float:
     """Add up the gradients of a step's mean loss and of the penalty; return that mean alone.
 
     `count` is that of the whole step: each sum is divided by it once.
@@ -152,6 +165,7 @@ def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> 
         loss_sum, _ = loss(batch.to(recipe.device))
         recipe.scaler.scale(loss_sum / count).backward()  # type: ignore[no-untyped-call]
         sums.append(loss_sum.detach())
+    sum_gradients_(recipe.world, parameters.values())
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
