@@ -67,9 +67,15 @@ class Batch:
     shared: int = 0  # tokens of the first example that all others begin with too, and lack here
 
     @property
+    def row_counts(self) -> list[int]:
+        """Tokens of each row that are trained. Waits for the device that the labels are on."""
+        counts: list[int] = (self.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
+        return counts
+
+    @property
     def n_trained(self) -> int:
-        """Tokens that are trained. Waits for the device that the labels are on."""
-        return int((self.labels[:, 1:] != UNTRAINED).sum())
+        """Tokens that are trained, likewise."""
+        return sum(self.row_counts)
 
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""

@@ -57,6 +57,11 @@ class TokenLoss:
             rows, targets = self._rows(batch, self.head)
         return head_losses(rows, self.head, targets)
 
+    def of_rows(self, batch: Batch) -> list[tuple[float, int]]:
+        """(sum of the cross-entropies in nats, trained tokens) of each row of a batch."""
+        parts = torch.split(self.each(batch).double(), batch.row_counts)
+        return [(float(part.sum()), len(part)) for part in parts]
+
     def _rows(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """What the head turns into logits, (n, hidden) in its dtype, and the ids meant, (n,)."""
         rows, targets = trained_rows(*self.trunk(batch))
