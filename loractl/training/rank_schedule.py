@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
+from loractl.config.optimizers import OptimizerKind
 from loractl.lora.dynamic import Moments, resized
 from loractl.lora.inject import random_start
 from loractl.lora.layer import LoraLayer
@@ -25,7 +25,7 @@ class RankSchedule:
         *,
         init: str,
         seed: int,
-        kind: OptimizerKind = OPTIMIZERS["adamw"],
+        kind: OptimizerKind,
     ) -> None:
         """`schedule` maps steps, counted from 1, to the rank from then on."""
         self.layers = layers
