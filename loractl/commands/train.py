@@ -14,6 +14,7 @@ from loractl.config.settings import RunConfig
 from loractl.errors import StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
+from loractl.world import ALONE
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 """Settings a resumed run may have otherwise: they do not change what is computed."""
@@ -69,7 +70,7 @@ def run(
                 libraries.import_transformers()
                 from loractl.engine.train import prepare, train
 
-                prepared = prepare(loaded, directory, resume=resume)
+                prepared = prepare(loaded, directory, ALONE, resume=resume)
                 gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
         except Stopped:
             console.note(f"stopped before a step was done; start again with: {same}")

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from loractl.signals import StopRequest
 from loractl.training.optim import Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
+from loractl.world import World
 
 
-def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
+def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) -> "_Run":
     """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
+    console.speak_as(world)
     config = loaded.config
     extended = resume and directory.status() is Status.FINISHED
     resume = resume and not resuming.never_saved(directory)
-    session = assemble(loaded)
+    session = assemble(loaded, world)
     rates = Rates(
         config.train.learning_rate, config.train.weight_decay, config.train.lora_plus_ratio
     )
@@ -55,10 +58,9 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
         world=session.world,
     )
     capacity.require(session, directory, state)
-    run = _Run(session, directory, optimizer, state, recipe)
+    run = _Run(session, directory, optimizer, state, recipe, resumed=resume)
     # A kill may have come between the last step of a run that stopped early and its adapter.
     run.stopped_early = resume and not extended and run.is_patience_over()
-    run.resumed = resume
     return run
 
 
@@ -100,26 +102,19 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     return 0
 
 
+@dataclass
 class _Run:
     """A run in progress: the step after the step, and what is written of it."""
 
-    def __init__(
-        self,
-        session: Session,
-        directory: RunDir,
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        recipe: Recipe,
-    ) -> None:
-        self.session = session
-        self.directory = directory
-        self.optimizer = optimizer
-        self.state = state
-        self.recipe = recipe
-        self.stopped_early = False
-        self.resumed = False
-        self.losses: list[float] = []
-        self.eval_losses: list[float] = []
+    session: Session
+    directory: RunDir
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    recipe: Recipe
+    resumed: bool
+    stopped_early: bool = False
+    losses: list[float] = field(default_factory=list)  # of the steps that were taken
+    eval_losses: list[float] = field(default_factory=list)
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
         """Step until the end, a signal, or no better evaluation for too long; then save."""
