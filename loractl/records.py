@@ -82,13 +82,13 @@ class Batch:
         if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):
             return self
         if len(set(self.sizes)) == 1 and self.sizes[0] == self.input_ids.shape[1]:
-            flat = [one.reshape(1, -1) for one in self._tensors]
+            flat = [one.reshape(1, -1) for one in self._three_tensors]
         else:
             import torch
 
             flat = [
                 torch.cat([row[:size] for row, size in zip(one, self.sizes, strict=True)])[None]
-                for one in self._tensors
+                for one in self._three_tensors
             ]
         input_ids, labels, position_ids = flat
         return replace(
@@ -100,7 +100,7 @@ class Batch:
         )
 
     @property
-    def _tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
+    def _three_tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
         return self.input_ids, self.labels, self.position_ids
 
     def to(self, device: "device") -> "Batch":

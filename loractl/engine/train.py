@@ -71,7 +71,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     """
     session, directory, state = run.session, run.directory, run.state
     if session.world.is_first:
-        _open(session, directory, state, resumed=run.resumed)
+        _open_run(session, directory, state, resumed=run.resumed)
     introduce(session)
     session.model.train()
     began = time.perf_counter()
@@ -92,7 +92,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
             f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
             f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
         )
-    final = _publish(session, directory, state)
+    final = _publish_final(session, directory, state)
     if run.stopped_early:
         console.note(
             f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
@@ -123,7 +123,7 @@ class _Run:
             return
         evaluates = bool(self.session.data.held_out or self.session.data.retain)
         if evaluates and (state.step == 0 or state.eval_pending):
-            self._evaluate(progress, stop)
+            self._evaluate_now(progress, stop)
             self.stopped_early = self.is_patience_over()
             if state.eval_pending or self.stopped_early:
                 return
@@ -136,20 +136,20 @@ class _Run:
             state,
             self.recipe,
         ):
-            self._log(step)
+            self._log_step(step)
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
-            progress.step(step.step, _line(step), seconds_left=left)
+            progress.step(step.step, _progress_line(step), seconds_left=left)
             if step.skipped:
                 progress.say(
                     f"step {step.step}: skipped, the weights are as before: {step.skipped}"
                 )
             last = step.step == total
-            if evaluates and (last or _due(step.step, train.eval_every)):
-                self._evaluate(progress, stop)
+            if evaluates and (last or _is_due(step.step, train.eval_every)):
+                self._evaluate_now(progress, stop)
                 self.stopped_early = self.is_patience_over()
             ends = last or self.stopped_early or stop.exit_code is not None
-            if ends or _due(step.step, train.save_every):
-                self._save()
+            if ends or _is_due(step.step, train.save_every):
+                self._save_checkpoint()
             if ends:
                 return
 
@@ -158,7 +158,7 @@ class _Run:
         patience = self.session.config.train.early_stopping
         return patience is not None and self.state.evals_without_better >= patience
 
-    def _log(self, step: Step) -> None:
+    def _log_step(self, step: Step) -> None:
         if not step.skipped:
             self.losses.append(step.loss)
         row: dict[str, Any] = {
@@ -177,7 +177,7 @@ class _Run:
             row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
         self._append_row(row)
 
-    def _evaluate(self, progress: console.Progress, stop: StopRequest) -> None:
+    def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
         """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
         began = time.perf_counter()
         self.state.eval_pending = True
@@ -206,7 +206,7 @@ class _Run:
         if self.session.world.is_first:
             metrics.append(self.directory.metrics, row)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         session = self.session
         for name, parameter in session.parameters.items():
             if not torch.isfinite(parameter).all():
@@ -229,16 +229,16 @@ class _Run:
         )
 
 
-def _due(step: int, every: int | None) -> bool:
+def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _line(step: Step) -> str:
+def _progress_line(step: Step) -> str:
     memory = text.size(load.peak_memory(torch.device("cpu")))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 
-def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
+def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
     """Write what stands in a run directory from its start; of its metrics keep what is still so."""
     directory.sweep_()
     if resumed:
@@ -256,7 +256,7 @@ def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bo
     files.replace_text(directory.data, files.as_json(accounts))
 
 
-def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:
+def _publish_final(session: Session, directory: RunDir, state: TrainState) -> Path:
     """Write the final adapter, or for method: full the complete model; return where it lies."""
     final = directory.adapter if session.layers else directory.model
     if not session.world.is_first:

@@ -114,15 +114,15 @@ def steps(
         mean = norm = math.nan
         skipped = ""
         try:
-            mean = _backward(loss, parameters, window, count, recipe)
+            mean = _add_gradients(loss, parameters, window, count, recipe)
             if state.step == state.skipped:  # the first that is taken
                 _check_reached(parameters)
-            norm = _update(parameters, optimizer, recipe, window, mean)
+            norm = _apply_gradients(parameters, optimizer, recipe, window, mean)
             state.skipped_in_row = 0
         except _NotFinite as fault:
             state.skipped_in_row += 1
             if state.skipped_in_row >= recipe.non_finite_limit:
-                raise _stop(fault, state, recipe) from None
+                raise _explain_stop(fault, state, recipe) from None
             state.skipped += 1
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
         if not math.isfinite(norm):
@@ -149,7 +149,7 @@ def _add_up(loss: Loss, window: list[Batch], world: World) -> tuple[float, int, 
     return count, int(all_tokens), int(all_trained)
 
 
-def _backward(
+def _add_gradients(
     loss: Loss,
     parameters: Mapping[str, nn.Parameter],
     window: list[Batch],
@@ -174,11 +174,11 @@ def _backward(
         bad = next(
             (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]
         )
-        raise _NotFinite(f"loss is {mean}", f"the batch of {_rows(bad)}", mean)
+        raise _NotFinite(f"loss is {mean}", f"the batch of {_name_rows(bad)}", mean)
     return mean
 
 
-def _update(
+def _apply_gradients(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
@@ -192,7 +192,7 @@ def _update(
     if not math.isfinite(norm) and not _may_lower(scaler):
         if scaler.is_enabled():
             scaler.update()  # it asks for one after each unscale_
-        lines = ", ".join(_rows(batch) for batch in window[:4])
+        lines = ", ".join(_name_rows(batch) for batch in window[:4])
         raise _NotFinite(f"gradient norm is {norm}", lines, loss)
     # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
     # the scaler then leaves the weights as they are.
@@ -216,12 +216,12 @@ def _check_reached(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _rows(batch: Batch) -> str:
+def _name_rows(batch: Batch) -> str:
     shown = ", ".join(str(line) for line in batch.lines[:8])
     return f"rows {shown}{', ...' if len(batch.lines) > 8 else ''}"
 
 
-def _stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
+def _explain_stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
     row = f" (the {recipe.non_finite_limit} steps up to it were not finite)"
     return NumericError(
         f"step {state.step + 1}: {fault.what}, in {fault.where}"
