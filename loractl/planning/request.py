@@ -71,7 +71,7 @@ def of_settings(
     """The settings of a config; `dtype` stands in for auto."""
     from loractl.config.settings import first_rank  # pydantic takes a tenth of a second
 
-    first = first_rank(method, lora)
+    first = first_rank(method, rank=lora.rank, initial_rank=lora.adalora.initial_rank)
     return Request(
         rank=first if method == "adalora" else max([first, *lora.rank_schedule.values()]),
         alpha=lora.alpha,
