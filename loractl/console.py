@@ -59,7 +59,7 @@ def ask(prompt: str) -> str | None:
     """
     try:
         if is_interactive():
-            return _typed(prompt)
+            return _read_typed(prompt)
         line = sys.stdin.readline()
         line.encode()  # some locales let bytes that are no text through, as surrogates
         return line.rstrip("\r\n") if line else None
@@ -67,7 +67,7 @@ def ask(prompt: str) -> str | None:
         raise DataError(f"stdin: not UTF-8 text: {error}") from None
 
 
-def _typed(prompt: str) -> str | None:
+def _read_typed(prompt: str) -> str | None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  with it input() edits its line and recalls earlier ones
     if not sys.stdout.isatty():  # results go to a file, and the prompt must not

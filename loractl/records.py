@@ -67,22 +67,28 @@ class Batch:
     shared: int = 0  # tokens of the first example that all others begin with too, and lack here
 
     @property
+    def row_counts(self) -> list[int]:
+        """Tokens of each row that are trained. Waits for the device that the labels are on."""
+        counts: list[int] = (self.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
+        return counts
+
+    @property
     def n_trained(self) -> int:
-        """Tokens that are trained. Waits for the device that the labels are on."""
-        return int((self.labels[:, 1:] != UNTRAINED).sum())
+        """Tokens that are trained, likewise."""
+        return sum(self.row_counts)
 
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""
         if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):
             return self
         if len(set(self.sizes)) == 1 and self.sizes[0] == self.input_ids.shape[1]:
-            flat = [one.reshape(1, -1) for one in self._tensors]
+            flat = [one.reshape(1, -1) for one in self._three_tensors]
         else:
             import torch
 
             flat = [
                 torch.cat([row[:size] for row, size in zip(one, self.sizes, strict=True)])[None]
-                for one in self._tensors
+                for one in self._three_tensors
             ]
         input_ids, labels, position_ids = flat
         return replace(
@@ -94,7 +100,7 @@ class Batch:
         )
 
     @property
-    def _tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
+    def _three_tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
         return self.input_ids, self.labels, self.position_ids
 
     def to(self, device: "device") -> "Batch":

@@ -14,6 +14,7 @@ from loractl.config.settings import RunConfig
 from loractl.errors import StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
+from loractl.world import ALONE
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
 """Settings a resumed run may have otherwise: they do not change what is computed."""
@@ -34,8 +35,8 @@ def run(
     Raises Stopped after a signal.
     """
     given = {"--resume": resume, "--extend": extend, "--overwrite": overwrite}
-    same = _command(config, overrides, out, *[flag for flag, is_on in given.items() if is_on])
-    again = _command(config, overrides, out, "--resume")
+    same = _command_line(config, overrides, out, *[flag for flag, is_on in given.items() if is_on])
+    again = _command_line(config, overrides, out, "--resume")
     loaded = loader.load(config, overrides)
     if out is not None:
         loaded = replace(loaded, config=loaded.config.model_copy(update={"out": out}))
@@ -44,14 +45,14 @@ def run(
     status = directory.require(resume=resume, overwrite=overwrite)
     _require_writable(directory.path)
     if resume and status is not Status.ABSENT:
-        changed = _changes(directory, loaded.config)
+        changed = _changed_settings(directory, loaded.config)
         refused = {
             key: values
             for key, values in changed.items()
             if not (extend and key in EXTENSIBLE and _is_longer(*values))
         }
         if refused:
-            raise StateError(*_refusals(directory, refused))
+            raise StateError(*_explain_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
             if directory.was_killed():  # when all was written
                 with RunLock(directory.path) as held:
@@ -69,7 +70,7 @@ def run(
                 libraries.import_transformers()
                 from loractl.engine.train import prepare, train
 
-                prepared = prepare(loaded, directory, resume=resume)
+                prepared = prepare(loaded, directory, ALONE, resume=resume)
                 gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
         except Stopped:
             console.note(f"stopped before a step was done; start again with: {same}")
@@ -81,7 +82,7 @@ def run(
             gc.unfreeze()
 
 
-def _command(config: Path, overrides: list[str], out: str | None, *flags: str) -> str:
+def _command_line(config: Path, overrides: list[str], out: str | None, *flags: str) -> str:
     options = [part for override in overrides for part in ("--set", override)]
     place = ["--out", out] if out is not None else []
     return shlex.join(["loractl", "train", str(config), *options, *place, *flags])
@@ -100,10 +101,10 @@ def _require_writable(path: Path) -> None:
         )
 
 
-def _changes(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
+def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ from those the run was started with: key -> (old, new)."""
-    old = _flat(loader.load(directory.config, paths_exist=False).config.model_dump())
-    new = _flat(config.model_dump())
+    old = _flatten_settings(loader.load(directory.config, paths_exist=False).config.model_dump())
+    new = _flatten_settings(config.model_dump())
     return {
         key: (old.get(key), new.get(key))
         for key in [*new, *(old.keys() - new.keys())]
@@ -111,17 +112,17 @@ def _changes(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, ob
     }
 
 
-def _flat(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
+def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in nested.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten_settings(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:
+def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:
     hint = "resume with the settings of the run, or start anew with --overwrite"
     if changed.keys() <= EXTENSIBLE and all(_is_longer(*values) for values in changed.values()):
         hint = "add --extend to train longer than the run was planned for"

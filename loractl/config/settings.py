@@ -225,16 +225,17 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield key, f"found {what}, which is not available in this version; remove it"
 
 
-def first_rank(method: str, lora: LoraSection) -> int:
-    """The rank with which every module begins."""
-    return lora.adalora.initial_rank if method == "adalora" else lora.rank
+def first_rank(method: str, *, rank: int, initial_rank: int) -> int:
+    """The rank with which every module begins: `lora.rank`, or `lora.adalora.initial_rank`."""
+    return initial_rank if method == "adalora" else rank
 
 
 def resolve(config: RunConfig, *, name: str) -> RunConfig:
     """Fill in the defaults that depend on other settings; `name` is the config file's stem."""
     lora, train = config.lora, config.train
     if lora.alpha is None:
-        lora = lora.model_copy(update={"alpha": 2 * first_rank(config.method, lora)})
+        first = first_rank(config.method, rank=lora.rank, initial_rank=lora.adalora.initial_rank)
+        lora = lora.model_copy(update={"alpha": 2 * first})
     if train.epochs is None and train.steps is None:
         train = train.model_copy(update={"epochs": 1})
     out = config.out if config.out is not None else f"runs/{name}"

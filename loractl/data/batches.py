@@ -40,24 +40,26 @@ class BatchPlan:
 
 def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> Rows:
     """The rows of an epoch, each a list of example indices, shuffled by (seed, epoch)."""
-    rng = _generator(plan.seed, epoch)
+    rng = _generator_of(plan.seed, epoch)
     lengths = lengths_of(examples)
-    order = _drawn(len(examples), plan.parts, rng)
+    order = _draw_indices(len(examples), plan.parts, rng)
     rng.shuffle(order)
     if not plan.packing:
-        return Rows.singles(_bucketed(order, lengths[order], plan.window, rng))
+        return Rows.singles(_bucket_by_length(order, lengths[order], plan.window, rng))
     packed = pack(lengths[order], plan.max_length)
     rows = Rows(order[packed.indices], packed.starts)
     return rows.reordered(rng.permutation(len(rows)).astype(np.int32))
 
 
-def _generator(seed: int, epoch: int) -> np.random.RandomState:
+def _generator_of(seed: int, epoch: int) -> np.random.RandomState:
     """numpy's legacy generator: its streams are frozen, so an order holds for later versions."""
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, dtype="<u4").astype(np.uint32))
 
 
-def _drawn(count: int, parts: tuple[tuple[int, float], ...], rng: np.random.RandomState) -> Indices:
+def _draw_indices(
+    count: int, parts: tuple[tuple[int, float], ...], rng: np.random.RandomState
+) -> Indices:
     """Indices of an epoch: those of a source of weight 2 twice, of weight 0.5 a random half."""
     if not parts:
         return np.arange(count, dtype=np.int32)
@@ -71,7 +73,9 @@ def _drawn(count: int, parts: tuple[tuple[int, float], ...], rng: np.random.Rand
     return np.concatenate(taken).astype(np.int32)
 
 
-def _bucketed(order: Indices, lengths: Indices, window: int, rng: np.random.RandomState) -> Indices:
+def _bucket_by_length(
+    order: Indices, lengths: Indices, window: int, rng: np.random.RandomState
+) -> Indices:
     """Let each window hold examples of like length: little padding, windows in random order.
 
     The examples of `BUCKETS` windows are sorted together; what is left over makes the smaller

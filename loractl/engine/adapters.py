@@ -45,7 +45,7 @@ def rank_spec(config: RunConfig) -> RankSpec:
     lora = config.lora
     assert lora.alpha is not None, "resolve() fills alpha in"
     return RankSpec(
-        rank=first_rank(config.method, lora),
+        rank=first_rank(config.method, rank=lora.rank, initial_rank=lora.adalora.initial_rank),
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         scaling=lora.scaling,

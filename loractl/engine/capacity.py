@@ -52,10 +52,10 @@ def shortage_explained(session: Session) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
-        raise ConfigError(f"{_remedy(session)} (out of memory: {first[:200]})") from None
+        raise ConfigError(f"{_name_remedy(session)} (out of memory: {first[:200]})") from None
 
 
-def _remedy(session: Session) -> str:
+def _name_remedy(session: Session) -> str:
     config, model, length = session.config, session.model, session.plan.max_length
     rows, windows = config.train.batch_size, config.train.gradient_accumulation
 

@@ -149,7 +149,7 @@ def _losses(
     reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
     store, _ = examples.load(str(path), tokenizer, reading)
     plan = batches.BatchPlan(asked.batch_size, 1, asked.max_length, packing=False)
-    found = row_losses(objective.each, batches.in_order(store, plan), objective.model.device)
+    found = row_losses(objective.of_rows, batches.in_order(store, plan), objective.model.device)
     for where, (loss, _) in found.items():
         if not math.isfinite(loss):
             raise NumericError(f"{path}:{where}: the loss is {loss}")

@@ -121,13 +121,13 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     Raises ConfigError, DataError or ModelError.
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
-    source = _locate(loaded)
-    fingerprint = _beside(lambda: load.fingerprint(source))  # reads all weights
+    source = _locate_base(loaded)
+    fingerprint = _start_beside(lambda: load.fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
-    _warn(data, max_length)
-    plan = _plan(config, data, max_length)
+    _warn_of_data(data, max_length)
+    plan = _plan_batches(config, data, max_length)
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
@@ -149,8 +149,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     else:
         adapted = adapt_(model, loaded)
         parameters = adapted.parameters()
-    _checkpointing_(model, config, max_length, device)
-    trunk, loss = _ways_(model, config, epochs, total_steps, dtype)
+    _set_checkpointing_(model, config, max_length, device)
+    trunk, loss = _prove_ways_(model, config, epochs, total_steps, dtype)
     return Session(
         config=config,
         source=source,
@@ -173,7 +173,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     )
 
 
-def _ways_(
+def _prove_ways_(
     model: "PreTrainedModel",
     config: RunConfig,
     epochs: batches.Epochs,
@@ -188,7 +188,7 @@ def _ways_(
     return trunk, build(model, autocast=dtype if wide else None, trunk=trunk, run=run)
 
 
-def _beside(work: Callable[[], str]) -> "Future[str]":
+def _start_beside(work: Callable[[], str]) -> "Future[str]":
     """Do it while all else is loaded, in a thread that no exit waits for."""
     found: Future[str] = Future()
 
@@ -202,7 +202,7 @@ def _beside(work: Callable[[], str]) -> "Future[str]":
     return found
 
 
-def _plan(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
+def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
     return batches.BatchPlan(
         batch_size=config.train.batch_size,
         accumulation=config.train.gradient_accumulation,
@@ -213,13 +213,13 @@ def _plan(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:
     )
 
 
-def _warn(data: Data, max_length: int) -> None:
+def _warn_of_data(data: Data, max_length: int) -> None:
     for one in data.accounts.values():
         for warning in account.warnings(one, max_length=max_length):
             console.note(f"note: {warning}")
 
 
-def _locate(loaded: Loaded) -> load.Source:
+def _locate_base(loaded: Loaded) -> load.Source:
     model = loaded.config.model
     try:
         source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
@@ -260,7 +260,7 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
     return total
 
 
-def _checkpointing_(
+def _set_checkpointing_(
     model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
 ) -> None:
     """Turn gradient checkpointing on where it is asked for, or where memory is short; there freed

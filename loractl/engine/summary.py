@@ -23,7 +23,7 @@ def introduce(session: Session) -> None:
     else:
         console.note(f"weights  all {trained:,} parameters are trained")
     if session.layers:
-        console.note(f"layers   {_kernels(session)}")
+        console.note(f"layers   {_describe_kernels(session)}")
     console.note(
         f"data     {sum(one.examples for one in read):,} examples,"
         f" {sum(one.tokens for one in read):,} tokens,"
@@ -32,7 +32,7 @@ def introduce(session: Session) -> None:
     )
 
 
-def _kernels(session: Session) -> str:
+def _describe_kernels(session: Session) -> str:
     if session.trunk is None:
         return f"as transformers has them (train.kernels: {session.config.train.kernels})"
     why = session.trunk.fallback_reason

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from loractl.signals import StopRequest
 from loractl.training.optim import Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
+from loractl.world import World
 
 
-def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
+def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) -> "_Run":
     """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
+    console.speak_as(world)
     config = loaded.config
     extended = resume and directory.status() is Status.FINISHED
     resume = resume and not resuming.never_saved(directory)
-    session = assemble(loaded)
+    session = assemble(loaded, world)
     rates = Rates(
         config.train.learning_rate, config.train.weight_decay, config.train.lora_plus_ratio
     )
@@ -55,10 +58,9 @@ def prepare(loaded: Loaded, directory: RunDir, *, resume: bool) -> "_Run":
         world=session.world,
     )
     capacity.require(session, directory, state)
-    run = _Run(session, directory, optimizer, state, recipe)
+    run = _Run(session, directory, optimizer, state, recipe, resumed=resume)
     # A kill may have come between the last step of a run that stopped early and its adapter.
     run.stopped_early = resume and not extended and run.is_patience_over()
-    run.resumed = resume
     return run
 
 
@@ -69,7 +71,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     """
     session, directory, state = run.session, run.directory, run.state
     if session.world.is_first:
-        _open(session, directory, state, resumed=run.resumed)
+        _open_run(session, directory, state, resumed=run.resumed)
     introduce(session)
     session.model.train()
     began = time.perf_counter()
@@ -90,7 +92,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
             f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
             f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
         )
-    final = _publish(session, directory, state)
+    final = _publish_final(session, directory, state)
     if run.stopped_early:
         console.note(
             f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
@@ -100,26 +102,19 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     return 0
 
 
+@dataclass
 class _Run:
     """A run in progress: the step after the step, and what is written of it."""
 
-    def __init__(
-        self,
-        session: Session,
-        directory: RunDir,
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        recipe: Recipe,
-    ) -> None:
-        self.session = session
-        self.directory = directory
-        self.optimizer = optimizer
-        self.state = state
-        self.recipe = recipe
-        self.stopped_early = False
-        self.resumed = False
-        self.losses: list[float] = []
-        self.eval_losses: list[float] = []
+    session: Session
+    directory: RunDir
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    recipe: Recipe
+    resumed: bool
+    stopped_early: bool = False
+    losses: list[float] = field(default_factory=list)  # of the steps that were taken
+    eval_losses: list[float] = field(default_factory=list)
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
         """Step until the end, a signal, or no better evaluation for too long; then save."""
@@ -128,7 +123,7 @@ class _Run:
             return
         evaluates = bool(self.session.data.held_out or self.session.data.retain)
         if evaluates and (state.step == 0 or state.eval_pending):
-            self._evaluate(progress, stop)
+            self._evaluate_now(progress, stop)
             self.stopped_early = self.is_patience_over()
             if state.eval_pending or self.stopped_early:
                 return
@@ -141,20 +136,20 @@ class _Run:
             state,
             self.recipe,
         ):
-            self._log(step)
+            self._log_step(step)
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
-            progress.step(step.step, _line(step), seconds_left=left)
+            progress.step(step.step, _progress_line(step), seconds_left=left)
             if step.skipped:
                 progress.say(
                     f"step {step.step}: skipped, the weights are as before: {step.skipped}"
                 )
             last = step.step == total
-            if evaluates and (last or _due(step.step, train.eval_every)):
-                self._evaluate(progress, stop)
+            if evaluates and (last or _is_due(step.step, train.eval_every)):
+                self._evaluate_now(progress, stop)
                 self.stopped_early = self.is_patience_over()
             ends = last or self.stopped_early or stop.exit_code is not None
-            if ends or _due(step.step, train.save_every):
-                self._save()
+            if ends or _is_due(step.step, train.save_every):
+                self._save_checkpoint()
             if ends:
                 return
 
@@ -163,7 +158,7 @@ class _Run:
         patience = self.session.config.train.early_stopping
         return patience is not None and self.state.evals_without_better >= patience
 
-    def _log(self, step: Step) -> None:
+    def _log_step(self, step: Step) -> None:
         if not step.skipped:
             self.losses.append(step.loss)
         row: dict[str, Any] = {
@@ -182,7 +177,7 @@ class _Run:
             row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
         self._append_row(row)
 
-    def _evaluate(self, progress: console.Progress, stop: StopRequest) -> None:
+    def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
         """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
         began = time.perf_counter()
         self.state.eval_pending = True
@@ -211,7 +206,7 @@ class _Run:
         if self.session.world.is_first:
             metrics.append(self.directory.metrics, row)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         session = self.session
         for name, parameter in session.parameters.items():
             if not torch.isfinite(parameter).all():
@@ -234,16 +229,16 @@ class _Run:
         )
 
 
-def _due(step: int, every: int | None) -> bool:
+def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _line(step: Step) -> str:
+def _progress_line(step: Step) -> str:
     memory = text.size(peak_memory(torch.device("cpu")))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 
-def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
+def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
     """Write what stands in a run directory from its start; of its metrics keep what is still so."""
     directory.sweep_()
     if resumed:
@@ -261,7 +256,7 @@ def _open(session: Session, directory: RunDir, state: TrainState, *, resumed: bo
     files.replace_text(directory.data, files.as_json(accounts))
 
 
-def _publish(session: Session, directory: RunDir, state: TrainState) -> Path:
+def _publish_final(session: Session, directory: RunDir, state: TrainState) -> Path:
     """Write the final adapter, or for method: full the complete model; return where it lies."""
     final = directory.adapter if session.layers else directory.model
     if not session.world.is_first:

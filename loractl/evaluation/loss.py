@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from loractl.records import UNTRAINED, Batch
+from loractl.records import Batch
 
 
 def mean_loss(
@@ -33,20 +33,18 @@ def mean_loss(
 
 
 def row_losses(
-    losses: Callable[[Batch], Tensor],
+    loss_of_rows: Callable[[Batch], Sequence[tuple[float, int]]],
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, tuple[float, int]]:
-    """(sum of the cross-entropies in nats, trained tokens) of each row, by where it stands.
+    """(sum of the losses, their number) of each row, by where it stands.
 
-    `losses` gives those of a batch's trained tokens, row by row; each batch row is one example.
+    `loss_of_rows` gives those of a batch, row by row; each batch row is one example.
     """
     found: dict[int | str, tuple[float, int]] = {}
     with torch.no_grad():
         for batch in batches:
-            counts = (batch.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
-            assert len(counts) == len(batch.lines), "a row of a batch holds several examples"
-            parts = torch.split(losses(batch.to(device)).double(), counts)
-            for where, part in zip(batch.lines, parts, strict=True):
-                found[where] = float(part.sum()), len(part)
+            parts = loss_of_rows(batch.to(device))
+            assert len(parts) == len(batch.lines), "a row of a batch holds several examples"
+            found |= dict(zip(batch.lines, parts, strict=True))
     return found

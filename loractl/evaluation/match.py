@@ -21,14 +21,14 @@ def json_match(answer: str, expected: str) -> float:
 
     An answer that is no JSON object has none of them; one that has more fields loses as many.
     """
-    wanted, found = _object(expected), _object(answer)
+    wanted, found = _parse_object(expected), _parse_object(answer)
     if wanted is None or found is None:
         return 0.0
     same = sum(key in found and found[key] == value for key, value in wanted.items())
     return float(same / max(1, len(wanted.keys() | found.keys())))
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _parse_object(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

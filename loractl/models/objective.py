@@ -46,7 +46,7 @@ class TokenLoss:
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
         if self.head is None:
             return loss_sum(self.model, batch, autocast=self.autocast)
-        rows, targets = self._rows(batch, self.head)
+        rows, targets = self._rows_and_targets(batch, self.head)
         return head_loss(rows, self.head, targets), targets.numel()
 
     def each(self, batch: Batch) -> Tensor:
@@ -54,10 +54,15 @@ class TokenLoss:
         with torch.no_grad():
             if self.head is None:
                 return losses(self.model, batch, autocast=self.autocast)
-            rows, targets = self._rows(batch, self.head)
+            rows, targets = self._rows_and_targets(batch, self.head)
         return head_losses(rows, self.head, targets)
 
-    def _rows(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
+    def of_rows(self, batch: Batch) -> list[tuple[float, int]]:
+        """(sum of the cross-entropies in nats, trained tokens) of each row of a batch."""
+        parts = torch.split(self.each(batch).double(), batch.row_counts)
+        return [(float(part.sum()), len(part)) for part in parts]
+
+    def _rows_and_targets(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """What the head turns into logits, (n, hidden) in its dtype, and the ids meant, (n,)."""
         rows, targets = trained_rows(*self.trunk(batch))
         # Mamba's hidden states may be in float32 before a head in 16 bit.

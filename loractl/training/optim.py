@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
+from loractl.config.optimizers import OptimizerKind
 
 Schedule = Callable[[float], float]
 
@@ -89,19 +89,6 @@ def build_optimizer(
     return BUILDERS[name](groups, rates.learning_rate, fused)
 
 
-def adamw(
-    parameters: Mapping[str, nn.Parameter],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    lora_plus_ratio: float = 1.0,
-    fused: bool | None = None,
-) -> torch.optim.Optimizer:
-    """`build_optimizer` of AdamW."""
-    rates = Rates(learning_rate, weight_decay, lora_plus_ratio)
-    return build_optimizer("adamw", parameters, rates, fused=fused)
-
-
 def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
     """Let autograd know that parameters have other values now.
 
@@ -148,9 +135,15 @@ def restore_state_(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
-    kind: OptimizerKind = OPTIMIZERS["adamw"],
+    kind: OptimizerKind,
 ) -> None:
-    """Put back what `state_tensors` gave. Raises KeyError when a part of it is missing."""
+    """Put back what `state_tensors` gave, by the names of `kind`.
+
+    Raises KeyError when a part of it is missing, and for one that is not of that optimizer.
+    """
+    known = {f"{what}.{name}" for name in parameters for what in (*kind.scalars, *kind.shaped)}
+    if unread := sorted(tensors.keys() - known):
+        raise KeyError(f"{unread[0]}: not kept by this optimizer")
     for name, parameter in parameters.items():
         if not any(f"{what}.{name}" in tensors for what in (*kind.scalars, *kind.shaped)):
             # In fp16 a run may have skipped every step so far: no state yet, for any parameter

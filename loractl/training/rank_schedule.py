@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from loractl.config.optimizers import OPTIMIZERS, OptimizerKind
+from loractl.config.optimizers import OptimizerKind
 from loractl.lora.dynamic import Moments, resized
 from loractl.lora.inject import random_start
 from loractl.lora.layer import LoraLayer
@@ -25,7 +25,7 @@ class RankSchedule:
         *,
         init: str,
         seed: int,
-        kind: OptimizerKind = OPTIMIZERS["adamw"],
+        kind: OptimizerKind,
     ) -> None:
         """`schedule` maps steps, counted from 1, to the rank from then on."""
         self.layers = layers
@@ -52,16 +52,16 @@ class RankSchedule:
             return
         generator = torch.Generator().manual_seed(seed_of_step(self.seed, step))
         for layer in self.layers.values():
-            self._resize_(layer, rank, generator)
+            self._resize_layer_(layer, rank, generator)
 
-    def _resize_(self, layer: LoraLayer, rank: int, generator: torch.Generator) -> None:
+    def _resize_layer_(self, layer: LoraLayer, rank: int, generator: torch.Generator) -> None:
         start = random_start("lora", self.init, layer.kind)
         new = resized(
             layer.A.detach(),
             layer.B.detach(),
             rank,
             lambda missing: start(missing, layer.d_in, layer.d_out, generator),
-            self._moments(layer),
+            self._read_moments(layer),
         )
         # The parameters stay the same objects: whoever holds them, the optimizer too, goes on.
         set_values_(layer.A, new.A)
@@ -72,7 +72,7 @@ class RankSchedule:
                 for parameter, moment in zip((layer.A, layer.B), pair, strict=True):
                     self.optimizer.state[parameter][what] = moment
 
-    def _moments(self, layer: LoraLayer) -> Moments | None:
+    def _read_moments(self, layer: LoraLayer) -> Moments | None:
         of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]
         if not of_A or not of_B:
             return None  # in fp16 every step so far may have been skipped

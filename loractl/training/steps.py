@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loractl.errors import NumericError
 from loractl.records import Batch, DataState
-from loractl.training.distributed import sum_over_ranks
+from loractl.training.distributed import sum_gradients_, sum_over_ranks
 from loractl.training.optim import LearningRate, count_versions_, set_rate_
 from loractl.training.state import TrainState, seed_of_step
 from loractl.world import ALONE, World
@@ -56,7 +56,7 @@ class Step:
     loss: float  # mean over the window's trained tokens, in nats
     lr: float  # of A; with LoRA+ that of B is higher
     grad_norm: float  # before clipping
-    tokens: int  # real tokens of the window
+    tokens: int  # real tokens of the step, over all processes
     trained_tokens: int
     seconds: float
     skipped: str = ""  # why it left the weights alone, where it did
@@ -110,19 +110,19 @@ def steps(
         # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
         # drew.
         torch.manual_seed(seed_of_step(recipe.seed, state.step))
-        count = sum_over_ranks(recipe.world, [sum(loss.count(batch) for batch in window)])[0]
+        count, tokens, trained = _add_up(loss, window, recipe.world)
         mean = norm = math.nan
         skipped = ""
         try:
-            mean = _backward(loss, window, count, recipe)
+            mean = _add_gradients(loss, parameters, window, count, recipe)
             if state.step == state.skipped:  # the first that is taken
                 _check_reached(parameters)
-            norm = _update(parameters, optimizer, recipe, window, mean)
+            norm = _apply_gradients(parameters, optimizer, recipe, window, mean)
             state.skipped_in_row = 0
         except _NotFinite as fault:
             state.skipped_in_row += 1
             if state.skipped_in_row >= recipe.non_finite_limit:
-                raise _stop(fault, state, recipe) from None
+                raise _explain_stop(fault, state, recipe) from None
             state.skipped += 1
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
         if not math.isfinite(norm):
@@ -131,8 +131,6 @@ def steps(
         if recipe.ranks is not None:
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.n_tokens for batch in window)
-        trained = sum(batch.n_trained for batch in window)
         state.step += 1
         state.data = after
         state.tokens += tokens
@@ -142,7 +140,22 @@ def steps(
         yield Step(state.step, after.epochs, mean, lr, norm, tokens, trained, seconds, skipped)
 
 
-def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> float:
+def _add_up(loss: Loss, window: list[Batch], world: World) -> tuple[float, int, int]:
+    """The loss's count of a step, its real tokens and its trained ones, over all processes."""
+    of_loss = sum(loss.count(batch) for batch in window)
+    tokens = sum(batch.n_tokens for batch in window)
+    trained = sum(batch.n_trained for batch in window)
+    count, all_tokens, all_trained = sum_over_ranks(world, [of_loss, tokens, trained])
+    return count, int(all_tokens), int(all_trained)
+
+
+def _add_gradients(
+    loss: Loss,
+    parameters: Mapping[str, nn.Parameter],
+    window: list[Batch],
+    count: float,
+    recipe: Recipe,
+) -> float:
     """Add up the gradients of a step's mean loss and of the penalty; return that mean alone.
 
     `count` is that of the whole step: each sum is divided by it once.
@@ -152,6 +165,7 @@ def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> 
         loss_sum, _ = loss(batch.to(recipe.device))
         recipe.scaler.scale(loss_sum / count).backward()  # type: ignore[no-untyped-call]
         sums.append(loss_sum.detach())
+    sum_gradients_(recipe.world, parameters.values())
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
@@ -160,11 +174,11 @@ def _backward(loss: Loss, window: list[Batch], count: float, recipe: Recipe) -> 
         bad = next(
             (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]
         )
-        raise _NotFinite(f"loss is {mean}", f"the batch of {_rows(bad)}", mean)
+        raise _NotFinite(f"loss is {mean}", f"the batch of {_name_rows(bad)}", mean)
     return mean
 
 
-def _update(
+def _apply_gradients(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
@@ -178,7 +192,7 @@ def _update(
     if not math.isfinite(norm) and not _may_lower(scaler):
         if scaler.is_enabled():
             scaler.update()  # it asks for one after each unscale_
-        lines = ", ".join(_rows(batch) for batch in window[:4])
+        lines = ", ".join(_name_rows(batch) for batch in window[:4])
         raise _NotFinite(f"gradient norm is {norm}", lines, loss)
     # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
     # the scaler then leaves the weights as they are.
@@ -202,12 +216,12 @@ def _check_reached(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _rows(batch: Batch) -> str:
+def _name_rows(batch: Batch) -> str:
     shown = ", ".join(str(line) for line in batch.lines[:8])
     return f"rows {shown}{', ...' if len(batch.lines) > 8 else ''}"
 
 
-def _stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
+def _explain_stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
     row = f" (the {recipe.non_finite_limit} steps up to it were not finite)"
     return NumericError(
         f"step {state.step + 1}: {fault.what}, in {fault.where}"

@@ -1,6 +1,6 @@
 """The loss on held-out rows: one sum over one count, and the model left as it was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss, loss_sum
 from loractl.models.proving_run import ProvingRun
 from loractl.records import UNTRAINED, Example
+from loractl.world import World
 
 CPU = torch.device("cpu")
 EXAMPLES = [
@@ -61,7 +62,7 @@ def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], w
     else:
         assert objective.head is not None
     batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
-    found = row_losses(objective.each, batches, CPU)
+    found = row_losses(objective.of_rows, batches, CPU)
     assert set(found) == {example.line for example in EXAMPLES}
     for example in EXAMPLES:
         ids = torch.tensor([example.ids])
@@ -71,3 +72,24 @@ def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], w
         total, count = found[example.line]
         assert count == example.n_trained
         assert total / count == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_loss_says_itself_what_it_counts_in_each_row() -> None:
+    batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
+    pairs = row_losses(lambda batch: [(0.5 * size, 7) for size in batch.sizes], batches, CPU)
+    assert pairs == {example.line: (0.5 * len(example.ids), 7) for example in EXAMPLES}
+
+
+def test_several_processes_have_one_mean(base: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama"))
+    loss, plan = partial(loss_sum, model), BatchPlan(2, 1, 64, False)
+    given: list[list[float]] = []
+
+    def gather(values: Sequence[float]) -> list[float]:
+        given.append(list(values))
+        return [sum(column) for column in zip(*given, strict=True)]
+
+    for rank in range(3):
+        found = mean_loss(model, loss, in_order(EXAMPLES, plan, World(rank, 3)), CPU, gather)
+    alone = mean_loss(model, loss, in_order(EXAMPLES, plan), CPU)
+    assert found == pytest.approx(alone, rel=1e-6)

@@ -18,7 +18,7 @@ from loractl.lora.dense import matrix_sizes
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, resolve
-from loractl.training.optim import adamw, is_B, set_rate_
+from loractl.training.optim import Rates, build_optimizer, is_B, set_rate_
 
 ONE = {"x": "linear"}
 
@@ -83,7 +83,7 @@ def test_the_mean_first_step_of_adam_is_independent_of_the_rank() -> None:
             layer = adapted(rank=rank, alpha=alpha, d=d, seed=seed)
             backward(layer, G)
             named = {"x.lora_A.weight": layer.A, "x.lora_B.weight": layer.B}
-            adamw(named, learning_rate=lr, weight_decay=0.0).step()
+            build_optimizer("adamw", named, Rates(lr, 0.0)).step()
             means[seed % 2] += layer.scale * (layer.B @ layer.A).detach() / (draws / 2)
         size = float((means[0] * means[1]).sum().sqrt())
         assert size == pytest.approx(expected, rel=0.03), f"rank {rank}"
@@ -115,7 +115,7 @@ def losses(p: float, q: float, *, eps: float, alpha: float = 6.0, steps: int = 2
         for matrix in A:
             matrix *= p
     rate = 0.02 * p
-    optimizer = adamw(named, learning_rate=rate, weight_decay=0.0, lora_plus_ratio=q / p)
+    optimizer = build_optimizer("adamw", named, Rates(rate, 0.0, q / p))
     for group in optimizer.param_groups:  # gradients are 1 / p and 1 / q of the plain run's
         group["eps"] = eps / (q if group["params"][0] is B[0] else p)
     ids, target = torch.arange(11), torch.randn(11, 5).double()
@@ -209,7 +209,7 @@ def test_training_moves_every_weight_by_a_matrix_of_the_rank_and_leaves_the_base
     ranks = {path: ModuleRank(2 + i % 3, 8.0, 2.0) for i, path in enumerate(kinds)}
     layers = inject_(loaded, ranks)
     loaded.double()
-    optimizer = adamw(parameters(layers), learning_rate=0.01, weight_decay=0.1)
+    optimizer = build_optimizer("adamw", parameters(layers), Rates(0.01, 0.1))
     start = next_token_loss(loaded).item()
     for _ in range(5):
         loss = next_token_loss(loaded)

@@ -133,7 +133,7 @@ import sys
 import torch
 from torch import nn
 from loractl.startup import libraries
-from loractl.training.optim import adamw
+from loractl.training.optim import Rates, build_optimizer
 if sys.argv[1] == "waits":
     libraries.import_()
 import transformers.masking_utils
@@ -147,7 +147,7 @@ nn.Embedding(5, 3, device="meta")
 def apart(x):
     return x * 2 if sys.argv[1] else x
 apart = torch.compiler.disable(apart)
-optimizer = adamw({"w": layer.weight}, learning_rate=0.1, weight_decay=0.1)
+optimizer = build_optimizer("adamw", {"w": layer.weight}, Rates(0.1, 0.1))
 apart(layer(torch.ones(2, 3))).sum().backward()
 optimizer.step()
 optimizer.zero_grad()

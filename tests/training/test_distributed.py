@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loractl.training.distributed import sum_over_ranks
-from loractl.world import ALONE
+import pytest
+import torch
+
+from loractl.training.distributed import sum_gradients_, sum_over_ranks
+from loractl.world import ALONE, World
 
 SUM = """
 import sys
@@ -35,3 +38,12 @@ def test_two_processes_have_the_sums_of_both(tmp_path: Path) -> None:
     ]
     said = [run.communicate(timeout=120)[0].strip() for run in runs]
     assert said == [str([4.0, 2.0**41 + 1])] * 2
+
+
+def test_gradients_of_one_process_are_left_alone_and_those_of_several_refused() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([1.0, 2.0])
+    sum_gradients_(ALONE, [parameter])
+    assert parameter.grad.tolist() == [1.0, 2.0]
+    with pytest.raises(NotImplementedError, match="training in 2 processes"):
+        sum_gradients_(World(0, 2), [parameter])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.data.batches import BatchPlan, Epochs, windows
 from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
 from loractl.lora.init import INITS, PART_INITS
@@ -17,7 +18,13 @@ from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.objective import TokenLoss
 from loractl.records import UNTRAINED, Example
-from loractl.training.optim import LearningRate, adamw, restore_state_, state_tensors
+from loractl.training.optim import (
+    LearningRate,
+    Rates,
+    build_optimizer,
+    restore_state_,
+    state_tensors,
+)
 from loractl.training.rank_schedule import RankSchedule
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, steps
@@ -56,14 +63,16 @@ class Training:
             if parameter.requires_grad
         }
         self.loss = TokenLoss(model.train())
-        self.optimizer = adamw(self.parameters, learning_rate=1e-2, weight_decay=0.0, fused=fused)
+        self.optimizer = build_optimizer("adamw", self.parameters, Rates(1e-2, 0.0), fused=fused)
         policy: Any = None
         if formula == "adalora":
             triplets = {n: x for n, x in self.layers.items() if isinstance(x, AdaloraLayer)}
             budget = Budget(4 * len(triplets), 2 * len(triplets), 1, 1, TOTAL, 1)
             policy = Allocator(triplets, budget, smoothing=Smoothing(), orthogonality=0.5)
         if schedule:
-            policy = RankSchedule(self.layers, schedule, self.optimizer, init=init, seed=0)
+            policy = RankSchedule(
+                self.layers, schedule, self.optimizer, init=init, seed=0, kind=OPTIMIZERS["adamw"]
+            )
         rate = LearningRate(1e-2, "constant", 0.0, TOTAL)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.recipe = Recipe(rate, 1.0, 0, torch.device("cpu"), scaler, ranks=policy)
@@ -98,7 +107,7 @@ def test_a_fused_optimizer_goes_on_with_what_another_process_saved(base: Make, c
         for name, parameter in second.parameters.items():
             parameter.copy_(first.parameters[name])
     saved = state_tensors(first.optimizer, first.parameters)
-    restore_state_(second.optimizer, second.parameters, saved)
+    restore_state_(second.optimizer, second.parameters, saved, OPTIMIZERS["adamw"])
     second.state = first.state
     assert second.run(TOTAL - MIDDLE) == losses[MIDDLE:]
     torch.testing.assert_close(second.weights(), whole.weights(), rtol=0, atol=0)
@@ -106,9 +115,11 @@ def test_a_fused_optimizer_goes_on_with_what_another_process_saved(base: Make, c
 
 def test_moments_lie_as_their_parameter_does() -> None:
     parameter = torch.nn.Parameter(torch.zeros(4, 3).T)  # (3, 4), not contiguous
-    optimizer = adamw({"a": parameter}, learning_rate=0.1, weight_decay=0.0, fused=True)
+    optimizer = build_optimizer("adamw", {"a": parameter}, Rates(0.1, 0.0), fused=True)
     moments = {f"{what}.a": torch.ones(3, 4) for what in ("exp_avg", "exp_avg_sq")}
-    restore_state_(optimizer, {"a": parameter}, {"step.a": torch.tensor(1.0), **moments})
+    restore_state_(
+        optimizer, {"a": parameter}, {"step.a": torch.tensor(1.0), **moments}, OPTIMIZERS["adamw"]
+    )
     for what in ("exp_avg", "exp_avg_sq"):
         assert optimizer.state[parameter][what].stride() == parameter.stride()
     parameter.grad = torch.ones_like(parameter)

@@ -15,11 +15,13 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.lora.layer import LoraLinear
 from loractl.training.optim import (
     SCHEDULES,
     LearningRate,
-    adamw,
+    Rates,
+    build_optimizer,
     restore_state_,
     set_rate_,
     state_tensors,
@@ -90,7 +92,7 @@ def network() -> nn.Sequential:
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     model = network()
     parameters = dict(model.named_parameters())
-    optimizer = adamw(parameters, learning_rate=0.1, weight_decay=0.5)
+    optimizer = build_optimizer("adamw", parameters, Rates(0.1, 0.5))
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     before = {name: p.detach().clone() for name, p in parameters.items()}
@@ -111,7 +113,7 @@ def test_the_groups_of_lora_plus_are_those_of_peft(dora: bool, base: Callable[..
     theirs = create_loraplus_optimizer(
         model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
     )
-    ours = adamw(parameters, learning_rate=1e-3, weight_decay=0.1, lora_plus_ratio=16.0)
+    ours = build_optimizer("adamw", parameters, Rates(1e-3, 0.1, 16.0))
 
     def rates(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
         return {
@@ -136,7 +138,7 @@ def test_a_rate_scales_every_group_in_its_ratio() -> None:
         "x.lora_A.weight": nn.Parameter(torch.ones(2, 3)),
         "x.lora_B.weight": nn.Parameter(torch.ones(3, 2)),
     }
-    optimizer = adamw(parameters, learning_rate=1.0, weight_decay=0.0, lora_plus_ratio=8.0)
+    optimizer = build_optimizer("adamw", parameters, Rates(1.0, 0.0, 8.0))
     for rate in (0.5, 0.25, 0.0):
         set_rate_(optimizer, rate)
         assert [group["lr"] for group in optimizer.param_groups] == [rate, 8 * rate]
@@ -156,7 +158,7 @@ def losses_of(p: float, q: float) -> list[float]:
         layer.A.mul_(p)
     x, target = torch.randn(9, 6).double(), torch.randn(9, 5).double()
     named = {"x.lora_A.weight": layer.A, "x.lora_B.weight": layer.B}
-    optimizer = adamw(named, learning_rate=0.01 * p, weight_decay=0.0, lora_plus_ratio=q / p)
+    optimizer = build_optimizer("adamw", named, Rates(0.01 * p, 0.0, q / p))
     for group in optimizer.param_groups:
         group["eps"] = 1e-8 / (p if group["params"][0] is layer.A else q)
     rate = LearningRate(0.01 * p, "cosine", 0.1, 20)
@@ -188,14 +190,14 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> N
 
 def test_state_put_back_goes_on_bit_for_bit() -> None:
     whole = network()
-    optimizer = adamw(dict(whole.named_parameters()), learning_rate=0.1, weight_decay=0.1)
+    optimizer = build_optimizer("adamw", dict(whole.named_parameters()), Rates(0.1, 0.1))
     train(whole, optimizer, range(3))
     saved = state_tensors(optimizer, dict(whole.named_parameters()))
     again = network()
     again.load_state_dict(whole.state_dict())
     parameters = dict(again.named_parameters())
-    other = adamw(parameters, learning_rate=0.1, weight_decay=0.1)
-    restore_state_(other, parameters, saved)
+    other = build_optimizer("adamw", parameters, Rates(0.1, 0.1))
+    restore_state_(other, parameters, saved, OPTIMIZERS["adamw"])
     train(whole, optimizer, range(3, 6))
     assert saved.keys() == {
         f"{what}.{name}" for what in ("step", "exp_avg", "exp_avg_sq") for name in parameters
@@ -209,12 +211,12 @@ def test_state_put_back_goes_on_bit_for_bit() -> None:
 def test_what_was_saved_is_not_changed_by_training_on() -> None:
     model = network()
     parameters = dict(model.named_parameters())
-    optimizer = adamw(parameters, learning_rate=0.1, weight_decay=0.0)
+    optimizer = build_optimizer("adamw", parameters, Rates(0.1, 0.0))
     train(model, optimizer, range(1))
     other = network()
-    fresh = adamw(dict(other.named_parameters()), learning_rate=0.1, weight_decay=0.0)
+    fresh = build_optimizer("adamw", dict(other.named_parameters()), Rates(0.1, 0.0))
     saved = {name: value.clone() for name, value in state_tensors(optimizer, parameters).items()}
-    restore_state_(fresh, dict(other.named_parameters()), saved)
+    restore_state_(fresh, dict(other.named_parameters()), saved, OPTIMIZERS["adamw"])
     kept = {name: value.clone() for name, value in saved.items()}
     train(other, fresh, range(1, 3))
     assert all(torch.equal(saved[name], kept[name]) for name in kept)
@@ -223,11 +225,20 @@ def test_what_was_saved_is_not_changed_by_training_on() -> None:
 def test_a_state_of_no_steps_is_empty_and_a_part_that_is_missing_is_an_error() -> None:
     model = network()
     parameters = dict(model.named_parameters())
-    optimizer = adamw(parameters, learning_rate=0.1, weight_decay=0.0)
+    optimizer = build_optimizer("adamw", parameters, Rates(0.1, 0.0))
     assert state_tensors(optimizer, parameters) == {}
-    restore_state_(optimizer, parameters, {})
+    restore_state_(optimizer, parameters, {}, OPTIMIZERS["adamw"])
     train(model, optimizer, range(1))
     saved = state_tensors(optimizer, parameters)
     del saved["exp_avg_sq.0.weight"]
     with pytest.raises(KeyError, match=r"exp_avg_sq\.0\.weight"):
-        restore_state_(optimizer, parameters, saved)
+        restore_state_(optimizer, parameters, saved, OPTIMIZERS["adamw"])
+
+
+def test_state_of_another_optimizer_is_not_passed_over() -> None:
+    model = network()
+    parameters = dict(model.named_parameters())
+    optimizer = build_optimizer("adamw", parameters, Rates(0.1, 0.0))
+    saved = {f"momentum_buffer.{name}": torch.ones_like(p) for name, p in parameters.items()}
+    with pytest.raises(KeyError, match=r"momentum_buffer\.0\.bias: not kept"):
+        restore_state_(optimizer, parameters, saved, OPTIMIZERS["adamw"])

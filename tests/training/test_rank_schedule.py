@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.lora.inject import inject_
 from loractl.lora.ranks import ModuleRank
 from loractl.training.rank_schedule import RankSchedule
@@ -35,7 +36,7 @@ def make(formula: str = "lora", seed: int = 0) -> tuple[Model, dict[str, Any], t
 
 
 def schedule_of(layers: Any, adam: torch.optim.Optimizer, steps: dict[int, int]) -> RankSchedule:
-    return RankSchedule(layers, steps, adam, init="default", seed=3)
+    return RankSchedule(layers, steps, adam, init="default", seed=3, kind=OPTIMIZERS["adamw"])
 
 
 def step_(model: Model, adam: torch.optim.Optimizer, number: int) -> float:

@@ -1,7 +1,7 @@
 """The training loop: a window's loss is divided once, bad numbers stop it, fp16 scales its loss."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.objective import TokenLoss, loss_sum
 from loractl.records import UNTRAINED, Batch, DataState, Example
-from loractl.training.optim import LearningRate, adamw
+from loractl.training.optim import LearningRate, Rates, build_optimizer
 from loractl.training.state import TrainState
 from loractl.training.steps import Recipe, Step, steps
+from loractl.world import World
 
 CPU = torch.device("cpu")
 LENGTHS = [3, 90, 8, 41, 5, 17, 64, 4, 29, 6, 110, 12]
@@ -89,7 +90,7 @@ def bench(base: Callable[..., Path]) -> Callable[..., Bench]:
             device=CPU,
             scaler=torch.amp.GradScaler("cpu", init_scale=scale, enabled=dtype == "float16"),
         )
-        optimizer = adamw(parameters, learning_rate=lr, weight_decay=0.01)
+        optimizer = build_optimizer("adamw", parameters, Rates(lr, 0.01))
         return Bench(model.train(), parameters, optimizer, TrainState(), recipe)
 
     return make
@@ -455,3 +456,37 @@ def test_a_step_divides_by_the_count_that_the_loss_gives(bench: Callable[..., Be
         assert step.trained_tokens == sum(row.n_trained for row in rows())
         weights[cut] = made.weights()
     assert_near(weights[12, 1], weights[3, 4], 1e-6)
+
+
+def double(world: World, values: Sequence[float]) -> list[float]:
+    """What two processes have together, when both hold the same."""
+    return [world.size * value for value in values]
+
+
+def test_counts_tokens_and_losses_are_added_up_over_the_processes(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = BatchPlan(4, 2, 128, packing=False)
+    (alone,) = bench(1, clip=1e9).run(plan)
+    monkeypatch.setattr("loractl.training.steps.sum_over_ranks", double)
+    monkeypatch.setattr("loractl.training.steps.sum_gradients_", lambda world, parameters: None)
+    made = bench(1, clip=1e9)
+    made.recipe = replace(made.recipe, world=World(0, 2))
+    (step,) = made.run(plan)
+    assert step.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert (step.tokens, step.trained_tokens) == (2 * alone.tokens, 2 * alone.trained_tokens)
+    assert (made.state.tokens, made.state.trained_tokens) == (step.tokens, step.trained_tokens)
+    # What this process brings to the gradient of both, which are to be summed
+    assert step.grad_norm == pytest.approx(alone.grad_norm / 2, rel=1e-5)
+
+
+def test_several_processes_do_not_train_each_for_itself(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loractl.training.steps.sum_over_ranks", double)
+    made = bench(1)
+    made.recipe = replace(made.recipe, world=World(0, 2))
+    before = made.weights()
+    with pytest.raises(NotImplementedError, match="2 processes"):
+        list(made.run(BatchPlan(4, 1, 128, packing=False)))
+    assert_near(made.weights(), before, 0)
