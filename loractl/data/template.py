@@ -211,9 +211,11 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
 
 
 def with_template(tokenizer: AnyTokenizer, chat_template: str | None) -> AnyTokenizer:
-    """The same tokenizer with another chat template, for None its own; the one given stays as it
-    is for whoever else holds it."""
-    if chat_template is None:
+    """The same tokenizer with another chat template, or with its own where that is empty.
+
+    The one given stays as it is for whoever else holds it.
+    """
+    if not chat_template:
         return tokenizer
     other = copy.copy(tokenizer)
     other.chat_template = chat_template
