@@ -95,50 +95,48 @@ def _in_batches(
     """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
     found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    config = _config(model, tokenizer, sampling)
-    with _seeded(model, sampling.seed):
+    with _seeded(model.device, sampling.seed):
         for start in range(0, len(order), sampling.batch_size):
             batch = order[start : start + sampling.batch_size]
             announce(batch)
-            given = [prompts[i] for i in batch]
-            answers = _continue(model, given, config, sampling)
-            for index, prompt, ids in zip(batch, given, answers, strict=True):
-                found[index] = _answer_of(tokenizer, prompt, ids, config)
+            answers = _continue(model, tokenizer, [prompts[i] for i in batch], sampling)
+            found |= zip(batch, answers, strict=True)
     return [found[index] for index in range(len(prompts))]
 
 
 @contextmanager
-def _seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
-    """Draw from a seed, and leave the generators of the process as they were: transformers knows no
-    generator but those."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a seed, and leave the generators of the process as they were.
 
-
-def _answer_of(
-    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], config: GenerationConfig
-) -> Answer:
-    """What was drawn up to the first token that ends an answer; what follows is padding."""
-    stops = set(config.eos_token_id or ())
-    end = next((place for place, token in enumerate(ids) if token in stops), None)
-    reason = "length" if end is None else "stop"
-    return Answer(_decode(tokenizer, ids), tuple(ids[:end]), reason, len(prompt))
+    transformers knows no generator but those: the CPU's, and that of the device the model is on.
+    """
+    own = None if device.type == "cpu" else torch.get_device_module(device)
+    before = own.get_rng_state() if own else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if own:
+                own.manual_seed(seed)
+            yield
+    finally:
+        if own:
+            own.set_rng_state(before)
 
 
 def _continue(
     model: "PreTrainedModel",
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
     sampling: Sampling,
     streamer: BaseStreamer | None = None,
-) -> list[list[int]]:
-    """The ids that follow each prompt of one batch, padded at the end."""
-    ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
-    limit = _positions(model)
+) -> list[Answer]:
+    """The answer to each prompt of one batch."""
+    longest, limit = max(len(prompt) for prompt in prompts), _positions(model)
     if limit is not None:
-        config.max_new_tokens = min(sampling.max_new_tokens, limit - ids.shape[1])
+        room = min(sampling.max_new_tokens, limit - longest)
+        sampling = replace(sampling, max_new_tokens=room)
+    config = _config(model, tokenizer, sampling)
+    ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
@@ -146,8 +144,21 @@ def _continue(
             generation_config=config,
             streamer=streamer,
         )
-    answers: list[list[int]] = out[:, ids.shape[1] :].tolist()
-    return answers
+    stops = stop_ids(model, tokenizer)
+    drawn: list[list[int]] = out[:, longest:].tolist()
+    return [
+        _answer_of(tokenizer, prompt, row, stops)
+        for prompt, row in zip(prompts, drawn, strict=True)
+    ]
+
+
+def _answer_of(
+    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[int]
+) -> Answer:
+    """What was drawn up to the first token that ends an answer; what follows is padding."""
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    reason = "length" if end == len(ids) else "stop"
+    return Answer(_decode(tokenizer, ids[: end + 1]), tuple(ids[:end]), reason, len(prompt))
 
 
 def stream(
@@ -162,11 +173,10 @@ def stream(
     The pieces joined are the text of the answer. Raises ModelError as `generate` does.
     """
     _require_room(model, [prompt])
-    config = _config(model, tokenizer, sampling)
     pieces = _Pieces(tokenizer, tell)
-    with _seeded(model, sampling.seed):
-        (ids,) = _continue(model, [prompt], config, sampling, pieces)
-    return replace(_answer_of(tokenizer, prompt, ids, config), text=pieces.told)
+    with _seeded(model.device, sampling.seed):
+        (answer,) = _continue(model, tokenizer, [prompt], sampling, pieces)
+    return replace(answer, text=pieces.told)
 
 
 class _Pieces(BaseStreamer):
