@@ -34,12 +34,12 @@ def run(*, model: str | None, adapters: Sequence[str], options: GenerationOption
     from loractl.generation.chat_session import ChatSession
 
     talk = ChatSession(opened, options.sampling, active=next(iter(directories), None))
-    console.note(f"{_title(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
+    console.note(f"{_title_of(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
     if not opened.tokenizers[talk.active].chat_template:
         console.note("note: there is no chat template; what you write is continued as plain text")
-    while (line := console.ask(f"{_title(talk.active)}> ")) is not None:
+    while (line := console.ask(f"{_title_of(talk.active)}> ")) is not None:
         try:
-            code = _turn(talk, line)
+            code = _take_turn(talk, line)
         except KeyboardInterrupt:
             if not console.is_interactive():
                 raise
@@ -52,20 +52,20 @@ def run(*, model: str | None, adapters: Sequence[str], options: GenerationOption
     return 0
 
 
-def _title(name: str | None) -> str:
+def _title_of(name: str | None) -> str:
     return BASE if name is None else name
 
 
-def _turn(talk: "ChatSession", line: str) -> int | None:
+def _take_turn(talk: "ChatSession", line: str) -> int | None:
     """Carry out a command, or say something. Returns the exit code to leave with, None to stay."""
     if line.startswith("/"):
-        return _obey(talk, line)
+        return _obey_command(talk, line)
     if text := line.strip():
-        _say(talk, text)
+        _say_text(talk, text)
     return None
 
 
-def _say(talk: "ChatSession", text: str) -> None:
+def _say_text(talk: "ChatSession", text: str) -> None:
     """Ask, and print the answer as it comes."""
     told = False
 
@@ -75,7 +75,7 @@ def _say(talk: "ChatSession", text: str) -> None:
         console.piece(piece)
 
     try:
-        with _translated(talk):
+        with _errors_with_advice(talk):
             talk.ask(text, tell)
             told = True  # an answer without a word is a line too
     finally:
@@ -84,79 +84,79 @@ def _say(talk: "ChatSession", text: str) -> None:
 
 
 @contextmanager
-def _translated(talk: "ChatSession") -> Iterator[None]:
+def _errors_with_advice(talk: "ChatSession") -> Iterator[None]:
     """Say of a conversation that cannot be answered how to go on."""
     from loractl.data.template import TemplateError
 
     try:
         yield
     except TemplateError as error:
-        raise DataError(f"{_title(talk.active)}: {error}") from None
+        raise DataError(f"{_title_of(talk.active)}: {error}") from None
     except ModelError as error:
         after = "; /reset forgets what was said before" if talk.messages else ""
         raise ModelError(f"{error}{after}") from None
 
 
-def _obey(talk: "ChatSession", line: str) -> int | None:
+def _obey_command(talk: "ChatSession", line: str) -> int | None:
     word, _, rest = line.strip().partition(" ")
     if word not in COMMANDS:
         raise ConfigError(
-            f"{word}: no such command{_nearest(word, COMMANDS)}; /help lists them, and a line that"
-            " begins with a space is said as it is"
+            f"{word}: no such command{_hint_nearest(word, COMMANDS)}; /help lists them, and a line"
+            " that begins with a space is said as it is"
         )
     return COMMANDS[word].obey(talk, rest.strip())
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def _hint_nearest(word: str, words: Iterable[str]) -> str:
     found = closest(word, words)
     return f" (did you mean {found}?)" if found else ""
 
 
-def _use(talk: "ChatSession", name: str) -> None:
+def _use_adapter(talk: "ChatSession", name: str) -> None:
     names = [*talk.speakers.hub.names, BASE]
     if name not in names:
         what = f"/use {name}: no such adapter" if name else "/use: which adapter?"
-        raise ConfigError(f"{what}{_nearest(name, names)}; there are {', '.join(names)}")
+        raise ConfigError(f"{what}{_hint_nearest(name, names)}; there are {', '.join(names)}")
     talk.active = None if name == BASE else name
     console.note(f"{name} answers from now on")
 
 
-def _base(talk: "ChatSession", rest: str) -> None:
-    _use(talk, BASE)
+def _use_base(talk: "ChatSession", rest: str) -> None:
+    _use_adapter(talk, BASE)
 
 
-def _compare(talk: "ChatSession", text: str) -> None:
-    with _translated(talk):
+def _compare_answers(talk: "ChatSession", text: str) -> None:
+    with _errors_with_advice(talk):
         try:
             answers = talk.compare(text or None)
         except ValueError as error:
             raise ConfigError(f"/compare: {error}; write /compare TEXT") from None
     for name, answer in answers.items():
-        console.result(f"[{_title(name)}]\n{answer}")
+        console.result(f"[{_title_of(name)}]\n{answer}")
 
 
-def _adapters(talk: "ChatSession", rest: str) -> None:
+def _list_adapters(talk: "ChatSession", rest: str) -> None:
     hub = talk.speakers.hub
-    rows = [[_title(None), "", "", ""]]
+    rows = [[_title_of(None), "", "", ""]]
     for name in hub.names:
         ranks = hub.ranks(name)
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
         rows.append([name, span, str(len(hub.layers(name))), text.size(hub.n_bytes(name))])
-    marked = [["*" if row[0] == _title(talk.active) else "", *row] for row in rows]
+    marked = [["*" if row[0] == _title_of(talk.active) else "", *row] for row in rows]
     console.result(text.table(["", "name", "rank", "modules", "memory"], marked))
 
 
-def _reset(talk: "ChatSession", rest: str) -> None:
+def _reset_talk(talk: "ChatSession", rest: str) -> None:
     talk.reset()
     console.note("the conversation is forgotten")
 
 
-def _help(talk: "ChatSession", rest: str) -> None:
+def _show_help(talk: "ChatSession", rest: str) -> None:
     lines = [(f"{word} {one.argument}", one.does) for word, one in COMMANDS.items()]
     console.result("\n".join(f"{usage:<16} {does}" for usage, does in lines))
 
 
-def _quit(talk: "ChatSession", rest: str) -> int:
+def _quit_talk(talk: "ChatSession", rest: str) -> int:
     return 0
 
 
@@ -170,11 +170,13 @@ class Command:
 
 
 COMMANDS = {
-    "/use": Command("NAME", "this adapter answers from now on; what was said stays", _use),
-    "/base": Command("", "the base answers from now on", _base),
-    "/compare": Command("[TEXT]", "base and adapters answer TEXT, or what was last said", _compare),
-    "/adapters": Command("", "who is there; * answers", _adapters),
-    "/reset": Command("", "forget what was said", _reset),
-    "/help": Command("", "this list", _help),
-    "/quit": Command("", "leave, as Ctrl-D does; Ctrl-C stops an answer", _quit),
+    "/use": Command("NAME", "this adapter answers from now on; what was said stays", _use_adapter),
+    "/base": Command("", "the base answers from now on", _use_base),
+    "/compare": Command(
+        "[TEXT]", "base and adapters answer TEXT, or what was last said", _compare_answers
+    ),
+    "/adapters": Command("", "who is there; * answers", _list_adapters),
+    "/reset": Command("", "forget what was said", _reset_talk),
+    "/help": Command("", "this list", _show_help),
+    "/quit": Command("", "leave, as Ctrl-D does; Ctrl-C stops an answer", _quit_talk),
 }

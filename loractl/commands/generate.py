@@ -47,7 +47,7 @@ def run(
             "--prompt with several --adapter: use --prompts, whose rows name their adapter"
         )
 
-    answers = _answer(asked, model, directories, options)
+    answers = _answer_prompts(asked, model, directories, options)
     for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
         row = {
             "index": number,
@@ -99,7 +99,7 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
     return found
 
 
-def _answer(
+def _answer_prompts(
     asked: Sequence[Prompt],
     model: str | None,
     directories: Mapping[str, Path],

@@ -104,12 +104,12 @@ def apply(
 ) -> str:
     """Render messages, and with `prompt` what opens the next answer. Raises TemplateError."""
     try:
-        return _apply(tokenizer, messages, tools, prompt, today)
+        return _render_text(tokenizer, messages, tools, prompt, today)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template refuses the row: {error}") from None
     except REFUSALS as error:
         for n in range(1, len(messages)):
-            if str(error) in _complaint(tokenizer, messages[:n], tools, today):
+            if str(error) in _refusal_text(tokenizer, messages[:n], tools, today):
                 break
         else:
             n = len(messages)
@@ -118,20 +118,20 @@ def apply(
         ) from None
 
 
-def _complaint(
+def _refusal_text(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
     today: date,
 ) -> str:
     try:
-        _apply(tokenizer, messages, tools, False, today)
+        _render_text(tokenizer, messages, tools, False, today)
     except REFUSALS as error:
         return str(error)
     return ""
 
 
-def _apply(
+def _render_text(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
@@ -148,7 +148,7 @@ def _apply(
     check_powers(tokenizer.chat_template)
     with within_seconds(LONGEST_RENDERING, "the chat template"):
         text: str = tokenizer.apply_chat_template(
-            [_plain(message) for message in messages],
+            [_plain_message(message) for message in messages],
             tokenize=False,
             add_generation_prompt=prompt,
             **options,
@@ -156,7 +156,7 @@ def _apply(
     return text
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def _plain_message(message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         plain["tool_calls"] = [dict(call) for call in message.tool_calls]

@@ -22,18 +22,18 @@ class Span:
     ended: bool  # False: the template writes nothing after an answer that would end it
 
 
-def find(renders: Renders, number: int) -> Span:
+def find_answer(renders: Renders, number: int) -> Span:
     """Where the answer messages[number] stands. Raises TemplateError where that cannot be told."""
     text, until = renders.whole, renders.text(number + 1)
     if number:
         before = renders.text(number, prompt=True)
         alike, start = until.startswith(before), len(before)
     else:  # few templates render a prompt of no messages
-        alike, start = True, _content(renders, 0, 1)[0]
+        alike, start = True, _content_span(renders, 0, 1)[0]
     if alike and text.startswith(until):
         end = len(until)
         if renders.messages[number].content.strip() not in until[start:]:
-            _content(renders, number, number + 1)  # raises if it is left out
+            _content_span(renders, number, number + 1)  # raises if it is left out
         ending = _turn_end(renders, number)
     else:
         start, end, ending = _find_in_whole(renders, number)
@@ -57,11 +57,13 @@ def check_all_is_written(renders: Renders) -> None:
             shown = renders.text(n, marked=number)
             if renders.mark not in shown:
                 what = f"what this {message.role} message says"
-                raise _error(number, f"the chat template leaves out {what}")
+                raise _message_error(number, f"the chat template leaves out {what}")
         if message.tool_calls and renders.text(number + 1) == renders.text(
             number + 1, without_calls=True
         ):
-            raise _error(number, "the chat template leaves out the tool_calls of this message")
+            raise _message_error(
+                number, "the chat template leaves out the tool_calls of this message"
+            )
 
 
 def _turn_end(renders: Renders, number: int) -> str:
@@ -75,10 +77,12 @@ def _turn_end(renders: Renders, number: int) -> str:
     closing = until.rstrip()[-1:]
     if answer and closing != answer[-1]:
         return closing  # the usual case, and cheap: whatever this is of, it is not the answer
-    return until[_content(renders, number, n)[1] :]
+    return until[_content_span(renders, number, n)[1] :]
 
 
-def _content(renders: Renders, number: int, n: int, *, prompt: bool = False) -> tuple[int, int]:
+def _content_span(
+    renders: Renders, number: int, n: int, *, prompt: bool = False
+) -> tuple[int, int]:
     """From where to where the content of messages[number] stands in the first n as text.
 
     Where the template adds to a content or takes from it (thoughts), what differs is within.
@@ -88,12 +92,16 @@ def _content(renders: Renders, number: int, n: int, *, prompt: bool = False) -> 
     count = marked.count(renders.mark)
     if count != 1:
         times = "leaves out what this message says" if not count else "repeats what it says"
-        raise _error(number, f"the chat template {times}, so what is trained cannot be told")
+        raise _message_error(
+            number, f"the chat template {times}, so what is trained cannot be told"
+        )
     prefix, _, suffix = marked.partition(renders.mark)
-    start = len(prefix) if text.startswith(prefix) else len(_whole_marks(_common(text, prefix)))
-    tail = len(suffix) if text.endswith(suffix) else len(_common(text[::-1], suffix[::-1]))
+    start = (
+        len(prefix) if text.startswith(prefix) else len(_whole_marks(_common_start(text, prefix)))
+    )
+    tail = len(suffix) if text.endswith(suffix) else len(_common_start(text[::-1], suffix[::-1]))
     if start < len(prefix) and tail < len(suffix):
-        raise _error(
+        raise _message_error(
             number,
             "the chat template renders the messages around this one otherwise, as its content is,"
             " so what is trained cannot be told",
@@ -106,20 +114,20 @@ def _content(renders: Renders, number: int, n: int, *, prompt: bool = False) -> 
 def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
     """(start, end, what ends it) of an answer that is rendered otherwise when others follow."""
     text = renders.whole
-    start, end = _content(renders, number, len(renders.messages))
-    tail = _ending(renders, number, text[end:])
+    start, end = _content_span(renders, number, len(renders.messages))
+    tail = _find_ending(renders, number, text[end:])
     if number:
         # Between the message before and the content stands what prompts the answer, and then what
         # the template adds to it (an empty block of thoughts), which generation has to write too.
-        opening = _after(renders, number - 1, number, prompt=True)
-        after = _content(renders, number - 1, len(renders.messages))[1]
-        common = _common(opening, text[after:start])
+        opening = _text_after(renders, number - 1, number, prompt=True)
+        after = _content_span(renders, number - 1, len(renders.messages))[1]
+        common = _common_start(opening, text[after:start])
         if text[after:end].startswith(opening):
             common = opening
         elif common != text[after:start]:
             common = _whole_marks(common)
         if opening and not common:
-            raise _error(
+            raise _message_error(
                 number,
                 f"the chat template prompts an answer with {opening!r} and begins this one with"
                 f" {text[after:start]!r}, so what is trained cannot be told",
@@ -128,15 +136,15 @@ def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
     return start, end + len(tail), tail
 
 
-def _ending(renders: Renders, number: int, following: str) -> str:
+def _find_ending(renders: Renders, number: int, following: str) -> str:
     """What ends an answer, of the text that follows its content in the whole conversation."""
-    alone = _after(renders, number, number + 1)
+    alone = _text_after(renders, number, number + 1)
     if following.startswith(alone):
         return alone
     # A token that ends every text may stand after the last answer's own end (Phi-3). The end is
     # then what precedes the next prompt.
-    prompted = _after(renders, number, number + 1, prompt=True)
-    prompt = _prompt(renders, number) if number else ""
+    prompted = _text_after(renders, number, number + 1, prompt=True)
+    prompt = _prompt_text(renders, number) if number else ""
     ending = prompted.removesuffix(prompt) if prompt else ""
     if not (
         prompted.endswith(prompt)
@@ -144,7 +152,7 @@ def _ending(renders: Renders, number: int, following: str) -> str:
         and following.startswith(ending)
         and alone.startswith(ending.rstrip())
     ):
-        raise _error(
+        raise _message_error(
             number,
             f"the chat template ends this answer with {alone[:40]!r} where it is the last and goes"
             f" on with {following[:40]!r} here, so what ends it cannot be told; use train_on: last,"
@@ -153,21 +161,21 @@ def _ending(renders: Renders, number: int, following: str) -> str:
     return ending
 
 
-def _prompt(renders: Renders, number: int) -> str:
+def _prompt_text(renders: Renders, number: int) -> str:
     """What asks for the answer messages[number], without the end of the message before it."""
-    asked = _after(renders, number - 1, number, prompt=True)
-    plain = _after(renders, number - 1, number)
-    common = _common(asked, plain)
+    asked = _text_after(renders, number - 1, number, prompt=True)
+    plain = _text_after(renders, number - 1, number)
+    common = _common_start(asked, plain)
     return asked[len(common if common in (asked, plain) else _whole_marks(common)) :]
 
 
-def _after(renders: Renders, number: int, n: int, *, prompt: bool = False) -> str:
+def _text_after(renders: Renders, number: int, n: int, *, prompt: bool = False) -> str:
     """What follows the content of messages[number] in the first n messages."""
-    end = _content(renders, number, n, prompt=prompt)[1]
+    end = _content_span(renders, number, n, prompt=prompt)[1]
     return renders.text(n, prompt=prompt)[end:]
 
 
-def _common(a: str, b: str) -> str:
+def _common_start(a: str, b: str) -> str:
     return os.path.commonprefix([a, b])
 
 
@@ -177,5 +185,5 @@ def _whole_marks(text: str) -> str:
     return found[0] if found else ""
 
 
-def _error(number: int, why: str) -> TemplateError:
+def _message_error(number: int, why: str) -> TemplateError:
     return TemplateError(f"messages[{number}]: {why}")

@@ -83,7 +83,7 @@ def encode_many(
         return [row for row in rows if isinstance(row, TemplateError)]
     encoded = tokenize(tokenizer, texts)
     return [
-        row if isinstance(row, TemplateError) else _labelled(*next(encoded), row.spans)
+        row if isinstance(row, TemplateError) else _label_tokens(*next(encoded), row.spans)
         for row in rows
     ]
 
@@ -122,7 +122,7 @@ def tokenize(
     yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
-def _labelled(
+def _label_tokens(
     ids: list[int], offsets: Sequence[tuple[int, int]], trained: Sequence[tuple[int, int]]
 ) -> Encoded:
     labels = [UNTRAINED] * len(ids)
@@ -157,7 +157,7 @@ def render(
     Raises TemplateError.
     """
     if messages[0].role == "":  # plain text, trained whole
-        text = _closed(tokenizer, _opened(tokenizer, messages[0].content))
+        text = _with_eos(tokenizer, _with_bos(tokenizer, messages[0].content))
         return Rendered(text, ((0, len(text)),))
     if not tokenizer.chat_template:
         return _without_template(tokenizer, messages, train_on)
@@ -173,7 +173,7 @@ def render(
     if train_on == "last":
         answers = answers[-1:]
     numbers = tuple(number for number in answers if messages[number].train)
-    found = [spans.find(renders, number) for number in numbers]
+    found = [spans.find_answer(renders, number) for number in numbers]
     return Rendered(text, tuple(_with_end(tokenizer, text, span) for span in found), numbers)
 
 
@@ -201,8 +201,8 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
             "the tokenizer has no chat template, so a conversation cannot be rendered; use a"
             " model with one, or prompt and completion rows"
         )
-    prompt = _opened(tokenizer, messages[0].content)
-    text = prompt + _closed(tokenizer, messages[1].content)
+    prompt = _with_bos(tokenizer, messages[0].content)
+    text = prompt + _with_eos(tokenizer, messages[1].content)
     if train_on == "all":
         return Rendered(text, ((0, len(text)),))
     if not messages[1].train:
@@ -211,9 +211,11 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
 
 
 def with_template(tokenizer: AnyTokenizer, chat_template: str | None) -> AnyTokenizer:
-    """The same tokenizer with another chat template, for None its own; the one given stays as it
-    is for whoever else holds it."""
-    if chat_template is None:
+    """The same tokenizer with another chat template, or with its own where that is empty.
+
+    The one given stays as it is for whoever else holds it.
+    """
+    if not chat_template:
         return tokenizer
     other = copy.copy(tokenizer)
     other.chat_template = chat_template
@@ -229,11 +231,11 @@ def prompt_ids(
     if tokenizer.chat_template:
         text = apply(tokenizer, messages, tools, prompt=True)
     else:
-        text = _opened(tokenizer, "".join(m.content for m in messages))
+        text = _with_bos(tokenizer, "".join(m.content for m in messages))
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _opened(tokenizer: Tokenizer, text: str) -> str:
+def _with_bos(tokenizer: Tokenizer, text: str) -> str:
     """Text after the beginning-of-sequence token, where this tokenizer puts one before text."""
     bos = tokenizer.bos_token or ""
     if text.startswith(bos) or list(tokenizer("")["input_ids"])[:1] != [tokenizer.bos_token_id]:
@@ -241,7 +243,7 @@ def _opened(tokenizer: Tokenizer, text: str) -> str:
     return bos + text
 
 
-def _closed(tokenizer: Tokenizer, text: str) -> str:
+def _with_eos(tokenizer: Tokenizer, text: str) -> str:
     """Text with one eos token at its end."""
     eos = tokenizer.eos_token or ""
     return text if text.endswith(eos) else text + eos

@@ -57,7 +57,7 @@ def message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind(turn)}, expected an object with role and content")
     sharegpt = "from" in turn and "role" not in turn
-    role = _role(turn, where, "from" if sharegpt else "role")
+    role = _read_role(turn, where, "from" if sharegpt else "role")
     # Some rows mix the spellings, as {"role", "value"}: what holds the text is then still plain.
     name, other = ("value", "content") if sharegpt else ("content", "value")
     name = other if name not in turn and other in turn else name
@@ -72,11 +72,11 @@ def message(turn: Any, where: str) -> Message:
     calls = _tool_calls(turn, where)
     if calls and role != "assistant":
         raise RowError(f"{where}.tool_calls stands in a message of {role}, expected assistant")
-    content = "" if calls and turn.get(name) is None else _content(turn, where, name)
-    return Message(role, content, _train(turn, where), calls)
+    content = "" if calls and turn.get(name) is None else _read_content(turn, where, name)
+    return Message(role, content, _is_trained(turn, where), calls)
 
 
-def _role(turn: Mapping[str, Any], where: str, name: str) -> str:
+def _read_role(turn: Mapping[str, Any], where: str, name: str) -> str:
     allowed = SHAREGPT_ROLES if name == "from" else ROLES
     role = turn.get(name)
     if isinstance(role, str) and role in allowed:
@@ -87,29 +87,29 @@ def _role(turn: Mapping[str, Any], where: str, name: str) -> str:
     expected = f"expected one of {', '.join(allowed)}"
     if name not in turn:
         raise RowError(f"{where}.{name} is missing, {expected}; the message has {names(turn)}")
-    meant = _meant(role, allowed) if isinstance(role, str) else None
+    meant = _closest_role(role, allowed) if isinstance(role, str) else None
     found = repr(role) if isinstance(role, str) else f"{kind(role)} {role!r}"
     hint = f"; did you mean {meant}?" if meant else ""
     raise RowError(f"{where}.{name} is {found[:80]}, {expected}{hint}")
 
 
-def _meant(role: str, allowed: Mapping[str, str] | tuple[str, ...]) -> str | None:
+def _closest_role(role: str, allowed: Mapping[str, str] | tuple[str, ...]) -> str | None:
     word = role.strip().lower()
     return word if word in allowed else _MEANT.get(word) or closest(word, allowed)
 
 
-def _content(turn: Mapping[str, Any], where: str, name: str) -> str:
+def _read_content(turn: Mapping[str, Any], where: str, name: str) -> str:
     value = turn.get(name)
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        return "".join(_part(part, f"{where}.{name}[{i}]") for i, part in enumerate(value))
+        return "".join(_part_text(part, f"{where}.{name}[{i}]") for i, part in enumerate(value))
     found = kind(value) if name in turn else "missing"
     what = "an empty list" if value == [] else found
     raise RowError(f"{where}.{name} is {what}, expected text")
 
 
-def _part(part: Any, where: str) -> str:
+def _part_text(part: Any, where: str) -> str:
     """The text of {"type": "text", "text": ...}; parts follow each other without a space."""
     if not isinstance(part, Mapping):
         raise RowError(f"{where} is {kind(part)}, expected an object with type and text")
@@ -121,7 +121,7 @@ def _part(part: Any, where: str) -> str:
     return str(part["text"])
 
 
-def _train(turn: Mapping[str, Any], where: str) -> bool:
+def _is_trained(turn: Mapping[str, Any], where: str) -> bool:
     train, weight = turn.get("train"), turn.get("weight")
     if train is not None and not isinstance(train, bool):
         raise RowError(f"{where}.train is {kind(train)}, expected true or false")
@@ -138,10 +138,10 @@ def _tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
         return ()
     if not isinstance(calls, list):
         raise RowError(f"{where}.tool_calls is {kind(calls)}, expected a list of calls")
-    return tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls))
+    return tuple(_read_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls))
 
 
-def _call(call: Any, where: str) -> Mapping[str, Any]:
+def _read_call(call: Any, where: str) -> Mapping[str, Any]:
     """A call as it stands, with the JSON text of its arguments read.
 
     OpenAI writes arguments as JSON text; chat templates write them out with tojson, which would
@@ -176,10 +176,10 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if not isinstance(value, list):
         raise RowError(f"tools is {kind(value)}, expected a list of tools")
-    return tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
+    return tuple(_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
 
 
-def _tool(tool: Any, where: str) -> Mapping[str, Any]:
+def _read_tool(tool: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(tool, Mapping):
         raise RowError(f"{where} is {kind(tool)}, expected an object that describes a function")
     function = tool.get("function", tool)

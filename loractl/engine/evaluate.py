@@ -79,7 +79,7 @@ def evaluate(
     tokenizer = load.load_tokenizer(source)
     found = [_measure("base", loaded, tokenizer, asked)]
     for name, adapter in read.items():
-        own = with_template(tokenizer, adapter.chat_template or None)
+        own = with_template(tokenizer, adapter.chat_template)
         load_(loaded, adapter)
         found.append(_measure(name, loaded, own, asked))
         remove_(loaded)

@@ -60,7 +60,7 @@ class Exporting:
         self.skeleton = load_skeleton(source)
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
-        self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template or None)
+        self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template)
         self.texts = [*self._render_conversations(), *TEXTS]
         self.vocabulary = gguf_vocabulary.fields(
             source.name,

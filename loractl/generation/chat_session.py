@@ -40,7 +40,7 @@ class ChatSession:
         self.speakers.hub.use(self.active)
         finished = False
         try:
-            stream(self.speakers.model, self.speakers.tokenizer, ids, self._drawn(), note)
+            stream(self.speakers.model, self.speakers.tokenizer, ids, self._next_sampling(), note)
             finished = True
         finally:
             self.speakers.hub.use(None)
@@ -62,13 +62,13 @@ class ChatSession:
             raise ValueError("nothing has been said yet")
         names = [None, *self.speakers.hub.names]
         prompts = [self.speakers.prompt_ids(name, asked) for name in names]
-        answers = self.speakers.answers(prompts, names, self._drawn())
+        answers = self.speakers.answers(prompts, names, self._next_sampling())
         return {name: one.text for name, one in zip(names, answers, strict=True)}
 
     def reset(self) -> None:
         """Forget what was said."""
         self.messages = []
 
-    def _drawn(self) -> Sampling:
+    def _next_sampling(self) -> Sampling:
         self._n_answers += 1
         return replace(self.sampling, seed=(self.sampling.seed + self._n_answers - 1) % 2**63)

@@ -95,50 +95,48 @@ def _in_batches(
     """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
     found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    config = _config(model, tokenizer, sampling)
-    with _seeded(model, sampling.seed):
+    with _draw_from_seed(model.device, sampling.seed):
         for start in range(0, len(order), sampling.batch_size):
             batch = order[start : start + sampling.batch_size]
             announce(batch)
-            given = [prompts[i] for i in batch]
-            answers = _continue(model, given, config, sampling)
-            for index, prompt, ids in zip(batch, given, answers, strict=True):
-                found[index] = _answer_of(tokenizer, prompt, ids, config)
+            answers = _answer_batch(model, tokenizer, [prompts[i] for i in batch], sampling)
+            found |= zip(batch, answers, strict=True)
     return [found[index] for index in range(len(prompts))]
 
 
 @contextmanager
-def _seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
-    """Draw from a seed, and leave the generators of the process as they were: transformers knows no
-    generator but those."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+def _draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a seed, and leave the generators of the process as they were.
+
+    transformers knows no generator but those: the CPU's, and that of the device the model is on.
+    """
+    own = None if device.type == "cpu" else torch.get_device_module(device)
+    before = own.get_rng_state() if own else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if own:
+                own.manual_seed(seed)
+            yield
+    finally:
+        if own:
+            own.set_rng_state(before)
 
 
-def _answer_of(
-    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], config: GenerationConfig
-) -> Answer:
-    """What was drawn up to the first token that ends an answer; what follows is padding."""
-    stops = set(config.eos_token_id or ())
-    end = next((place for place, token in enumerate(ids) if token in stops), None)
-    reason = "length" if end is None else "stop"
-    return Answer(_decode(tokenizer, ids), tuple(ids[:end]), reason, len(prompt))
-
-
-def _continue(
+def _answer_batch(
     model: "PreTrainedModel",
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
     sampling: Sampling,
     streamer: BaseStreamer | None = None,
-) -> list[list[int]]:
-    """The ids that follow each prompt of one batch, padded at the end."""
-    ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
-    limit = _positions(model)
+) -> list[Answer]:
+    """The answer to each prompt of one batch."""
+    longest, limit = max(len(prompt) for prompt in prompts), _position_limit(model)
     if limit is not None:
-        config.max_new_tokens = min(sampling.max_new_tokens, limit - ids.shape[1])
+        room = min(sampling.max_new_tokens, limit - longest)
+        sampling = replace(sampling, max_new_tokens=room)
+    config = _generation_config(model, tokenizer, sampling)
+    ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
@@ -146,8 +144,21 @@ def _continue(
             generation_config=config,
             streamer=streamer,
         )
-    answers: list[list[int]] = out[:, ids.shape[1] :].tolist()
-    return answers
+    stops = stop_ids(model, tokenizer)
+    drawn: list[list[int]] = out[:, longest:].tolist()
+    return [
+        _answer_of(tokenizer, prompt, row, stops)
+        for prompt, row in zip(prompts, drawn, strict=True)
+    ]
+
+
+def _answer_of(
+    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[int]
+) -> Answer:
+    """What was drawn up to the first token that ends an answer; what follows is padding."""
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    reason = "length" if end == len(ids) else "stop"
+    return Answer(_decode_text(tokenizer, ids[: end + 1]), tuple(ids[:end]), reason, len(prompt))
 
 
 def stream(
@@ -162,11 +173,10 @@ def stream(
     The pieces joined are the text of the answer. Raises ModelError as `generate` does.
     """
     _require_room(model, [prompt])
-    config = _config(model, tokenizer, sampling)
     pieces = _Pieces(tokenizer, tell)
-    with _seeded(model, sampling.seed):
-        (ids,) = _continue(model, [prompt], config, sampling, pieces)
-    return replace(_answer_of(tokenizer, prompt, ids, config), text=pieces.told)
+    with _draw_from_seed(model.device, sampling.seed):
+        (answer,) = _answer_batch(model, tokenizer, [prompt], sampling, pieces)
+    return replace(answer, text=pieces.told)
 
 
 class _Pieces(BaseStreamer):
@@ -184,31 +194,31 @@ class _Pieces(BaseStreamer):
             return
         self._ids += value.flatten().tolist()
         # A character may end with the next token, and a decoder may drop a space before it.
-        text = _decode(self._tokenizer, self._ids).rstrip()
+        text = _decode_text(self._tokenizer, self._ids).rstrip()
         if not text.endswith("\ufffd"):
-            self._advance(text)
+            self._tell_rest(text)
 
     def end(self) -> None:
-        self._advance(_decode(self._tokenizer, self._ids or []))
+        self._tell_rest(_decode_text(self._tokenizer, self._ids or []))
 
-    def _advance(self, text: str) -> None:
+    def _tell_rest(self, text: str) -> None:
         if len(text) > len(self.told) and text.startswith(self.told):
             piece = text[len(self.told) :]
             self.told = text
             self._tell(piece)
 
 
-def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+def _decode_text(tokenizer: Tokenizer, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _positions(model: "PreTrainedModel") -> int | None:
+def _position_limit(model: "PreTrainedModel") -> int | None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _require_room(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> None:
-    limit = _positions(model)
+    limit = _position_limit(model)
     for prompt in prompts:
         if not prompt:
             raise ModelError("an empty prompt: a model without a chat template needs text")
@@ -226,7 +236,9 @@ def stop_ids(model: "PreTrainedModel", tokenizer: Tokenizer) -> list[int]:
     return sorted(i for i in ids if isinstance(i, int))
 
 
-def _config(model: "PreTrainedModel", tokenizer: Tokenizer, sampling: Sampling) -> GenerationConfig:
+def _generation_config(
+    model: "PreTrainedModel", tokenizer: Tokenizer, sampling: Sampling
+) -> GenerationConfig:
     stops = stop_ids(model, tokenizer)
     pad = tokenizer.pad_token_id
     if pad is None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loractl.cli.main import main
-from tests.conftest import CHATML, chat_rows, write_jsonl
+from tests.conftest import CHATML, chat_rows, make_tokenizer, write_jsonl
 
 Capture = pytest.CaptureFixture[str]
 RANKS = {"thin": 2, "wide": 8}
@@ -73,6 +73,19 @@ def test_the_base_answers_as_transformers_does(base: Any, capsys: Capture) -> No
     asked = [part for prompt in prompts for part in ("--prompt", prompt)]
     rows = ask(capsys, "--model", str(base("llama")), "--json", *asked)
     assert [json.loads(row)["text"] for row in rows] == expected
+
+
+def test_a_row_for_machines_says_why_its_answer_ended_and_of_how_many_tokens_it_is(
+    tuned: dict[str, Path], capsys: Capture
+) -> None:
+    asked = ("--prompt", "Is it 3?", "--adapter", f"yes={tuned['yes']}", "--json")
+    (row,) = map(json.loads, ask(capsys, *asked))
+    cut = json.loads(ask(capsys, *asked, "--max-new-tokens", "1")[0])
+    assert (row["text"], row["finish_reason"]) == ("yes yes", "stop")
+    assert (cut["finish_reason"], cut["tokens"]) == ("length", 1)
+    tokenizer = make_tokenizer()
+    assert row["tokens"] == len(tokenizer("yes yes", add_special_tokens=False)["input_ids"])
+    assert row["prompt_tokens"] == cut["prompt_tokens"] > row["tokens"]
 
 
 def test_rows_of_a_file_name_their_adapter_and_keep_their_order(

@@ -14,6 +14,7 @@ from loractl.data.template import (
     prompt_ids,
     render,
     require_offsets,
+    with_template,
 )
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.conftest import CHATML, TEXT, make_tokenizer
@@ -178,3 +179,13 @@ def test_render_says_which_message_each_span_is() -> None:
     quiet[2] = Message("assistant", "It is 4.", train=False)
     rendered = render(template_tokenizer("chatml"), quiet, train_on="assistant")
     assert rendered.numbers == (4,) and len(rendered.spans) == 1
+
+
+def test_another_template_is_that_of_a_copy_and_an_empty_one_is_none() -> None:
+    tokenizer = make_tokenizer()
+    own = tokenizer.chat_template
+    assert with_template(tokenizer, "") is with_template(tokenizer, None) is tokenizer
+    other = with_template(tokenizer, "{{ messages[0].content }}")
+    said = [Message("user", "The fox.")]
+    assert prompt_ids(other, said) != prompt_ids(tokenizer, said)
+    assert tokenizer.chat_template == own

@@ -3,6 +3,7 @@ the draw."""
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from loractl.errors import ModelError
 from loractl.generation import sample
 from loractl.generation.sample import PerRow, Sampling, stop_ids, stream
 from loractl.lora.hub import Hub, MixedRowsError
-from tests.conftest import ARCHITECTURES
+from tests.conftest import ARCHITECTURES, make_tokenizer
 
 PROMPTS = [[5, 9, 40], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [300, 20], [30] * 6]
 
@@ -243,3 +244,55 @@ def test_drawing_leaves_the_generators_of_the_process_as_they_were(
     sample.generate(model, tokenizer, PROMPTS, drawn)
     stream(model, tokenizer, PROMPTS[0], drawn, lambda piece: None)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_generator_of_a_device_is_seeded_and_then_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Apple's, whose module knows no numbers of devices, played by a generator of the CPU."""
+    generator = torch.Generator().manual_seed(7)
+    module = SimpleNamespace(
+        get_rng_state=generator.get_state,
+        set_rng_state=generator.set_state,
+        manual_seed=generator.manual_seed,
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(7))
+    with sample._draw_from_seed(torch.device("mps"), 3):
+        assert generator.initial_seed() == torch.initial_seed() == 3
+        torch.rand(5, generator=generator)
+    assert torch.equal(torch.rand(3, generator=generator), expected)
+
+
+def test_each_batch_has_the_room_that_its_own_prompts_leave(
+    load: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to the model for one batch is not changed for the next."""
+    model = load("gpt2")
+    model.generation_config.eos_token_id = None
+    before = model.generation_config.to_dict()
+    configs, plain = [], model.generate
+
+    def spied(**options: Any) -> Any:
+        configs.append(options["generation_config"])
+        return plain(**options)
+
+    monkeypatch.setattr(model, "generate", spied)
+    prompts = [[17] * 509, [5, 9, 40]]
+    long, short = sample.generate(
+        model, tokenizer, prompts, Sampling(max_new_tokens=9, batch_size=1)
+    )
+    assert [len(long.ids), len(short.ids)] == [3, 9]
+    assert [config.max_new_tokens for config in configs] == [9, 3]
+    assert model.generation_config.to_dict() == before
+
+
+def test_what_pads_a_batch_is_no_part_of_an_answer(load: Any) -> None:
+    """Where a tokenizer has no token for it, a batch is padded with one that ends answers."""
+    model, tokenizer = load("llama"), make_tokenizer()
+    ends = likeliest(model, PROMPTS[0], 8, [])[2]
+    model.generation_config.eos_token_id = ends
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert tokenizer.decode([ends], skip_special_tokens=True), "it would be seen in a text"
+    alone = [generate(model, tokenizer, [prompt], Sampling(8))[0] for prompt in PROMPTS]
+    assert generate(model, tokenizer, PROMPTS, Sampling(8)) == alone
