@@ -30,7 +30,7 @@ LEVELS = {
     **dict.fromkeys(("quant", "config"), 2),
     "ops": 1,
     **dict.fromkeys(("errors", "records", "world", "console"), 0),
-    **dict.fromkeys(("text", "paths", "signals", "startup"), 0),
+    **dict.fromkeys(("text", "paths", "dtypes", "digests", "leftovers", "signals", "startup"), 0),
     "__main__": 9,
 }
 COMMANDS = (

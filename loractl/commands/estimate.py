@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.commands.arguments import count_of
+from loractl.commands.arguments import count_of, require_word, require_writable_file
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
@@ -49,6 +49,7 @@ def run(
         from loractl.reports.inspect_plot import require_plot
 
         require_plot(asked.plot)
+        require_writable_file("--plot", asked.plot)
     shape = shape_of(name)
     try:
         found = report(name, shape, request, tasks=asked.tasks, pace=_pace(asked))
@@ -73,10 +74,12 @@ def _request(
     if (config is None) == (model is None):
         raise ConfigError("estimate: expected a CONFIG or --model, one of them")
     if config is None:
+        from loractl.engine.base import model_path
+
         if overrides:
             raise ConfigError("--set: overrides settings of a CONFIG, and none is given")
         assert model is not None
-        return model, replace(Request(), **given)
+        return model_path(model), replace(Request(), **given)
     from loractl.config import loader
 
     # Neither data nor output is looked at: planning may come before them.
@@ -102,8 +105,8 @@ def _require_words(given: dict[str, Any]) -> None:
         "quantization": ("--quantization", ("none", "nf4", "nf4-double", "int8")),
     }
     for key, (option, words) in known.items():
-        if key in given and given[key] not in words:
-            raise ConfigError(f"{option}: found {given[key]!r}, expected one of {', '.join(words)}")
+        if key in given:
+            require_word(option, given[key], words)
     targets = given.get("target_modules")
     if targets is not None and targets not in ("minimal", "attention", "all-linear"):
         given["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]

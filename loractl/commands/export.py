@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.commands.arguments import require_apart
-from loractl.errors import ConfigError, ModelError, NumericError
+from loractl.commands.arguments import require_apart, require_free, require_word
+from loractl.errors import ModelError
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
@@ -47,15 +47,12 @@ def run(
     verify: bool = True,
 ) -> int:
     """Export an adapter. Raises NumericError when the proof fails; nothing is left then."""
-    if to not in FORMATS:
-        raise ConfigError(f"--to: {to!r}, expected one of {', '.join(FORMATS)}")
+    require_word("--to", to, FORMATS)
     form = FORMATS[to]
-    if dtype is not None and dtype not in form.dtypes:
+    if dtype is not None:
         why = "; the rows of a LoRA's B are shorter than its blocks" if dtype == "q8_0" else ""
-        raise ConfigError(
-            f"--dtype: {dtype!r}, expected one of {', '.join(form.dtypes)} for --to {to}{why}"
-        )
-    _check_out(out, form, overwrite)
+        require_word("--dtype", dtype, form.dtypes, more=f" for --to {to}{why}")
+    require_free(out, overwrite=overwrite, is_file=form.is_file)
 
     from loractl.artifacts.peft import adapter as adapters
 
@@ -76,49 +73,12 @@ def run(
     return 0
 
 
-def _check_out(out: Path, form: Format, overwrite: bool) -> None:
-    if out.exists() and form.is_file != out.is_file():
-        found, wanted = ("a directory", "a file") if form.is_file else ("a file", "a directory")
-        raise ConfigError(f"--out: {out} is {found}, expected {wanted} that is not there yet")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists; choose another path, or add --overwrite")
-
-
 def _peft(request: Request) -> list[str]:
-    from importlib.util import find_spec
+    from loractl.engine.export_peft import write_portable
 
-    import torch
-
-    from loractl.artifacts import files
-    from loractl.artifacts.peft import portable
-    from loractl.artifacts.peft.attach import ranks_of
-    from loractl.models.load import load_skeleton
-
-    adapter, source = request.adapter, request.source
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[
-        request.dtype or "f32"
-    ]
-    skeleton = load_skeleton(source)
-    ranks_of(adapter, skeleton)
-    lines: list[str] = []
-
-    def write(directory: Path) -> None:
-        rank = portable.write(
-            directory, adapter, skeleton, dtype=dtype, base=adapter.base or source.name
-        )
-        lines.append(f"one rank for all modules: {rank} (vLLM: --max-lora-rank)")
-        if not request.verify:
-            lines.append("not proven: --no-verify was given")
-        elif find_spec("peft") is None:
-            lines.append("not proven: peft is not installed")
-        else:
-            said, holds = portable.prove(directory, source, adapter, dtype)
-            if not holds:
-                raise NumericError(f"{request.out}: {said}; nothing was kept")
-            lines.append(said)
-
-    files.publish(request.out, write)
-    return lines
+    return write_portable(
+        request.out, request.adapter, request.source, dtype=request.dtype, verify=request.verify
+    )
 
 
 def _gguf(request: Request) -> list[str]:

@@ -13,7 +13,7 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.data import batches, examples
 from loractl.data.template import TemplateError, Tokenizer, prompt_ids, with_template
-from loractl.engine.base import find_model, find_shared_base, model_path
+from loractl.engine.base import find_model, find_shared_base, load_base, model_path
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
@@ -22,7 +22,6 @@ from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
 from loractl.models import load
-from loractl.models.device import choose_device, choose_dtype
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ProvingRun
@@ -75,7 +74,7 @@ def evaluate(
     libraries.import_()  # an adapter that cannot be read is told before
     recorded = [*(one.base for one in read.values()), *map(_recorded_base, full.values())]
     source = find_shared_base(model, recorded)
-    loaded = _load(source, asked)
+    loaded = _load_frozen(source, asked, list(read.values()), named=model)
     tokenizer = load.load_tokenizer(source)
     found = [_measure("base", loaded, tokenizer, asked)]
     for name, adapter in read.items():
@@ -86,7 +85,7 @@ def evaluate(
     del loaded
     for name, path in full.items():
         whole = find_model(str(path))
-        found.append(_measure(name, _load(whole, asked), load.load_tokenizer(whole), asked))
+        found.append(_measure(name, _load_frozen(whole, asked), load.load_tokenizer(whole), asked))
     for one in found:
         _figures_(one, found[0], asked)
     return found
@@ -105,9 +104,14 @@ def _recorded_base(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _load(source: load.Source, asked: EvalRequest) -> "PreTrainedModel":
-    device = choose_device()
-    model = load.load_model(source, dtype=choose_dtype(asked.dtype, device), device=device)
+def _load_frozen(
+    source: load.Source,
+    asked: EvalRequest,
+    trained: Sequence[adapters.Adapter] = (),
+    *,
+    named: str | None = None,
+) -> "PreTrainedModel":
+    model = load_base(source, asked.dtype, trained, named=named)
     return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
 
 
