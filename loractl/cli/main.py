@@ -240,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _storage(error)
+        return _tell_storage(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -259,7 +259,7 @@ def _help_of(argv: Sequence[str]) -> str:
     return " ".join([*path, "--help"])
 
 
-def _storage(error: OSError) -> int:
+def _tell_storage(error: OSError) -> int:
     """Say that the disk is full or not writable; anything else is a bug of ours and is raised."""
     from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EPERM, EROFS
 

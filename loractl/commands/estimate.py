@@ -17,8 +17,6 @@ from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.known_model import automatic_dtype, shape_of
 from loractl.planning.request import WIDTHS, Request, of_settings
 
-TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
-
 
 @dataclass(frozen=True)
 class EstimateRequest:
@@ -44,7 +42,7 @@ def run(
 
     Raises ConfigError or ModelError.
     """
-    name, request = _request(config, overrides, model, flags)
+    name, request = _read_request(config, overrides, model, flags)
     if asked.plot is not None:
         from loractl.reports.inspect_plot import require_plot
 
@@ -52,20 +50,20 @@ def run(
         require_writable_file("--plot", asked.plot)
     shape = shape_of(name)
     try:
-        found = report(name, shape, request, tasks=asked.tasks, pace=_pace(asked))
+        found = report(name, shape, request, tasks=asked.tasks, pace=_read_pace(asked))
     except UnmatchedError as error:
         where = "--targets" if error.key == "lora.target_modules" and config is None else error.key
         raise ConfigError(f"{where}: {error}") from None
     if asked.plot is not None:
-        from loractl.reports.estimate_plot import draw
+        from loractl.reports.estimate_plot import draw_estimate
 
-        draw(asked.plot, found)
+        draw_estimate(asked.plot, found)
         found["plot"] = str(asked.plot)
     console.result(json.dumps(found, indent=2) if as_json else _as_text(found))
     return 0
 
 
-def _request(
+def _read_request(
     config: Path | None, overrides: list[str], model: str | None, flags: Mapping[str, Any]
 ) -> tuple[str, Request]:
     """The model's name and the settings, flags over those of a config."""
@@ -115,7 +113,7 @@ def _require_words(given: dict[str, Any]) -> None:
                               " names with commas between")  # fmt: skip
 
 
-def _pace(asked: EstimateRequest) -> Pace | None:
+def _read_pace(asked: EstimateRequest) -> Pace | None:
     if asked.tokens_per_s is None:
         if asked.price is not None or asked.tokens is not None:
             raise ConfigError(
@@ -124,10 +122,12 @@ def _pace(asked: EstimateRequest) -> Pace | None:
         return None
     if asked.tokens is None:
         raise ConfigError("--tokens-per-s: needs --tokens, how many there are to train on in all")
-    return Pace(_speed(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price)
+    return Pace(
+        _tokens_per_second(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price
+    )
 
 
-def _speed(text: str) -> float:
+def _tokens_per_second(text: str) -> float:
     """Tokens a second: a number, or the median of a run's metrics.jsonl."""
     path = Path(text)
     if path.is_dir():
@@ -151,6 +151,6 @@ def _speed(text: str) -> float:
 
 
 def _as_text(found: Mapping[str, Any]) -> str:
-    from loractl.reports.estimate import lines
+    from loractl.reports.estimate import report_lines
 
-    return "\n".join(lines(found))
+    return "\n".join(report_lines(found))

@@ -38,7 +38,9 @@ def run(
 
     found = evaluate(paths, asked, model=model)
     if rows is not None:
-        lines = [json.dumps(row, ensure_ascii=False) for one in found for row in one.rows()]
+        lines = [
+            json.dumps(row, ensure_ascii=False) for one in found for row in one.rows_as_dicts()
+        ]
         rows.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if as_json:
         console.result(json.dumps([one.as_dict() for one in found], indent=2))

@@ -73,7 +73,7 @@ def run(
     return 0
 
 
-def _peft(request: Request) -> list[str]:
+def _write_peft(request: Request) -> list[str]:
     from loractl.engine.export_peft import write_portable
 
     return write_portable(
@@ -81,27 +81,27 @@ def _peft(request: Request) -> list[str]:
     )
 
 
-def _gguf(request: Request) -> list[str]:
+def _write_gguf(request: Request) -> list[str]:
     from loractl.artifacts import files
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     files.publish_file(request.out, exporting.write_adapter)
     return exporting.lines
 
 
-def _merged_gguf(request: Request) -> list[str]:
+def _write_merged_gguf(request: Request) -> list[str]:
     from loractl.artifacts import files
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     files.publish_file(request.out, exporting.write_merged)
     return exporting.lines
 
 
-def _ollama(request: Request) -> list[str]:
+def _write_ollama(request: Request) -> list[str]:
     from loractl.artifacts import files
     from loractl.artifacts.gguf import ollama
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     found = exporting.ollama_family()
 
     def write(directory: Path) -> None:
@@ -113,7 +113,7 @@ def _ollama(request: Request) -> list[str]:
     return [*exporting.lines, said, f"load it with: ollama create NAME -f {request.out}/Modelfile"]
 
 
-def _exporting(request: Request) -> "Exporting":
+def _open_export(request: Request) -> "Exporting":
     from loractl.engine.export_gguf import Exporting
 
     return Exporting(
@@ -122,8 +122,8 @@ def _exporting(request: Request) -> "Exporting":
 
 
 FORMATS = {
-    "peft": Format(_peft, ("f32", "f16", "bf16"), is_file=False),
-    "gguf": Format(_gguf, ("f32", "f16", "bf16"), is_file=True),
-    "merged-gguf": Format(_merged_gguf, ("f32", "f16", "bf16", "q8_0"), is_file=True),
-    "ollama": Format(_ollama, ("f32", "f16", "bf16", "q8_0"), is_file=False),
+    "peft": Format(_write_peft, ("f32", "f16", "bf16"), is_file=False),
+    "gguf": Format(_write_gguf, ("f32", "f16", "bf16"), is_file=True),
+    "merged-gguf": Format(_write_merged_gguf, ("f32", "f16", "bf16", "q8_0"), is_file=True),
+    "ollama": Format(_write_ollama, ("f32", "f16", "bf16", "q8_0"), is_file=False),
 }

@@ -18,16 +18,16 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
         require_writable_file("--plot", plot)
 
     from loractl.artifacts.peft import adapter as adapters
-    from loractl.engine.inspect import examine, kind_of
+    from loractl.engine.inspect import examine_adapter, kind_of
     from loractl.reports.inspect import as_text
 
     adapter = adapters.read(path)
-    report = examine(adapter, None if against is None else adapters.read(against))
+    report = examine_adapter(adapter, None if against is None else adapters.read(against))
     if plot is not None:
-        from loractl.reports.inspect_plot import draw
+        from loractl.reports.inspect_plot import draw_spectra
 
         spectra = {name: one["singular_values"] for name, one in report["modules"].items()}
-        draw(plot, spectra, kind_of)
+        draw_spectra(plot, spectra, kind_of)
         report["plot"] = str(plot)
     console.result(json.dumps(report, indent=2, allow_nan=False) if as_json else as_text(report))
     return 0

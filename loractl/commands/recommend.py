@@ -29,7 +29,7 @@ def run(asked: RecommendRequest, *, as_json: bool) -> int:
 
     asked = replace(asked, model=model_path(asked.model))
     shape = shape_of(asked.model)
-    found = _choose_settings(asked, shape, _rows(asked, shape))
+    found = _choose_settings(asked, shape, _count_rows(asked, shape))
     if asked.write is not None:
         from loractl.commands.init import write_new
         from loractl.reports.recommended_config import config_text
@@ -42,7 +42,7 @@ def run(asked: RecommendRequest, *, as_json: bool) -> int:
     return 0
 
 
-def _rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
+def _count_rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
     if asked.data is not None:
         from loractl.planning.row_counts import count
 
@@ -81,7 +81,7 @@ def _choose_settings(
         chosen |= more
         if (room := recommend.capacity(shape, request, data)) is not None:
             chosen["capacity"] = room
-        found["gpus"] = _gpus(shape, request)
+        found["gpus"] = _fitting_gpus(shape, request)
     except UnmatchedError as error:
         raise ConfigError(f"{asked.model}: {error.key}: {error}") from None
     found["choices"] = {key: asdict(one) for key, one in chosen.items()}
@@ -103,7 +103,7 @@ def _without_memory(most: int) -> dict[str, Choice]:
     }
 
 
-def _gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
+def _fitting_gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
     """What each method needs with one row, and the GPUs that hold it."""
     rows = []
     ranks = ranks_of(shape, request)

@@ -63,7 +63,7 @@ class Exporting:
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
         self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template or None)
-        self.texts = [*self._conversations(), *TEXTS]
+        self.texts = [*self._render_conversations(), *TEXTS]
         self.vocabulary = gguf_vocabulary.fields(
             source.name,
             self.tokenizer,
@@ -72,7 +72,7 @@ class Exporting:
             rendered=self.texts[0] if self.tokenizer.chat_template else None,
         )
 
-    def _conversations(self) -> list[str]:
+    def _render_conversations(self) -> list[str]:
         """Conversations as training renders them; those that the template refuses are left out."""
         found = []
         for messages in CONVERSATIONS if self.tokenizer.chat_template else ():
@@ -99,7 +99,7 @@ class Exporting:
         with tempfile.TemporaryDirectory(dir=path.parent) as name:  # where there is room for it
             base = Path(name) / "base.gguf"
             self._write_weights(base, Plan({}, {}, {}, False), "f32")
-            self._prove(expected, dtype, base, path)
+            self._prove_in_llamacpp(expected, dtype, base, path)
 
     def write_merged(self, path: Path) -> None:
         """Write base + adapter as one model, and prove it."""
@@ -120,7 +120,7 @@ class Exporting:
             expected = gguf_proof.expect(
                 self.source, self.adapter, self.layout, dtype=dtype, model_file=path
             )
-            self._prove(expected, dtype, path, None)
+            self._prove_in_llamacpp(expected, dtype, path, None)
 
     def _write_weights(self, path: Path, plan: Plan, dtype: str) -> None:
         pieces = gguf.weights(self.source, self.skeleton, plan, self.layout, dtype)
@@ -135,7 +135,7 @@ class Exporting:
             return True
         return False
 
-    def _prove(
+    def _prove_in_llamacpp(
         self, expected: gguf_proof.Expected, dtype: str, model: Path, adapter: Path | None
     ) -> None:
         proof = gguf_proof.prove(

@@ -13,20 +13,20 @@ from loractl.lora.spectrum import Factors
 from loractl.reports.inspect import SHARES
 
 
-def examine(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
+def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
     """The measures of an adapter by module, and against another one. Raises ArtifactError."""
     found = updates.updates(adapter)
-    modules = {name: measure(update) for name, update in found.items()}
+    modules = {name: measure_update(update) for name, update in found.items()}
     report: dict[str, Any] = {
         "adapter": str(adapter.directory),
         "base": adapter.base,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
         "beside": sorted(updates.others(adapter)),
-        "kinds": summarize(modules),
+        "kinds": summarize_kinds(modules),
         "modules": modules,
     }
     if other is not None:
-        report["against"] = compare(adapter, found, other)
+        report["against"] = compare_adapters(adapter, found, other)
     return report
 
 
@@ -35,7 +35,7 @@ def kind_of(module: str) -> str:
     return module.rpartition(".")[2].partition("[")[0]
 
 
-def measure(update: Update) -> dict[str, Any]:
+def measure_update(update: Update) -> dict[str, Any]:
     """Sizes, norms and spectrum of the update of one module."""
     factors = update.factors
     sigma = spectrum.svd(factors)[1]
@@ -57,7 +57,7 @@ def measure(update: Update) -> dict[str, Any]:
     }
 
 
-def summarize(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def summarize_kinds(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same by kind of module: means, and the largest of each rank that keeps a share."""
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for name, one in modules.items():
@@ -75,7 +75,9 @@ def summarize(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     }
 
 
-def compare(adapter: Adapter, found: Mapping[str, Update], other: Adapter) -> dict[str, Any]:
+def compare_adapters(
+    adapter: Adapter, found: Mapping[str, Update], other: Adapter
+) -> dict[str, Any]:
     """Module by module: the angle between the updates, and how their subspaces overlap.
 
     phi is that of section 7.2 of LoRA (arXiv 2106.09685): entry [i - 1][j - 1] compares the first

@@ -19,7 +19,9 @@ def require_plot(path: Path) -> None:
         raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
 
 
-def draw(path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]) -> None:
+def draw_spectra(
+    path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]
+) -> None:
     """Draw each module's singular values, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loractl import text
-
-TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+from loractl.reports.estimate import TITLES
 
 
 def as_text(found: Mapping[str, Any]) -> str:
