@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+from loractl.cli.options import AdapterDir, Json, Overwrite, Rank
+
 Out = Annotated[Path, typer.Option(help="Directory of the adapter that is made.")]
-Rank = Annotated[int | None, typer.Option(min=1, help="Rank of A and B.")]
 Energy = Annotated[
     float | None,
     typer.Option(help="Smallest ranks that keep this share of the squared singular values."),
@@ -23,7 +22,7 @@ adapters_app = typer.Typer(
 
 @adapters_app.command(epilog="Example: loractl adapters resize runs/name --energy 0.95 --out small")
 def resize(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    adapter: AdapterDir,
     out: Out,
     rank: Rank = None,
     energy: Energy = None,
@@ -62,7 +61,8 @@ def combine(
     as_json: Json = False,
 ) -> int:
     """Make one adapter from several of the same base."""
-    from loractl.commands.combine import Recipe, run
+    from loractl.commands.combine import run
+    from loractl.engine.requests import Recipe
 
     recipe = Recipe(how, rank, density, seed)
     return run(adapter, weight or [], recipe, out, overwrite=overwrite, as_json=as_json)
@@ -72,7 +72,7 @@ def combine(
     epilog="Example: loractl adapters extract --base B --tuned runs/full/model --rank 16 --out lora"
 )
 def extract(
-    base: Annotated[str, typer.Option(help="Hub id or directory.")],
+    base: Annotated[str, typer.Option(help="Hub id, directory, or a run of method: full.")],
     tuned: Annotated[str, typer.Option(help="The same model after training.")],
     out: Out,
     rank: Rank = None,
@@ -85,7 +85,7 @@ def extract(
 ) -> int:
     """Find the adapter nearest to what changed between two models, and how much it keeps."""
     from loractl.commands.extract import run
-    from loractl.reports.extract import ExtractRequest
+    from loractl.engine.requests import ExtractRequest
 
     asked = ExtractRequest(rank, energy, embeddings)
     return run(base, tuned, out, asked=asked, overwrite=overwrite, as_json=as_json)

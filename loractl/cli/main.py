@@ -15,9 +15,23 @@ from typing import Annotated
 import typer
 
 from loractl import console, signals
-from loractl.cli.adapters import Json, Overwrite, adapters_app
+from loractl.cli.adapters import adapters_app
+from loractl.cli.options import (
+    AdapterDir,
+    Adapters,
+    Base,
+    Config,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    Model,
+    NoVerify,
+    Overrides,
+    Overwrite,
+    Plot,
+)
 from loractl.cli.planning import estimate, recommend
-from loractl.cli.results import Base, evaluate, export
+from loractl.cli.results import evaluate, export
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -59,15 +73,9 @@ def init(
     return run(template, model, data, out)
 
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
-]
-
-
 @app.command(epilog="Example: loractl check config.yaml")
 def check(
-    config: Annotated[Path, typer.Argument(help="The YAML file.")],
+    config: Config,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
@@ -79,7 +87,7 @@ def check(
 
 @app.command(epilog="Example: loractl train config.yaml --set lora.rank=16")
 def train(
-    config: Annotated[Path, typer.Argument(help="The YAML file.")],
+    config: Config,
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(help="Directory of the run.")] = None,
     resume: Annotated[
@@ -99,16 +107,14 @@ def train(
 
 @app.command(epilog="Example: loractl merge runs/name --out merged")
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    adapter: AdapterDir,
     out: Annotated[Path, typer.Option(help="Directory of the merged model.")],
     base: Base = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")
     ] = None,
     overwrite: Overwrite = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Write without the proof.")
-    ] = False,
+    no_verify: NoVerify = False,
 ) -> int:
     """Merge an adapter into its base, and prove that the result is the same model."""
     from loractl.commands.merge import run
@@ -119,16 +125,9 @@ def merge(
 app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)
 
 
-Model = Annotated[str | None, typer.Option(help="The base, or a run of method: full.")]
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option("--adapter", metavar="NAME=DIR", help="An adapter; repeatable."),
-]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
-Dtype = Annotated[str, typer.Option(help="As model.dtype of a config.")]
 
 
 @app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
@@ -187,13 +186,11 @@ app.command(epilog="Example: loractl recommend --task complex --model 7B --memor
 
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")
 def inspect(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    adapter: AdapterDir,
     against: Annotated[
         Path | None, typer.Option(help="Another adapter: do they change the same directions?")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Singular values as .png or .svg.")
-    ] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> int:
     """Show ranks, norms, singular values and effective ranks of an adapter."""
@@ -245,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _storage(error)
+        return _tell_storage(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -264,7 +261,7 @@ def _help_of(argv: Sequence[str]) -> str:
     return " ".join([*path, "--help"])
 
 
-def _storage(error: OSError) -> int:
+def _tell_storage(error: OSError) -> int:
     """Say that the disk is full or not writable; anything else is a bug of ours and is raised."""
     if not is_of_the_disk(error):
         raise error

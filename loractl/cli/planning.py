@@ -5,20 +5,15 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+from loractl.cli.options import Json, Overrides, Plot, Rank
 
-
-Model = Annotated[
+Shape = Annotated[
     str | None, typer.Option(help="In place of a config: 7B, 13B, 30B, 70B or a directory.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
 ]
 Targets = Annotated[
     str | None, typer.Option(help="minimal, attention, all-linear, or names with commas between.")
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, of the base.")]
+BaseDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, of the base.")]
 Quantization = Annotated[str | None, typer.Option(help="Of QLoRA: nf4, nf4-double or int8.")]
 Optimizer = Annotated[str | None, typer.Option(help="adamw, adamw-8bit, adamw-paged or sgd.")]
 Checkpointing = Annotated[
@@ -42,24 +37,22 @@ Method = Annotated[str | None, typer.Option(help="lora, dora, adalora or full.")
 Length = Annotated[int | None, typer.Option(min=2, help="Tokens of a row.")]
 Rows = Annotated[int | None, typer.Option(min=1, help="Rows of a micro-batch.")]
 Micro = Annotated[int | None, typer.Option(min=1, help="Micro-batches of a step.")]
-Rank = Annotated[int | None, typer.Option(min=1, help="Of every adapter.")]
 Tokens = Annotated[str | None, typer.Option(help="To train on in all, as 5M.")]
 Speed = Annotated[str | None, typer.Option(help="Measured: a number, or a run on that machine.")]
 Price = Annotated[float | None, typer.Option(min=0.0, help="Of that machine, an hour.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, as .png or .svg.")]
 
 
 def estimate(
     config: Annotated[Path | None, typer.Argument(help="The YAML file.")] = None,
     overrides: Overrides = None,
-    model: Model = None,
+    model: Shape = None,
     method: Method = None,
     rank: Rank = None,
     targets: Targets = None,
     seq: Length = None,
     batch: Rows = None,
     accumulation: Micro = None,
-    dtype: Dtype = None,
+    dtype: BaseDtype = None,
     quantization: Quantization = None,
     optimizer: Optimizer = None,
     checkpointing: Checkpointing = None,

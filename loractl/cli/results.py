@@ -5,15 +5,20 @@ from typing import Annotated
 
 import typer
 
-from loractl.cli.adapters import Json, Overwrite
-
-Base = Annotated[
-    str | None, typer.Option("--base", help="The base model; default: the one the adapter names.")
-]
+from loractl.cli.options import (
+    AdapterDir,
+    Base,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    Model,
+    NoVerify,
+    Overwrite,
+)
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")],
+    adapter: AdapterDir,
     to: Annotated[str, typer.Option(help="peft, gguf, merged-gguf or ollama.")],
     out: Annotated[Path, typer.Option(help="The file, or for peft and ollama the directory.")],
     base: Base = None,
@@ -21,9 +26,7 @@ def export(
         str | None, typer.Option(help="f32, f16, bf16, or for whole models q8_0.")
     ] = None,
     overwrite: Overwrite = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Write without the proof.")
-    ] = False,
+    no_verify: NoVerify = False,
 ) -> int:
     """Write what PEFT and vLLM, llama.cpp or Ollama load, and prove it where they are installed."""
     from loractl.commands.export import run
@@ -47,11 +50,11 @@ def evaluate(
     retain: Annotated[
         Path | None, typer.Option(help="General text: how much of it was forgotten?")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The base model.")] = None,
+    model: Model = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of a row at most.")] = 1024,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch, for the losses.")] = 8,
-    dtype: Annotated[str, typer.Option(help="As model.dtype of a config.")] = "auto",
+    dtype: Dtype = "auto",
     rows: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the figures of each row as JSONL.")
     ] = None,

@@ -1,19 +1,25 @@
-"""Arguments that several commands read: NAME=DIR, --out, sizes, dtypes, how text is drawn."""
+"""What several commands read from flags: NAME=DIR, --out, words, sizes, how text is drawn.
+
+No torch: what is wrong with a flag is said before anything heavy is loaded.
+"""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
+from loractl.text import closest
 
 if TYPE_CHECKING:
     from loractl.generation.sample import Sampling
 
-AUTO = "auto"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+DTYPES = tuple(WIDTHS)
+LOADED_DTYPES = ("auto", *DTYPES)
+"""What a base can be loaded in; auto: what computes fast on this machine."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class GenerationOptions:
 
     def check(self) -> None:
         """Raise ConfigError for a dtype that does not exist; the numbers are bounded by the CLI."""
-        require_dtype(self.dtype, (AUTO, *WIDTHS))
+        require_word("--dtype", self.dtype, LOADED_DTYPES)
 
     @property
     def sampling(self) -> "Sampling":
@@ -37,10 +43,14 @@ class GenerationOptions:
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
 
 
-def require_dtype(dtype: str, words: Collection[str]) -> None:
-    """Raise ConfigError for a dtype that is none of these words."""
-    if dtype not in words:
-        raise ConfigError(f"--dtype: {dtype!r}, expected one of {', '.join(words)}")
+def require_word(option: str, word: str, known: Iterable[str], *, more: str = "") -> None:
+    """Raise ConfigError for a word that an option does not know; `more` ends the message."""
+    words = list(known)
+    if word not in words:
+        near = closest(word, words)
+        hint = f"; did you mean {near}?" if near else ""
+        expected = f"expected one of {', '.join(words)}"
+        raise ConfigError(f"{option}: found {word!r}, {expected}{more}{hint}")
 
 
 def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
@@ -67,25 +77,38 @@ def require_size(rank: int | None, energy: float | None) -> None:
         raise ConfigError(f"--energy: {energy}, expected a share above 0 and at most 1, as 0.95")
 
 
-def check_out(out: Path, *, overwrite: bool, sources: tuple[Path, ...] = ()) -> None:
-    """Refuse what exists without `overwrite`, what is no adapter, and what is read from."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file, expected a directory that is not there yet")
+def require_free(out: Path, *, overwrite: bool, is_file: bool = False) -> None:
+    """Refuse as --out what exists, without `overwrite`, or is a file in place of a directory."""
+    if out.exists() and is_file != out.is_file():
+        found, wanted = ("a directory", "a file") if is_file else ("a file", "a directory")
+        raise ConfigError(f"--out: {out} is {found}, expected {wanted} that is not there yet")
+    if out.exists() and not overwrite:
+        another = "path" if is_file else "directory"
+        raise ConfigError(f"--out: {out} exists; choose another {another}, or add --overwrite")
+
+
+def require_free_or_adapter(out: Path, *, overwrite: bool) -> None:
+    """Refuse as --out also what cannot be made, and what holds something else than an adapter."""
+    require_free(out, overwrite=overwrite)
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ConfigError(f"--out: {out} cannot be made: {above} is a file")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists; choose another directory, or add --overwrite")
     if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
         raise ConfigError(f"--out: {out} holds no adapter; --overwrite replaces nothing else")
-    require_apart(out, *sources)
 
 
-def require_apart(out: Path, *others: Path) -> None:
-    """Refuse to write over what is read from, or over a directory that it lies in."""
-    for other in others:
-        if out.resolve() == other.resolve() or out.resolve() in other.resolve().parents:
-            raise ConfigError(f"--out: {out} would replace {other}; choose another directory")
+def require_apart(out: Path, *sources: Path) -> None:
+    """Refuse as --out what is read from, and what it lies in."""
+    for source in sources:
+        if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
+            raise ConfigError(f"--out: {out} would replace {source}; choose another directory")
+
+
+def require_writable_file(option: str, path: Path) -> None:
+    """Refuse, before any work, the name of a file that could not be written."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        found = "is a directory" if path.is_dir() else "lies in no directory that exists"
+        raise ConfigError(f"{option}: {path} {found}")
 
 
 def bytes_of(text: str, option: str) -> int:

@@ -15,7 +15,7 @@ EXTRAS = {"gguf": ("gguf", "accelerate")}
 
 def run(*, as_json: bool) -> int:
     """Report versions, devices, memory and disk, and name what is missing with its remedy."""
-    facts = gather()
+    facts = gather_facts()
     if as_json:
         console.result(json.dumps(facts, indent=2))
         return 0
@@ -26,7 +26,7 @@ def run(*, as_json: bool) -> int:
     return 0
 
 
-def gather() -> dict[str, Any]:
+def gather_facts() -> dict[str, Any]:
     """The facts by name; `missing` lists what would enable more."""
     import torch
 
@@ -40,7 +40,7 @@ def gather() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "loractl": __version__,
-        **{package: _version(package) or "missing" for package in PACKAGES},
+        **{package: _installed_version(package) or "missing" for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "dtype auto": dtype,
         "kernels": "torch's" if native.missing(torch.float32) else "compiled for this machine",
@@ -52,7 +52,7 @@ def gather() -> dict[str, Any]:
     missing = [
         f"{', '.join(absent)}, for .gguf base models; pip install 'loractl[{extra}]'"
         for extra, packages in EXTRAS.items()
-        if (absent := [package for package in packages if _version(package) is None])
+        if (absent := [package for package in packages if _installed_version(package) is None])
     ]
     if device.type == "cpu":
         if why := native.missing(torch.float32):
@@ -65,7 +65,7 @@ def gather() -> dict[str, Any]:
     return {**facts, "missing": missing}
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

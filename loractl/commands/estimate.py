@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.commands.arguments import count_of
+from loractl.commands.arguments import count_of, require_word, require_writable_file
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.dtypes import WIDTHS
 from loractl.errors import ConfigError
@@ -17,8 +17,6 @@ from loractl.planning.estimate import Pace, report
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.known_model import automatic_dtype, shape_of
 from loractl.planning.request import Request, of_settings
-
-TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
 @dataclass(frozen=True)
@@ -45,27 +43,28 @@ def run(
 
     Raises ConfigError or ModelError.
     """
-    name, request = _request(config, overrides, model, flags)
+    name, request = _read_request(config, overrides, model, flags)
     if asked.plot is not None:
         from loractl.reports.inspect_plot import require_plot
 
         require_plot(asked.plot)
+        require_writable_file("--plot", asked.plot)
     shape = shape_of(name)
     try:
-        found = report(name, shape, request, tasks=asked.tasks, pace=_pace(asked))
+        found = report(name, shape, request, tasks=asked.tasks, pace=_read_pace(asked))
     except UnmatchedError as error:
         where = "--targets" if error.key == "lora.target_modules" and config is None else error.key
         raise ConfigError(f"{where}: {error}") from None
     if asked.plot is not None:
-        from loractl.reports.estimate_plot import draw
+        from loractl.reports.estimate_plot import draw_estimate
 
-        draw(asked.plot, found)
+        draw_estimate(asked.plot, found)
         found["plot"] = str(asked.plot)
     console.result(json.dumps(found, indent=2) if as_json else _as_text(found))
     return 0
 
 
-def _request(
+def _read_request(
     config: Path | None, overrides: list[str], model: str | None, flags: Mapping[str, Any]
 ) -> tuple[str, Request]:
     """The model's name and the settings, flags over those of a config."""
@@ -74,10 +73,12 @@ def _request(
     if (config is None) == (model is None):
         raise ConfigError("estimate: expected a CONFIG or --model, one of them")
     if config is None:
+        from loractl.engine.base import model_path
+
         if overrides:
             raise ConfigError("--set: overrides settings of a CONFIG, and none is given")
         assert model is not None
-        return model, replace(Request(), **given)
+        return model_path(model), replace(Request(), **given)
     from loractl.config import loader
 
     # Neither data nor output is looked at: planning may come before them.
@@ -103,8 +104,8 @@ def _require_words(given: dict[str, Any]) -> None:
         "quantization": ("--quantization", ("none", "nf4", "nf4-double", "int8")),
     }
     for key, (option, words) in known.items():
-        if key in given and given[key] not in words:
-            raise ConfigError(f"{option}: found {given[key]!r}, expected one of {', '.join(words)}")
+        if key in given:
+            require_word(option, given[key], words)
     targets = given.get("target_modules")
     if targets is not None and targets not in ("minimal", "attention", "all-linear"):
         given["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]
@@ -113,7 +114,7 @@ def _require_words(given: dict[str, Any]) -> None:
                               " names with commas between")  # fmt: skip
 
 
-def _pace(asked: EstimateRequest) -> Pace | None:
+def _read_pace(asked: EstimateRequest) -> Pace | None:
     if asked.tokens_per_s is None:
         if asked.price is not None or asked.tokens is not None:
             raise ConfigError(
@@ -122,10 +123,12 @@ def _pace(asked: EstimateRequest) -> Pace | None:
         return None
     if asked.tokens is None:
         raise ConfigError("--tokens-per-s: needs --tokens, how many there are to train on in all")
-    return Pace(_speed(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price)
+    return Pace(
+        _tokens_per_second(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price
+    )
 
 
-def _speed(text: str) -> float:
+def _tokens_per_second(text: str) -> float:
     """Tokens a second: a number, or the median of a run's metrics.jsonl."""
     path = Path(text)
     if path.is_dir():
@@ -149,6 +152,6 @@ def _speed(text: str) -> float:
 
 
 def _as_text(found: Mapping[str, Any]) -> str:
-    from loractl.reports.estimate import lines
+    from loractl.reports.estimate import report_lines
 
-    return "\n".join(lines(found))
+    return "\n".join(report_lines(found))

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.commands.arguments import require_apart
-from loractl.dtypes import SHORT
-from loractl.errors import ConfigError, ModelError, NumericError
+from loractl.commands.arguments import require_apart, require_free, require_word
+from loractl.errors import ModelError
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
@@ -48,15 +47,12 @@ def run(
     verify: bool = True,
 ) -> int:
     """Export an adapter. Raises NumericError when the proof fails; nothing is left then."""
-    if to not in FORMATS:
-        raise ConfigError(f"--to: {to!r}, expected one of {', '.join(FORMATS)}")
+    require_word("--to", to, FORMATS)
     form = FORMATS[to]
-    if dtype is not None and dtype not in form.dtypes:
+    if dtype is not None:
         why = "; the rows of a LoRA's B are shorter than its blocks" if dtype == "q8_0" else ""
-        raise ConfigError(
-            f"--dtype: {dtype!r}, expected one of {', '.join(form.dtypes)} for --to {to}{why}"
-        )
-    _check_out(out, form, overwrite)
+        require_word("--dtype", dtype, form.dtypes, more=f" for --to {to}{why}")
+    require_free(out, overwrite=overwrite, is_file=form.is_file)
 
     from loractl.artifacts.peft import adapter as adapters
 
@@ -77,69 +73,35 @@ def run(
     return 0
 
 
-def _check_out(out: Path, form: Format, overwrite: bool) -> None:
-    if out.exists() and form.is_file != out.is_file():
-        found, wanted = ("a directory", "a file") if form.is_file else ("a file", "a directory")
-        raise ConfigError(f"--out: {out} is {found}, expected {wanted} that is not there yet")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists; choose another path, or add --overwrite")
+def _write_peft(request: Request) -> list[str]:
+    from loractl.engine.export_peft import write_portable
+
+    return write_portable(
+        request.out, request.adapter, request.source, dtype=request.dtype, verify=request.verify
+    )
 
 
-def _peft(request: Request) -> list[str]:
-    from importlib.util import find_spec
-
-    from loractl.artifacts import files
-    from loractl.artifacts.peft import portable
-    from loractl.artifacts.peft.attach import ranks_of
-    from loractl.models.load import load_skeleton
-    from loractl.models.torch_dtypes import FILE_DTYPES
-
-    adapter, source = request.adapter, request.source
-    dtype = FILE_DTYPES[request.dtype or "f32"]
-    skeleton = load_skeleton(source)
-    ranks_of(adapter, skeleton)
-    lines: list[str] = []
-
-    def write(directory: Path) -> None:
-        rank = portable.write(
-            directory, adapter, skeleton, dtype=dtype, base=adapter.base or source.name
-        )
-        lines.append(f"one rank for all modules: {rank} (vLLM: --max-lora-rank)")
-        if not request.verify:
-            lines.append("not proven: --no-verify was given")
-        elif find_spec("peft") is None:
-            lines.append("not proven: peft is not installed")
-        else:
-            said, holds = portable.prove(directory, source, adapter, dtype)
-            if not holds:
-                raise NumericError(f"{request.out}: {said}; nothing was kept")
-            lines.append(said)
-
-    files.publish(request.out, write)
-    return lines
-
-
-def _gguf(request: Request) -> list[str]:
+def _write_gguf(request: Request) -> list[str]:
     from loractl.artifacts import files
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     files.publish_file(request.out, exporting.write_adapter)
     return exporting.lines
 
 
-def _merged_gguf(request: Request) -> list[str]:
+def _write_merged_gguf(request: Request) -> list[str]:
     from loractl.artifacts import files
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     files.publish_file(request.out, exporting.write_merged)
     return exporting.lines
 
 
-def _ollama(request: Request) -> list[str]:
+def _write_ollama(request: Request) -> list[str]:
     from loractl.artifacts import files
     from loractl.artifacts.gguf import ollama
 
-    exporting = _exporting(request)
+    exporting = _open_export(request)
     found = exporting.ollama_family()
 
     def write(directory: Path) -> None:
@@ -151,7 +113,7 @@ def _ollama(request: Request) -> list[str]:
     return [*exporting.lines, said, f"load it with: ollama create NAME -f {request.out}/Modelfile"]
 
 
-def _exporting(request: Request) -> "Exporting":
+def _open_export(request: Request) -> "Exporting":
     from loractl.engine.export_gguf import Exporting
 
     return Exporting(
@@ -160,8 +122,8 @@ def _exporting(request: Request) -> "Exporting":
 
 
 FORMATS = {
-    "peft": Format(_peft, tuple(SHORT.values()), is_file=False),
-    "gguf": Format(_gguf, tuple(SHORT.values()), is_file=True),
-    "merged-gguf": Format(_merged_gguf, (*SHORT.values(), "q8_0"), is_file=True),
-    "ollama": Format(_ollama, (*SHORT.values(), "q8_0"), is_file=False),
+    "peft": Format(_write_peft, ("f32", "f16", "bf16"), is_file=False),
+    "gguf": Format(_write_gguf, ("f32", "f16", "bf16"), is_file=True),
+    "merged-gguf": Format(_write_merged_gguf, ("f32", "f16", "bf16", "q8_0"), is_file=True),
+    "ollama": Format(_write_ollama, ("f32", "f16", "bf16", "q8_0"), is_file=False),
 }

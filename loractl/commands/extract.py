@@ -5,18 +5,12 @@ What share of the change it keeps, layer by layer, is the low-rank hypothesis me
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.commands.arguments import check_out, require_size
+from loractl.commands.arguments import require_apart, require_free_or_adapter, require_size
+from loractl.engine.requests import ExtractRequest
 from loractl.errors import ArtifactError
-from loractl.reports.extract import ExtractRequest, as_text, notes, report_of, size_of
-
-if TYPE_CHECKING:
-    pass
-
-
-"""Values of a tensor that are in float64 at a time: 32 MiB."""
+from loractl.reports.extract import as_text, notes, report_of
 
 
 def run(
@@ -24,7 +18,7 @@ def run(
 ) -> int:
     """Extract an adapter. Raises ArtifactError where nothing differs that it could express."""
     require_size(asked.rank, asked.energy)
-    check_out(out, overwrite=overwrite)
+    require_free_or_adapter(out, overwrite=overwrite)
 
     from loractl.artifacts import files
     from loractl.artifacts.model.pair import open_pair
@@ -32,12 +26,12 @@ def run(
     from loractl.engine.extract import find_changes, nothing_found, write_adapter
 
     sources = [find_model(name) for name in (base, tuned)]
-    check_out(out, overwrite=overwrite, sources=tuple(one.directory for one in sources))
+    require_apart(out, *(one.directory for one in sources))
     pair = open_pair(*sources)
     found = find_changes(pair, asked)
     if not found.updates:
         raise ArtifactError(nothing_found(tuned, base, found))
-    report = report_of(out, size_of(asked), found)
+    report = report_of(out, asked.size, found)
     files.publish(out, lambda directory: write_adapter(directory, pair, asked, found))
     for line in notes(found, pair.head):
         console.note(line)

@@ -144,15 +144,17 @@ def template_text(template: str, model: str, data: str) -> str:
     return head + method + _DATA.format(data=scalar(data)) + train
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a file that does not exist yet; a failed write leaves none behind."""
+def write_new(path: Path, text: str, *, option: str = "--out") -> None:
+    """Write a file that does not exist yet, as `option` names it; a failed write leaves none."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise ConfigError(printable(f"{path}: exists already; choose another --out")) from None
+        raise ConfigError(printable(f"{path}: exists already; choose another {option}")) from None
     except (FileNotFoundError, NotADirectoryError):
         what = f"{path.parent} is no directory"
-        raise ConfigError(printable(f"{path}: {what}; create it or choose another --out")) from None
+        raise ConfigError(
+            printable(f"{path}: {what}; create it or choose another {option}")
+        ) from None
     except OSError as error:
         raise StorageError(printable(f"{path}: cannot be written: {error.strerror}")) from None
     try:

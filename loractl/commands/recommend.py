@@ -1,14 +1,11 @@
 """`loractl recommend`: settings for a task and a model, each with its reason and source."""
 
 import json
-import textwrap
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from loractl import console, text
-from loractl.commands.arguments import bytes_of, count_of
-from loractl.dtypes import WIDTHS
+from loractl import console
+from loractl.commands.arguments import DTYPES, bytes_of, count_of, require_word
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.models.shape.types import ModelShape
@@ -24,26 +21,28 @@ def run(asked: RecommendRequest, *, as_json: bool) -> int:
 
     Raises ConfigError, DataError or ModelError.
     """
-    if asked.task not in recommend.RANKS:
-        words = ", ".join(recommend.RANKS)
-        raise ConfigError(f"--task: found {asked.task!r}, expected one of {words}")
-    if asked.dtype not in WIDTHS:
-        raise ConfigError(f"--dtype: found {asked.dtype!r}, expected one of {', '.join(WIDTHS)}")
+    require_word("--task", asked.task, recommend.RANKS)
+    require_word("--dtype", asked.dtype, DTYPES)
     if asked.data is not None and asked.data_size is not None:
         raise ConfigError("--data-size: found together with --data, which is counted; remove one")
+    from loractl.engine.base import model_path
+
+    asked = replace(asked, model=model_path(asked.model))
     shape = shape_of(asked.model)
-    found = _found(asked, shape, _rows(asked, shape))
+    found = _choose_settings(asked, shape, _count_rows(asked, shape))
     if asked.write is not None:
         from loractl.commands.init import write_new
         from loractl.reports.recommended_config import config_text
 
-        write_new(asked.write, config_text(asked, found))
+        write_new(asked.write, config_text(asked, found), option="--write")
         console.note(f"wrote {asked.write}; next: loractl check {asked.write}")
-    console.result(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
+    from loractl.reports.recommend import as_text
+
+    console.result(json.dumps(found, indent=2) if as_json else as_text(found))
     return 0
 
 
-def _rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
+def _count_rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
     if asked.data is not None:
         from loractl.planning.row_counts import count
 
@@ -53,7 +52,9 @@ def _rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
     return None
 
 
-def _found(asked: RecommendRequest, shape: ModelShape, data: Rows | None) -> dict[str, Any]:
+def _choose_settings(
+    asked: RecommendRequest, shape: ModelShape, data: Rows | None
+) -> dict[str, Any]:
     chosen = recommend.choices(asked.task, shape, data)
     most = chosen["effective_batch"].value
     request = Request(
@@ -80,7 +81,7 @@ def _found(asked: RecommendRequest, shape: ModelShape, data: Rows | None) -> dic
         chosen |= more
         if (room := recommend.capacity(shape, request, data)) is not None:
             chosen["capacity"] = room
-        found["gpus"] = _gpus(shape, request)
+        found["gpus"] = _fitting_gpus(shape, request)
     except UnmatchedError as error:
         raise ConfigError(f"{asked.model}: {error.key}: {error}") from None
     found["choices"] = {key: asdict(one) for key, one in chosen.items()}
@@ -102,7 +103,7 @@ def _without_memory(most: int) -> dict[str, Choice]:
     }
 
 
-def _gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
+def _fitting_gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
     """What each method needs with one row, and the GPUs that hold it."""
     rows = []
     ranks = ranks_of(shape, request)
@@ -116,48 +117,3 @@ def _gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
                  "fits": fitting}
             )  # fmt: skip
     return rows
-
-
-TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
-
-
-def _lines(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"{found['task']} task, {found['model']} ({found['parameters']:,} parameters)"]
-    if (data := found["data"]) is not None and data["tokens"] is not None:
-        lines.append(f"{data['rows']:,} rows, {data['tokens']:,} tokens ({data['counted']})")
-    lines.append("")
-    width = max(map(len, found["choices"]))
-    for key, one in found["choices"].items():
-        value = one["value"]
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
-        lines.append(f"{key:{width}}  {shown}")
-        left = " " * (width + 4)
-        for words in (one["reason"], f"[{one['source']}]"):
-            lines += textwrap.wrap(words, 100, initial_indent=left, subsequent_indent=left)
-    lines.append("")
-    if "search" in found:
-        rows = [
-            [
-                TITLES[fit["method"]], "with" if fit["checkpointing"] else "without",
-                str(fit["batch"]) if fit["batch"] else "none", text.size(fit["gpu_bytes"]),
-            ]
-            for fit in found["search"]
-        ]  # fmt: skip
-        lines.append(f"what fits {text.size(found['memory_bytes'])}:")
-        lines += [text.table(["method", "checkpointing", "rows at most", "takes"], rows), ""]
-    rows = [
-        [
-            TITLES[one["method"]], "with" if one["checkpointing"] else "without",
-            text.size(one["gpu_bytes"]), one["fits"][0] if one["fits"] else "none alone",
-        ]
-        for one in found["gpus"]
-    ]  # fmt: skip
-    lines.append("with one row:")
-    lines.append(text.table(["method", "checkpointing", "takes", "smallest GPU"], rows))
-    return lines
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -47,12 +47,12 @@ def reference_table() -> str:
     """Every setting as a row of a Markdown table: key, what it takes, default, meaning."""
     lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for key in keys():
-        info = _field(key)
+        info = _field_of(key)
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             continue
         default = "required" if info.is_required() else f"`{json.dumps(info.get_default())}`"
         takes = describe(info.annotation, info.metadata)
-        cells = [f"`{key}`", takes, default, f"{info.description}{_absence(key)}"]
+        cells = [f"`{key}`", takes, default, f"{info.description}{_absence_note(key)}"]
         row = " | ".join(cell.replace("|", "\\|") for cell in cells)
         lines.append(f"| {row} |")
     return "\n".join(lines)
@@ -68,7 +68,7 @@ def with_reference(text: str) -> str:
     return f"{before}{begin}\n{reference_table()}\n{end}{after}"
 
 
-def _field(key: str) -> Any:
+def _field_of(key: str) -> Any:
     info: Any = None
     section: Any = RunConfig
     for name in key.split("."):
@@ -77,7 +77,7 @@ def _field(key: str) -> Any:
     return info
 
 
-def _absence(key: str) -> str:
+def _absence_note(key: str) -> str:
     """' (... not available in this version)' for what no code serves."""
     for refused_key, refused in NOT_YET.items():
         if key == refused_key or key.startswith(f"{refused_key}."):

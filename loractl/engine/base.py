@@ -1,35 +1,40 @@
-"""Which base a command works on, where it lies, and a hub over it: one answer for all commands."""
+"""Which base a command works on, where it lies, whether it is the one its adapters were trained on,
+and in which dtype it is loaded: one answer for all commands. Torch comes when something is loaded.
+"""
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import attach
-from loractl.artifacts.peft.adapter import Adapter
-from loractl.data.template import with_template
 from loractl.errors import ArtifactError, ModelError
-from loractl.generation.hub_model import HubModel
-from loractl.lora.hub import Hub
-from loractl.models import load
-from loractl.models.device import choose_device, choose_dtype
 from loractl.startup import libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.generation.hub_model import HubModel
+    from loractl.models.load import Source
 
 
 def model_path(name: str) -> str:
     """What a name means as a model: a run of method: full means the model in it."""
-    inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").is_file() else name
+    inside = Path(name).expanduser() / "model"
+    return str(inside) if name and (inside / "config.json").is_file() else name
 
 
-def find_model(name: str) -> load.Source:
+def find_model(name: str) -> "Source":
     """The model of a name, a directory or a run. Raises ModelError."""
+    from loractl.models import load
+
     return load.locate(model_path(name))
 
 
-def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> load.Source:
+def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> "Source":
     """The base as named, or the one that all adapters and models record. Raises ModelError."""
     if named is not None:
         return find_model(named)
@@ -37,41 +42,104 @@ def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> load.
     if len(names) != 1:
         found = f"the adapters name {', '.join(names)}" if names else "no adapter names one"
         raise ModelError(f"no base model: {found}; give --model")
-    return load.locate(names[0])
+    return _locate_recorded(names[0], "--model")
 
 
-def find_trained_base(adapter: Adapter, named: str | None) -> load.Source:
+def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
     """The base as named, or the one that the adapter was trained on, bytes compared.
 
     Raises ArtifactError or ModelError; other bytes of a base that is named are a note.
     """
-    name = model_path(named) if named else adapter.base
-    if not name:
+    from loractl.models import load
+
+    if not named and not adapter.base:
         raise ArtifactError(
             f"{adapter.directory}/adapter_config.json: base_model_name_or_path is missing; name the"
             " base with --base"
         )
-    try:
-        source = load.locate(name)
-    except ModelError as error:
-        hint = "" if named else "; if the base lies elsewhere now, name it with --base"
-        raise ModelError(f"{error}{hint}") from None
-    if adapter.trained_on and adapter.trained_on != load.fingerprint(source):
-        message = f"{name}: not the bytes of the base that the adapter was trained on"
-        if not named:
-            raise ModelError(f"{message}; name the base with --base if this is meant")
-        console.note(f"note: {message}")
+    source = find_model(named) if named else _locate_recorded(adapter.base or "", "--base")
+    if adapter.trained_on:
+        require_same_bytes(
+            source, load.fingerprint(source), [adapter], named=named, option="--base"
+        )
     return source
 
 
-def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> HubModel:
-    """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
-    read = {name: adapters.read(path) for name, path in directories.items()}
-    libraries.import_()  # an adapter that cannot be read is told before
-    source = find_shared_base(named, [adapter.base for adapter in read.values()])
-    tokenizer = load.load_tokenizer(source)
+def _locate_recorded(name: str, option: str) -> "Source":
+    from loractl.models import load
+
+    try:
+        return load.locate(name)
+    except ModelError as error:
+        hint = f"if the base lies elsewhere now, name it with {option}"
+        raise ModelError(f"{error}; {hint}") from None
+
+
+def require_same_bytes(
+    source: "Source",
+    fingerprint: str,
+    adapters: Iterable["Adapter"],
+    *,
+    named: str | None,
+    option: str,
+) -> None:
+    """Raise ModelError for a base other than an adapter was trained on; one that was named by its
+    flag may be, with a note."""
+    for adapter in adapters:
+        if adapter.trained_on and adapter.trained_on != fingerprint:
+            trained = f"the base that {adapter.directory} was trained on"
+            message = f"{source.name}: not the bytes of {trained}"
+            if not named:
+                raise ModelError(f"{message}; name the base with {option} if this is meant")
+            console.note(f"note: {message}")
+
+
+def load_base(
+    source: "Source", dtype: str, adapters: Iterable["Adapter"] = (), *, named: str | None = None
+) -> "PreTrainedModel":
+    """Load a base whole, in a dtype or auto, on the best device; meanwhile its bytes are compared
+    with those that adapters were trained on. Raises ModelError."""
+    from loractl.models import load
+    from loractl.models.device import choose_device, choose_dtype
+
+    trained = [adapter for adapter in adapters if adapter.trained_on]
+    fingerprint = compute_beside(lambda: load.fingerprint(source)) if trained else None
     device = choose_device()
     model = load.load_model(source, dtype=choose_dtype(dtype, device), device=device)
+    if fingerprint is not None:
+        require_same_bytes(source, fingerprint.result(), trained, named=named, option="--model")
+    return model
+
+
+def compute_beside(work: Callable[[], str]) -> "Future[str]":
+    """Do it while all else is loaded, in a thread that no exit waits for."""
+    found: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)  # raised where the result is asked for
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
+
+
+def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
+    """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
+    from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.peft import attach
+
+    read = {name: adapters.read(path) for name, path in directories.items()}
+    libraries.import_()  # an adapter that cannot be read is told before
+    from loractl.data.template import with_template
+    from loractl.generation.hub_model import HubModel
+    from loractl.lora.hub import Hub
+    from loractl.models import load
+
+    source = find_shared_base(named, [adapter.base for adapter in read.values()])
+    tokenizer = load.load_tokenizer(source)
+    model = load_base(source, dtype, read.values(), named=named)
     hub = Hub(model)
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     for name in directories:

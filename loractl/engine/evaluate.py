@@ -13,7 +13,7 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.data import batches, examples
 from loractl.data.template import TemplateError, Tokenizer, prompt_ids, with_template
-from loractl.engine.base import find_model, find_shared_base, model_path
+from loractl.engine.base import find_model, find_shared_base, load_base, model_path
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
@@ -22,7 +22,6 @@ from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.inject import remove_
 from loractl.models import load
-from loractl.models.device import choose_device, choose_dtype
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ProvingRun
@@ -49,9 +48,9 @@ class Evaluated:
     figures: dict[str, Figure] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "rows": len(self.where), **_plain(self.figures)}
+        return {"model": self.name, "rows": len(self.where), **_figures_as_dict(self.figures)}
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows_as_dicts(self) -> Iterator[dict[str, Any]]:
         """The figures of each row; a row that has no loss was too long for it."""
         for number, where in enumerate(self.where):
             row: dict[str, Any] = {"model": self.name, "row": where}
@@ -75,20 +74,22 @@ def evaluate(
     libraries.import_()  # an adapter that cannot be read is told before
     recorded = [*(one.base for one in read.values()), *map(_recorded_base, full.values())]
     source = find_shared_base(model, recorded)
-    loaded = _load(source, asked)
+    loaded = _load_frozen(source, asked, list(read.values()), named=model)
     tokenizer = load.load_tokenizer(source)
-    found = [_measure("base", loaded, tokenizer, asked)]
+    found = [_measure_model("base", loaded, tokenizer, asked)]
     for name, adapter in read.items():
         own = with_template(tokenizer, adapter.chat_template)
         load_(loaded, adapter)
-        found.append(_measure(name, loaded, own, asked))
+        found.append(_measure_model(name, loaded, own, asked))
         remove_(loaded)
     del loaded
     for name, path in full.items():
         whole = find_model(str(path))
-        found.append(_measure(name, _load(whole, asked), load.load_tokenizer(whole), asked))
+        found.append(
+            _measure_model(name, _load_frozen(whole, asked), load.load_tokenizer(whole), asked)
+        )
     for one in found:
-        _figures_(one, found[0], asked)
+        _fill_figures_(one, found[0], asked)
     return found
 
 
@@ -105,32 +106,39 @@ def _recorded_base(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _load(source: load.Source, asked: EvalRequest) -> "PreTrainedModel":
-    device = choose_device()
-    model = load.load_model(source, dtype=choose_dtype(asked.dtype, device), device=device)
+def _load_frozen(
+    source: load.Source,
+    asked: EvalRequest,
+    trained: Sequence[adapters.Adapter] = (),
+    *,
+    named: str | None = None,
+) -> "PreTrainedModel":
+    model = load_base(source, asked.dtype, trained, named=named)
     return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
 
 
-def _measure(
+def _measure_model(
     name: str, model: "PreTrainedModel", tokenizer: Tokenizer, asked: EvalRequest
 ) -> Evaluated:
     found = Evaluated(name)
-    conversations = _read(asked)
+    conversations = _read_conversations(asked)
     found.where = [where for where, _ in conversations]
     has_loss = any(metric in LOSSES for metric in asked.metrics)
     if has_loss or asked.retain is not None:
         run = ProvingRun(model)
         objective = TokenLoss(model, trunk=Trunk(model, run), run=run)
         if has_loss:
-            found.losses = _losses(objective, tokenizer, asked, asked.data, train_on="assistant")
+            found.losses = _losses_by_row(
+                objective, tokenizer, asked, asked.data, train_on="assistant"
+            )
         if asked.retain is not None:
-            found.retain = _losses(objective, tokenizer, asked, asked.retain, train_on="all")
+            found.retain = _losses_by_row(objective, tokenizer, asked, asked.retain, train_on="all")
     if asked.matches:
-        _answer_(found, model, tokenizer, asked, [row for _, row in conversations])
+        _answer_rows_(found, model, tokenizer, asked, [row for _, row in conversations])
     return found
 
 
-def _read(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
+def _read_conversations(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
     bad: list[str] = []
     reading = examples.Reading("auto", asked.max_length, "assistant", "truncate")
     several = asked.data.is_dir()
@@ -143,7 +151,7 @@ def _read(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
     return found
 
 
-def _losses(
+def _losses_by_row(
     objective: TokenLoss, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
 ) -> Losses:
     reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
@@ -156,7 +164,7 @@ def _losses(
     return found
 
 
-def _answer_(
+def _answer_rows_(
     found: Evaluated,
     model: "PreTrainedModel",
     tokenizer: Any,
@@ -183,7 +191,7 @@ def _answer_(
         found.scores[name] = [score(answer, expected) for answer, expected in pairs]
 
 
-def _figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
+def _fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
     """Fill in the table's figures, in the order asked for; forgetting against the base."""
     for name in asked.metrics:
         if name in one.scores:
@@ -214,7 +222,7 @@ def _no_answers(data: Path, matches: Sequence[str]) -> DataError:
     )
 
 
-def _plain(figures: Mapping[str, Figure]) -> dict[str, Any]:
+def _figures_as_dict(figures: Mapping[str, Figure]) -> dict[str, Any]:
     """Figures as JSON has them."""
     return {
         name: {"value": figure.value, "low": figure.low, "high": figure.high}

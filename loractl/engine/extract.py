@@ -13,13 +13,14 @@ from loractl.artifacts import files
 from loractl.artifacts.model.pair import ModelPair
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft import updates
+from loractl.engine.requests import ExtractRequest
 from loractl.errors import ArtifactError
 from loractl.lora.algebra import Cut
 from loractl.lora.extract import extract
 from loractl.lora.ranks import ModuleRank, RankSpec
 from loractl.lora.spectrum import Factors, effective_rank, rank_keeping
 from loractl.models import load
-from loractl.reports.extract import Change, ExtractRequest, Findings, size_of
+from loractl.reports.extract import Change, Findings
 
 STRIP = 1 << 22
 """Values of a tensor that are in float64 at a time: 32 MiB."""
@@ -89,7 +90,6 @@ def _add_tensor(
 
 
 def _report_row(kind: str, delta: Tensor, change: Change, cut: Cut) -> dict[str, Any]:
-
     sigma = cut.sigma
     return {
         "kind": kind,
@@ -118,7 +118,6 @@ def nothing_found(tuned: str, base: str, found: Findings) -> str:
 
 def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found: Findings) -> None:
     """Write what was found as an adapter of the base."""
-
     ranks = {name: ModuleRank(one.rank, one.rank, 1.0) for name, (_, one) in found.updates.items()}
     top = max(size.rank for size in ranks.values())
     config = peft_config.content(
@@ -138,7 +137,7 @@ def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found
             "from": {"name_or_path": pair.tuned.source.name, "fingerprint": prints[1]},
             "kept_energy": found.kept_energy / found.changed_energy,
             "not_expressed": sorted(found.rest),
-            **size_of(asked),
+            **asked.size,
         },
     }
     updates.write_updates(
@@ -152,7 +151,6 @@ def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found
 
 def _find_template(directory: Path) -> str | None:
     """The chat template that lies with a model, by either of its two places."""
-
     path, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if path.is_file():
         return files.read_text(path)

@@ -2,9 +2,7 @@
 
 import math
 import platform
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from loractl.config.loader import Loaded
 from loractl.config.settings import RunConfig
 from loractl.data import account, batches
 from loractl.engine.adapters import Adapted, adapt_, check_phases
+from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
@@ -122,7 +121,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate_base(loaded)
-    fingerprint = _start_beside(lambda: load.fingerprint(source))  # reads all weights
+    fingerprint = compute_beside(lambda: load.fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
@@ -186,20 +185,6 @@ def _prove_ways_(
     wide = config.method == "full" and dtype != torch.float32
     build = BUILDERS[config.objective]
     return trunk, build(model, autocast=dtype if wide else None, trunk=trunk, run=run)
-
-
-def _start_beside(work: Callable[[], str]) -> "Future[str]":
-    """Do it while all else is loaded, in a thread that no exit waits for."""
-    found: Future[str] = Future()
-
-    def run() -> None:
-        try:
-            found.set_result(work())
-        except Exception as error:
-            found.set_exception(error)  # raised where the result is asked for
-
-    threading.Thread(target=run, daemon=True).start()
-    return found
 
 
 def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.BatchPlan:

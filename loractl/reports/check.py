@@ -26,11 +26,12 @@ def as_text(stretches: Sequence[tuple[bool, str]], *, colour: bool) -> str:
     """Trained stretches in green, or between marks where there is no colour."""
     before, after = ("\x1b[32m", "\x1b[0m") if colour else ("⟦", "⟧")
     return "".join(
-        f"{before}{_short(text)}{after}" if trained else _short(text) for trained, text in stretches
+        f"{before}{_shorten_stretch(text)}{after}" if trained else _shorten_stretch(text)
+        for trained, text in stretches
     )
 
 
-def _short(text: str) -> str:
+def _shorten_stretch(text: str) -> str:
     if len(text) > LONGEST:
         left_out = len(text) - LONGEST
         text = f"{text[: LONGEST // 2]} ... {left_out:,} characters ... {text[-LONGEST // 2 :]}"

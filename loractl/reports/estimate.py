@@ -16,7 +16,7 @@ MEANS = {
 }
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The report as it is read: what is asked, the three methods side by side, disk, work, time."""
     model, settings = found["model"], found["settings"]
     yield (
@@ -39,11 +39,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "the batch before is still there. On a CPU with memory to spare up to a quarter comes on"
     yield "top, since glibc keeps what was freed."
     yield ""
-    yield from _modules(found)
-    yield from _disk(found["disk"])
-    yield from _work(found)
+    yield from _module_lines(found)
+    yield from _disk_lines(found["disk"])
+    yield from _work_lines(found)
     if "pace" in found:
-        yield from _time(found["pace"])
+        yield from _time_lines(found["pace"])
     if "plot" in found:
         yield f"drawn in {found['plot']}"
 
@@ -58,18 +58,18 @@ def _side_by_side(methods: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["peak, allocated", *(text.size(one["cuda_allocated_bytes"]) for one in ones)]
     yield ["  it is at", *(one["peak_phase"] for one in ones)]
     yield ["on a GPU, with its context", *(text.size(one["gpu_bytes"]) for one in ones)]
-    yield ["  smallest that holds it", *(_smallest(one) for one in ones)]
+    yield ["  smallest that holds it", *(_smallest_gpu(one) for one in ones)]
     both = [one["with_checkpointing"] for one in ones]
     yield ["with checkpointing", *(text.size(one["gpu_bytes"]) for one in both)]
-    yield ["  smallest that holds it", *(_smallest(one) for one in both)]
+    yield ["  smallest that holds it", *(_smallest_gpu(one) for one in both)]
     yield ["process on the CPU", *(text.size(one["cpu_rss_bytes"]) for one in ones)]
 
 
-def _smallest(one: Mapping[str, Any]) -> str:
+def _smallest_gpu(one: Mapping[str, Any]) -> str:
     return str(one["fits"][0]).partition(" (")[0] if one["fits"] else "none alone"
 
 
-def _modules(found: Mapping[str, Any]) -> Iterator[str]:
+def _module_lines(found: Mapping[str, Any]) -> Iterator[str]:
     kinds = found["methods"]["lora"]["by_kind"]
     if not kinds:
         return
@@ -84,7 +84,7 @@ def _modules(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _disk(disk: Mapping[str, Any]) -> Iterator[str]:
+def _disk_lines(disk: Mapping[str, Any]) -> Iterator[str]:
     n = disk["tasks"]
     yield (
         f"disk for {n} task{'s' if n > 1 else ''}: {text.size(disk['as_full_models_bytes'])} as"
@@ -94,7 +94,7 @@ def _disk(disk: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _work(found: Mapping[str, Any]) -> Iterator[str]:
+def _work_lines(found: Mapping[str, Any]) -> Iterator[str]:
     flops = found["flops_per_step"]
     yield (
         f"a step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, {flops['full'] / 1e12:.4g} with full"
@@ -108,7 +108,7 @@ def _work(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _time(pace: Mapping[str, Any]) -> Iterator[str]:
+def _time_lines(pace: Mapping[str, Any]) -> Iterator[str]:
     cost = (
         "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} an hour"
     )

@@ -11,7 +11,7 @@ GIB = 1024**3
 INVISIBLE = 0.005  # of the axis: a bar of under a pixel or two
 
 
-def draw(path: Path, found: Mapping[str, Any]) -> None:
+def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
     """Draw the report as .png or .svg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -20,10 +20,10 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     panels: Any = figure.subplots(2, 2)
     methods = found["methods"]
-    _parameters(panels[0, 0], methods, log=False)
-    _parameters(panels[0, 1], methods, log=True)
-    _memory(panels[1, 0], methods)
-    _storage(panels[1, 1], found["disk"])
+    _draw_parameters(panels[0, 0], methods, log=False)
+    _draw_parameters(panels[0, 1], methods, log=True)
+    _draw_memory(panels[1, 0], methods)
+    _draw_storage(panels[1, 1], found["disk"])
     settings = found["settings"]
     targets = settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(targets)
@@ -36,7 +36,7 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     canvas.print_figure(path, dpi=150)
 
 
-def _parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:
+def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:
     """Trained parameters of full fine-tuning and of the adapters, each bar with its number."""
     counts = {name: methods[name]["trainable_parameters"] for name in ("full", "lora")}
     bars = panel.bar(
@@ -60,7 +60,7 @@ def _parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:
     panel.set_title(title, fontsize=10)
 
 
-def _memory(panel: Any, methods: Mapping[str, Any]) -> None:
+def _draw_memory(panel: Any, methods: Mapping[str, Any]) -> None:
     """What is held at the peak, part on part."""
     from matplotlib import colormaps
 
@@ -85,7 +85,7 @@ def _memory(panel: Any, methods: Mapping[str, Any]) -> None:
     panel.legend(fontsize=8, loc="upper right", reverse=True)
 
 
-def _storage(panel: Any, disk: Mapping[str, Any]) -> None:
+def _draw_storage(panel: Any, disk: Mapping[str, Any]) -> None:
     """Bytes on disk over the number of tasks."""
     most = max(10, disk["tasks"])
     tasks = range(1, most + 1)

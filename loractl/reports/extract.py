@@ -14,20 +14,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ExtractRequest:
-    """What to extract: a rank or a share of the energy, of tables too or not."""
-
-    rank: int | None
-    energy: float | None
-    embeddings: bool
-
-
-def size_of(asked: ExtractRequest) -> dict[str, float | None]:
-    """The one of rank and energy that was asked for, by its name."""
-    return {"rank": asked.rank} if asked.rank else {"energy": asked.energy}
-
-
-@dataclass(frozen=True)
 class Change:
     """How far a tensor moved: norms in float64."""
 

@@ -15,14 +15,13 @@ def require_plot(path: Path) -> None:
     """Refuse, before any work, a plot that could not be drawn."""
     if path.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--plot: {path}, expected a name that ends in {' or '.join(ENDINGS)}")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        found = "is a directory" if path.is_dir() else "lies in no directory that exists"
-        raise ConfigError(f"--plot: {path} {found}")
     if find_spec("matplotlib") is None:
         raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
 
 
-def draw(path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]) -> None:
+def draw_spectra(
+    path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]
+) -> None:
     """Draw each module's singular values, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

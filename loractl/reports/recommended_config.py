@@ -27,7 +27,7 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
     lines = [f"# {asked.task} task, as loractl recommend sees it."]
     if method == "qlora":
         again = True
-        lines += _comment(
+        lines += _comment_lines(
             "QLoRA is what fits, but this version does not train on a packed base yet: this is LoRA"
             " with checkpointing and one row at a time, which needs more memory"
         )
@@ -40,35 +40,37 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
     if asked.memory is not None:
         lines.append(f"  dtype: {asked.dtype}  # as the memory was planned with")
     lines += ["", "method: lora", "", "lora:"]
-    lines += _setting(choices, "rank", "rank")
-    lines += _comment(f"to sweep: {', '.join(map(str, choices['sweep']['value']))}", indent="  ")
-    lines += _setting(choices, "alpha", "alpha")
-    lines += _setting(choices, "target_modules", "target_modules")
+    lines += _setting_lines(choices, "rank", "rank")
+    lines += _comment_lines(
+        f"to sweep: {', '.join(map(str, choices['sweep']['value']))}", indent="  "
+    )
+    lines += _setting_lines(choices, "alpha", "alpha")
+    lines += _setting_lines(choices, "target_modules", "target_modules")
     lines += ["", "data:", f"  train: {scalar(asked.data or 'train.jsonl')}"]
     if asked.data is None:
         lines[-1] += "  # the rows to learn from"
-    lines += _setting(choices, "max_length", "max_length")
+    lines += _setting_lines(choices, "max_length", "max_length")
     if "too_long: drop" in choices["max_length"]["reason"]:
         lines.append("  too_long: drop")
     lines += ["", "train:"]
-    lines += _setting(choices, "epochs", "epochs")
-    lines += _comment(choices["effective_batch"]["reason"], indent="  ")
+    lines += _setting_lines(choices, "epochs", "epochs")
+    lines += _comment_lines(choices["effective_batch"]["reason"], indent="  ")
     lines.append(f"  batch_size: {batch}")
     lines.append(f"  gradient_accumulation: {-(-choices['effective_batch']['value'] // batch)}")
-    lines += _setting(choices, "learning_rate", "learning_rate")
+    lines += _setting_lines(choices, "learning_rate", "learning_rate")
     shown = again if isinstance(again, str) else str(again).lower()
     lines += [f"  gradient_checkpointing: {shown}", "", "seed: 0", ""]
     return "\n".join(lines)
 
 
-def _setting(choices: Mapping[str, Any], key: str, name: str) -> list[str]:
+def _setting_lines(choices: Mapping[str, Any], key: str, name: str) -> list[str]:
     """A setting of a section under its reason."""
     one = choices[key]
     return [
-        *_comment(f"{one['reason']} [{one['source']}]", indent="  "),
+        *_comment_lines(f"{one['reason']} [{one['source']}]", indent="  "),
         f"  {name}: {one['value']}",
     ]
 
 
-def _comment(text: str, indent: str = "") -> list[str]:
+def _comment_lines(text: str, indent: str = "") -> list[str]:
     return [f"{indent}# {line}" for line in textwrap.wrap(text, 96 - len(indent))]

@@ -242,7 +242,7 @@ def test_what_dare_drops_is_a_matter_of_the_seed_alone(
 
 
 WRONG_RECIPES: dict[str, tuple[list[str], list[str]]] = {
-    "another word": (["--how", "cta"], ["--how: 'cta'", "did you mean cat"]),
+    "another word": (["--how", "cta"], ["--how: found 'cta'", "did you mean cat"]),
     "rank of a sum": (["--how", "cat", "--rank", "4"], ["--rank", "only --how svd"]),
     "no density": (["--how", "ties"], ["--density: missing"]),
     "density of a sum": (["--how", "cat", "--density", "0.5"], ["--density", "not cat"]),

@@ -157,6 +157,11 @@ def test_answers_are_counted_by_every_metric(
         (["--metrics", "regex"], ["--regex PATTERN and the metric regex belong together"]),
         (["--metrics", "regex", "--regex", "("], ["--regex: '('", "no regular expression"]),
         (["--retain", "nowhere.jsonl"], ["--retain: nowhere.jsonl does not exist"]),
+        (["--dtype", "foo"], ["--dtype: found 'foo'", "auto, float32, bfloat16, float16"]),
+        (["--dtype", "bf16"], ["--dtype: found 'bf16'"]),
+        (["--metrics", ""], ["--metrics: found ''"]),
+        (["--metrics", "los"], ["--metrics: found 'los'", "did you mean loss"]),
+        (["--rows", "absent/rows.jsonl"], ["--rows: absent/rows.jsonl lies in no directory"]),
     ],
 )
 def test_wrong_flags_are_refused(

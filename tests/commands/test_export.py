@@ -286,7 +286,7 @@ def test_what_stands_there_is_replaced_with_overwrite_alone(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--to", "onnx"], ["--to: 'onnx'", "peft, gguf, merged-gguf, ollama"]),
+        (["--to", "onnx"], ["--to: found 'onnx'", "peft, gguf, merged-gguf, ollama"]),
         (["--to", "gguf", "--dtype", "q8_0"], ["'q8_0'", "f32, f16, bf16", "shorter than"]),
         (["--to", "peft", "--dtype", "float32"], ["'float32'", "f32, f16, bf16"]),
     ],

@@ -99,6 +99,8 @@ def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> Non
         (["--task", "simple", "--model", "70B", "--memory", "4GB", "--write", "x.yaml"],
          "there is nothing to write"),
         (["--task", "simple", "--model", "7B", "--dtype", "int4"], "--dtype: found 'int4'"),
+        (["--task", "simple", "--model", "7B", "--write", "absent/x.yaml"],
+         "create it or choose another --write"),
         (["--task", "simple"], "Missing option"),
     ],
 )  # fmt: skip

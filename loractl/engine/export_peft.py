@@ -1,0 +1,43 @@
+"""The heavy half of `loractl export --to peft`: one rank for all modules, proven in PEFT."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from loractl.artifacts import files
+from loractl.artifacts.peft import portable
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.attach import ranks_of
+from loractl.errors import NumericError
+from loractl.models.load import Source, load_skeleton
+from loractl.models.torch_dtypes import FILE_DTYPES
+
+
+def write_portable(
+    out: Path, adapter: Adapter, source: Source, *, dtype: str | None, verify: bool
+) -> list[str]:
+    """Write the adapter as PEFT and vLLM load it; returns what to tell.
+
+    Raises NumericError when the proof fails; nothing is left then.
+    """
+    kind = FILE_DTYPES[dtype or "f32"]
+    skeleton = load_skeleton(source)
+    ranks_of(adapter, skeleton)
+    lines: list[str] = []
+
+    def write(directory: Path) -> None:
+        rank = portable.write(
+            directory, adapter, skeleton, dtype=kind, base=adapter.base or source.name
+        )
+        lines.append(f"one rank for all modules: {rank} (vLLM: --max-lora-rank)")
+        if not verify:
+            lines.append("not proven: --no-verify was given")
+        elif find_spec("peft") is None:
+            lines.append("not proven: peft is not installed")
+        else:
+            said, holds = portable.prove(directory, source, adapter, kind)
+            if not holds:
+                raise NumericError(f"{out}: {said}; nothing was kept")
+            lines.append(said)
+
+    files.publish(out, write)
+    return lines

@@ -1,0 +1,39 @@
+"""What is said of an adapter that was made from others, and what is never made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loractl import __version__
+from loractl.artifacts.peft.adapter import WEIGHTS, Adapter
+from loractl.digests import file_sha256
+from loractl.errors import ArtifactError
+
+
+def require_effect(where: Path, norms: Sequence[float]) -> None:
+    """An adapter that changes nothing is never a success."""
+    if not any(norm > 0 for norm in norms):
+        raise ArtifactError(f"{where}: the adapter changes nothing: its update is zero everywhere")
+
+
+def about_made(
+    command: str, sources: Mapping[str, Adapter], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """loractl.json of an adapter made from others: from which bytes, how, for which base."""
+
+    first = next(iter(sources.values()))
+    return {
+        "loractl": __version__,
+        "base": first.about.get("base") or {"name_or_path": first.base},
+        "made": {
+            "by": f"adapters {command}",
+            "from": {
+                name: {
+                    "path": str(source.directory),
+                    "sha256": file_sha256(source.directory / WEIGHTS),
+                }
+                for name, source in sources.items()
+            },
+            **settings,
+        },
+    }

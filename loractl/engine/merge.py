@@ -1,0 +1,55 @@
+"""The heavy half of `loractl merge`: base + adapter written as one model, and proven."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from loractl.artifacts import files
+from loractl.artifacts.model import merge as merged
+from loractl.artifacts.model.proof import prove
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.errors import NumericError
+from loractl.models import load
+from loractl.models.torch_dtypes import DTYPES
+
+
+def write_merged(
+    out: Path, source: load.Source, adapter: Adapter, *, dtype: str | None, verify: bool
+) -> list[str]:
+    """Write the merged model; returns what to tell. Raises NumericError when the proof fails;
+    nothing is left then."""
+    target = DTYPES[dtype] if dtype else None
+    lines: list[str] = []
+
+    def write(directory: Path) -> None:
+        written = merged.write(directory, source, adapter, dtype=target)
+        if written.untied:
+            lines.append("the output head no longer shares the embedding's weight (untied)")
+        if not verify:
+            lines.append("not proven: --no-verify was given")
+            return
+        proof = prove(directory, source, adapter, dtype=written.dtype)
+        if not proof.holds:
+            raise NumericError(f"{out}: {proof}; nothing was kept")
+        lines.append(str(proof))
+        if proof.drowned:
+            lines.append(
+                f"note: rounding to {proof.dtype} moves logits about as much as the adapter does;"
+                " --dtype float32 keeps its effect whole"
+            )
+
+    files.publish(out, write, needs=_bytes_on_disk(source, target))
+    return lines
+
+
+def _bytes_on_disk(source: load.Source, dtype: torch.dtype | None) -> int | None:
+    """Bytes that a merge takes on disk; None for a GGUF, and for a base that is damaged."""
+    if source.gguf:
+        return None
+    try:
+        widest = max((kind.itemsize for kind in merged.float_dtypes(source)), default=1)
+        total = sum(path.stat().st_size for path in merged.shards(source))
+    except SafetensorError:
+        return None  # told when it is read
+    return total if dtype is None else total * dtype.itemsize // widest

@@ -1,0 +1,39 @@
+"""What `loractl adapters resize` and `combine` made, as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from loractl import text
+
+
+def resize_as_text(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            str(m["rank_before"]),
+            str(m["rank"]),
+            text.percent(m["kept_energy"]),
+            f"{m['error']:.2e}",
+        ]
+        for name, m in report["modules"].items()
+    ]
+    return "\n".join(
+        [
+            text.table(["module", "rank", "now", "kept", "error"], rows),
+            f"all: {text.percent(report['kept_energy'])} of the energy kept, relative error"
+            f" {report['error']:.2e}; {report['parameters_before']:,} ->"
+            f" {report['parameters']:,} parameters",
+            report["out"],
+        ]
+    )
+
+
+def combine_as_text(report: Mapping[str, Any]) -> str:
+    ranks = sorted({module["rank"] for module in report["modules"].values()})
+    off = report["difference_from_sum"]
+    of_sum = "the exact sum is zero" if off is None else f"{off:.2e} from the exact sum"
+    listed = ", ".join(f"{weight:g} x {name}" for name, weight in report["weights"].items())
+    return (
+        f"{report['how']} of {listed}: {len(report['modules'])} modules, rank"
+        f" {', '.join(map(str, ranks))}; relative distance {of_sum} of the updates\n{report['out']}"
+    )
