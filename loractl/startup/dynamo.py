@@ -2,8 +2,9 @@
 
 transformers and torch's optimizers import it, 0.7 s of a start, for names that do nothing as long
 as nothing is compiled: `disable` a function for the compiler, mark one, `graph_break`. Here the
-module stands in its place with those names alone, and becomes the real one as soon as it is asked
-for anything else, a module inside it included. What was disabled or marked by then is so.
+entry `torch._dynamo` of `sys.modules` is a module with those names alone, and becomes the real one
+as soon as it is asked for anything else, a module inside it included; what was disabled or marked
+by then is so. Nothing else of torch is patched.
 """
 
 import functools
