@@ -201,6 +201,8 @@ class RunConfig(Section):
     )
 
 
+ABSENT = "not available in this version"
+
 ANY = None
 """In NOT_YET: every value but the default."""
 
@@ -222,7 +224,7 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
             value = getattr(value, name)
         if value in refused if refused is not None else value != default:
             what = "other than its default" if isinstance(value, Section) else repr(value)
-            yield key, f"found {what}, which is not available in this version; remove it"
+            yield key, f"found {what}, which is {ABSENT}; remove it"
 
 
 def first_rank(method: str, lora: LoraSection) -> int:

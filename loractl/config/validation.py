@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from loractl.config.describe import branches, choices, describe, origin
-from loractl.config.settings import NOT_YET, RunConfig, Section
+from loractl.config.settings import ABSENT, NOT_YET, RunConfig, Section
 from loractl.config.synonyms import KEYS, NO_SETTING, VALUES
 from loractl.text import closest, found, listed
 
@@ -269,5 +269,5 @@ def _unless_served(theirs: str) -> str:
     key, _, value = theirs.partition(" (")[0].partition(": ")
     for refused_key, refused in NOT_YET.items():
         if f"{key}.".startswith(f"{refused_key}.") and (refused is None or value in refused):
-            return ", but not available in this version"
+            return f", but {ABSENT}"
     return ""

@@ -6,9 +6,9 @@ once more in `transformers.processing_utils`, which every model imports, and rem
 answer then, but not one of ours: that import has to be within `kept` too.
 
 So `define_import_structure` of `transformers.utils.import_utils` is patched, and put back when the
-imports are done. In its place the list lies in a file of the cache, with what tells whether it still
-holds: names, times and sizes of all those sources. Where it does not, or a version of transformers
-goes about it otherwise, it reads them as it always did.
+imports are done. In its place the list lies in a file of the cache, with what tells whether it
+still holds: names, times and sizes of all those sources. Where it does not, or a version of
+transformers goes about it otherwise, it reads them as it always did.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Take the place of running one module, whoever imports it.
 
-For as long as `instead` lasts, a finder of ours stands first in `sys.meta_path`, and the loader that
-it finds runs the module our way once. No module is changed here: what is gained by it is told where
-it is used, in `class_lists` and `dynamo`.
+For as long as `instead` lasts, a finder of ours stands first in `sys.meta_path`, and the loader
+that it finds runs the module our way once. No module is changed here: what is gained by it is told
+where it is used, in `class_lists` and `dynamo`.
 """
 
 import sys
