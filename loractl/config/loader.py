@@ -69,7 +69,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
 
 
 def dump(config: RunConfig) -> str:
-    """Write every setting as YAML, in the order of `config`; `load` reads the same from it."""
+    """Write every setting as YAML, in the order of `settings`; `load` reads the same from it."""
     return strict_yaml.dump(config.model_dump())
 
 
@@ -161,7 +161,7 @@ def _line_in(path: Path) -> Any:
 
 
 def _combinations(checked: Checked) -> Iterator[tuple[str, str]]:
-    """What `config` refuses, unless it speaks of a key that is wrong already."""
+    """What `settings` refuses, unless it speaks of a key that is wrong already."""
     if checked.config is None:
         return
     for key, message in (*not_yet(checked.config), *conflicts(checked.config)):

@@ -1,6 +1,6 @@
 """Every setting of a run, once: its name, type, bounds, default and meaning.
 
-Reading YAML into these models, with line numbers and good errors, is the job of `configfile`. The
+Reading YAML into these models, with line numbers and good errors, is the job of `loader`. The
 JSON Schema that editors use and the reference in the README are generated from here.
 """
 
@@ -211,7 +211,7 @@ NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
 }
-"""Settings of the contract that no code serves in this version; `configfile` refuses them."""
+"""Settings of the contract that no code serves in this version; `loader` refuses them."""
 
 
 def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:

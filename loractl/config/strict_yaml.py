@@ -1,7 +1,7 @@
 """Strict YAML: a text becomes plain values that know their lines, and plain values become a text.
 
 Only text, numbers, true/false, null, lists and mappings exist here. No constructor is inherited, so
-there is nothing that a tag could call; what to make of the values is the business of `configfile`.
+there is nothing that a tag could call; what to make of the values is the business of `loader`.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Plain values -> RunConfig, or what is wrong with them: every key at once, in words of our own.
 
 pydantic decides what is wrong; its own messages, which speak of Python types, are never shown.
-Lines and files are the business of `configfile`.
+Lines and files are the business of `loader`.
 """
 
 import copy
@@ -80,7 +80,7 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
 
 
 def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
-    """Every dotted key of a section, and of those in it, in the order of `config`."""
+    """Every dotted key of a section, and of those in it, in the order of `settings`."""
     names: list[str] = []
     for name, info in section.model_fields.items():
         names.append(_joined(above, name))

@@ -1,6 +1,6 @@
 """Opening a file of rows: plain or gzipped, and what is wrong with one that cannot be read.
 
-What stands in it is read by `jsonfiles` and `tables`.
+What stands in it is read by `json_files` and `tables`.
 """
 
 import gzip

@@ -1,8 +1,8 @@
 """What one micro-batch keeps for its backward pass, and what it takes besides while it computes.
 
-How its layers are computed decides it: by hand in fastlayers.py, as transformers wrote them in
-layers.py. Tests compare the counts with what autograd keeps of real models, and with what torch's
-allocator gives out.
+How its layers are computed decides it: by hand in fast_layer_bytes.py, as transformers wrote them
+in layer_bytes.py. Tests compare the counts with what autograd keeps of real models, and with what
+torch's allocator gives out.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def kept(
 def _by_hand(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
-    """The layers of fastlayers.py: of real tokens alone, since padding never enters them."""
+    """The layers of fast_layer_bytes.py: of real tokens alone, since padding never enters them."""
     tokens, width = work.real_tokens, work.width
     by_layer = _roles_by_layer(shape, adapted)
     deep = [by_layer.get(layer, {}) for layer in range(_lowest(shape, adapted, work), shape.layers)]

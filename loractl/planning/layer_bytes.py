@@ -21,7 +21,7 @@ BY_SEGMENTS = frozenset({
     "llama", "granite", "smollm3", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
     "gemma", "gemma2", "gemma3_text", "olmo2", "phi3", "phi", "starcoder2", "gpt2", "gpt_neox",
 })  # fmt: skip
-"""Architectures that `models/attention.py` makes attend by segments."""
+"""Architectures that `models/segments/install.py` makes attend by segments."""
 
 
 def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
@@ -160,7 +160,7 @@ def _attention(shape: ModelShape, roles: Roles, work: Work, framework: Framework
 
 
 def by_segments(shape: ModelShape, framework: Framework) -> bool:
-    """Whether attention is that of `ops/attention.py`, which keeps its three inputs and its output
+    """Whether attention is that of `ops/attention`, which keeps its three inputs and its output
     alone, and needs neither a mask nor k and v repeated."""
     return framework.own_ops and shape.architecture in BY_SEGMENTS
 

@@ -28,7 +28,7 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
 
 def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
     """Bytes of logits that live on while the blocks go backward: on a CPU the memory of a chunk,
-    which the next step uses again (ops/memory.py)."""
+    which the next step uses again (ops/held_memory.py)."""
     if _in_chunks(shape, adapted, work, framework):
         return _chunk(shape, work, framework) if work.on_cpu else 0
     return round(framework.logits_kept * shape.vocabulary * losses(work, framework))

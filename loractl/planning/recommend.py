@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the training rows; `counted` says how their tokens were."""
+    """What is known of the training rows; `row_counts` finds it, `counted` says how."""
 
     rows: int
     tokens: int | None = None

@@ -2,7 +2,7 @@
 
 Written after what llama.cpp reads (src/models/*.cpp, at the version that llama-cpp-python 0.3.36
 brings). What it would compute otherwise than transformers is refused by name, or the context is cut
-to where both agree. The tokenizer's fields are left to `ggufvocab`, the file itself to `gguf`.
+to where both agree. The tokenizer's fields are left to `vocabulary`, the file itself to `write`.
 """
 
 import math

@@ -1,6 +1,6 @@
 """GGUF files: an adapter, or base + adapter as one model, written strip by strip.
 
-How a model lies in such a file is said by `ggufmodel`, its tokenizer by `ggufvocab`. Nothing larger
+How a model lies in such a file is said by `layout`, its tokenizer by `vocabulary`. Nothing larger
 than one tensor of the base is ever in memory: strips of rows are read, merged in float64, rounded
 once and appended.
 """

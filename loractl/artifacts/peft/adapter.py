@@ -1,6 +1,6 @@
 """Adapter directories in PEFT's layout: write ours, read anyone's.
 
-Tensors have PEFT's names (`peftnames`). Beside adapter_config.json (`peftconfig`) lie the chat
+Tensors have PEFT's names (`names`). Beside adapter_config.json (`config`) lie the chat
 template and loractl.json, which PEFT leaves alone.
 """
 

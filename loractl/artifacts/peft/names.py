@@ -120,8 +120,8 @@ def plain_tensors(
 ) -> dict[str, Tensor]:
     """Adapted layers as an update of the plain base; twice as wide when they have starts.
 
-    `peftconfig.doubled` gives the config that goes with the wider ones. Not for AdaLoRA, whose
-    ranks are its own (`adalorafiles`).
+    `config.doubled` gives the config that goes with the wider ones. Not for AdaLoRA, whose
+    ranks are its own (`adalora_files`).
     """
     named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
     for name, stem in stems_of(layers).items():

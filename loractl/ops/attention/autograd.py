@@ -1,8 +1,8 @@
 """Attention in which the examples of a packed row see themselves only, and cost only that.
 
 Plain functions for layers that are written by hand, and one that autograd knows. Products and masks
-are in attentionblocks.py, how examples are put together in attentionpack.py, the way in C in
-attentiontasks.py, torch's kernels for CUDA in attentionvarlen.py.
+are in blocks.py, how examples are put together in packing.py, the way in C in tasks.py, torch's
+kernels for CUDA in varlen.py.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 Between forward and backward it keeps the layer's input, q, k and v, the attention's output, the sum
 after attention, gate and up, and a few values a token; norms and the activation's product are
 computed again. With `checkpoint` it keeps the input alone. The layer itself is computed part by
-part (blockparts.py), or as a whole by layer.c (blockwhole.py) where that serves.
+part (parts.py), or as a whole by layer.c (one_call.py) where that serves.
 """
 
 from collections.abc import Sequence

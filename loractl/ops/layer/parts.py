@@ -1,7 +1,8 @@
 """One layer of a Llama-like decoder, part by part, forward and backward written out.
 
-What the layer computes is what transformers' modules compute (`models/fast.py` says which and how
-their layers are read), in the same order of roundings; the gradients are those of its formulas.
+What the layer computes is what transformers' modules compute (`models/fast/read_layer.py` says
+which and how their layers are read), in the same order of roundings; the gradients are those of its
+formulas.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How examples are put together for attention; what comes of it is tested in test_attention.py."""
+"""How examples are put together for attention; what comes of it is tested in test_autograd.py."""
 
 import torch
 from torch import Tensor

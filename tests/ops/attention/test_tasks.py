@@ -1,5 +1,5 @@
 """Attention in C by tasks; that it is the softmax over the full mask is tested in
-test_attention.py, beside torch's way."""
+test_autograd.py, beside torch's way."""
 
 import pytest
 import torch
