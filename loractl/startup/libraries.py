@@ -40,7 +40,7 @@ def quickly() -> Iterator[None]:
     gc.disable()
     inspect.getmodule = without_search
     try:
-        with class_lists.kept(), dynamo.waiting():
+        with class_lists.keep_list(), dynamo.let_wait():
             yield
     finally:
         inspect.getmodule = modules
