@@ -20,7 +20,7 @@ def reference_table() -> str:
             continue
         default = "required" if info.is_required() else f"`{json.dumps(info.get_default())}`"
         takes = describe(info.annotation, info.metadata)
-        cells = [f"`{key}`", takes, default, f"{info.description}{_absence(key)}"]
+        cells = [f"`{key}`", takes, default, f"{info.description}{_word_absence(key)}"]
         row = " | ".join(cell.replace("|", "\\|") for cell in cells)
         lines.append(f"| {row} |")
     return "\n".join(lines)
@@ -45,7 +45,7 @@ def _find_field(key: str) -> Any:
     return info
 
 
-def _absence(key: str) -> str:
+def _word_absence(key: str) -> str:
     """' (... not available in this version)' for what no code serves."""
     for refused_key, refused in NOT_YET.items():
         if key == refused_key or key.startswith(f"{refused_key}."):
