@@ -92,9 +92,9 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     width = _trained_width(plan)
     held = {
         "weights": weights_bytes(shape, plan),
-        "adapters": _adapters(shape, plan),
+        "adapters": _adapter_bytes(shape, plan),
         "optimizer": round(n_trained * _moments(plan, width)),
-        "quantization": _dequantized(shape, plan),
+        "quantization": _dequantized_bytes(shape, plan),
     }
     gradients = width * n_trained
     accumulated = gradients if plan.accumulation > 1 else 0
@@ -115,7 +115,7 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     update = {
         **held,
         "gradients": gradients,
-        "update": _update(shape, plan, n_trained, width),
+        "update": _update_bytes(shape, plan, n_trained, width),
     }
     phases = {"loss": loss, "blocks": blocks, "update": update}
     if framework.graph_lives:
@@ -144,7 +144,7 @@ def _after_another(shape: ModelShape, plan: Plan, now: Kept) -> dict[str, int]:
         of_head = work.width * shape.hidden if framework.quantizes == "head" else 0
         inputs = (shape.layers * layer_bytes.inputs_left(shape, work) + of_head) * tokens
     given = work.width * shape.vocabulary * round(logits.losses(work, framework))
-    unpacked = _dequantized(shape, plan)
+    unpacked = _dequantized_bytes(shape, plan)
     quantization, made = max((unpacked, given), (0, given + now.logits_kept), key=sum)
     return {
         "quantization": quantization,
@@ -187,10 +187,10 @@ def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
 def inference_bytes(shape: ModelShape, plan: Plan, quantization: str) -> int:
     """Bytes of the frozen base alone, as it answers: packed or not, and what multiplying takes."""
     packed = replace(plan, quantization=quantization)
-    return weights_bytes(shape, packed) + _dequantized(shape, packed)
+    return weights_bytes(shape, packed) + _dequantized_bytes(shape, packed)
 
 
-def _dequantized(shape: ModelShape, plan: Plan) -> int:
+def _dequantized_bytes(shape: ModelShape, plan: Plan) -> int:
     """The largest packed matrix as it is multiplied: whole, in the dtype of the products."""
     if plan.quantization == "none":
         return 0
@@ -214,7 +214,7 @@ def _moments(plan: Plan, width: int) -> float:
     return size + (IMPORTANCE if plan.work.formula == "adalora" and not plan.work.full else 0)
 
 
-def _adapters(shape: ModelShape, plan: Plan) -> int:
+def _adapter_bytes(shape: ModelShape, plan: Plan) -> int:
     """A and B and what is trained whole, and where they started."""
     if plan.work.full:
         return 0
@@ -223,7 +223,7 @@ def _adapters(shape: ModelShape, plan: Plan) -> int:
     return width * trained_parameters(shape, plan) + starts
 
 
-def _update(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
+def _update_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
     """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach; the fused
     one makes none), of one tensor on the CPU, and there once more divided."""
     if not OPTIMIZERS[plan.optimizer].has_root:

@@ -128,8 +128,8 @@ def plan_of(
         autocast=full and framework.full_width == 4 and width == 2,
         on_cpu=on_cpu,
         starts=request.has_starts and not full,
-        whole_head=_named(shape, "head", whole),
-        whole_embedding=_named(shape, "embedding", whole),
+        whole_head=_names_role(shape, "head", whole),
+        whole_embedding=_names_role(shape, "embedding", whole),
         fused=request.fused,
         fast=request.fast and all(_is_outside(shape, name) for name in whole),
         real=request.real_tokens,
@@ -147,7 +147,7 @@ def plan_of(
     )
 
 
-def _named(shape: ModelShape, role: str, names: Sequence[str]) -> bool:
+def _names_role(shape: ModelShape, role: str, names: Sequence[str]) -> bool:
     """Whether one of the names means the embedding, or the head."""
     paths = [module.path for module in shape.modules if module.role == role]
     return any(is_named(path, name) for path in paths for name in names)
