@@ -52,12 +52,12 @@ class Writer:
             self.paths.append(path)
         values = np.array(ids, dtype="<i4")
         values[np.array(labels) == UNTRAINED] ^= -1  # ~id
-        self._write("tokens", values.tobytes())
-        self._write("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
-        self._write("lengths", len(ids).to_bytes(4, "little"))
+        self._write_hashed("tokens", values.tobytes())
+        self._write_hashed("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
+        self._write_hashed("lengths", len(ids).to_bytes(4, "little"))
         self.n_tokens += len(ids)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write_hashed(self, name: str, data: bytes) -> None:
         self.files[name].write(data)
         self.hashes[name].update(data)
 
@@ -85,8 +85,8 @@ class Store(Sequence[Example]):
         self.lengths: Lengths = np.fromfile(directory / "lengths", dtype="<i4")
         self.named = named or len(self.account["paths"]) > 1
         # Read by pread, not mapped: mapped pages would count as memory of this process.
-        self.tokens = _opened(self, directory / "tokens")
-        self.places = _opened(self, directory / "index")
+        self.tokens = _open_until_gone(self, directory / "tokens")
+        self.places = _open_until_gone(self, directory / "index")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -112,7 +112,7 @@ class Store(Sequence[Example]):
         )
 
 
-def _opened(owner: object, path: Path) -> int:
+def _open_until_gone(owner: object, path: Path) -> int:
     """A descriptor that is closed when its owner goes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(owner, os.close, descriptor)
@@ -180,7 +180,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.utime(place)
             return place
-        with self._beside(place) as working:
+        with self._working_beside(place) as working:
             with contextlib.closing(Writer(working)) as writer:
                 account = make(writer)
                 account |= writer.finish()
@@ -195,7 +195,7 @@ class Cache:
         return place
 
     @contextlib.contextmanager
-    def _beside(self, place: Path) -> Iterator[Path]:
+    def _working_beside(self, place: Path) -> Iterator[Path]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._forget_unused()
@@ -227,11 +227,11 @@ def is_whole(directory: Path) -> bool:
     """Whether a store is complete and its files are those that were written."""
     try:
         account = json.loads((directory / "account.json").read_text())
-        return all(_sha256(directory / name) == account["sha256"][name] for name in FILES)
+        return all(_file_sha256(directory / name) == account["sha256"][name] for name in FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _sha256(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
