@@ -141,7 +141,7 @@ def _attention_backward(shape: ModelShape, work: Work) -> int:
     if flash(shape, work):
         repeated = 2 * q if kv != q else 0
         return (w * (q + 2 * kv + repeated) + 4 * q + 4 * shape.heads) * n  # and dq in float32
-    # Query heads that share a kv head: all is put into slots (`attentionpack.Pack`).
+    # Query heads that share a kv head: all is put into slots (`attention.packing.Pack`).
     slots = 3 * q + 4 * kv if packed(shape) else q + 2 * kv
     found = 0
     for window in shape.windows:
@@ -157,7 +157,7 @@ def packed(shape: ModelShape) -> bool:
 
 def _score_bytes(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
     """Bytes of the scores of a block of queries, their gradients and a product of them
-    (`attentionblocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
+    (`attention.blocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
     made."""
     longest = work.longest_example
     block = min(query_rows(work.width), longest)
@@ -179,7 +179,7 @@ def _score_bytes(shape: ModelShape, work: Work, window: int | None) -> tuple[int
 
 
 def flash(shape: ModelShape, work: Work) -> bool:
-    """Whether attention goes to torch's kernel for CUDA (`ops/attentionvarlen.py`)."""
+    """Whether attention goes to torch's kernel for CUDA (`ops/attention/varlen.py`)."""
     narrow = shape.head_dim % 8 == 0 and shape.head_dim <= 256
     return not work.on_cpu and work.width == 2 and not shape.eager and narrow
 
