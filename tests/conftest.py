@@ -95,7 +95,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def nothing_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and what layers keep come from torch each time, so that it can say how much it is; and
-    no product makes a copy of its result, which planning does not count (fastlayers.py)."""
+    no product makes a copy of its result, which planning does not count (fast_layer_bytes.py)."""
     kept = held_memory.scratch  # what is there for one call is: torch would free it before the call
 
     def anew(name: str, values: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

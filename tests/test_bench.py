@@ -1,5 +1,7 @@
 """The benchmarks' own arithmetic, and that what they compare trains the same rows."""
 
+import ast
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,25 @@ from loractl.records import Example
 def losses_of(run: Path) -> list[float]:
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+def python_scripts() -> list[Path]:
+    directory = Path(__file__).parent.parent / "scripts"
+    texts = {path: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
+    return [
+        path for path, text in texts.items()
+        if path.suffix == ".py" or text.startswith(b"#!/usr/bin/env python3")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", python_scripts(), ids=lambda path: path.name)
+def test_a_script_names_only_what_there_is(script: Path) -> None:
+    """Also what it imports within its functions, which no start of it would try."""
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loractl"):
+            for name in (alias.name for alias in node.names):
+                if not hasattr(importlib.import_module(node.module or ""), name):
+                    importlib.import_module(f"{node.module}.{name}")
 
 
 def measured(speed: float, *, loss: float = 1.0) -> dict[str, object]:

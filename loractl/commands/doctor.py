@@ -43,7 +43,7 @@ def gather_facts() -> dict[str, Any]:
         **{package: _installed_version(package) or "missing" for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "dtype auto": dtype,
-        "kernels": "torch's" if native.missing(torch.float32) else "compiled for this machine",
+        "kernels": "torch's" if native.why_missing(torch.float32) else "compiled for this machine",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "free memory": text.size(free_memory(device)),
@@ -55,7 +55,7 @@ def gather_facts() -> dict[str, Any]:
         if (absent := [package for package in packages if _installed_version(package) is None])
     ]
     if device.type == "cpu":
-        if why := native.missing(torch.float32):
+        if why := native.why_missing(torch.float32):
             missing.append(
                 f"a C compiler that makes the fast kernels, without which steps are slower: {why}"
             )

@@ -1,4 +1,4 @@
-"""`loractl schema`: the JSON Schema of a config, for editors; also its reference, as Markdown."""
+"""`loractl schema`: the JSON Schema of a config, for editors."""
 
 import json
 from typing import Any
@@ -7,11 +7,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from loractl import console
-from loractl.config.describe import describe
-from loractl.config.settings import NOT_YET, RunConfig, Section
-from loractl.config.validation import keys
-
-_ABSENT = "not available in this version"
+from loractl.config.settings import RunConfig
 
 
 def run() -> int:
@@ -41,46 +37,3 @@ class _Generator(GenerateJsonSchema):
         model = super().model_schema(schema)
         model.pop("title", None)
         return model
-
-
-def reference_table() -> str:
-    """Every setting as a row of a Markdown table: key, what it takes, default, meaning."""
-    lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
-    for key in keys():
-        info = _field_of(key)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            continue
-        default = "required" if info.is_required() else f"`{json.dumps(info.get_default())}`"
-        takes = describe(info.annotation, info.metadata)
-        cells = [f"`{key}`", takes, default, f"{info.description}{_absence_note(key)}"]
-        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
-        lines.append(f"| {row} |")
-    return "\n".join(lines)
-
-
-def with_reference(text: str) -> str:
-    """Replace what is between the markers of a Markdown text by the reference table."""
-    begin, end = "<!-- config-reference -->", "<!-- /config-reference -->"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"no {begin} ... {end}")
-    return f"{before}{begin}\n{reference_table()}\n{end}{after}"
-
-
-def _field_of(key: str) -> Any:
-    info: Any = None
-    section: Any = RunConfig
-    for name in key.split("."):
-        info = section.model_fields[name]
-        section = info.annotation
-    return info
-
-
-def _absence_note(key: str) -> str:
-    """' (... not available in this version)' for what no code serves."""
-    for refused_key, refused in NOT_YET.items():
-        if key == refused_key or key.startswith(f"{refused_key}."):
-            what = f"{', '.join(map(str, refused))}: " if refused is not None else ""
-            return f" *({what}{_ABSENT})*"
-    return f" *(a list: {_ABSENT})*" if key == "data.train" else ""

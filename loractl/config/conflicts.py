@@ -1,4 +1,4 @@
-"""Settings that are right one by one but not together. A part of `configfile`."""
+"""Settings that are right one by one but not together. A part of `loader`."""
 
 from collections.abc import Iterator
 

@@ -65,33 +65,33 @@ def _is_choice(kind: Any) -> bool:
 def _describe_branch(kind: Any, bounds: Sequence[Any]) -> str:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "a mapping"
-    limits = _limits(bounds)
+    limits = _read_limits(bounds)
     article = "a non-empty" if limits.get("min_length") else "a"
     if origin(kind) is list:
-        return f"{article} list of {_plural(*get_args(kind))}"
+        return f"{article} list of {_describe_plural(*get_args(kind))}"
     if origin(kind) is dict:
         names, values = get_args(kind)
-        return f"a mapping of {_plural(names)} to {_plural(values)}"
+        return f"a mapping of {_describe_plural(names)} to {_describe_plural(values)}"
     word = _SINGULAR[kind]
-    return f"{article} {word}" if kind is str else word + _interval(limits)
+    return f"{article} {word}" if kind is str else word + _describe_interval(limits)
 
 
-def _plural(annotation: Any) -> str:
+def _describe_plural(annotation: Any) -> str:
     if words := choices(annotation):
         return listed(words)
     kind, bounds = branches(annotation)[-1]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "mappings"
-    return _PLURAL[kind] + _interval(_limits(bounds))
+    return _PLURAL[kind] + _describe_interval(_read_limits(bounds))
 
 
-def _limits(metadata: Iterable[Any]) -> dict[str, Any]:
+def _read_limits(metadata: Iterable[Any]) -> dict[str, Any]:
     items = [item for entry in metadata for item in getattr(entry, "metadata", [entry])]
     names = ("ge", "gt", "le", "lt", "min_length")
     return {name: getattr(item, name) for item in items for name in names if hasattr(item, name)}
 
 
-def _interval(limits: dict[str, Any]) -> str:
+def _describe_interval(limits: dict[str, Any]) -> str:
     words = {"ge": "of at least", "gt": "greater than", "le": "at most", "lt": "less than"}
     parts = [f"{word} {limits[name]}" for name, word in words.items() if name in limits]
     return f" {' and '.join(parts)}" if parts else ""

@@ -38,7 +38,7 @@ class Loaded:
 
     def error(self, key: str, message: str) -> ConfigError:
         """An error about a setting, with the file and line of it or of the section it is in."""
-        return ConfigError(_message(self.path, self.lines, self.overrides, key, message))
+        return ConfigError(_word_problem(self.path, self.lines, self.overrides, key, message))
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Loaded:
@@ -46,7 +46,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
 
     Without `paths_exist`, files that it names need not be there: so is the record of a run read.
     """
-    document = _document(path)
+    document = _read_document(path)
     data, lines = document.value, document.lines
     messages: list[str] = []
     for key, line in document.repeated:
@@ -55,13 +55,13 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
     options: dict[str, str] = {}
     for text in overrides:
         try:
-            _override_(data, lines, options, text)
+            _override_value_(data, lines, options, text)
         except ConfigError as error:
             messages += error.messages
     checked = check(data)
     missing = _missing_paths(checked, path.parent) if paths_exist else ()
-    problems = [*checked.problems, *_combinations(checked), *missing]
-    messages += [_message(path, lines, options, key, message) for key, message in problems]
+    problems = [*checked.problems, *_check_combinations(checked), *missing]
+    messages += [_word_problem(path, lines, options, key, message) for key, message in problems]
     if messages or checked.config is None:
         raise ConfigError(*sorted(dict.fromkeys(messages), key=_line_in(path)))
     config = resolve(_with_home(checked.config), name=path.stem)
@@ -69,12 +69,12 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
 
 
 def dump(config: RunConfig) -> str:
-    """Write every setting as YAML, in the order of `config`; `load` reads the same from it."""
+    """Write every setting as YAML, in the order of `settings`; `load` reads the same from it."""
     return strict_yaml.dump(config.model_dump())
 
 
-def _document(path: Path) -> strict_yaml.Document:
-    text = _text(path)
+def _read_document(path: Path) -> strict_yaml.Document:
+    text = _read_text(path)
     try:
         document = strict_yaml.parse(text)
     except YamlProblem as problem:
@@ -87,12 +87,12 @@ def _document(path: Path) -> strict_yaml.Document:
     return document
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise ConfigError(printable(f"{path}: does not exist{_resolved(path)}")) from None
+        raise ConfigError(printable(f"{path}: does not exist{_resolved_hint(path)}")) from None
     except IsADirectoryError:
         raise ConfigError(printable(f"{path}: is a directory, expected a YAML file")) from None
     except OSError as error:
@@ -109,7 +109,7 @@ def _text(path: Path) -> str:
         raise ConfigError(printable(f"{path}:{line}: {what}; save the file as UTF-8")) from None
 
 
-def _override_(
+def _override_value_(
     data: dict[Any, Any], lines: dict[str, int], options: dict[str, str], text: str
 ) -> None:
     """Set one `key=value` in the values of the file."""
@@ -138,7 +138,7 @@ def _override_(
     options[key] = option
 
 
-def _message(
+def _word_problem(
     path: Path, lines: Mapping[str, int], options: Mapping[str, str], key: str, message: str
 ) -> str:
     """`FILE:LINE: KEY: message`; the line of the section where the key itself is not set."""
@@ -160,8 +160,8 @@ def _line_in(path: Path) -> Any:
     return order
 
 
-def _combinations(checked: Checked) -> Iterator[tuple[str, str]]:
-    """What `config` refuses, unless it speaks of a key that is wrong already."""
+def _check_combinations(checked: Checked) -> Iterator[tuple[str, str]]:
+    """What `settings` refuses, unless it speaks of a key that is wrong already."""
     if checked.config is None:
         return
     for key, message in (*not_yet(checked.config), *conflicts(checked.config)):
@@ -178,7 +178,10 @@ def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
         if isinstance(train, list)
         else {}
     )
-    for key, value in {**{key: _get(checked.config, key) for key in _PATHS}, **listed}.items():
+    for key, value in {
+        **{key: _get_value(checked.config, key) for key in _PATHS},
+        **listed,
+    }.items():
         if not isinstance(value, str) or checked.is_doubtful(key):
             continue
         if "://" in value:
@@ -199,24 +202,24 @@ def _missing_path(key: str, value: str, folder: Path) -> str | None:
         beside = folder / path
         if beside.exists():
             rest = f"but {beside} does, beside the config; write that path, or change the directory"
-            return f"{value} does not exist in the working directory{_resolved(path)}, {rest}"
+            return f"{value} does not exist in the working directory{_resolved_hint(path)}, {rest}"
         near = closest(path.name, os.listdir(path.parent), 0.8) if path.parent.is_dir() else None
     except OSError as error:
         return f"{value} cannot be read: {error.strerror}"
     if is_hub_id:
         return None
     hint = f"; did you mean {path.parent / near}?" if near else ""
-    return f"{value} does not exist{_resolved(path)}{hint}"
+    return f"{value} does not exist{_resolved_hint(path)}{hint}"
 
 
-def _resolved(path: Path) -> str:
+def _resolved_hint(path: Path) -> str:
     return "" if path.is_absolute() else f" (resolved to {Path(os.path.abspath(path))})"
 
 
 def _with_home(config: RunConfig) -> RunConfig:
     """Replace a leading ~ in the paths."""
     for key in _PATHS:
-        value, (*above, name) = _get(config, key), key.split(".")
+        value, (*above, name) = _get_value(config, key), key.split(".")
         if isinstance(value, str) and value.startswith("~"):
             update: dict[str, Any] = {name: os.path.expanduser(value)}
             for section in reversed(above):
@@ -225,7 +228,7 @@ def _with_home(config: RunConfig) -> RunConfig:
     return config
 
 
-def _get(config: RunConfig, key: str) -> Any:
+def _get_value(config: RunConfig, key: str) -> Any:
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)

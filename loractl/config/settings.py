@@ -1,6 +1,6 @@
 """Every setting of a run, once: its name, type, bounds, default and meaning.
 
-Reading YAML into these models, with line numbers and good errors, is the job of `configfile`. The
+Reading YAML into these models, with line numbers and good errors, is the job of `loader`. The
 JSON Schema that editors use and the reference in the README are generated from here.
 """
 
@@ -201,6 +201,8 @@ class RunConfig(Section):
     )
 
 
+ABSENT = "not available in this version"
+
 ANY = None
 """In NOT_YET: every value but the default."""
 
@@ -209,7 +211,7 @@ NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
 }
-"""Settings of the contract that no code serves in this version; `configfile` refuses them."""
+"""Settings of the contract that no code serves in this version; `loader` refuses them."""
 
 
 def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -222,7 +224,7 @@ def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
             value = getattr(value, name)
         if value in refused if refused is not None else value != default:
             what = "other than its default" if isinstance(value, Section) else repr(value)
-            yield key, f"found {what}, which is not available in this version; remove it"
+            yield key, f"found {what}, which is {ABSENT}; remove it"
 
 
 def first_rank(method: str, *, rank: int, initial_rank: int) -> int:

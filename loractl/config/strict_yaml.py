@@ -1,7 +1,7 @@
 """Strict YAML: a text becomes plain values that know their lines, and plain values become a text.
 
 Only text, numbers, true/false, null, lists and mappings exist here. No constructor is inherited, so
-there is nothing that a tag could call; what to make of the values is the business of `configfile`.
+there is nothing that a tag could call; what to make of the values is the business of `loader`.
 """
 
 import re
@@ -102,22 +102,22 @@ class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
             return None
         root: Node | None = self.compose_document()
         if not self.check_event(yaml.StreamEndEvent):
-            raise _problem("found a second document (---), expected one", events.peek_event())
+            raise _problem_at("found a second document (---), expected one", events.peek_event())
         return root
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         events: Any = self
         event = events.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _problem(f"found the alias *{event.anchor}; write the value out", event)
+            raise _problem_at(f"found the alias *{event.anchor}; write the value out", event)
         if event.tag is not None:
             tag = event.tag.replace(_TAG, "!!")
-            raise _problem(f"found the tag {tag}, expected a plain value; remove it", event)
+            raise _problem_at(f"found the tag {tag}, expected a plain value; remove it", event)
         self.n_values += 1
         if self.n_values > MOST_VALUES:
-            raise _problem(f"found more than {MOST_VALUES} values", event)
+            raise _problem_at(f"found more than {MOST_VALUES} values", event)
         if self.depth >= DEEPEST:
-            raise _problem(_TOO_DEEP, event)
+            raise _problem_at(_TOO_DEEP, event)
         self.depth += 1
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
@@ -152,37 +152,37 @@ for _name, _pattern in _PLAIN.items():
 
 
 def _with_value(document: Document, root: Node) -> Document:
-    value = _value(root, "", document)
+    value = _node_value(root, "", document)
     return Document(value, document.lines, document.repeated)
 
 
-def _value(node: Node, key: str, document: Document) -> Any:
+def _node_value(node: Node, key: str, document: Document) -> Any:
     if isinstance(node, ScalarNode):
         return _scalar_value(node)
     if isinstance(node, SequenceNode):
         items = []
         for index, item in enumerate(node.value):
-            document.lines[f"{key}[{index}]"] = _line(item)
-            items.append(_value(item, f"{key}[{index}]", document))
+            document.lines[f"{key}[{index}]"] = _line_of(item)
+            items.append(_node_value(item, f"{key}[{index}]", document))
         return items
     assert isinstance(node, MappingNode), node
-    return _mapping(node, key, document)
+    return _mapping_value(node, key, document)
 
 
-def _mapping(node: MappingNode, key: str, document: Document) -> dict[Any, Any]:
+def _mapping_value(node: MappingNode, key: str, document: Document) -> dict[Any, Any]:
     mapping: dict[Any, Any] = {}
     for name_node, value_node in node.value:
         if not isinstance(name_node, ScalarNode):
-            raise _problem("found a list or mapping as a key, expected a name", name_node)
+            raise _problem_at("found a list or mapping as a key, expected a name", name_node)
         if name_node.value == "<<":
-            raise _problem("found the merge key <<; write the keys out", name_node)
+            raise _problem_at("found the merge key <<; write the keys out", name_node)
         name = _scalar_value(name_node)
         inner = f"{key}.{name}" if key else str(name)
         if name in mapping:
-            document.repeated.append((inner, _line(name_node)))
+            document.repeated.append((inner, _line_of(name_node)))
             continue
-        document.lines[inner] = _line(name_node)
-        mapping[name] = _value(value_node, inner, document)
+        document.lines[inner] = _line_of(name_node)
+        mapping[name] = _node_value(value_node, inner, document)
     return mapping
 
 
@@ -194,21 +194,21 @@ def _scalar_value(node: ScalarNode) -> Any:
         case "bool":
             return text.lower() == "true"
         case "int" | "float" if len(text) > 400:
-            raise _problem("found a number of more than 400 digits", node)
+            raise _problem_at("found a number of more than 400 digits", node)
         case "int":
             return int(text)
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if "\0" in text or any(0xD800 <= ord(char) <= 0xDFFF for char in text):
-        raise _problem("found an escaped character that no text can hold", node)
+        raise _problem_at("found an escaped character that no text can hold", node)
     return text
 
 
-def _line(node: Node) -> int:
+def _line_of(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _problem(message: str, at: Any) -> YamlProblem:
+def _problem_at(message: str, at: Any) -> YamlProblem:
     return YamlProblem(message, at.start_mark.line + 1, at.start_mark.column + 1)
 
 

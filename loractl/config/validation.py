@@ -1,7 +1,7 @@
 """Plain values -> RunConfig, or what is wrong with them: every key at once, in words of our own.
 
 pydantic decides what is wrong; its own messages, which speak of Python types, are never shown.
-Lines and files are the business of `configfile`.
+Lines and files are the business of `loader`.
 """
 
 import copy
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from loractl.config.describe import branches, choices, describe, origin
-from loractl.config.settings import NOT_YET, RunConfig, Section
+from loractl.config.settings import ABSENT, NOT_YET, RunConfig, Section
 from loractl.config.synonyms import KEYS, NO_SETTING, VALUES
 from loractl.text import closest, found, listed
 
@@ -45,14 +45,14 @@ def check(data: dict[Any, Any]) -> Checked:
             checked.doubtful.add(meant)
             if _is_set(data, meant):
                 message += "; that one is set as well, so remove this one"
-        checked.problems.append((_joined(above, name), f"unknown key; {message}"))
+        checked.problems.append((_join_key(above, name), f"unknown key; {message}"))
     try:
         checked.config = RunConfig.model_validate(known)
     except ValidationError as error:
-        places = _places(error, known)
+        places = _error_places(error, known)
         for place in places:
-            _add_(checked, place)
-        checked.config = _without(known, places)
+            _add_problems_(checked, place)
+        checked.config = _without_wrong(known, places)
     return checked
 
 
@@ -60,8 +60,8 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
     """Say what to do about an unknown key of a section; the second is the key it stands for."""
     word = name.lower().replace("-", "_")[:100]
     if word in section.model_fields:
-        return f"did you mean {word}?", _joined(above, word)
-    if theirs := KEYS.get(_joined(above, word)) or KEYS.get(word):
+        return f"did you mean {word}?", _join_key(above, word)
+    if theirs := KEYS.get(_join_key(above, word)) or KEYS.get(word):
         ours = theirs.split(" ")[0].strip(":")
         return f"it is called {theirs} here{_unless_served(theirs)}", ours
     if word in NO_SETTING:
@@ -71,7 +71,7 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
         home = key.rpartition(".")[0]
         return f"{name} belongs {f'under {home}' if home else 'at the top level'}: {key}", key
     if near := closest(word, section.model_fields):
-        return f"did you mean {near}?", _joined(above, near)
+        return f"did you mean {near}?", _join_key(above, near)
     if near := closest(word, KEYS, 0.85):
         return advice(above, near, section)
     if near := closest(word, homes, 0.75):
@@ -80,11 +80,11 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
 
 
 def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
-    """Every dotted key of a section, and of those in it, in the order of `config`."""
+    """Every dotted key of a section, and of those in it, in the order of `settings`."""
     names: list[str] = []
     for name, info in section.model_fields.items():
-        names.append(_joined(above, name))
-        if inner := _section(info.annotation):
+        names.append(_join_key(above, name))
+        if inner := _as_section(info.annotation):
             names += keys(inner, names[-1])
     return names
 
@@ -98,10 +98,10 @@ def _take_unknown_(
             del values[name]
             yield section, above, str(name)
             continue
-        here, value = _joined(above, name), values[name]
+        here, value = _join_key(above, name), values[name]
         for kind, _ in branches(section.model_fields[name].annotation):
-            inner = _section(kind)
-            item = _section(get_args(kind)[0]) if origin(kind) is list else None
+            inner = _as_section(kind)
+            item = _as_section(get_args(kind)[0]) if origin(kind) is list else None
             if inner and isinstance(value, dict):
                 yield from _take_unknown_(inner, value, here)
             elif item and isinstance(value, list):
@@ -124,11 +124,11 @@ class _Place:
     is_key: bool = False
 
 
-def _places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
+def _error_places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
     """One place a key. Of a list that is nearly right only the wrong items are kept."""
     places: dict[str, _Place] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        place = _locate(item["loc"], data, is_missing=item["type"] == "missing")
+        place = _locate_error(item["loc"], data, is_missing=item["type"] == "missing")
         places.setdefault(place.key, place)
     return [
         place
@@ -137,20 +137,20 @@ def _places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
     ]
 
 
-def _locate(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: bool) -> _Place:
+def _locate_error(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: bool) -> _Place:
     """Follow the location through values and types; names that pydantic gives to the branches of a
     union are in neither and are passed over."""
     place = _Place("", (), data, RunConfig, ())
     for name in loc:
         value, alternatives = place.value, branches(place.kind, place.bounds)
-        section = next(filter(None, (_section(kind) for kind, _ in alternatives)), None)
+        section = next(filter(None, (_as_section(kind) for kind, _ in alternatives)), None)
         inner = {origin(kind): get_args(kind) for kind, _ in alternatives}
         mapping, items = inner.get(dict), inner.get(list)
         if section and isinstance(value, dict) and name in section.model_fields:
             info = section.model_fields[str(name)]
             setting = (*place.setting, str(name)) if "[" not in place.key else place.setting
             place = _Place(
-                _joined(place.key, name),
+                _join_key(place.key, name),
                 setting,
                 value.get(name),
                 info.annotation,
@@ -159,7 +159,7 @@ def _locate(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: boo
                 is_missing and name not in value,
             )
         elif mapping and isinstance(value, dict) and name in value:
-            key, of_names = _joined(place.key, name), mapping[0]
+            key, of_names = _join_key(place.key, name), mapping[0]
             if loc[-1] == "[key]":
                 return _Place(key, place.setting, name, of_names, (), is_key=True)
             place = _Place(key, place.setting, value[name], mapping[1], ())
@@ -168,34 +168,34 @@ def _locate(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: boo
     return place
 
 
-def _add_(checked: Checked, place: _Place) -> None:
-    required = _required(place)
+def _add_problems_(checked: Checked, place: _Place) -> None:
+    required = _required_settings(place)
     if not place.is_missing:
-        checked.problems.append((place.key, _complaint(place, required)))
+        checked.problems.append((place.key, _word_complaint(place, required)))
     for key, info in required.items() if place.is_missing else ():
         if not checked.is_doubtful(key):  # no other tool's word for it was found
             checked.problems.append((key, f"not set, but required: {info.description}"))
     checked.doubtful.add(".".join(place.setting))
 
 
-def _required(place: _Place) -> dict[str, FieldInfo]:
+def _required_settings(place: _Place) -> dict[str, FieldInfo]:
     """The settings that have no default: this one, or those of this section."""
-    section = _section(place.kind)
+    section = _as_section(place.kind)
     if section is None:
         return {place.key: place.info} if place.info and place.info.is_required() else {}
     names = section.model_fields.items()
-    return {_joined(place.key, name): info for name, info in names if info.is_required()}
+    return {_join_key(place.key, name): info for name, info in names if info.is_required()}
 
 
-def _complaint(place: _Place, required: dict[str, FieldInfo]) -> str:
+def _word_complaint(place: _Place, required: dict[str, FieldInfo]) -> str:
     value, expected = place.value, describe(place.kind, place.bounds)
     if isinstance(value, float) and not math.isfinite(value):
         expected = expected.replace("a number", "a finite number")
     what = f"{found(value)} as a key" if place.is_key else found(value)
-    return f"found {what}, expected {expected}{_fix(place, required)}"
+    return f"found {what}, expected {expected}{_suggest_fix(place, required)}"
 
 
-def _fix(place: _Place, required: dict[str, FieldInfo]) -> str:
+def _suggest_fix(place: _Place, required: dict[str, FieldInfo]) -> str:
     value, info = place.value, place.info
     kinds = [kind for kind, _ in branches(place.kind)]
     if value is None and info is not None:
@@ -204,10 +204,10 @@ def _fix(place: _Place, required: dict[str, FieldInfo]) -> str:
         default = info.get_default(call_default_factory=True)
         is_plain = not isinstance(default, Section)
         return f"; remove the line to use the default{f', {default}' if is_plain else ''}"
-    if isinstance(value, str) and _section(place.kind):
+    if isinstance(value, str) and _as_section(place.kind):
         return f"; write {next(iter(required), place.key)} or its other keys, one a line below"
     if isinstance(value, str):
-        return _nearest_choice(value, choices(place.kind)) or _unquoted(value, kinds)
+        return _nearest_choice(value, choices(place.kind)) or _quotes_hint(value, kinds)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return f"; write {value:.0f}"
     if isinstance(value, bool | int | float) and str in kinds:
@@ -221,7 +221,7 @@ def _nearest_choice(value: str, words: list[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
-def _unquoted(value: str, kinds: list[Any]) -> str:
+def _quotes_hint(value: str, kinds: list[Any]) -> str:
     if int not in kinds and float not in kinds:
         return ""
     try:
@@ -231,7 +231,7 @@ def _unquoted(value: str, kinds: list[Any]) -> str:
     return "; remove the quotes"
 
 
-def _without(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
+def _without_wrong(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
     """Read the settings again with defaults for the wrong ones, and `?` for those without."""
     for place in places:
         values: Any = data
@@ -239,7 +239,7 @@ def _without(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
             values = values[name]
         values.pop(place.setting[-1], None)
     for section, info in RunConfig.model_fields.items():
-        inner = _section(info.annotation)
+        inner = _as_section(info.annotation)
         for name in (n for n, i in inner.model_fields.items() if i.is_required()) if inner else ():
             data.setdefault(section, {}).setdefault(name, "?")
     try:
@@ -248,11 +248,11 @@ def _without(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
         return None
 
 
-def _section(kind: Any) -> type[Section] | None:
+def _as_section(kind: Any) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _joined(above: str, name: Any) -> str:
+def _join_key(above: str, name: Any) -> str:
     return f"{above}.{name}" if above else str(name)
 
 
@@ -269,5 +269,5 @@ def _unless_served(theirs: str) -> str:
     key, _, value = theirs.partition(" (")[0].partition(": ")
     for refused_key, refused in NOT_YET.items():
         if f"{key}.".startswith(f"{refused_key}.") and (refused is None or value in refused):
-            return ", but not available in this version"
+            return f", but {ABSENT}"
     return ""

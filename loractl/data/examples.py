@@ -52,15 +52,17 @@ def load(
     account = Account(path=name, sha256=print_of_content, format=reading.format)
 
     def make(writer: Writer) -> dict[str, Any]:
-        _tokenise(account, tokenizer, reading, writer)
+        _tokenise_rows(account, tokenizer, reading, writer)
         return {"account": account.as_dict()}
 
-    place = (cache or Cache.default()).open(_key(print_of_content, name, tokenizer, reading), make)
+    place = (cache or Cache.default()).open(
+        _store_key(print_of_content, name, tokenizer, reading), make
+    )
     store = Store(place)
     return store, Account.from_dict({**store.account["account"], "path": name})
 
 
-def _key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str:
+def _store_key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str:
     """A hash of all that decides about ids and labels: rows, template, settings and this code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = {
@@ -70,12 +72,12 @@ def _key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str
         "tokenizer": backend.to_str() if backend is not None else repr(tokenizer),
         "template": tokenizer.chat_template,
         "special": [tokenizer.bos_token, tokenizer.eos_token],
-        "code": [_code(), version("transformers"), version("tokenizers")],
+        "code": [_code_sha256(), version("transformers"), version("tokenizers")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _code() -> str:
+def _code_sha256() -> str:
     """A hash of this room's own source: a store that older code made is made again."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -99,7 +101,7 @@ def conversations(
         try:
             fields = rows.rename(fields, reading.columns)
             if format == "auto":
-                format = _detected(row, fields, reading)
+                format = _detect_format(row, fields, reading)
             conversation = rows.FORMATS[format](fields)
         except rows.RowError as error:
             on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
@@ -108,7 +110,7 @@ def conversations(
             yield row, conversation, format
 
 
-def _detected(row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
+def _detect_format(row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
     """The format of a source, from its first row; of none, every other row would fail alike."""
     try:
         return rows.detect(fields, reading.columns)
@@ -160,11 +162,13 @@ class _BadRows:
         raise DataError(*self.messages)
 
 
-def _tokenise(account: Account, tokenizer: Tokenizer, reading: Reading, writer: Writer) -> None:
+def _tokenise_rows(
+    account: Account, tokenizer: Tokenizer, reading: Reading, writer: Writer
+) -> None:
     bad, lengths = _BadRows(), Counter[int]()
     several = Path(account.path).is_dir()
     found = conversations(account.path, reading, bad.add)
-    for batch in _batches(found):
+    for batch in _in_batches(found):
         encoded = encode_many(
             tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
         )
@@ -175,13 +179,13 @@ def _tokenise(account: Account, tokenizer: Tokenizer, reading: Reading, writer: 
             elif not bad.count:
                 lengths[len(result[0])] += 1
                 where = f"{row.path}:{row.line}" if several else row.line
-                _keep(account, writer, reading, result, row, where)
+                _keep_example(account, writer, reading, result, row, where)
     bad.raise_if_any()
     account.measure_(lengths)
     _refuse_empty(account, reading)
 
 
-def _batches(found: Iterable[Found]) -> Iterator[list[Found]]:
+def _in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
     """Rows to tokenise together: a token takes some 250 bytes there, its place in the text most."""
     batch: list[Found] = []
     characters = 0
@@ -195,7 +199,7 @@ def _batches(found: Iterable[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _keep(
+def _keep_example(
     account: Account,
     writer: Writer,
     reading: Reading,

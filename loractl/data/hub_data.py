@@ -23,14 +23,14 @@ def is_saved(directory: Path) -> bool:
     return one or (directory / "dataset_dict.json").is_file()
 
 
-def saved(directory: Path, split: str | None) -> Iterator[Row]:
+def read_saved(directory: Path, split: str | None) -> Iterator[Row]:
     """Yield the rows of a directory that `save_to_disk` wrote, numbered from 1. Raises DataError.
 
     Without `split`: its split train, or the only one it has.
     """
     import datasets  # type: ignore[import-untyped]
 
-    with _worded(directory, _said):
+    with _errors_worded(directory, _what_failed):
         found = datasets.load_from_disk(str(directory))
     if isinstance(found, datasets.DatasetDict):
         names = list(found)
@@ -40,11 +40,11 @@ def saved(directory: Path, split: str | None) -> Iterator[Row]:
         found = found[wanted]
     elif split not in (None, "train"):
         raise DataError(f"{directory}: no split {split}, the data set has no splits; remove split")
-    with _worded(directory, _said):
-        yield from _rows(found, str(directory))
+    with _errors_worded(directory, _what_failed):
+        yield from _number_rows(found, str(directory))
 
 
-def streamed(name: str, split: str | None) -> Iterator[Row]:
+def read_streamed(name: str, split: str | None) -> Iterator[Row]:
     """Yield the rows of a data set on the hub, numbered from 1, as they arrive. Raises DataError.
 
     What was downloaded into the cache of datasets before is read from there without a connection.
@@ -52,36 +52,36 @@ def streamed(name: str, split: str | None) -> Iterator[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    identity, configuration = _parts(name)
-    with _worded(name, partial(_way_out, name)):
+    identity, configuration = _split_name(name)
+    with _errors_worded(name, partial(_way_out, name)):
         rows = datasets.load_dataset(
             identity, configuration, split=split or "train", streaming=True
         )
-        yield from _rows(rows, name)
+        yield from _number_rows(rows, name)
 
 
 def revision(name: str) -> str:
     """The commit at which a data set on the hub stands. Raises DataError."""
     import datasets
 
-    identity, configuration = _parts(name)
-    with _worded(name, partial(_way_out, name)):
+    identity, configuration = _split_name(name)
+    with _errors_worded(name, partial(_way_out, name)):
         # The hash of a builder is the commit, and of one in the cache the commit it was made from.
         return str(datasets.load_dataset_builder(identity, configuration).hash)
 
 
-def _parts(name: str) -> tuple[str, str | None]:
+def _split_name(name: str) -> tuple[str, str | None]:
     identity, _, configuration = name.partition(":")
     return identity, configuration or None
 
 
-def _rows(found: Any, path: str) -> Iterator[Row]:
+def _number_rows(found: Any, path: str) -> Iterator[Row]:
     for number, fields in enumerate(found, 1):
         yield Row(number, without_nulls(fields), path)
 
 
 @contextmanager
-def _worded(name: str | Path, word: Callable[[Exception], str]) -> Iterator[None]:
+def _errors_worded(name: str | Path, word: Callable[[Exception], str]) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError.
 
     Caught as broadly as can be, here only: what comes through datasets, its HTTP client, fsspec and
@@ -95,7 +95,7 @@ def _worded(name: str | Path, word: Callable[[Exception], str]) -> Iterator[None
 
 def _way_out(name: str, error: Exception) -> str:
     """What went wrong, told from the words of datasets 5.2, and what to do about it."""
-    identity, said = _parts(name)[0], str(error)
+    identity, said = _split_name(name)[0], str(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     no_path = f"neither a path here (resolved to {os.path.abspath(name)})"
     if "gated" in said:
@@ -118,7 +118,7 @@ def _way_out(name: str, error: Exception) -> str:
             f"{no_path} nor in the cache, and the hub cannot be reached{offline}; check the name,"
             f" or run {fetch} where it can and give DIR"
         )
-    return _said(error)
+    return _what_failed(error)
 
 
 def _is_offline() -> bool:
@@ -127,6 +127,6 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _said(error: Exception) -> str:
+def _what_failed(error: Exception) -> str:
     lines = str(error).strip().splitlines() or ["no reason given"]
     return f"cannot be read: {type(error).__name__}: {lines[0]}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loractl.data.row_files import HEAD, Row, opened
+from loractl.data.row_files import HEAD, Row, open_rows
 from loractl.errors import DataError
 
 CHUNK = 1 << 18
@@ -35,7 +35,7 @@ class _Repeated(ValueError):
     """An object in which a key stands twice: which of the two is meant cannot be told."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -48,7 +48,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 # NaN and Infinity, which Python's json writes, are read: where a format wants text they are refused
 # there, and elsewhere they do no harm.
-_STRICT = json.JSONDecoder(object_pairs_hook=_object)
+_STRICT = json.JSONDecoder(object_pairs_hook=_strict_object)
 _PLAIN = json.JSONDecoder()
 
 
@@ -57,17 +57,17 @@ def read(path: Path) -> Iterator[Row]:
 
     What it holds is seen from its beginning, since arrays are named .jsonl and JSON lines .json.
     """
-    with opened(path) as file:
+    with open_rows(path) as file:
         head = file.peek(HEAD)
         if head.lstrip()[:1] == b"[":
-            yield from _array(_Values(path, file))
+            yield from _read_array(_Values(path, file))
         elif path.name.lower().endswith((".json", ".json.gz")) and _WRAPPED.match(head):
-            yield from _wrapped(_Values(path, file))
+            yield from _read_wrapped(_Values(path, file))
         else:
-            yield from _lines(path, file)
+            yield from _read_lines(path, file)
 
 
-def _lines(path: Path, file: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
+def _read_lines(path: Path, file: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]:
     first = True
     for number, raw in enumerate(file, 1):
         if not (stripped := raw.strip()):
@@ -78,11 +78,11 @@ def _lines(path: Path, file: io.BufferedReader | gzip.GzipFile) -> Iterator[Row]
                 ' it so (jq -c . does), as one JSON array, or as {"data": [rows]} in a .json file'
             )
         first = False
-        fields, error = _line(raw)
+        fields, error = _parse_line(raw)
         yield Row(number, fields, str(path), error)
 
 
-def _line(raw: bytes) -> tuple[dict[str, Any], str | None]:
+def _parse_line(raw: bytes) -> tuple[dict[str, Any], str | None]:
     try:
         text = raw.decode("utf-8")
         value = _STRICT.decode(text)
@@ -90,27 +90,27 @@ def _line(raw: bytes) -> tuple[dict[str, Any], str | None]:
         return {}, f"byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
-        return {}, f"not valid JSON: {what} at column {error.colno}{_carriage(error)}"
+        return {}, f"not valid JSON: {what} at column {error.colno}{_carriage_hint(error)}"
     except _Repeated as error:
         return {}, str(error)
     except (RecursionError, ValueError) as error:
-        return {}, _unreadable(error)
-    return _fields(value, escaped=_HALF.search(text) is not None)
+        return {}, _say_unreadable(error)
+    return _check_fields(value, escaped=_HALF.search(text) is not None)
 
 
-def _carriage(error: json.JSONDecodeError) -> str:
+def _carriage_hint(error: json.JSONDecodeError) -> str:
     """Explain what a file looks like whose lines end in a lone CR."""
     alone = error.msg == "Extra data" and error.doc[error.pos - 1] == "\r"
     return "; the lines end in CR alone, save the file with LF" if alone else ""
 
 
-def _unreadable(error: RecursionError | ValueError) -> str:
+def _say_unreadable(error: RecursionError | ValueError) -> str:
     """Word what json raises for nesting beyond the stack and numbers beyond Python's limit."""
     deep = isinstance(error, RecursionError)
     return f"not valid JSON: {'nested too deep' if deep else str(error).split(';')[0]}"
 
 
-def _fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | None]:
+def _check_fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | None]:
     """The fields of a row, or why it has none; `escaped`: a \\u escape may be half a character."""
     if not isinstance(value, dict):
         found = "null" if value is None else type(value).__name__
@@ -146,7 +146,7 @@ class _Values:
             self.at = match.end()
             if self.at < len(self.text):
                 return self.text[self.at]
-            if not self._more():
+            if not self._read_more():
                 return ""
 
     def expect(self, char: str) -> None:
@@ -166,7 +166,7 @@ class _Values:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string")
                 cut = cut or error.pos + LONGEST_TOKEN > len(self.text)
-                if cut and self._more():
+                if cut and self._read_more():
                     continue
                 self.line()
                 self.at = min(error.pos, len(self.text))
@@ -174,12 +174,12 @@ class _Values:
             except _Repeated as error:  # read it again, to know where it ends
                 decoder, problem = _PLAIN, str(error)
             except (RecursionError, ValueError) as error:
-                raise DataError(f"{self.path}:{self.line()}: {_unreadable(error)}") from None
+                raise DataError(f"{self.path}:{self.line()}: {_say_unreadable(error)}") from None
             else:
-                if end + LONGEST_TOKEN > len(self.text) and self._more():
+                if end + LONGEST_TOKEN > len(self.text) and self._read_more():
                     continue  # a number may go on
                 if problem is None and _HALF.search(self.text, self.at, end):
-                    problem = _fields(value, escaped=True)[1]
+                    problem = _check_fields(value, escaped=True)[1]
                 self.at = end
                 return value, problem
 
@@ -187,7 +187,7 @@ class _Values:
         """The error about the place that has been reached."""
         return DataError(f"{self.path}:{self.line()}: not valid JSON: {what}")
 
-    def _more(self) -> bool:
+    def _read_more(self) -> bool:
         """Let go of what has been passed and read on; whether there was more."""
         if self.ended:
             return False
@@ -207,14 +207,14 @@ class _Values:
         return True
 
 
-def _array(values: _Values) -> Iterator[Row]:
+def _read_array(values: _Values) -> Iterator[Row]:
     """The rows of an array with which the file ends."""
-    yield from _items(values)
+    yield from _read_items(values)
     if values.next():
         raise values.broken("Extra data after the array")
 
 
-def _items(values: _Values) -> Iterator[Row]:
+def _read_items(values: _Values) -> Iterator[Row]:
     values.expect("[")
     if values.next() != "]":
         while True:
@@ -223,7 +223,7 @@ def _items(values: _Values) -> Iterator[Row]:
             value, error = values.value()
             fields: dict[str, Any] = {}
             if error is None:
-                fields, error = _fields(value, escaped=False)
+                fields, error = _check_fields(value, escaped=False)
             yield Row(line, fields, str(values.path), error)
             if values.next() != ",":
                 break
@@ -231,14 +231,14 @@ def _items(values: _Values) -> Iterator[Row]:
     values.expect("]")
 
 
-def _wrapped(values: _Values) -> Iterator[Row]:
+def _read_wrapped(values: _Values) -> Iterator[Row]:
     """The rows in the field data of an object; its other fields are passed over."""
     values.expect("{")
     while True:
         key, _ = values.value()
         values.expect(":")
         if key == "data":
-            yield from _items(values)
+            yield from _read_items(values)
         else:
             values.value()
         if values.next() != ",":

@@ -24,7 +24,7 @@ class _Expired(BaseException):
     """The time is over; no Exception, so that nothing within takes it for one of its own."""
 
 
-def _expire(number: int, frame: FrameType | None) -> None:
+def _raise_expired(number: int, frame: FrameType | None) -> None:
     raise _Expired
 
 
@@ -38,8 +38,8 @@ def within_seconds(seconds: float, what: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # no alarm can be had there
         return
-    if signal.getsignal(signal.SIGVTALRM) is not _expire:
-        signal.signal(signal.SIGVTALRM, _expire)
+    if signal.getsignal(signal.SIGVTALRM) is not _raise_expired:
+        signal.signal(signal.SIGVTALRM, _raise_expired)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield

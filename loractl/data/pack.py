@@ -73,7 +73,7 @@ def pack(lengths: Sequence[int] | Indices, max_length: int, *, window: int = WIN
     slack = _best_slack(sizes[:window], max_length)
     indices, counts = np.empty(len(sizes), dtype=np.int32), []
     for start in range(0, len(sizes), window):
-        taken, of_rows = _fill(sizes[start : start + window], max_length, slack)
+        taken, of_rows = _fill_rows(sizes[start : start + window], max_length, slack)
         indices[start : start + len(taken)] = start + taken
         counts.append(of_rows)
     starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
@@ -87,10 +87,10 @@ def _best_slack(sizes: Indices, max_length: int) -> int:
     96.5, 97.6 and 98.6 %; with the best slack they are filled to 98.5, 99.0 and 99.5 %.
     """
     slacks = [int(share * max_length) for share in SLACKS]
-    return min(slacks, key=lambda slack: len(_fill(sizes, max_length, slack)[1]))
+    return min(slacks, key=lambda slack: len(_fill_rows(sizes, max_length, slack)[1]))
 
 
-def _fill(sizes: Indices, max_length: int, slack: int) -> tuple[Indices, Indices]:
+def _fill_rows(sizes: Indices, max_length: int, slack: int) -> tuple[Indices, Indices]:
     """Indices row by row, and how many each row has: first-fit decreasing that looks ahead.
 
     The longest example left begins a row; then the longest follows that can leave, alone or with

@@ -1,6 +1,6 @@
 """Opening a file of rows: plain or gzipped, and what is wrong with one that cannot be read.
 
-What stands in it is read by `jsonfiles` and `tables`.
+What stands in it is read by `json_files` and `tables`.
 """
 
 import gzip
@@ -30,7 +30,7 @@ class Row:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+def open_rows(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
     """Open a file for reading bytes, unpacked if gzipped, after its UTF-8 byte-order mark.
 
     Whether it is gzipped is seen from its first bytes, not its name. Raises DataError, for faults
@@ -51,7 +51,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
                 _skip_mark_(path, unpacked)
                 yield unpacked
     except FileNotFoundError:
-        raise missing(path) from None
+        raise missing_file(path) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}: the gzip data is cut off or corrupt; download it again") from None
     except OSError as error:
@@ -66,7 +66,7 @@ def _skip_mark_(path: Path, file: io.BufferedReader | gzip.GzipFile) -> None:
         file.read(len(BOM))
 
 
-def missing(path: Path) -> DataError:
+def missing_file(path: Path) -> DataError:
     """The error about a path where nothing is."""
     resolved = "" if path.is_absolute() else f" (resolved to {os.path.abspath(path)})"
     return DataError(f"{path}: does not exist{resolved}")

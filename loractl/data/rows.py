@@ -18,12 +18,12 @@ Fields = Mapping[str, Any]
 
 def messages(fields: Fields) -> Conversation:
     """{"messages": [{"role", "content"}, ...]}, as OpenAI has it."""
-    return _conversation(fields, _turns(fields, "messages"))
+    return _as_conversation(fields, _turns_of(fields, "messages"))
 
 
 def sharegpt(fields: Fields) -> Conversation:
     """{"conversations": [{"from", "value"}, ...]}; role and content do as well."""
-    return _conversation(fields, _turns(fields, "conversations"))
+    return _as_conversation(fields, _turns_of(fields, "conversations"))
 
 
 def prompt_completion(fields: Fields) -> Conversation:
@@ -33,17 +33,17 @@ def prompt_completion(fields: Fields) -> Conversation:
     """
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
-        asked, answer = _text(fields, "prompt"), _text(fields, "completion")
-        return _conversation(fields, [Message("user", asked), Message("assistant", answer)])
+        asked, answer = _text_of(fields, "prompt"), _text_of(fields, "completion")
+        return _as_conversation(fields, [Message("user", asked), Message("assistant", answer)])
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, list):
             found = kind(value) if name in fields else "missing"
             raise RowError(f"{name} is {found}, expected a list of messages as the other field is")
     given = [
         replace(message, train=message.train and message.role != "assistant")
-        for message in _turns(fields, "prompt")
+        for message in _turns_of(fields, "prompt")
     ]
-    return _conversation(fields, [*given, *_turns(fields, "completion")])
+    return _as_conversation(fields, [*given, *_turns_of(fields, "completion")])
 
 
 def alpaca(fields: Fields) -> Conversation:
@@ -51,16 +51,16 @@ def alpaca(fields: Fields) -> Conversation:
 
     "history": [[question, answer], ...] goes before, as LLaMA-Factory has it.
     """
-    instruction, output = _text(fields, "instruction"), _text(fields, "output")
+    instruction, output = _text_of(fields, "instruction"), _text_of(fields, "output")
     asked = "\n\n".join(filter(None, [instruction, _optional_text(fields, "input")]))
-    return _conversation(
-        fields, [*_history(fields), Message("user", asked), Message("assistant", output)]
+    return _as_conversation(
+        fields, [*_history_turns(fields), Message("user", asked), Message("assistant", output)]
     )
 
 
 def text(fields: Fields) -> Conversation:
     """{"text": ...}: plain text, trained whole; carried as one message without a role."""
-    return Conversation((Message("", _text(fields, "text")),))
+    return Conversation((Message("", _text_of(fields, "text")),))
 
 
 FORMATS: dict[str, Callable[[Fields], Conversation]] = {
@@ -84,7 +84,7 @@ FIELDS = frozenset().union(*SIGNS.values(), {"input", "history", "system", "tool
 """Every field that some format reads: what a column may be renamed to."""
 
 
-def _text(fields: Fields, name: str) -> str:
+def _text_of(fields: Fields, name: str) -> str:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
@@ -95,11 +95,11 @@ def _text(fields: Fields, name: str) -> str:
 
 def _optional_text(fields: Fields, name: str) -> str:
     """A field that may be missing, null or blank: tables have a cell for it in every row."""
-    value = _text(fields, name) if fields.get(name) is not None else ""
+    value = _text_of(fields, name) if fields.get(name) is not None else ""
     return value if value.strip() else ""
 
 
-def _turns(fields: Fields, name: str) -> list[Message]:
+def _turns_of(fields: Fields, name: str) -> list[Message]:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
@@ -110,7 +110,7 @@ def _turns(fields: Fields, name: str) -> list[Message]:
     return [turns.message(turn, f"{name}[{number}]") for number, turn in enumerate(found)]
 
 
-def _conversation(fields: Fields, found: list[Message]) -> Conversation:
+def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
     """Put what every format of conversations may have beside them to the messages of a row."""
     system = _optional_text(fields, "system")
     own = found[0].content if found[0].role == "system" else None
@@ -121,7 +121,7 @@ def _conversation(fields: Fields, found: list[Message]) -> Conversation:
     return Conversation(tuple(found), turns.tools(fields.get("tools")))
 
 
-def _history(fields: Fields) -> list[Message]:
+def _history_turns(fields: Fields) -> list[Message]:
     value = fields.get("history")
     value = turns.as_list(value) if isinstance(value, str) and value.strip() else value or []
     if not isinstance(value, list):
@@ -143,12 +143,12 @@ def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
     """
     if not columns:
         return dict(fields)
-    moved = {ours: _column(fields, ours, theirs) for ours, theirs in columns.items()}
+    moved = {ours: _find_column(fields, ours, theirs) for ours, theirs in columns.items()}
     taken = set(columns.values())
     return {**{name: value for name, value in fields.items() if name not in taken}, **moved}
 
 
-def _column(fields: Fields, ours: str, theirs: str) -> Any:
+def _find_column(fields: Fields, ours: str, theirs: str) -> Any:
     if theirs in fields:
         return fields[theirs]
     value: Any = fields
@@ -177,7 +177,7 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
         if fitting:
             return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
-    guess = _guess(fields)
+    guess = _guess_columns(fields)
     hint = f"; name them in the config: data.columns: {guess}" if guess else ""
     raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
 
@@ -195,24 +195,24 @@ _ALSO = {
 """What others call the fields of our formats, the likelier first."""
 
 
-def _guess(fields: Fields) -> str:
+def _guess_columns(fields: Fields) -> str:
     """The `data.columns` that make a format of these fields, if one can be seen in them."""
     for format in ("messages", "sharegpt", "alpaca", "prompt-completion", "text"):
-        found = {ours: _called(fields, ours) for ours in sorted(SIGNS[format], reverse=True)}
+        found = {ours: _find_called(fields, ours) for ours in sorted(SIGNS[format], reverse=True)}
         if format in ("messages", "sharegpt"):
             found = {
                 ours: theirs if isinstance(fields.get(theirs or ""), list) else None
                 for ours, theirs in found.items()
             }
         if all(found.values()) and len(set(found.values())) == len(found):
-            if format == "alpaca" and (more := _called(fields, "input")):
+            if format == "alpaca" and (more := _find_called(fields, "input")):
                 found["input"] = more
             moved = ", ".join(f"{ours}: {name}" for ours, name in found.items() if ours != name)
             return f"{{{moved}}}"
     return ""
 
 
-def _called(fields: Fields, ours: str) -> str | None:
+def _find_called(fields: Fields, ours: str) -> str | None:
     lower = {str(name).lower(): str(name) for name in fields}
     for word in (ours, *_ALSO[ours]):
         if word in lower:

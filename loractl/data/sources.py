@@ -14,7 +14,7 @@ from typing import Any
 
 from loractl.data import hub_data, json_files, tables
 from loractl.data.row_files import Row as Row
-from loractl.data.row_files import missing
+from loractl.data.row_files import missing_file
 from loractl.digests import file_sha256
 from loractl.errors import DataError
 from loractl.paths import is_hub_data
@@ -24,9 +24,9 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": json_files.read,
     ".ndjson": json_files.read,
     ".json": json_files.read,
-    ".csv": tables.separated,
-    ".tsv": tables.separated,
-    ".parquet": tables.parquet,
+    ".csv": tables.read_separated,
+    ".tsv": tables.read_separated,
+    ".parquet": tables.read_parquet,
 }
 """By a file's ending; all but .parquet may be followed by .gz."""
 
@@ -54,36 +54,36 @@ def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
     and where there are no rows.
     """
     empty = True
-    for row in _rows(source, split):
+    for row in _read_rows(source, split):
         empty = False
         yield row
     if empty:
         raise DataError(f"{source}: no examples in it, expected rows")
 
 
-def _rows(source: str | Path, split: str | None) -> Iterator[Row]:
+def _read_rows(source: str | Path, split: str | None) -> Iterator[Row]:
     path = Path(source)
     if path.is_dir():
         if hub_data.is_saved(path):
-            yield from hub_data.saved(path, split)
+            yield from hub_data.read_saved(path, split)
             return
         for file in _data_files(path, split):
-            yield from READERS[_ending(file)](file)
+            yield from READERS[_ending_of(file)](file)
     elif is_hub_data(str(source)):
-        yield from hub_data.streamed(str(source), split)
+        yield from hub_data.read_streamed(str(source), split)
     else:
-        yield from _reader(path, split)(path)
+        yield from _choose_reader(path, split)(path)
 
 
-def _reader(path: Path, split: str | None) -> Callable[[Path], Iterator[Row]]:
+def _choose_reader(path: Path, split: str | None) -> Callable[[Path], Iterator[Row]]:
     if not exists(str(path)):
-        raise missing(path)
-    if _ending(path) not in READERS:
+        raise missing_file(path)
+    if _ending_of(path) not in READERS:
         found = path.suffix or "no ending"
         raise DataError(f"{path}: found {found}, expected {', '.join(READERS)} or a directory")
     if split not in (None, "train"):
         raise DataError(f"{path}: no split {split}, a file has no splits; remove split")
-    return READERS[_ending(path)]
+    return READERS[_ending_of(path)]
 
 
 def exists(source: str) -> bool:
@@ -109,7 +109,7 @@ def fingerprint(source: str | Path, split: str | None = None) -> str:
     elif is_hub_data(str(source)):
         parts = [f"{source} {split or 'train'} {hub_data.revision(str(source))}"]
     else:
-        _reader(path, split)
+        _choose_reader(path, split)
         return file_hash(path)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -128,19 +128,19 @@ def held_out(conversation: Conversation, fraction: float) -> bool:
     Its content alone decides, so duplicates stay together whatever else their rows hold and in
     whatever format they are, and a row stays where it is when others come.
     """
-    parts: list[Any] = [_content(message) for message in conversation.messages]
+    parts: list[Any] = [_content_of(message) for message in conversation.messages]
     text = json.dumps([parts, list(conversation.tools)], sort_keys=True, default=str)
     share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
     return share < fraction
 
 
-def _content(message: Message) -> list[Any]:
+def _content_of(message: Message) -> list[Any]:
     # The id of a call is another one in every recording of the same conversation.
     calls = [{k: v for k, v in call.items() if k != "id"} for call in message.tool_calls]
     return [message.role, message.content.replace("\r\n", "\n").strip(), calls]
 
 
-def _ending(path: Path) -> str:
+def _ending_of(path: Path) -> str:
     """The ending in `READERS` that a file has, or nothing."""
     name = path.name.lower()
     plain = name.removesuffix(".gz")
@@ -152,7 +152,9 @@ def _data_files(directory: Path, split: str | None) -> list[Path]:
     """The files of a directory that `read` reads, sorted by name. Raises DataError."""
     try:
         folders = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
-        found = _here(directory) or (_here(directory / "data") if "data" in folders else [])
+        found = _data_files_here(directory) or (
+            _data_files_here(directory / "data") if "data" in folders else []
+        )
     except OSError as error:
         raise DataError(f"{directory}: cannot be read: {error.strerror}") from None
     if not found:
@@ -161,11 +163,11 @@ def _data_files(directory: Path, split: str | None) -> list[Path]:
     return _of_split(directory, found, split)
 
 
-def _here(directory: Path) -> list[Path]:
+def _data_files_here(directory: Path) -> list[Path]:
     return sorted(
         entry
         for entry in directory.iterdir()
-        if _ending(entry)
+        if _ending_of(entry)
         and entry.is_file()
         and not entry.name.startswith((".", "_"))
         and entry.name not in NOT_ROWS

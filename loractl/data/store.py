@@ -54,12 +54,12 @@ class Writer:
             self.paths.append(path)
         values = np.array(ids, dtype="<i4")
         values[np.array(labels) == UNTRAINED] ^= -1  # ~id
-        self._write("tokens", values.tobytes())
-        self._write("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
-        self._write("lengths", len(ids).to_bytes(4, "little"))
+        self._write_hashed("tokens", values.tobytes())
+        self._write_hashed("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
+        self._write_hashed("lengths", len(ids).to_bytes(4, "little"))
         self.n_tokens += len(ids)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write_hashed(self, name: str, data: bytes) -> None:
         self.files[name].write(data)
         self.hashes[name].update(data)
 
@@ -87,8 +87,8 @@ class Store(Sequence[Example]):
         self.lengths: Lengths = np.fromfile(directory / "lengths", dtype="<i4")
         self.named = named or len(self.account["paths"]) > 1
         # Read by pread, not mapped: mapped pages would count as memory of this process.
-        self.tokens = _opened(self, directory / "tokens")
-        self.places = _opened(self, directory / "index")
+        self.tokens = _open_until_gone(self, directory / "tokens")
+        self.places = _open_until_gone(self, directory / "index")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -114,7 +114,7 @@ class Store(Sequence[Example]):
         )
 
 
-def _opened(owner: object, path: Path) -> int:
+def _open_until_gone(owner: object, path: Path) -> int:
     """A descriptor that is closed when its owner goes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(owner, os.close, descriptor)
@@ -182,7 +182,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.utime(place)
             return place
-        with self._beside(place) as working:
+        with self._working_beside(place) as working:
             with contextlib.closing(Writer(working)) as writer:
                 account = make(writer)
                 account |= writer.finish()
@@ -197,7 +197,7 @@ class Cache:
         return place
 
     @contextlib.contextmanager
-    def _beside(self, place: Path) -> Iterator[Path]:
+    def _working_beside(self, place: Path) -> Iterator[Path]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._forget_unused()

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from loractl.data.row_files import HEAD, Row, opened
+from loractl.data.row_files import HEAD, Row, open_rows
 from loractl.errors import DataError
 
 LONGEST_CELL = 2**31 - 1
@@ -21,13 +21,13 @@ BUFFER = 1 << 20
 took 218 MB of memory, and takes 38 MB."""
 
 
-def separated(path: Path) -> Iterator[Row]:
+def read_separated(path: Path) -> Iterator[Row]:
     """Yield the rows of a CSV or TSV file, every value as text; names come from its first row.
 
     A row that cannot be read has an error of its own. Raises DataError.
     """
-    with opened(path) as file:
-        delimiter = _delimiter(path, file.peek(HEAD))
+    with open_rows(path) as file:
+        delimiter = _find_delimiter(path, file.peek(HEAD))
         # Bytes that are not UTF-8 come as half characters, so that they spoil only their own row.
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         csv.field_size_limit(LONGEST_CELL)
@@ -41,20 +41,20 @@ def separated(path: Path) -> Iterator[Row]:
                 return
             except csv.Error as error:
                 if header is None:
-                    raise DataError(f"{path}:{line}: {_unreadable(error)}") from None
-                yield Row(line, {}, str(path), _unreadable(error))
+                    raise DataError(f"{path}:{line}: {_say_unreadable(error)}") from None
+                yield Row(line, {}, str(path), _say_unreadable(error))
                 continue
             if len(cells) <= 1 and not "".join(cells).strip():
                 continue  # a blank line
             if header is None:
-                header = _header(path, line, cells)
+                header = _check_header(path, line, cells)
                 continue
-            problem = _problem(header, cells)
+            problem = _row_problem(header, cells)
             fields = {} if problem else dict(zip(header, cells, strict=True))
             yield Row(line, fields, str(path), problem)
 
 
-def _delimiter(path: Path, head: bytes) -> str:
+def _find_delimiter(path: Path, head: bytes) -> str:
     """A tab in TSV; in CSV what the header has: spreadsheets of half Europe write semicolons."""
     if path.name.lower().endswith((".tsv", ".tsv.gz")):
         return "\t"
@@ -62,7 +62,7 @@ def _delimiter(path: Path, head: bytes) -> str:
     return next((mark for mark in ",;\t" if header and mark.encode() in header[0]), ",")
 
 
-def _header(path: Path, line: int, cells: list[str]) -> list[str]:
+def _check_header(path: Path, line: int, cells: list[str]) -> list[str]:
     names = [name.strip() for name in cells]
     twice = {name for name in names if name and names.count(name) > 1}
     if twice:
@@ -73,7 +73,7 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     return names
 
 
-def _problem(header: list[str], cells: list[str]) -> str | None:
+def _row_problem(header: list[str], cells: list[str]) -> str | None:
     """Why a row cannot be read, if so."""
     if len(cells) != len(header):
         columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
@@ -92,7 +92,7 @@ def _is_utf8(cells: list[str]) -> bool:
     return True
 
 
-def _unreadable(error: csv.Error) -> str:
+def _say_unreadable(error: csv.Error) -> str:
     match str(error):
         case "unexpected end of data":
             return "a quote that opens in this row is never closed"
@@ -102,12 +102,12 @@ def _unreadable(error: csv.Error) -> str:
             return f"cannot be read as a row: {text}"
 
 
-def parquet(path: Path) -> Iterator[Row]:
+def read_parquet(path: Path) -> Iterator[Row]:
     """Yield the rows of a Parquet file, numbered from 1. Raises DataError."""
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-    with opened(path):  # says what is wrong with a path, or a clone without its large files
+    with open_rows(path):  # says what is wrong with a path, or a clone without its large files
         pass
     try:
         numbers = count(1)
@@ -126,12 +126,12 @@ def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     Arrow gives every object of a column the keys of all of them: a message without `tool_calls`,
     or a tool without some parameter, comes back with null for it, and would be rendered so.
     """
-    return {name: _without(value) for name, value in fields.items()}
+    return {name: _drop_nulls(value) for name, value in fields.items()}
 
 
-def _without(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without(inner) for name, inner in value.items() if inner is not None}
+        return {name: _drop_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_without(inner) for inner in value]
+        return [_drop_nulls(inner) for inner in value]
     return value

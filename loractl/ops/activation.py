@@ -14,13 +14,13 @@ class _Activate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(x)
         ctx.activation = activation
-        return activated(_rows(x), activation=activation).view(x.shape)
+        return activated(_as_rows(x), activation=activation).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        dx = activated_backward(_rows(dy), _rows(x), activation=ctx.activation)
+        dx = activated_backward(_as_rows(dy), _as_rows(x), activation=ctx.activation)
         return dx.view(x.shape), None
 
 
@@ -35,6 +35,6 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return y
 
 
-def _rows(x: Tensor) -> Tensor:
+def _as_rows(x: Tensor) -> Tensor:
     """(..., m) -> (N, m): a view where rows follow each other evenly, as in a part of a product."""
     return x.reshape(-1, x.shape[-1])

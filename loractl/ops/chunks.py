@@ -37,7 +37,7 @@ threads, one by one / in groups of 2 / 4 / 8 MiB: 4 examples of 256 tokens 20 / 
 of 64 tokens 34 / 19 / 19 / 19, chats of 170 to 280 tokens 37 / 32 / 32 / 32."""
 
 
-def together(scores: int, examples: int) -> int:
+def examples_together(scores: int, examples: int) -> int:
     """How many of some examples of one length are computed together; `scores` are those of one, a
     block of queries, in bytes."""
     return max(1, min(examples, SCORES // scores))

@@ -62,7 +62,7 @@ def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def head_losses(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """The cross-entropy of each row in nats, (n,) float32; as `head_loss`, without gradients."""
-    return _run(hidden, head, targets, _Gradients())
+    return _run_chunks(hidden, head, targets, _Gradients())
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _HeadLoss(torch.autograd.Function):
             torch.zeros_like(weight, dtype=torch.float32) if of_weight else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None,
         )
-        loss = _run(hidden, head, targets, gradients).sum()
+        loss = _run_chunks(hidden, head, targets, gradients).sum()
         ctx.save_for_backward(gradients.hidden)
         ctx.of_head = (gradients.weight, gradients.bias)
         ctx.dtype = hidden.dtype
@@ -113,12 +113,12 @@ class _HeadLoss(torch.autograd.Function):
         return of_hidden, of_weight, of_bias, None, None
 
 
-def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
+def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
     """The loss of each row, chunk by chunk; writes or adds up the gradients that are asked for."""
     n, vocabulary = len(hidden), len(head.weight)
     losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
     rows = chunk_rows(n, vocabulary, hidden.element_size())
-    buffer = _space(hidden, min(n, rows), vocabulary)  # of all chunks, one after the other
+    buffer = _logits_space(hidden, min(n, rows), vocabulary)  # of all chunks, one after the other
     factor = FLOAT16_FACTOR / head.scale if hidden.dtype == torch.float16 else 1.0
     for start in range(0, n, rows):
         chunk = slice(start, start + rows)
@@ -143,7 +143,7 @@ def _run(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> 
     return losses
 
 
-def _space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
+def _logits_space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
     if like.device.type != "cpu":  # whose memory torch keeps itself
         return like.new_empty(rows, vocabulary)
     return held_memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)

@@ -52,7 +52,7 @@ def dropped(x: Tensor, mask: Mask | None) -> Tensor:
         return x
     if x.stride(1) == 1 and x.is_cpu and (found := native.compiled(x.dtype)):
         y = torch.empty(x.shape, dtype=x.dtype)
-        _loop(found, x, y, mask, add=False)
+        _call_loop(found, x, y, mask, add=False)
         return y
     return x.masked_fill(fallen(mask, *x.shape, device=x.device), 0.0).mul_(mask.scale)
 
@@ -61,12 +61,12 @@ def add_dropped_(y: Tensor, x: Tensor, mask: Mask) -> None:
     """Add `dropped(x, mask)` to y (N, d)."""
     assert x.shape == y.shape and x.dtype == y.dtype, (x.shape, y.shape, x.dtype, y.dtype)
     if x.stride(1) == y.stride(1) == 1 and x.is_cpu and (found := native.compiled(x.dtype)):
-        _loop(found, x, y, mask, add=True)
+        _call_loop(found, x, y, mask, add=True)
     else:
         y.add_(dropped(x, mask))
 
 
-def _loop(found: CDLL, x: Tensor, y: Tensor, mask: Mask, *, add: bool) -> None:
+def _call_loop(found: CDLL, x: Tensor, y: Tensor, mask: Mask, *, add: bool) -> None:
     found.dropout(
         *(x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), *x.shape),
         *(mask.seed % WORD, mask.seed // WORD, mask.bound, mask.scale),
@@ -80,20 +80,20 @@ def fallen(mask: Mask, n: int, d: int, *, device: torch.device) -> Tensor:
         generator = torch.Generator(device).manual_seed(mask.seed)
         found = torch.empty(n, d, dtype=torch.bool, device=device)
         return found.bernoulli_(mask.share, generator=generator)
-    rows = _mixed(torch.arange(n, dtype=torch.int32) + _signed(mask.seed % WORD))
-    rows = _mixed(rows ^ _signed(mask.seed // WORD)).unsqueeze(1)  # (n, 1)
-    columns = torch.arange(d, dtype=torch.int32) * _signed(0x9E3779B9)
-    return _mixed(rows ^ columns) < mask.bound
+    rows = _mix_bits(torch.arange(n, dtype=torch.int32) + _as_signed(mask.seed % WORD))
+    rows = _mix_bits(rows ^ _as_signed(mask.seed // WORD)).unsqueeze(1)  # (n, 1)
+    columns = torch.arange(d, dtype=torch.int32) * _as_signed(0x9E3779B9)
+    return _mix_bits(rows ^ columns) < mask.bound
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _mix_bits(x: Tensor) -> Tensor:
     """`mixed` of kernels.c on words (int32), whose products wrap around."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
     x = x ^ ((x >> 15) & 0x1FFFF)
-    return x * _signed(0x846CA68B)
+    return x * _as_signed(0x846CA68B)
 
 
-def _signed(word: int) -> int:
+def _as_signed(word: int) -> int:
     """The int32 of the same bits."""
     return word - WORD if word >= WORD // 2 else word

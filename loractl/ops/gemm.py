@@ -53,9 +53,9 @@ def products(
     start (m, n), or (n,) for every row; None: 0. Without gradients. Where gemm.c serves a sum in
     bfloat16 is rounded once, and a row comes out the same whatever rows stand beside it.
     """
-    if found := _library(terms, start, out):
-        y = out if out is not None else terms[0].x.new_empty(_shape(terms))
-        _products(found, y, start, terms)
+    if found := _library_for(terms, start, out):
+        y = out if out is not None else terms[0].x.new_empty(_product_shape(terms))
+        _call_products(found, y, start, terms)
         return y
     (x, w, scale), *others = ((term.x, term.w, term.scale) for term in terms)
     x = x if scale == 1.0 else x * scale
@@ -77,11 +77,13 @@ def serves_here(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and (is_amd or (is_intel and "avx512f" in words))
 
 
-def _shape(terms: Sequence[Term]) -> tuple[int, int]:
+def _product_shape(terms: Sequence[Term]) -> tuple[int, int]:
     return terms[0].x.shape[0], terms[0].w.shape[1]
 
 
-def _library(terms: Sequence[Term], start: Tensor | None, out: Tensor | None) -> ctypes.CDLL | None:
+def _library_for(
+    terms: Sequence[Term], start: Tensor | None, out: Tensor | None
+) -> ctypes.CDLL | None:
     dtype = terms[0].x.dtype
     if not serves_here(dtype) or len(terms[0].x) < FEW_ROWS:
         return None
@@ -98,8 +100,10 @@ def _library(terms: Sequence[Term], start: Tensor | None, out: Tensor | None) ->
     return native.compiled(dtype)
 
 
-def _products(found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequence[Term]) -> None:
-    m, n = _shape(terms)
+def _call_products(
+    found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequence[Term]
+) -> None:
+    m, n = _product_shape(terms)
     assert y.shape == (m, n) and (start is None or start.shape in ((m, n), (n,)))
     given = (_Term * len(terms))()
     for to, term in zip(given, terms, strict=True):

@@ -30,7 +30,7 @@ def scratch(name: str, values: int, dtype: torch.dtype = torch.float32) -> Tenso
     if name in held and held[name].nbytes < n_bytes:
         del held[name]  # before the larger one comes
     if name not in held:
-        held[name] = _mapped(n_bytes)
+        held[name] = _map_pages(n_bytes)
     return held[name].view(dtype)[:values]
 
 
@@ -43,7 +43,7 @@ def take(values: int) -> Tensor:
         return idle.pop(min(fitting, key=lambda at: idle[at].nbytes))
     if idle:  # blocks are as many as were in use at a time: one that is too small makes room
         idle.pop()
-    return _mapped(n_bytes)
+    return _map_pages(n_bytes)
 
 
 def give(block: Tensor) -> None:
@@ -51,7 +51,7 @@ def give(block: Tensor) -> None:
     _kept.idle.append(block)
 
 
-def _mapped(n_bytes: int) -> Tensor:
+def _map_pages(n_bytes: int) -> Tensor:
     """Float32, whole pages, apart from the C library's heap. Raises MemoryError."""
     n_bytes = max(-(-n_bytes // mmap.PAGESIZE), 1) * mmap.PAGESIZE
     if os.name != "posix":

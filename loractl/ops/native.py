@@ -77,35 +77,35 @@ class NotBuilt(Exception):
 
 
 def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for rows of one dtype, or None: `missing` says why."""
-    return _found(dtype)[0]
+    """The functions for rows of one dtype, or None: `why_missing` says why."""
+    return _find_library(dtype)[0]
 
 
-def missing(dtype: torch.dtype) -> str:
+def why_missing(dtype: torch.dtype) -> str:
     """Why there is no library for a dtype, in a line; empty where there is one."""
-    return _found(dtype)[1]
+    return _find_library(dtype)[1]
 
 
 @functools.cache
-def _found(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+def _find_library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     try:
         if os.environ.get("LORACTL_NATIVE") == "0":
             raise NotBuilt("LORACTL_NATIVE is 0")
         if dtype not in DEFINES:
             raise NotBuilt(f"the C files know float32 and bfloat16, not {dtype}")
-        return _declared(_opened(dtype)), ""
+        return _declare_functions(_open_library(dtype)), ""
     except NotBuilt as reason:
         return None, str(reason)
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+def _declare_functions(found: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in ARGUMENTS.items():
         function = getattr(found, name)
         function.argtypes, function.restype = arguments, SIZE if name in COUNTS else None
     return found
 
 
-def _opened(dtype: torch.dtype) -> ctypes.CDLL:
+def _open_library(dtype: torch.dtype) -> ctypes.CDLL:
     """The library of these sources, compiler and processor: from the cache, or built into it."""
     _need_the_openmp_of_torch()
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
@@ -114,11 +114,13 @@ def _opened(dtype: torch.dtype) -> ctypes.CDLL:
     wider = [WIDER] if {"GenuineIntel", "avx512f"} <= set(processor().split()) else []
     command = [os.path.abspath(compiler), *FLAGS, *wider, *DEFINES[dtype], *SOURCES]
     texts = [(HERE / name).read_text("utf-8") for name in (*SOURCES, *INCLUDED)]
-    parts = (*texts, *command, _output([command[0], "--version"]), processor())
+    parts = (*texts, *command, _compiler_output([command[0], "--version"]), processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     place = cache_home() / "kernels" / f"{key}.so"
     try:
-        return load_library(place, tuple(ARGUMENTS), lambda working: _compiled(command, working))
+        return load_library(
+            place, tuple(ARGUMENTS), lambda working: _compile_library(command, working)
+        )
     except OSError as error:
         raise NotBuilt(f"no library can be written or loaded: {error}") from None
 
@@ -132,13 +134,13 @@ def _need_the_openmp_of_torch() -> None:
         raise NotBuilt("torch has not loaded GCC's OpenMP library (libgomp.so.1)") from None
 
 
-def _compiled(command: list[str], working: Path) -> Path:
+def _compile_library(command: list[str], working: Path) -> Path:
     made = working / "kernels.so"
-    _output([*command, "-o", str(made), "-lm"])
+    _compiler_output([*command, "-o", str(made), "-lm"])
     return made
 
 
-def _output(command: list[str]) -> str:
+def _compiler_output(command: list[str]) -> str:
     """What a run of the compiler says; raises NotBuilt with its first complaint where it fails."""
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)

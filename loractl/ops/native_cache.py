@@ -43,14 +43,14 @@ def load_library(place: Path, names: tuple[str, ...], compile_into: Compile) -> 
     try:
         make_private_directory(place.parent)
         with making_in_cache(place.parent) as working:
-            os.replace(_sealed(compile_into(working)), place)
+            os.replace(_seal_library(compile_into(working)), place)
         return _open_trusted(place, names)
     except OSError:
         with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:
-            return _open_trusted(_sealed(compile_into(Path(working))), names)
+            return _open_trusted(_seal_library(compile_into(Path(working))), names)
 
 
-def _sealed(library: Path) -> Path:
+def _seal_library(library: Path) -> Path:
     """Append the hash, and take the file from everybody else, whatever the umask was."""
     with library.open("r+b") as file:
         os.fchmod(file.fileno(), 0o600)
@@ -71,7 +71,7 @@ def _open_trusted(place: Path, names: tuple[str, ...]) -> ctypes.CDLL:
     except BaseException:
         os.close(descriptor)
         raise
-    library = _map(descriptor, content)
+    library = _map_library(descriptor, content)
     for name in names:
         if not hasattr(library, name):
             raise OSError(f"{place}: lacks {name}")
@@ -97,7 +97,7 @@ def _require_private(found: os.stat_result, path: Path) -> None:
         raise OSError(f"{path}: others may write to it")
 
 
-def _map(descriptor: int, content: bytes) -> ctypes.CDLL:
+def _map_library(descriptor: int, content: bytes) -> ctypes.CDLL:
     """Load what was checked. The descriptor stays open for the life of the process: the loader
     knows libraries by their names, and this one's must not come to mean another file."""
     by_descriptor = Path(f"/proc/self/fd/{descriptor}")

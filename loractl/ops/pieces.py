@@ -23,7 +23,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu")
 """In the order of kernels.c."""
 
 
-def _library(first: Tensor, *others: Tensor | None) -> CDLL | None:
+def _library_for(first: Tensor, *others: Tensor | None) -> CDLL | None:
     """kernels.c, where all are of one dtype on the CPU and the numbers of a row side by side."""
     dtype = first.dtype
     for x in (first, *others):
@@ -32,13 +32,13 @@ def _library(first: Tensor, *others: Tensor | None) -> CDLL | None:
     return native.compiled(dtype)
 
 
-def _heads(x: Tensor) -> tuple[int, int, int]:
+def _head_strides(x: Tensor) -> tuple[int, int, int]:
     """Where the rows of x (N, h) or (N, heads, h) lie: address and two strides."""
     assert x.dim() in (2, 3), x.shape
     return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0
 
 
-def _matrix(x: Tensor) -> tuple[int, int]:
+def _matrix_place(x: Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.stride(0)
 
 
@@ -52,7 +52,7 @@ def rms_norm(
     `offset` 0 the row is rounded to its dtype before the weight (LlamaRMSNorm of transformers);
     with another the weight is offset + weight and all is float32 until y (GemmaRMSNorm: 1).
     """
-    if found := _library(x, weight, out):
+    if found := _library_for(x, weight, out):
         rstd = torch.empty(x.shape[:-1], dtype=torch.float32)
         return _rms_norm(found, x, rstd, weight, offset=offset, out=out, eps=eps), rstd
     rstd = torch.rsqrt(x.float().pow(2).mean(-1) + eps)
@@ -63,11 +63,11 @@ def rms_norm_again(
     x: Tensor, rstd: Tensor, weight: Tensor, *, offset: float = 0.0, out: Tensor | None = None
 ) -> Tensor:
     """y of `rms_norm` once more, bit for bit, from the rstd that it returned."""
-    if found := _library(x, weight, out):
+    if found := _library_for(x, weight, out):
         return _rms_norm(found, x, rstd, weight, offset=offset, out=out, eps=None)
     normed = x.float() * rstd.unsqueeze(-1)  # (N, h)
     y = normed.to(x.dtype) * weight if offset == 0.0 else normed * (offset + weight.float())
-    return _into(out, y.to(x.dtype))
+    return _copy_into(out, y.to(x.dtype))
 
 
 def _rms_norm(
@@ -81,12 +81,12 @@ def _rms_norm(
     eps: float | None,
 ) -> Tensor:
     """Without eps, rstd is read and not written."""
-    y = _like(x, out)
+    y = _out_like(x, out)
     assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
     assert rstd.shape == x.shape[:-1] and rstd.is_contiguous(), (rstd.shape, x.shape)
     n, heads, h = (x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1])
     found.rms_norm(
-        *(*_heads(x), weight.data_ptr(), *_heads(y), rstd.data_ptr(), n, heads, h),
+        *(*_head_strides(x), weight.data_ptr(), *_head_strides(y), rstd.data_ptr(), n, heads, h),
         *(eps or 0.0, offset, eps is None, torch.get_num_threads()),
     )
     return y
@@ -101,12 +101,18 @@ def rms_norm_backward_(
     already, or zeros. With v = dy * weight: dx += rstd * (v - x * rstd^2 * mean(v * x)).
     """
     assert dx.shape == dy.shape == x.shape, (dx.shape, dy.shape, x.shape)
-    if found := _library(dx, dy, x, weight):
+    if found := _library_for(dx, dy, x, weight):
         assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
         assert rstd.shape == x.shape[:-1] and rstd.is_contiguous(), (rstd.shape, x.shape)
         n, heads, h = (x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1])
         found.rms_norm_backward(
-            *(*_heads(dx), *_heads(dy), *_heads(x), rstd.data_ptr(), weight.data_ptr()),
+            *(
+                *_head_strides(dx),
+                *_head_strides(dy),
+                *_head_strides(x),
+                rstd.data_ptr(),
+                weight.data_ptr(),
+            ),
             *(n, heads, h, offset, torch.get_num_threads()),
         )
         return
@@ -127,9 +133,9 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> No
     assert cos.shape == sin.shape == (n, 2 * half), (cos.shape, sin.shape, x.shape)
     assert 2 * half <= width, (cos.shape, x.shape)
     cos, sin = cos.float(), sin.float()  # exact, and nothing where the caller keeps float32
-    if cos.stride(1) == sin.stride(1) == 1 and cos.is_cpu and (found := _library(x)):
+    if cos.stride(1) == sin.stride(1) == 1 and cos.is_cpu and (found := _library_for(x)):
         found.rotary(
-            *(*_heads(x), *_matrix(cos), *_matrix(sin), n, heads, half),
+            *(*_head_strides(x), *_matrix_place(cos), *_matrix_place(sin), n, heads, half),
             *(inverse, torch.get_num_threads()),
         )
         return
@@ -147,14 +153,14 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> No
 def gated(gate: Tensor, up: Tensor, *, activation: Activation, out: Tensor | None = None) -> Tensor:
     """act(gate) * up (N, m); act(gate) is rounded to the dtype first, as transformers does."""
     assert gate.shape == up.shape, (gate.shape, up.shape)
-    if found := _library(gate, up, out):
-        y, (n, m) = _like(gate, out), gate.shape
+    if found := _library_for(gate, up, out):
+        y, (n, m) = _out_like(gate, out), gate.shape
         found.gated(
-            *(*_matrix(gate), *_matrix(up), *_matrix(y), n, m),
+            *(*_matrix_place(gate), *_matrix_place(up), *_matrix_place(y), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return y
-    return _into(out, _curve(gate.float(), activation).to(gate.dtype) * up)
+    return _copy_into(out, _activation_curve(gate.float(), activation).to(gate.dtype) * up)
 
 
 def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activation) -> None:
@@ -164,14 +170,14 @@ def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activ
     `gated` again: the gradient of what follows needs it, and it need not have been kept.
     """
     assert dact.shape == gate.shape == up.shape, (dact.shape, gate.shape, up.shape)
-    if found := _library(dact, gate, up):
+    if found := _library_for(dact, gate, up):
         n, m = gate.shape
         found.gated_backward(
-            *(*_matrix(dact), *_matrix(gate), *_matrix(up), n, m),
+            *(*_matrix_place(dact), *_matrix_place(gate), *_matrix_place(up), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return
-    act = _curve(gate.float(), activation).to(gate.dtype)
+    act = _activation_curve(gate.float(), activation).to(gate.dtype)
     d_act = dact.float() * up.float()
     d_up, product = dact * act, act * up
     gate.copy_(_curve_backward(d_act, gate.float(), activation))
@@ -181,14 +187,14 @@ def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activ
 
 def activated(x: Tensor, *, activation: Activation, out: Tensor | None = None) -> Tensor:
     """act(x) of x (N, m)."""
-    if found := _library(x, out):
-        y, (n, m) = _like(x, out), x.shape
+    if found := _library_for(x, out):
+        y, (n, m) = _out_like(x, out), x.shape
         found.activated(
-            *(*_matrix(x), *_matrix(y), n, m),
+            *(*_matrix_place(x), *_matrix_place(y), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return y
-    return _into(out, _curve(x, activation))
+    return _copy_into(out, _activation_curve(x, activation))
 
 
 def activated_backward(
@@ -196,17 +202,17 @@ def activated_backward(
 ) -> Tensor:
     """The gradient of x (N, m) from that of act(x); `out` may be either of the two."""
     assert dy.shape == x.shape, (dy.shape, x.shape)
-    if found := _library(dy, x, out):
-        dx, (n, m) = _like(x, out), x.shape
+    if found := _library_for(dy, x, out):
+        dx, (n, m) = _out_like(x, out), x.shape
         found.activated_backward(
-            *(*_matrix(dy), *_matrix(x), *_matrix(dx), n, m),
+            *(*_matrix_place(dy), *_matrix_place(x), *_matrix_place(dx), n, m),
             *(ACTIVATIONS.index(activation), torch.get_num_threads()),
         )
         return dx
-    return _into(out, _curve_backward(dy, x, activation))
+    return _copy_into(out, _curve_backward(dy, x, activation))
 
 
-def _curve(g: Tensor, activation: Activation) -> Tensor:
+def _activation_curve(g: Tensor, activation: Activation) -> Tensor:
     if activation == "silu":
         return F.silu(g)
     return F.gelu(g, approximate="tanh" if activation == "gelu_tanh" else "none")
@@ -243,11 +249,11 @@ def softmax_loss_(
     if n:
         least, greatest = (int(end) for end in targets.aminmax())
         assert least >= 0 and greatest < vocabulary, (least, greatest, vocabulary)
-    if targets.is_cpu and (found := _library(logits)):
+    if targets.is_cpu and (found := _library_for(logits)):
         losses = torch.empty(n, dtype=torch.float32)
         targets = targets.contiguous()
         found.softmax_loss(
-            *(*_matrix(logits), targets.data_ptr(), losses.data_ptr(), n, vocabulary),
+            *(*_matrix_place(logits), targets.data_ptr(), losses.data_ptr(), n, vocabulary),
             *(scale, softcap or 0.0, factor, gradient, torch.get_num_threads()),
         )
         return losses
@@ -276,7 +282,7 @@ def softmax_loss_(
     return losses
 
 
-def _like(x: Tensor, out: Tensor | None) -> Tensor:
+def _out_like(x: Tensor, out: Tensor | None) -> Tensor:
     """`out`, or a new tensor of x's shape whose rows follow each other."""
     if out is None:
         return torch.empty(x.shape, dtype=x.dtype)
@@ -284,5 +290,5 @@ def _like(x: Tensor, out: Tensor | None) -> Tensor:
     return out
 
 
-def _into(out: Tensor | None, y: Tensor) -> Tensor:
+def _copy_into(out: Tensor | None, y: Tensor) -> Tensor:
     return y if out is None else out.copy_(y)

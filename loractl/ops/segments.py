@@ -14,8 +14,8 @@ class Segments:
 
     Padding lies in a span too: in one of its own, or at the end of a row's only example.
 
-    The first `shared` tokens of all may be those of every example (models/sharedstart.py): each
-    span but the first then sees them before its own, which stand at the positions behind them.
+    The first `shared` tokens of all may be those of every example (models/fast/shared_start.py):
+    each span but the first then sees them before its own, which stand at the positions behind them.
     """
 
     rows: int

@@ -23,33 +23,33 @@ SMALL, SMALL_FOR_BOTH = 128 * 1024, 16 * 1024
 
 def across(x: Tensor, A: Tensor) -> Tensor:
     """x A': x (n, d), A (r, d) -> (n, r), in their dtype. Without gradients, as all here."""
-    if found := _library(x, A, rank=len(A), most=MOST_ACROSS):
+    if found := _library_for(x, A, rank=len(A), most=MOST_ACROSS):
         u = x.new_empty(len(x), len(A))
-        _thin(found, x, len(A), A=A, u=u)
+        _call_thin(found, x, len(A), A=A, u=u)
         return u
     return x @ A.T
 
 
 def down(x: Tensor, t: Tensor) -> Tensor:
     """t' x: x (n, d), t (n, r) -> (r, d), in their dtype or, by thin.c, in float32."""
-    if found := _library(x, t, rank=t.shape[1], most=MOST_DOWN):
+    if found := _library_for(x, t, rank=t.shape[1], most=MOST_DOWN):
         y = torch.empty(t.shape[1], x.shape[1])
-        _thin(found, x, len(y), t=t, y=y)
+        _call_thin(found, x, len(y), t=t, y=y)
         return y
     return t.T @ x
 
 
 def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
     """`down`; and scale * `across` is written to u (n, r), which may be part of wider rows."""
-    if found := _library(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
+    if found := _library_for(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
         y = torch.empty(A.shape)
-        _thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
+        _call_thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
         return y
     u.copy_((x @ A.T).mul_(scale))
     return t.T @ x
 
 
-def _library(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDLL | None:
+def _library_for(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDLL | None:
     if not gemm.serves_here(x.dtype) or len(x) < gemm.FEW_ROWS:
         return None
     small = SMALL_FOR_BOTH if most == MOST_OF_BOTH else SMALL
@@ -61,7 +61,7 @@ def _library(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDLL | 
     return native.compiled(x.dtype)
 
 
-def _thin(
+def _call_thin(
     found: ctypes.CDLL, x: Tensor, r: int, *, A: Tensor | None = None, u: Tensor | None = None,
     t: Tensor | None = None, y: Tensor | None = None, scale: float = 1.0,
 ) -> None:  # fmt: skip
@@ -71,10 +71,19 @@ def _thin(
     assert y is None or (y.is_contiguous() and y.dtype == torch.float32)
     space = torch.empty(found.thin_workspace(n, r, d) if t is not None else 0)
     found.thin(
-        *(*_matrix(x), n, d, r, *_matrix(A), scale, *_matrix(u), *_matrix(t)),
+        *(
+            *_matrix_place(x),
+            n,
+            d,
+            r,
+            *_matrix_place(A),
+            scale,
+            *_matrix_place(u),
+            *_matrix_place(t),
+        ),
         *(y.data_ptr() if y is not None else None, space.data_ptr(), torch.get_num_threads()),
     )
 
 
-def _matrix(one: Tensor | None) -> tuple[int | None, int]:
+def _matrix_place(one: Tensor | None) -> tuple[int | None, int]:
     return (one.data_ptr(), one.stride(0)) if one is not None else (None, 0)

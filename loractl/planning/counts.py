@@ -77,14 +77,14 @@ def file_bytes(
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in sorted(tensors):
-        start, end = end, end + width * _product(tensors[name])
+        start, end = end, end + width * _product_of(tensors[name])
         dtype = {2: "BF16", 4: "F32"}[width]
         header[name] = {"dtype": dtype, "shape": tensors[name], "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return LARGEST_HEADER_FIELD + -(-length // 8) * 8 + end
 
 
-def _product(sizes: tuple[int, ...]) -> int:
+def _product_of(sizes: tuple[int, ...]) -> int:
     result = 1
     for size in sizes:
         result *= size

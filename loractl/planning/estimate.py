@@ -36,9 +36,9 @@ def report(
     name: str, shape: ModelShape, request: Request, *, tasks: int = 1, pace: Pace | None = None
 ) -> dict[str, Any]:
     """Everything that can be said of a request before torch is loaded. Bytes are plain integers."""
-    methods = {method: _method(shape, request, method) for method in METHODS}
+    methods = {method: _describe_method(shape, request, method) for method in METHODS}
     found: dict[str, Any] = {
-        "model": _model(name, shape),
+        "model": _describe_model(name, shape),
         "settings": {
             **asdict(request),
             "alpha": request.spec.alpha,
@@ -47,7 +47,7 @@ def report(
         "chosen": chosen(request),
         "methods": methods,
         "disk": disk(shape, request, tasks),
-        "flops_per_step": _flops(shape, request),
+        "flops_per_step": _describe_flops(shape, request),
         "inference_bytes": {
             packed: inference_bytes(shape, plan_of(shape, request, "lora"), packed)
             for packed in ("none", "nf4", "nf4-double", "int8")
@@ -66,7 +66,7 @@ def report(
     return found
 
 
-def _model(name: str, shape: ModelShape) -> dict[str, Any]:
+def _describe_model(name: str, shape: ModelShape) -> dict[str, Any]:
     return {
         "name": name,
         "architecture": shape.architecture,
@@ -84,7 +84,7 @@ def _model(name: str, shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def _method(shape: ModelShape, request: Request, method: str) -> dict[str, Any]:
+def _describe_method(shape: ModelShape, request: Request, method: str) -> dict[str, Any]:
     ranks = ranks_of(shape, request)
     plan = plan_of(shape, request, method, ranks=ranks)
     memory = memory_of(shape, request, method, ranks=ranks)
@@ -146,7 +146,7 @@ def disk(shape: ModelShape, request: Request, tasks: int) -> dict[str, Any]:
     }
 
 
-def _flops(shape: ModelShape, request: Request) -> dict[str, Any]:
+def _describe_flops(shape: ModelShape, request: Request) -> dict[str, Any]:
     found = counts.flops(
         shape, ranks_of(shape, request), batch=request.batch, length=request.length
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from loractl.models.fast.architectures import MODEL_TYPES
 from loractl.models.shape.types import ModelShape
-from loractl.ops.chunks import query_rows, together
+from loractl.ops.chunks import examples_together, query_rows
 from loractl.planning.frameworks import Framework
 from loractl.planning.work import Roles, Work
 
@@ -43,7 +43,7 @@ def takes(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: 
 
 def layer(shape: ModelShape, roles: Roles, work: Work) -> int:
     """Bytes a token that one layer keeps (`_Kept`), apart from its input."""
-    q, kv = _widths(shape)
+    q, kv = _head_widths(shape)
     values = q + 2 * kv + q  # q, k and v; what attention gave
     values += shape.hidden + 2 * shape.intermediate  # the sum after attention; gate and up
     values += sum(rank for rank, _, _ in roles.values())
@@ -51,7 +51,7 @@ def layer(shape: ModelShape, roles: Roles, work: Work) -> int:
     if shape.qk_norm:
         values += q + kv  # as they were before their norms
         statistics += shape.heads + shape.kv_heads
-    if _sandwiched(shape):
+    if _has_four_norms(shape):
         values += 2 * shape.hidden
         statistics += 2
     if flash(shape, work) or (work.on_cpu and work.width == 4):
@@ -85,26 +85,26 @@ def temporaries(shape: ModelShape, roles: Roles, work: Work) -> int:
     keeps: the gradient that comes in, or with checkpointing the output that is made again, too."""
     h, n = shape.hidden, work.real_tokens
     forward = 3 * h + shape.intermediate  # at the end: input and product of the MLP, twice its sum
-    forward += h if _scaled(shape) else 0
+    forward += h if _scales_residual(shape) else 0
     plain = 0 if work.on_cpu else 8 * shape.intermediate  # bytes: the gate in float32, twice
     again = h if work.checkpointing else 0
     moments = [work.width * (forward + again) * n + plain * n]
-    moments += (work.width * again * n + one for one in _backward(shape, roles, work))
+    moments += (work.width * again * n + one for one in _backward_moments(shape, roles, work))
     return max(moments)
 
 
-def _backward(shape: ModelShape, roles: Roles, work: Work) -> Iterator[int]:
-    """Bytes of the moments of `_backward` that can be its worst."""
+def _backward_moments(shape: ModelShape, roles: Roles, work: Work) -> Iterator[int]:
+    """Bytes of the moments of `_layer_backward` that can be its worst."""
     h, n, w = shape.hidden, work.real_tokens, work.width
-    q, kv = _widths(shape)
+    q, kv = _head_widths(shape)
     of_qkv, of_o, of_mlp, of_down = (
         sum(roles[role][0] for role in group if role in roles) for group in GROUPS
     )
-    drop_qkv, drop_o, drop_mlp, drop_down = (_dropping(roles, group, work) for group in GROUPS)
+    drop_qkv, drop_o, drop_mlp, drop_down = (_dropout_bytes(roles, group, work) for group in GROUPS)
     dy = h
-    d_out = h if _scaled(shape) or _sandwiched(shape) else 0
+    d_out = h if _scales_residual(shape) or _has_four_norms(shape) else 0
     # Formulas of torch in place of the loops of kernels.c, as on CUDA: their float32 steps.
-    of_norm, of_gate, of_rotary = (0, 0, 0) if work.on_cpu else _plain(w)
+    of_norm, of_gate, of_rotary = (0, 0, 0) if work.on_cpu else _formula_bytes(w)
     yield (w * (dy + d_out + of_down + shape.intermediate) + of_gate * shape.intermediate) * n
     yield (w * (dy + d_out + of_down + shape.intermediate) + drop_down) * n
     yield (w * (dy + d_out + of_mlp + 2 * h) + drop_mlp) * n
@@ -119,7 +119,7 @@ def _backward(shape: ModelShape, roles: Roles, work: Work) -> Iterator[int]:
     yield (w * (dy + h + q + 2 * kv + of_qkv + 2 * h) + max(of_norm * h, drop_qkv)) * n
 
 
-def _dropping(roles: Roles, group: tuple[str, ...], work: Work) -> int:
+def _dropout_bytes(roles: Roles, group: tuple[str, ...], work: Work) -> int:
     """Bytes a token that layers of one input take, one after another, while the gradient of that
     input is made: what goes through the adapter; in formulas of torch also it with dropout, and
     the mask."""
@@ -129,7 +129,7 @@ def _dropping(roles: Roles, group: tuple[str, ...], work: Work) -> int:
     return d_in * (work.width if work.on_cpu else 2 * work.width + 1)
 
 
-def _plain(width: int) -> tuple[int, int, int]:
+def _formula_bytes(width: int) -> tuple[int, int, int]:
     """Bytes a value that `pieces.py` takes in torch's own formulas for the gradients of a norm, of
     a gated activation and of a rotation."""
     return (12, 20, 12) if width == 4 else (16, 18, 16)
@@ -137,15 +137,15 @@ def _plain(width: int) -> tuple[int, int, int]:
 
 def _attention_backward(shape: ModelShape, work: Work) -> int:
     """Bytes that the gradients of attention take with their own, dq, dk and dv."""
-    (q, kv), n, w = _widths(shape), work.real_tokens, work.width
+    (q, kv), n, w = _head_widths(shape), work.real_tokens, work.width
     if flash(shape, work):
         repeated = 2 * q if kv != q else 0
         return (w * (q + 2 * kv + repeated) + 4 * q + 4 * shape.heads) * n  # and dq in float32
-    # Query heads that share a kv head: all is put into slots (`attentionpack.Pack`).
+    # Query heads that share a kv head: all is put into slots (`attention.packing.Pack`).
     slots = 3 * q + 4 * kv if packed(shape) else q + 2 * kv
     found = 0
     for window in shape.windows:
-        scores, masks, making = _scores(shape, work, window)
+        scores, masks, making = _score_bytes(shape, work, window)
         found = max(found, w * slots * n + scores + masks + making)
     return found
 
@@ -155,9 +155,9 @@ def packed(shape: ModelShape) -> bool:
     return shape.kv_heads < shape.heads
 
 
-def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
+def _score_bytes(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int, int]:
     """Bytes of the scores of a block of queries, their gradients and a product of them
-    (`attentionblocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
+    (`attention.blocks.Scratch`), of the masks of all kinds of blocks, and of one mask while it is
     made."""
     longest = work.longest_example
     block = min(query_rows(work.width), longest)
@@ -172,14 +172,14 @@ def _scores(shape: ModelShape, work: Work, window: int | None) -> tuple[int, int
     scores = work.width * count * shape.heads * block * widest
     if packed(shape):
         of_one = work.width * shape.heads * block * longest
-        scores *= together(of_one, work.real_tokens // longest)
+        scores *= examples_together(of_one, work.real_tokens // longest)
     elif work.on_cpu and work.width == 4:
         scores += work.width * shape.heads * max(block, widest) * shape.head_dim
     return scores, work.width * sum(masks), UNDER_WAY * max(masks)
 
 
 def flash(shape: ModelShape, work: Work) -> bool:
-    """Whether attention goes to torch's kernel for CUDA (`ops/attentionvarlen.py`)."""
+    """Whether attention goes to torch's kernel for CUDA (`ops/attention/varlen.py`)."""
     narrow = shape.head_dim % 8 == 0 and shape.head_dim <= 256
     return not work.on_cpu and work.width == 2 and not shape.eager and narrow
 
@@ -191,15 +191,15 @@ def final_norm(shape: ModelShape, work: Work) -> int:
     return round(shape.hidden * (OF_FINAL_NORM * work.real_tokens - gone))
 
 
-def _widths(shape: ModelShape) -> tuple[int, int]:
+def _head_widths(shape: ModelShape) -> tuple[int, int]:
     """Of q, and of k or v, all heads together."""
     return shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
 
-def _sandwiched(shape: ModelShape) -> bool:
+def _has_four_norms(shape: ModelShape) -> bool:
     return shape.norms == 4
 
 
-def _scaled(shape: ModelShape) -> bool:
+def _scales_residual(shape: ModelShape) -> bool:
     """Whether attention and MLP are multiplied before they are added (`Shape.residual`)."""
     return shape.architecture == "granite"

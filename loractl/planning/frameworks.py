@@ -29,7 +29,7 @@ class Framework:
     quantizes: str  # linear: those of the blocks; head: and the head; adapted: where adapters are
     dequantized: int  # copies of a matrix that live while it is multiplied
     unties: bool  # a tied head gets a weight of its own
-    own_ops: bool  # layers by ops/block.py, attention by segments, adapters by ops/lora_linear.py
+    own_ops: bool  # layers by ops/layer, attention by segments, adapters by ops/lora_linear.py
     source: str
 
 
@@ -39,7 +39,7 @@ LORACTL = Framework(
     # log-probabilities, their gradient and that of the logits, each in float32
     logits_kept=0, logits_peak=12, logits_strip=0, strip=0, logits_after=0,
     graph_lives=False, quantizes="linear", dequantized=1, unties=False, own_ops=True,
-    source="loractl: ops/block.py, ops/cross_entropy.py, ops/attention.py, ops/lora_linear.py",
+    source="loractl: ops/layer, ops/cross_entropy.py, ops/attention, ops/lora_linear.py",
 )  # fmt: skip
 FRAMEWORKS: dict[str, Framework] = {
     "loractl": LORACTL,

@@ -1,8 +1,8 @@
 """What one micro-batch keeps for its backward pass, and what it takes besides while it computes.
 
-How its layers are computed decides it: by hand in fastlayers.py, as transformers wrote them in
-layers.py. Tests compare the counts with what autograd keeps of real models, and with what torch's
-allocator gives out.
+How its layers are computed decides it: by hand in fast_layer_bytes.py, as transformers wrote them
+in layer_bytes.py. Tests compare the counts with what autograd keeps of real models, and with what
+torch's allocator gives out.
 """
 
 from collections.abc import Mapping
@@ -36,10 +36,13 @@ def kept(
 def _by_hand(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
-    """The layers of fastlayers.py: of real tokens alone, since padding never enters them."""
+    """The layers of fast_layer_bytes.py: of real tokens alone, since padding never enters them."""
     tokens, width = work.real_tokens, work.width
     by_layer = _roles_by_layer(shape, adapted)
-    deep = [by_layer.get(layer, {}) for layer in range(_lowest(shape, adapted, work), shape.layers)]
+    deep = [
+        by_layer.get(layer, {})
+        for layer in range(_lowest_adapted(shape, adapted, work), shape.layers)
+    ]
     known = {str(roles): roles for roles in deep}  # layers with the same adapters keep as much
     costs = {key: fast_layer_bytes.layer(shape, roles, work) for key, roles in known.items()}
     largest = max(costs.values(), default=0)
@@ -69,7 +72,7 @@ def _by_transformers(
 ) -> Kept:
     if framework.own_ops and work.formula != "dora" and not (work.quantized or shape.experts):
         work = replace(work, dropout=0.0)  # `lora_linear` keeps nothing of it
-    lowest, by_layer = _lowest(shape, adapted, work), _roles_by_layer(shape, adapted)
+    lowest, by_layer = _lowest_adapted(shape, adapted, work), _roles_by_layer(shape, adapted)
     costs: dict[str, float] = {}  # blocks with the same adapters keep as much
     per_layer = []
     for layer in range(lowest, shape.layers):
@@ -106,7 +109,7 @@ def _from_start(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> bo
     return work.full or work.whole_embedding or tables
 
 
-def _lowest(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> int:
+def _lowest_adapted(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> int:
     """The lowest layer with an adapter: below it nothing needs a gradient, and nothing is kept."""
     if _from_start(shape, adapted, work):
         return 0

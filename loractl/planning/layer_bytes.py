@@ -21,7 +21,7 @@ BY_SEGMENTS = frozenset({
     "llama", "granite", "smollm3", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
     "gemma", "gemma2", "gemma3_text", "olmo2", "phi3", "phi", "starcoder2", "gpt2", "gpt_neox",
 })  # fmt: skip
-"""Architectures that `models/attention.py` makes attend by segments."""
+"""Architectures that `models/segments/install.py` makes attend by segments."""
 
 
 def _packed_inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
@@ -53,9 +53,13 @@ def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framewo
     of_mlp = any(role in INTO_MLP + OUT_OF_MLP for role in roles)
     if any(role in QKV for role in roles):
         if work.dropout or framework.dropout:  # nor is there a mask of what was dropped
-            of_norm += _mask(work) * _read({r: roles[r] for r in QKV if r in roles}, framework)
-        return of_norm + (_mlp(shape, {}, work, framework) if shape.parallel and not of_mlp else 0)
-    attention = _attention(shape, {}, work, framework)
+            of_norm += _mask_bytes(work) * _values_read(
+                {r: roles[r] for r in QKV if r in roles}, framework
+            )
+        return of_norm + (
+            _mlp_bytes(shape, {}, work, framework) if shape.parallel and not of_mlp else 0
+        )
+    attention = _attention_bytes(shape, {}, work, framework)
     if "o" in roles:
         copied = work.eager or shape.eager or shape.rotary == "part"
         own = 0 if copied and not by_segments(shape, framework) else 1
@@ -63,7 +67,7 @@ def before_first(shape: ModelShape, roles: Roles, work: Work, framework: Framewo
     both = of_norm if shape.parallel else 2 * of_norm
     if any(role in INTO_MLP for role in roles):
         return both + attention
-    return both + attention + _mlp(shape, {}, work, framework)
+    return both + attention + _mlp_bytes(shape, {}, work, framework)
 
 
 def norm(shape: ModelShape, work: Work) -> int:
@@ -78,16 +82,16 @@ def norm(shape: ModelShape, work: Work) -> int:
 def block(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     """Bytes a token that one block keeps."""
     return (
-        _norms(shape, work)
-        + _inputs(shape, roles, work, framework)
-        + _attention(shape, roles, work, framework)
-        + _mlp(shape, roles, work, framework)
-        + _adapters(roles, work, framework)
+        _norm_bytes(shape, work)
+        + _input_bytes(shape, roles, work, framework)
+        + _attention_bytes(shape, roles, work, framework)
+        + _mlp_bytes(shape, roles, work, framework)
+        + _adapter_bytes(roles, work, framework)
         + (_packed_inputs(shape, roles, work, framework) if work.quantized else 0)
     )
 
 
-def _norms(shape: ModelShape, work: Work) -> float:
+def _norm_bytes(shape: ModelShape, work: Work) -> float:
     # Two norms side by side (GPT-NeoX, Falcon) keep the same input.
     total: float = norm(shape, work) * (1 if shape.parallel else shape.norms)
     if shape.qk_norm:
@@ -97,7 +101,7 @@ def _norms(shape: ModelShape, work: Work) -> float:
     return total
 
 
-def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
+def _input_bytes(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     """Inputs of linear layers that a gradient of weights needs, apart from what is kept anyway."""
     w, h = work.width, shape.hidden
     if work.full:
@@ -110,26 +114,26 @@ def _inputs(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -
     if dropout or (framework.casts_input and w != 4):
         # Each adapter has a copy of its own, in float32 or with some values dropped; and the mask.
         copy = 4 if framework.casts_input else w
-        mask = _mask(work) if dropout else 0
-        return (copy + mask) * _read(roles, framework)
+        mask = _mask_bytes(work) if dropout else 0
+        return (copy + mask) * _values_read(roles, framework)
     groups = [any(role in roles for role in group) for group in (QKV, INTO_MLP)]
     # A block with one norm gives both the same input.
     return w * h * (max(groups) if shape.norms == 1 else sum(groups))
 
 
-def _read(roles: Roles, framework: Framework) -> int:
+def _values_read(roles: Roles, framework: Framework) -> int:
     """Values that adapters read a token, each its own copy; a fused q, k and v has one adapter."""
     widths = [d_in for role, (_, d_in, _) in roles.items() if role not in QKV]
     of_qkv = [roles[role][1] for role in QKV if role in roles]
     return sum(widths) + (max(of_qkv, default=0) if framework.fused_qkv else sum(of_qkv))
 
 
-def _mask(work: Work) -> int:
+def _mask_bytes(work: Work) -> int:
     """Bytes a value of what dropout keeps."""
     return work.width if work.on_cpu else 1
 
 
-def _attention(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
+def _attention_bytes(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     w, q = work.width, shape.heads * shape.head_dim
     kv = shape.kv_heads * shape.head_dim
     falcon = shape.architecture == "falcon"  # repeats k and v, and always makes a mask
@@ -160,7 +164,7 @@ def _attention(shape: ModelShape, roles: Roles, work: Work, framework: Framework
 
 
 def by_segments(shape: ModelShape, framework: Framework) -> bool:
-    """Whether attention is that of `ops/attention.py`, which keeps its three inputs and its output
+    """Whether attention is that of `ops/attention`, which keeps its three inputs and its output
     alone, and needs neither a mask nor k and v repeated."""
     return framework.own_ops and shape.architecture in BY_SEGMENTS
 
@@ -169,11 +173,13 @@ def _is_fused(shape: ModelShape) -> bool:
     return any(module.role == "qkv" for module in shape.modules[:8])
 
 
-def _mlp(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
+def _mlp_bytes(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> float:
     w, inner = work.width, shape.intermediate
     last = work.full or any(role in roles for role in OUT_OF_MLP)
     if framework.own_ops and work.dropout:
-        last = False  # the adapter keeps a copy with some values dropped, which `_inputs` counts
+        last = (
+            False  # the adapter keeps a copy with some values dropped, which `_input_bytes` counts
+        )
     if shape.experts:
         # Of each active expert: gate, activation and up, and the output that is weighted.
         one = 3 * shape.experts.intermediate + shape.hidden
@@ -189,12 +195,12 @@ def _mlp(shape: ModelShape, roles: Roles, work: Work, framework: Framework) -> f
     return w * inner * (factor + (1 if last and shape.activation != "relu" else 0))
 
 
-def _adapters(roles: Roles, work: Work, framework: Framework) -> float:
+def _adapter_bytes(roles: Roles, work: Work, framework: Framework) -> float:
     w = 4 if framework.casts_input else work.width
     total = 0.0
     for role, (rank, _, d_out) in roles.items():
         if role in EXPERTS:
-            continue  # `_mlp` counts them: a token goes through several
+            continue  # `_mlp_bytes` counts them: a token goes through several
         total += w * rank
         if work.formula == "dora":
             total += work.width * d_out  # what its gain multiplies

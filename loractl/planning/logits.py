@@ -23,14 +23,14 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
     strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
     rows = work.width * shape.hidden * n  # that enter
-    return _chunk(shape, work, framework) + strip + of_weight + rows
+    return _chunk_bytes(shape, work, framework) + strip + of_weight + rows
 
 
 def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
     """Bytes of logits that live on while the blocks go backward: on a CPU the memory of a chunk,
-    which the next step uses again (ops/memory.py)."""
+    which the next step uses again (ops/held_memory.py)."""
     if _in_chunks(shape, adapted, work, framework):
-        return _chunk(shape, work, framework) if work.on_cpu else 0
+        return _chunk_bytes(shape, work, framework) if work.on_cpu else 0
     return round(framework.logits_kept * shape.vocabulary * losses(work, framework))
 
 
@@ -51,7 +51,7 @@ def losses(work: "Work", framework: Framework) -> float:
     return work.tokens * (work.trained_share if framework.trained_only else 1)
 
 
-def _chunk(shape: ModelShape, work: "Work", framework: Framework) -> int:
+def _chunk_bytes(shape: ModelShape, work: "Work", framework: Framework) -> int:
     n = round(losses(work, framework))
     rows = min(n, chunk_rows(n, shape.vocabulary, work.width))
     return work.width * shape.vocabulary * rows

@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the training rows; `counted` says how their tokens were."""
+    """What is known of the training rows; `row_counts` finds it, `counted` says how."""
 
     rows: int
     tokens: int | None = None
@@ -67,11 +67,11 @@ def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice
     return {
         "rank": rank,
         "alpha": Choice(2 * rank.value, "alpha follows the rank: 2 r", OURS),
-        "sweep": _sweep(task, rank.value),
-        "target_modules": _targets(task),
+        "sweep": _choose_sweep(task, rank.value),
+        "target_modules": _choose_targets(task),
         "learning_rate": _learning_rate(shape, data),
         "effective_batch": _effective_batch(data),
-        "epochs": _epochs(data),
+        "epochs": _choose_epochs(data),
         "max_length": _max_length(shape, data),
     }
 
@@ -98,7 +98,7 @@ def rank_of(task: str, shape: ModelShape, data: Rows | None) -> Choice:
     return Choice(rank, reason, f"{OURS}; {LORA}, table 6")
 
 
-def _sweep(task: str, rank: int) -> Choice:
+def _choose_sweep(task: str, rank: int) -> Choice:
     low, high = SWEEPS[task]
     wide = (min(low, rank), max(high, rank))
     tried = [2**n for n in range(11) if wide[0] <= 2**n <= wide[1]]
@@ -110,7 +110,7 @@ def _sweep(task: str, rank: int) -> Choice:
     )
 
 
-def _targets(task: str) -> Choice:
+def _choose_targets(task: str) -> Choice:
     known = (
         "every linear layer learns most, the MLP above all, and attention alone loses even with as"
         " many parameters: choose all-linear unless memory is short"
@@ -145,7 +145,7 @@ def _effective_batch(data: Rows | None) -> Choice:
     )  # fmt: skip
 
 
-def _epochs(data: Rows | None) -> Choice:
+def _choose_epochs(data: Rows | None) -> Choice:
     if data is None:
         return Choice(1, "the number of rows is not known; give --data-size or --data", OURS)
     if data.rows < FEW:
@@ -192,7 +192,7 @@ def capacity(shape: ModelShape, request: Request, data: Rows | None) -> Choice |
     verdict = "room enough" if value <= 1 else "more than it holds: it will not learn all by heart"
     if value > 1:
         needed = next(
-            (r for r in (2**n for n in range(17)) if _holds(shape, request, r) >= asked), None
+            (r for r in (2**n for n in range(17)) if _bits_held(shape, request, r) >= asked), None
         )
         verdict += f"; rank {needed} on these modules would hold them" if needed else ""
     return Choice(
@@ -203,6 +203,6 @@ def capacity(shape: ModelShape, request: Request, data: Rows | None) -> Choice |
     )
 
 
-def _holds(shape: ModelShape, request: Request, rank: int) -> int:
+def _bits_held(shape: ModelShape, request: Request, rank: int) -> int:
     ranks = ranks_of(shape, replace(request, rank=rank))
     return BITS_A_PARAMETER * counts.trained(shape, ranks)

@@ -21,7 +21,7 @@ def count(path: str, model: str) -> Rows:
 
     Raises DataError for rows that cannot be read, ModelError for a tokenizer that cannot.
     """
-    tokenizer = _tokenizer(model)
+    tokenizer = _read_tokenizer(model)
     lengths = []
     read: Callable[[formats.Fields], Conversation] | None = None
     for row in sources.read(path):
@@ -49,7 +49,7 @@ def count(path: str, model: str) -> Rows:
     return Rows(len(lengths), sum(lengths), lengths[-1], p99, counted)
 
 
-def _tokenizer(model: str) -> Any:
+def _read_tokenizer(model: str) -> Any:
     directory = directory_of(model)
     if directory is None:
         return None

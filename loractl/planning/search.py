@@ -29,13 +29,13 @@ def fits(shape: ModelShape, request: Request, memory: float, most: int) -> list[
     """Every method with and without checkpointing: the largest micro-batch up to `most`."""
     ranks = ranks_of(shape, request)
     return [
-        _fit(shape, request, ranks, method, checkpointing, memory, most)
+        _fit_of(shape, request, ranks, method, checkpointing, memory, most)
         for method in ORDER
         for checkpointing in (False, True)
     ]
 
 
-def _fit(
+def _fit_of(
     shape: ModelShape,
     request: Request,
     ranks: Mapping[str, ModuleRank],

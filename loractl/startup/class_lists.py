@@ -3,11 +3,12 @@
 Whenever it is imported, transformers reads 1,640 source files for the names of their classes, and
 reads them again for `transformers.models`: 0.5 s each time of the 6 that a start takes. It asks
 once more in `transformers.processing_utils`, which every model imports, and remembers its own
-answer then, but not one of ours: that import has to be within `kept` too.
+answer then, but not one of ours: that import has to be within `keep_list` too.
 
-Here the list lies in a file of the cache, with what tells whether it still holds: names, times and
-sizes of all those sources. Where it does not, or a version of transformers goes about it otherwise,
-it reads them as it always did.
+So `define_import_structure` of `transformers.utils.import_utils` is patched, and put back when the
+imports are done. In its place the list lies in a file of the cache, with what tells whether it
+still holds: names, times and sizes of all those sources. Where it does not, or a version of
+transformers goes about it otherwise, it reads them as it always did.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ Listed = Mapping[frozenset[str], Mapping[str, set[str]]]
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def keep_list() -> Iterator[None]:
     """Give transformers the list while it is imported, and leave it as it was.
 
     Within another of its kind it does nothing.
@@ -55,7 +56,7 @@ def kept() -> Iterator[None]:
     if MODULE in sys.modules:
         take_over(sys.modules[MODULE])
     try:
-        with importers.instead(MODULE, run_and_take_over):
+        with importers.run_instead(MODULE, run_and_take_over):
             yield
     finally:
         for module, own in taken:
@@ -80,14 +81,14 @@ def _from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
         if rest or options != wanted:
             return own(path, *rest, **options)
         try:
-            return _prefixed(everything(), prefix)
+            return _with_prefix(everything(), prefix)
         except (AttributeError, TypeError, ValueError, OSError):
             return own(path, *rest, **options)
 
     return listed
 
 
-def _prefixed(everything: Listed, prefix: str) -> Listed:
+def _with_prefix(everything: Listed, prefix: str) -> Listed:
     return {
         needs: {prefix + name: set(classes) for name, classes in modules.items()}
         for needs, modules in everything.items()
@@ -96,7 +97,7 @@ def _prefixed(everything: Listed, prefix: str) -> Listed:
 
 def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
     of_this = hashlib.sha256(str(models).encode()).hexdigest()[:16]
-    place, state = cache_home() / "transformers" / f"{of_this}.json", _state(models)
+    place, state = cache_home() / "transformers" / f"{of_this}.json", _sources_state(models)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         there = json.loads(place.read_text("utf-8"))
         if there["state"] == state:
@@ -110,11 +111,11 @@ def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
         for needs, modules in made.items()
     ]
     with contextlib.suppress(OSError):  # then it is made again the next time
-        _write(place, json.dumps({"state": state, "listed": listed}))
+        _write_list(place, json.dumps({"state": state, "listed": listed}))
     return made
 
 
-def _state(models: Path) -> str:
+def _sources_state(models: Path) -> str:
     """Changes with each source file of the models, and with how they are listed."""
     digest = hashlib.sha256()
     each = (path for path in models.iterdir() if path.is_dir())
@@ -126,7 +127,7 @@ def _state(models: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(place: Path, text: str) -> None:
+def _write_list(place: Path, text: str) -> None:
     """By one rename, so that no other process reads a part."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with making_in_cache(place.parent) as working:

@@ -2,8 +2,9 @@
 
 transformers and torch's optimizers import it, 0.7 s of a start, for names that do nothing as long
 as nothing is compiled: `disable` a function for the compiler, mark one, `graph_break`. Here the
-module stands in its place with those names alone, and becomes the real one as soon as it is asked
-for anything else, a module inside it included. What was disabled or marked by then is so.
+entry `torch._dynamo` of `sys.modules` is a module with those names alone, and becomes the real one
+as soon as it is asked for anything else, a module inside it included; what was disabled or marked
+by then is so. Nothing else of torch is patched.
 """
 
 import functools
@@ -23,12 +24,12 @@ FREE = f"{NAME}._trace_wrapped_higher_order_op"
 LATER = "_loractl_later"
 
 
-def waiting() -> AbstractContextManager[None]:
+def let_wait() -> AbstractContextManager[None]:
     """Let torch._dynamo wait, where it is imported in here for the first time."""
-    return importers.instead(NAME, _let_wait)
+    return importers.run_instead(NAME, _stand_in)
 
 
-def _let_wait(module: ModuleType, run: importers.Run) -> None:
+def _stand_in(module: ModuleType, run: importers.Run) -> None:
     try:
         importlib.import_module(FREE)
     except ImportError:  # another version of torch
@@ -43,16 +44,16 @@ class _Waiting(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "disable":
-            return functools.partial(_disable, self)
+            return functools.partial(_disable_later, self)
         if name == "graph_break":
             return _graph_break
         if name in ("assume_constant_result", "allow_in_graph"):
-            return functools.partial(_mark, self, name)
+            return functools.partial(_mark_later, self, name)
         with _one_at_a_time:  # another thread has it when it is whole
             if self in _running:  # it looks into itself
                 raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
             if type(self) is _Waiting:
-                _run_(self)
+                _run_real_(self)
         return getattr(self, name)
 
 
@@ -60,7 +61,7 @@ _one_at_a_time = threading.RLock()
 _running: list[ModuleType] = []
 
 
-def _run_(module: ModuleType) -> None:
+def _run_real_(module: ModuleType) -> None:
     """Make it the real one."""
     spec = module.__spec__
     assert spec is not None and spec.loader is not None, "it was found by one"
@@ -78,7 +79,7 @@ def _run_(module: ModuleType) -> None:
         do()
 
 
-def _later(module: ModuleType) -> list[Callable[[], object]]:
+def _kept_for_later(module: ModuleType) -> list[Callable[[], object]]:
     """What is to be done when the real one is there."""
     found: list[Callable[[], object]] = vars(module).setdefault(LATER, [])
     return found
@@ -88,19 +89,19 @@ def _graph_break(msg: str = "") -> None:
     """Nothing is being compiled."""
 
 
-def _mark(module: ModuleType, how: str, fn: Any) -> Any:
+def _mark_later(module: ModuleType, how: str, fn: Any) -> Any:
     if type(module) is not _Waiting:
         return getattr(module, how)(fn)
-    _later(module).append(lambda: getattr(module, how)(fn))
+    _kept_for_later(module).append(lambda: getattr(module, how)(fn))
     return fn
 
 
-def _disable(
+def _disable_later(
     module: ModuleType, fn: Any = None, recursive: bool = True, **options: Any
 ) -> Callable[..., Any]:
     """A function that is `fn` itself until the real module is there, then what that makes of it."""
     if fn is None:
-        return functools.partial(_disable, module, recursive=recursive, **options)
+        return functools.partial(_disable_later, module, recursive=recursive, **options)
     if not isinstance(fn, FunctionType):  # a module or a class is changed, not wrapped
         _ = module.__path__  # brings the real one
     if type(module) is not _Waiting:
@@ -116,5 +117,5 @@ def _disable(
         disabled = module.disable(fn, recursive, **options)
         vars(called).update(vars(disabled))  # by which the compiler knows it
 
-    _later(module).append(disable)
+    _kept_for_later(module).append(disable)
     return called

@@ -1,4 +1,9 @@
-"""Take the place of running one module, whoever imports it."""
+"""Take the place of running one module, whoever imports it.
+
+For as long as `run_instead` lasts, a finder of ours stands first in `sys.meta_path`, and the loader
+that it finds runs the module our way once. No module is changed here: what is gained by it is told
+where it is used, in `class_lists` and `dynamo`.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +17,7 @@ Run = Callable[[ModuleType], None]
 
 
 @contextmanager
-def instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[None]:
+def run_instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[None]:
     """Where `name` is imported in here for the first time, `act` is given the empty module and what
     would run it."""
     finder = Finder(name, act)
@@ -24,7 +29,7 @@ def instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[None]
 
 
 def is_expected(name: str) -> bool:
-    """Whether this is within an `instead` of that name."""
+    """Whether this is within an `run_instead` of that name."""
     return any(isinstance(finder, Finder) and finder.name == name for finder in sys.meta_path)
 
 

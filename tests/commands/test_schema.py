@@ -1,17 +1,13 @@
-"""`loractl schema`: a JSON Schema that says what the config file takes, and the reference table."""
+"""`loractl schema`: a JSON Schema that says what the config file takes."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loractl.commands import schema
-from loractl.config.settings import NOT_YET
 from loractl.config.validation import keys
-
-README = Path(__file__).parent.parent.parent / "README.md"
 
 
 def found_schema(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -55,28 +51,3 @@ def test_the_schema_uses_only_words_of_json_schema(capsys: pytest.CaptureFixture
     text = json.dumps(found_schema(capsys))
     for word in ('"gt"', '"ge"', '"lt"', '"le"', '"min_length"'):
         assert word not in text
-
-
-def test_the_reference_has_a_row_a_setting_and_marks_what_is_absent() -> None:
-    rows = schema.reference_table().splitlines()[2:]
-    assert all(row.count(" | ") == 3 for row in rows)
-    named = {row.split("`")[1]: row for row in rows}
-    parents = {key.rpartition(".")[0] for key in keys()}
-    assert list(named) == [key for key in keys() if key not in parents]
-    for key in NOT_YET:
-        assert all("not available" in row for name, row in named.items() if name.startswith(key))
-    assert "not available" not in named["lora.rank"]
-
-
-def test_the_reference_replaces_what_is_between_the_markers() -> None:
-    begin, end = "<!-- config-reference -->", "<!-- /config-reference -->"
-    text = schema.with_reference(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert text.startswith(f"before\n{begin}\n| key |") and text.endswith(f"|\n{end}\nafter\n")
-    assert schema.with_reference(text) == text
-    with pytest.raises(ValueError, match="no <!-- config-reference -->"):
-        schema.with_reference("nothing")
-
-
-def test_the_readme_is_up_to_date() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert schema.with_reference(text) == text, "run scripts/config_reference"

@@ -238,7 +238,7 @@ def test_a_bad_file_is_answered_without_torch_and_in_no_time() -> None:
     code = """
 import sys, time
 from pathlib import Path
-from loractl.configfile import load
+from loractl.config.loader import load
 from loractl.errors import ConfigError
 begin = time.process_time()
 try:

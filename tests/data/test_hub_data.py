@@ -26,9 +26,9 @@ def test_a_split_is_streamed_from_the_named_configuration(monkeypatch: pytest.Mo
         return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = list(hub_data.streamed("owner/name:main", None))
+    rows = list(hub_data.read_streamed("owner/name:main", None))
     assert rows == [Row(i, row, "owner/name:main") for i, row in enumerate(ROWS, 1)]
-    list(hub_data.streamed("owner/name", "test"))
+    list(hub_data.read_streamed("owner/name", "test"))
     assert asked == [
         (("owner/name", "main"), {"split": "train", "streaming": True}),
         (("owner/name", None), {"split": "test", "streaming": True}),
@@ -39,7 +39,7 @@ def test_nulls_that_arrow_puts_into_messages_are_left_out(monkeypatch: pytest.Mo
     rows = [{"m": [{"role": "user"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]}]
     found = datasets.Dataset.from_list(rows)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found.to_iterable_dataset())
-    assert [row.fields for row in hub_data.streamed("owner/name", None)] == rows
+    assert [row.fields for row in hub_data.read_streamed("owner/name", None)] == rows
 
 
 CACHED = """
@@ -83,7 +83,7 @@ def test_a_data_set_that_is_not_here_cannot_be_read_offline(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = (
-        lambda: list(hub_data.streamed("owner/name", None)),
+        lambda: list(hub_data.read_streamed("owner/name", None)),
         lambda: hub_data.revision("owner/name"),
     )
     for ask in asked:
@@ -144,7 +144,7 @@ def test_every_fault_on_the_way_to_the_hub_is_one_message(
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=rf"^o/n: .*{words}") as caught:
-        list(hub_data.streamed("o/n", None))
+        list(hub_data.read_streamed("o/n", None))
     assert "\n" not in str(caught.value)
 
 
@@ -157,7 +157,7 @@ def test_a_connection_that_breaks_off_between_rows_is_told_too(
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
     with pytest.raises(DataError, match="o/n: cannot be read: TimeoutError: timed out"):
-        list(hub_data.streamed("o/n", None))
+        list(hub_data.read_streamed("o/n", None))
 
 
 def test_what_save_to_disk_wrote_is_read_by_split(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_what_save_to_disk_wrote_is_read_by_split(tmp_path: Path) -> None:
     assert not hub_data.is_saved(tmp_path)
 
     def fields(name: str, split: str | None = None) -> list[dict[str, Any]]:
-        return [row.fields for row in hub_data.saved(tmp_path / name, split)]
+        return [row.fields for row in hub_data.read_saved(tmp_path / name, split)]
 
     assert fields("one") == fields("one", "train") == fields("several") == fields("alone") == ROWS
     assert fields("several", "test") == [ROWS[1], ROWS[3]]
@@ -186,7 +186,7 @@ def test_a_saved_data_set_without_its_data_is_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "a").glob("*.arrow"):
         file.unlink()
     with pytest.raises(DataError, match=f"^{tmp_path}/a: cannot be read: FileNotFoundError"):
-        list(hub_data.saved(tmp_path / "a", None))
+        list(hub_data.read_saved(tmp_path / "a", None))
 
 
 @pytest.mark.parametrize("name", ["openai/gsm8k", "a/b.c-d_e", "openai/gsm8k:main"])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loractl.data.pack import _best_slack, _fill, pack
+from loractl.data.pack import _best_slack, _fill_rows, pack
 
 CASES = st.integers(1, 60).flatmap(
     lambda most: st.tuples(st.lists(st.integers(1, most), max_size=120), st.just(most))
@@ -60,5 +60,5 @@ def test_rows_of_which_few_examples_fill_one_are_filled_too() -> None:
     for most in (512, 1024, 2048):
         assert lengths.sum() / (len(pack(lengths, most)) * most) > 0.97
     some = lengths[:2048]
-    first_fit, best = _fill(some, 512, 512), _fill(some, 512, _best_slack(some, 512))
+    first_fit, best = _fill_rows(some, 512, 512), _fill_rows(some, 512, _best_slack(some, 512))
     assert len(best[1]) < 0.99 * len(first_fit[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loractl.data.row_files import opened
+from loractl.data.row_files import open_rows
 from loractl.errors import DataError
 
 
@@ -16,7 +16,7 @@ def test_plain_and_packed_bytes_are_read_alike_whatever_the_name(
     tmp_path: Path, mark: bytes, pack: type[bytes]
 ) -> None:
     (tmp_path / "a").write_bytes(pack(mark + b"one\r\ntwo\n"))
-    with opened(tmp_path / "a") as file:
+    with open_rows(tmp_path / "a") as file:
         assert list(file) == [b"one\r\n", b"two\n"]
 
 
@@ -36,7 +36,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=words) as caught, opened(path) as file:
+    with pytest.raises(DataError, match=words) as caught, open_rows(path) as file:
         file.read()
     assert str(caught.value).startswith(str(path))
 
@@ -46,6 +46,6 @@ def test_a_path_that_cannot_be_opened_is_refused_with_the_reason(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=rf"^a.csv: does not exist \(resolved to {tmp_path}/a.csv"):
-        opened(Path("a.csv")).__enter__()
+        open_rows(Path("a.csv")).__enter__()
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        opened(tmp_path).__enter__()
+        open_rows(tmp_path).__enter__()

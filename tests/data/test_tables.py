@@ -35,7 +35,7 @@ def write(rows: list[dict[str, str]], **options: Any) -> str:
 
 def rows_of(path: Path, content: bytes | str) -> list[Row]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(tables.separated(path))
+    return list(tables.read_separated(path))
 
 
 def refusal(path: Path, content: bytes | str) -> str:
@@ -144,7 +144,7 @@ def test_a_table_may_have_no_rows(csv_file: Path, text: str) -> None:
 def test_parquet_gives_back_what_was_written_over_any_number_of_groups(tmp_path: Path) -> None:
     rows = [{"a": f"é {i}", "b": {"c": [i, None], "d": None}} for i in range(300)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=100)
-    found = list(tables.parquet(tmp_path / "a.parquet"))
+    found = list(tables.read_parquet(tmp_path / "a.parquet"))
     assert [row.line for row in found] == list(range(1, 301))
     assert [row.fields for row in found] == [
         {"a": row["a"], "b": {"c": row["b"]["c"]}}  # type: ignore[index]
@@ -160,7 +160,7 @@ def test_a_null_that_arrow_put_into_an_object_is_left_out_and_one_of_a_row_stays
         {"x": 1, "m": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]},
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    assert [row.fields for row in tables.parquet(tmp_path / "a.parquet")] == rows
+    assert [row.fields for row in tables.read_parquet(tmp_path / "a.parquet")] == rows
 
 
 @pytest.mark.parametrize("content", [b"PAR1", b"", json.dumps({"a": 1}).encode()])
@@ -168,7 +168,7 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"^{path}: not a Parquet file"):
-        list(tables.parquet(path))
+        list(tables.read_parquet(path))
 
 
 def test_parquet_with_a_broken_page_is_refused(tmp_path: Path) -> None:
@@ -179,4 +179,4 @@ def test_parquet_with_a_broken_page_is_refused(tmp_path: Path) -> None:
     content[100:2000] = b"\xff" * 1900
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"^{path}: not a Parquet file"):
-        list(tables.parquet(path))
+        list(tables.read_parquet(path))

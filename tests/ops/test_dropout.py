@@ -27,7 +27,7 @@ def test_the_library_and_the_formula_give_the_same_bits(
     dtype: torch.dtype, seed: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if native.compiled(dtype) is None:
-        pytest.skip(native.missing(dtype))
+        pytest.skip(native.why_missing(dtype))
     mask, x = Mask(0.3, seed), torch.randn(shape).to(dtype)
     wider = torch.randn(shape[0], shape[1] + 5).to(dtype)
     for given in (x, wider[:, 2:-3]):

@@ -22,7 +22,7 @@ BOTH = [torch.float32, torch.bfloat16]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Whatever this machine's processor is; small products go the same way here."""
     if request.param == "gemm.c" and native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "gemm.c")
     monkeypatch.setattr(gemm, "SMALL", 0)
     monkeypatch.setattr(gemm, "FEW_ROWS", 0)
@@ -32,7 +32,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
     monkeypatch.setattr(gemm, "SMALL", 0)
 
@@ -70,7 +70,7 @@ def close(y: Tensor, terms: list[Term], start: Tensor | None) -> bool:
 def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(BOTH))
     if (found := native.compiled(dtype)) is None:
-        pytest.skip(native.missing(dtype))
+        pytest.skip(native.why_missing(dtype))
     m, n = data.draw(st.sampled_from(EDGES)), data.draw(st.sampled_from(EDGES))
     depths = data.draw(st.lists(st.sampled_from(DEPTHS), min_size=1, max_size=4))
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -83,7 +83,7 @@ def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.Dat
     start = data.draw(st.sampled_from([None, torch.randn(n), torch.randn(m, n + 1)[:, :n]]))
     start = None if start is None else start.to(dtype)
     buffer = torch.full((m, n + 2), 7.0, dtype=dtype)
-    gemm._products(found, buffer[:, :n], start, terms)
+    gemm._call_products(found, buffer[:, :n], start, terms)
     assert close(buffer[:, :n], terms, start)
     assert (buffer[:, n:] == 7.0).all(), "wrote beside the columns"
 
@@ -174,7 +174,7 @@ def test_what_gemm_c_does_not_take_goes_to_torch(
     def refuse(*_: object) -> None:
         raise AssertionError("gemm.c was called")
 
-    monkeypatch.setattr(gemm, "_products", refuse)
+    monkeypatch.setattr(gemm, "_call_products", refuse)
     assert torch.equal(products([Term(x, w)]), torch.mm(x, w))
     with pytest.raises(AssertionError, match=r"gemm\.c was called"):
         products([Term(torch.randn(20, 64), torch.randn(64, 48))])

@@ -18,9 +18,9 @@ from loractl.ops import native, pieces
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own for the test; returns the directory where the libraries will lie."""
     monkeypatch.setenv("LORACTL_CACHE", str(tmp_path / "cache"))
-    native._found.cache_clear()
+    native._find_library.cache_clear()
     yield tmp_path / "cache" / "kernels"
-    native._found.cache_clear()
+    native._find_library.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
     before = os.environ["LORACTL_CACHE"]
     os.environ["LORACTL_CACHE"] = str(root)
     try:
-        native._found.cache_clear()
+        native._find_library.cache_clear()
         if native.compiled(torch.float32) is None:
-            pytest.skip(native.missing(torch.float32))
+            pytest.skip(native.why_missing(torch.float32))
     finally:
         os.environ["LORACTL_CACHE"] = before
-        native._found.cache_clear()
+        native._find_library.cache_clear()
     (path,) = (root / "kernels").iterdir()
     return path.name, path.read_bytes()
 
@@ -92,7 +92,7 @@ def test_each_dtype_has_a_library_of_its_own_and_other_dtypes_none(
     assert native.compiled(torch.bfloat16) is not None
     assert len(list(cache.iterdir())) == 2
     assert native.compiled(torch.float16) is None
-    assert "float16" in native.missing(torch.float16)
+    assert "float16" in native.why_missing(torch.float16)
 
 
 def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process(
@@ -123,7 +123,7 @@ def test_without_a_library_the_formula_serves_and_the_reason_is_known(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     assert native.compiled(torch.float32) is None and works()
-    assert reason in native.missing(torch.float32)
+    assert reason in native.why_missing(torch.float32)
     assert not cache.exists() or list(cache.iterdir()) == []
 
 
@@ -143,7 +143,7 @@ USE = """
 import torch
 from loractl.ops import native, pieces
 y, _ = pieces.rms_norm(torch.ones(2, 3), torch.ones(3), 0.0)
-assert native.compiled(torch.float32) is not None, native.missing(torch.float32)
+assert native.compiled(torch.float32) is not None, native.why_missing(torch.float32)
 assert torch.equal(y, torch.ones(2, 3))
 """
 

@@ -23,13 +23,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The test runs with kernels.c, and once more with the plain formulas."""
     if request.param == "formula":
         monkeypatch.setenv("LORACTL_NATIVE", "0")
-    native._found.cache_clear()
+    native._find_library.cache_clear()
     given = native.compiled(torch.float32)
     if request.param == "library" and given is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     assert (given is not None) == (request.param == "library")
     yield request.param
-    native._found.cache_clear()
+    native._find_library.cache_clear()
 
 
 def both(run: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
@@ -37,9 +37,9 @@ def both(run: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> li
     results = []
     for value in ("1", "0"):
         monkeypatch.setenv("LORACTL_NATIVE", value)
-        native._found.cache_clear()
+        native._find_library.cache_clear()
         results.append(run())
-    native._found.cache_clear()
+    native._find_library.cache_clear()
     return results
 
 
@@ -238,7 +238,7 @@ def test_the_curves_of_the_library_keep_their_precision_far_below_zero(
     gate = torch.linspace(low, 80, 40_001).unsqueeze(0)
     up = torch.ones_like(gate)
     if native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     found = pieces.gated(gate, up, activation=activation)
     g = gate.double()
     if activation == "silu":

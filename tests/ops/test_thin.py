@@ -17,7 +17,7 @@ RANKS = st.one_of(st.integers(1, 9), st.sampled_from([16, 23, 61, 62, 63, 64]))
 @pytest.fixture
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
 
 
@@ -41,19 +41,19 @@ def part(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_products_of_any_shape_are_those_of_float64(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(BOTH))
     if (found := native.compiled(dtype)) is None:
-        pytest.skip(native.missing(dtype))
+        pytest.skip(native.why_missing(dtype))
     n, d, r = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from(WIDTHS)), data.draw(RANKS)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x, A, t = part(n, d, dtype), part(r, d, dtype), part(n, r, dtype)
     wide, y = torch.full((n, r + 2), 7.0, dtype=dtype), torch.full((r, d), torch.nan)
     u = wide[:, :r]
-    thin._thin(found, x, r, A=A, u=u, t=t, y=y, scale=-1.5)
+    thin._call_thin(found, x, r, A=A, u=u, t=t, y=y, scale=-1.5)
     assert close(u, x, A.T, -1.5)
     assert (wide[:, r:] == 7.0).all(), "wrote beside the columns"
     assert close(y, t.T, x)
     alone_u, alone_y = torch.empty(n, r, dtype=dtype), torch.empty(r, d)
-    thin._thin(found, x, r, A=A, u=alone_u, scale=-1.5)
-    thin._thin(found, x, r, t=t, y=alone_y)
+    thin._call_thin(found, x, r, A=A, u=alone_u, scale=-1.5)
+    thin._call_thin(found, x, r, t=t, y=alone_y)
     assert torch.equal(alone_u, u) and torch.equal(alone_y, y)
 
 
@@ -129,7 +129,7 @@ def test_what_thin_c_does_not_take_goes_to_torch(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("thin.c was called")
 
-    monkeypatch.setattr(thin, "_thin", refuse)
+    monkeypatch.setattr(thin, "_call_thin", refuse)
     assert torch.equal(thin.across(x, A), x @ A.T)
     assert torch.equal(thin.down(x, t), t.T @ x)
     assert torch.equal(thin.both(x, A, t, u=u, scale=2.0), t.T @ x)

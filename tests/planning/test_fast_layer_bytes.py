@@ -133,7 +133,7 @@ def test_products_and_attention_in_c_take_no_more(
     monkeypatch: pytest.MonkeyPatch, checkpointing: bool, dtype: torch.dtype
 ) -> None:
     if native.compiled(dtype) is None:
-        pytest.skip(native.missing(dtype))
+        pytest.skip(native.why_missing(dtype))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
     real, peak, predicted, highest = both(
         "llama", MODELS["llama"], checkpointing=checkpointing, dtype=dtype

@@ -1,7 +1,7 @@
 """What litgpt keeps, against its layers and its loss as they are written there.
 
-Figures of it were published and are compared in test_memory.py; here are its formulas at that time
-(October 2023: lit_gpt/model.py, lora.py, rmsnorm.py, utils.py), small and on this machine.
+Figures of it were published and are compared in test_peak_memory.py; here are its formulas at that
+time (October 2023: lit_gpt/model.py, lora.py, rmsnorm.py, utils.py), small and on this machine.
 """
 
 import weakref

@@ -1,6 +1,6 @@
 """What transformers' layers are predicted to keep, against what autograd keeps of models.
 
-The hand-written layers of Llama's family are in test_fastlayers.py."""
+The hand-written layers of Llama's family are in test_fast_layer_bytes.py."""
 
 from pathlib import Path
 from typing import Any

@@ -47,7 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
 
 
 def waiting(name: str) -> Any:
-    with dynamo.waiting():
+    with dynamo.let_wait():
         module = __import__(name)
     assert not any(isinstance(finder, importers.Finder) for finder in sys.meta_path)
     return module

@@ -106,7 +106,9 @@ def test_a_source_that_changed_makes_a_new_list(
     listed()
     assert len(asked) == 4
     (made,) = (tmp_path / "cache" / "transformers").iterdir()
-    made.write_text(json.dumps({"state": class_lists._state(models), "listed": [["torch", 5]]}))
+    made.write_text(
+        json.dumps({"state": class_lists._sources_state(models), "listed": [["torch", 5]]})
+    )
     listed()
     assert len(asked) == 5, "it holds something else"
 
@@ -133,17 +135,17 @@ def test_a_version_without_such_a_list_is_imported_as_it_is(
     (tmp_path / f"{name}.py").write_text("found = 5")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(class_lists, "MODULE", name)
-    with class_lists.kept():
+    with class_lists.keep_list():
         assert __import__(name).found == 5
-    with class_lists.kept():
+    with class_lists.keep_list():
         assert __import__(name).found == 5
 
 
 def test_one_within_another_changes_nothing() -> None:
     own = import_utils.define_import_structure
-    with class_lists.kept():
+    with class_lists.keep_list():
         given = import_utils.define_import_structure
-        with class_lists.kept():
+        with class_lists.keep_list():
             assert import_utils.define_import_structure is given is not own
         assert import_utils.define_import_structure is given
     assert import_utils.define_import_structure is own

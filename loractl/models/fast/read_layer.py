@@ -1,4 +1,4 @@
-"""Read the decoder layers of transformers' Llama family into what `ops/block.py` computes from.
+"""Read the decoder layers of transformers' Llama family into what `ops/layer` computes from.
 
 Anything that is not exactly what the family does is named in `Unusual`, and the model then runs as
 transformers wrote it.

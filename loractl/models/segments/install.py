@@ -1,4 +1,4 @@
-"""Give a model of any architecture the attention by segments of ops/attention.py, for training.
+"""Give a model of any architecture the attention by segments of ops/attention, for training.
 
 It goes in through transformers' two official seams, which nearly every model uses. The Segments of
 a batch go down as the keyword `segments` of `model(...)`; a call without them computes what it did

@@ -2,7 +2,7 @@
 
 By segments where a call was given them and the mask is theirs; in the way of another implementation
 everywhere else, with the same kernel and the same mask as if nothing had been registered. Who is
-given segments is decided in attention.py.
+given segments is decided in install.py.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Attention in which the examples of a packed row see themselves only, and cost only that.
 
 Plain functions for layers that are written by hand, and one that autograd knows. Products and masks
-are in attentionblocks.py, how examples are put together in attentionpack.py, the way in C in
-attentiontasks.py, torch's kernels for CUDA in attentionvarlen.py.
+are in blocks.py, how examples are put together in packing.py, the way in C in tasks.py, torch's
+kernels for CUDA in varlen.py.
 """
 
 from typing import Any
@@ -35,22 +35,22 @@ def attention_forward(
     the backward pass wants besides it: the kernel's logsumexp (heads, tokens) in float32 on CUDA
     and where attention.c serves, empty where everything is computed again.
     """
-    form = _form(segments, scale, window, softcap)
-    if varlen.fits(q, v, form):
+    form = _make_form(segments, scale, window, softcap)
+    if varlen.kernel_fits(q, v, form):
         return varlen.forward(q, k, v, segments, form)
-    if tasks.fits(q, k, v, segments, form):
+    if tasks.task_fits(q, k, v, segments, form):
         return tasks.forward(q, k, v, segments, form)
     if q.shape[1] > k.shape[1]:
-        return _packed(q, k, v, pack_of(q, k, segments), form), q.new_empty(0)
-    queries, keys, values = _headwise(q)[:, :, None], _headwise(k), _headwise(v)
+        return _attend_packed(q, k, v, pack_of(q, k, segments), form), q.new_empty(0)
+    queries, keys, values = _heads_first(q)[:, :, None], _heads_first(k), _heads_first(v)
     out = q.new_empty(*q.shape[:2], v.shape[2])  # (tokens, heads, dv)
     scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=False)
-    results = _headwise(out)[:, :, None]
+    results = _heads_first(out)[:, :, None]
     for start, stop in segments.spans:
         blocks.forward_(
             queries[:, start:stop],
-            _seen(keys, segments, start, stop),
-            _seen(values, segments, start, stop),
+            _keys_seen(keys, segments, start, stop),
+            _keys_seen(values, segments, start, stop),
             results[:, start:stop],
             scratch,
         )
@@ -75,8 +75,8 @@ def attention_backward(
     `dout` is that of `out`; `out` and `saved` are what `attention_forward` gave, and the rest what
     it was given. Probabilities are computed again.
     """
-    form = _form(segments, scale, window, softcap)
-    if varlen.fits(q, v, form):
+    form = _make_form(segments, scale, window, softcap)
+    if varlen.kernel_fits(q, v, form):
         return varlen.backward(dout, q, k, v, out, saved, segments, form)
     if saved.numel():
         return tasks.backward(dout, q, k, v, out, saved, segments, form)
@@ -84,14 +84,14 @@ def attention_backward(
         pack = pack_of(q, k, segments)
         slots = _packed_gradients(dout, q, k, v, pack, form)
         return pack.of_queries(slots[0]), pack.of_keys(slots[1]), pack.of_keys(slots[2])
-    douts, queries = _headwise(dout)[:, :, None], _headwise(q)[:, :, None]
-    keys, values = _headwise(k), _headwise(v)
+    douts, queries = _heads_first(dout)[:, :, None], _heads_first(q)[:, :, None]
+    keys, values = _heads_first(k), _heads_first(v)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-    dqueries = _headwise(dq)[:, :, None]
+    dqueries = _heads_first(dq)[:, :, None]
     scratch = blocks.Scratch.of(queries, segments.longest, form, width=v.shape[2], backward=True)
     for start, stop in segments.spans:
-        k_seen, v_seen = (_seen(x, segments, start, stop) for x in (keys, values))
+        k_seen, v_seen = (_keys_seen(x, segments, start, stop) for x in (keys, values))
         shared = segments.before(start)
         dk_seen, dv_seen = (
             torch.zeros_like(x) if shared else dx[start:stop].transpose(0, 1)
@@ -108,7 +108,7 @@ def attention_backward(
     return dq, dk, dv
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form) -> Tensor:
+def _attend_packed(q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form) -> Tensor:
     """out (tokens, heads, dv) where several query heads read one kv head."""
     queries, keys, values = pack.queries(q), pack.keys(k), pack.keys(v)
     out = queries.new_empty(len(queries), v.shape[2])
@@ -185,16 +185,16 @@ class _SegmentAttention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _seen(x: Tensor, segments: Segments, start: int, stop: int) -> Tensor:
+def _keys_seen(x: Tensor, segments: Segments, start: int, stop: int) -> Tensor:
     """What a span sees of all keys or values (kv_heads, tokens, d): its own, behind shared ones."""
     own, shared = x[:, start:stop], segments.before(start)
     return torch.cat([x[:, :shared], own], dim=1) if shared else own
 
 
-def _form(segments: Segments, scale: float, window: int | None, softcap: float | None) -> Form:
+def _make_form(segments: Segments, scale: float, window: int | None, softcap: float | None) -> Form:
     return Form.of(segments.longest, scale=scale, window=window, softcap=softcap)
 
 
-def _headwise(x: Tensor) -> Tensor:
+def _heads_first(x: Tensor) -> Tensor:
     """(tokens, heads, d) -> (heads, tokens, d), in place."""
     return x.transpose(0, 1)

@@ -56,7 +56,7 @@ class Scratch:
             block = min(block_of(q.dtype), tokens)
             widest = k.shape[1] if form.window is None else min(k.shape[1], form.window + block - 1)
             size = max(size, matrices * block * group * widest)
-        return Scratch(form, queries[0].new_empty(_count(form, backward), size))
+        return Scratch(form, queries[0].new_empty(_count_buffers(form, backward), size))
 
     @staticmethod
     def of(q: Tensor, longest: int, form: Form, *, width: int, backward: bool) -> "Scratch":
@@ -65,7 +65,7 @@ class Scratch:
         heads, _, _, d = q.shape
         block = min(block_of(q.dtype), longest)
         widest = longest if form.window is None else min(longest, form.window + block - 1)
-        buffers = q.new_empty(_count(form, backward), heads * block * widest)
+        buffers = q.new_empty(_count_buffers(form, backward), heads * block * widest)
         product = None
         if q.is_cpu and q.dtype == torch.float32:
             product = q.new_empty(heads * max(block, widest) * max(d, width))
@@ -112,20 +112,20 @@ class Scratch:
         return self.biases[queries, before]
 
 
-def _count(form: Form, backward: bool) -> int:
+def _count_buffers(form: Form, backward: bool) -> int:
     """Buffers: scores, their gradients, and with a cap its slope."""
     return 1 + backward + (backward and form.softcap is not None)
 
 
 def forward_(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Fill `out` (matrices, tokens, group, width of v)."""
-    for start, stop, seen in _blocks(q, k, scratch.form.window):
-        queries, keys = _rows(q, start, stop), k[:, seen]
+    for start, stop, seen in _query_blocks(q, k, scratch.form.window):
+        queries, keys = _rows_between(q, start, stop), k[:, seen]
         scores = scratch.take(queries, keys.shape[1])[0]
-        _scores_(scores, queries, keys, scratch)
-        _hide_(scores, stop - start, scratch)
+        _write_scores_(scores, queries, keys, scratch)
+        _hide_unseen_(scores, stop - start, scratch)
         torch.softmax(scores, -1, out=scores)  # float32 inside, whatever its input
-        scratch.multiply_(_rows(out, start, stop), scores, v[:, seen], beta=0)
+        scratch.multiply_(_rows_between(out, start, stop), scores, v[:, seen], beta=0)
 
 
 def backward_(
@@ -134,14 +134,14 @@ def backward_(
 ) -> None:  # fmt: skip
     """Fill dq, and add to dk and dv; the probabilities are computed again."""
     form = scratch.form
-    for start, stop, seen in _blocks(q, k, form.window):
-        queries, keys = _rows(q, start, stop), k[:, seen]
-        douts, values = _rows(dout, start, stop), v[:, seen]
+    for start, stop, seen in _query_blocks(q, k, form.window):
+        queries, keys = _rows_between(q, start, stop), k[:, seen]
+        douts, values = _rows_between(dout, start, stop), v[:, seen]
         p, ds, *rest = scratch.take(queries, keys.shape[1])  # (matrices, rows, keys)
-        _scores_(p, queries, keys, scratch)
+        _write_scores_(p, queries, keys, scratch)
         if form.softcap is not None:
             torch.div(p, form.softcap, out=rest[0])  # the tanh
-        _hide_(p, stop - start, scratch)
+        _hide_unseen_(p, stop - start, scratch)
         torch.softmax(p, -1, out=p)
         scratch.multiply_(dv[:, seen], p.transpose(1, 2), douts)
         torch.bmm(douts, values.transpose(1, 2), out=ds)
@@ -149,11 +149,11 @@ def backward_(
         torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
         if form.softcap is not None:
             ds.mul_(rest[0].square_().neg_().add_(1))  # the derivative of tanh
-        scratch.multiply_(_rows(dq, start, stop), ds, keys, beta=0, alpha=form.scale)
+        scratch.multiply_(_rows_between(dq, start, stop), ds, keys, beta=0, alpha=form.scale)
         scratch.multiply_(dk[:, seen], ds.transpose(1, 2), queries, alpha=form.scale)
 
 
-def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
+def _query_blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
     """(start, stop, seen): queries from start to stop see keys among `seen`."""
     tokens, block = q.shape[1], block_of(q.dtype)
     before = k.shape[1] - tokens
@@ -163,13 +163,13 @@ def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int
         yield start, stop, slice(first, before + stop)
 
 
-def _rows(x: Tensor, start: int, stop: int) -> Tensor:
+def _rows_between(x: Tensor, start: int, stop: int) -> Tensor:
     """(matrices, tokens, group, d) -> (matrices, (stop - start) * group, d), in place."""
     matrices, _, group, width = x.shape
     return x[:, start:stop].view(matrices, (stop - start) * group, width)
 
 
-def _scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> None:
+def _write_scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> None:
     """Scaled scores, capped where the form says so, (matrices, rows, keys)."""
     scale, cap = scratch.form.scale, scratch.form.softcap
     if cap is None:
@@ -178,7 +178,7 @@ def _scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> No
         out.baddbmm_(queries, keys.transpose(1, 2), beta=0, alpha=scale / cap).tanh_().mul_(cap)
 
 
-def _hide_(scores: Tensor, queries: int, scratch: Scratch) -> None:
+def _hide_unseen_(scores: Tensor, queries: int, scratch: Scratch) -> None:
     """Set scores to -inf where a query (row // group) must not see a key."""
     width = scores.shape[2]
     before = 0 if scratch.form.window is None else width - queries

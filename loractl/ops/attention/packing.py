@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loractl.ops.chunks import query_rows, together
+from loractl.ops.chunks import examples_together, query_rows
 from loractl.ops.segments import Segments
 
 
@@ -52,13 +52,13 @@ class Pack:
     def query_views(self, slots: Tensor) -> list[Tensor]:
         """Each group's part, (examples * kv_heads, length, queries_a_head, d)."""
         shapes = [(one.length, self.queries_a_head) for one in self.groups]
-        return self._views(slots, shapes)
+        return self._group_views(slots, shapes)
 
     def key_views(self, slots: Tensor) -> list[Tensor]:
         """Each group's part, (examples * kv_heads, before + length, d)."""
-        return self._views(slots, [(one.before + one.length,) for one in self.groups])
+        return self._group_views(slots, [(one.before + one.length,) for one in self.groups])
 
-    def _views(self, slots: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def _group_views(self, slots: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         leading = [len(one.spans) * self.kv_heads for one in self.groups]
         sizes = [n * torch.Size(shape).numel() for n, shape in zip(leading, shapes, strict=True)]
         return [
@@ -85,17 +85,17 @@ def pack_of(q: Tensor, k: Tensor, segments: Segments) -> Pack:
     """For q (tokens, heads, d) and k (tokens, kv_heads, d), kept with the segments."""
     key = (q.shape[1], k.shape[1], q.dtype.itemsize, q.device)
     if key not in segments.kept:
-        segments.kept[key] = _packed(segments, *key)
+        segments.kept[key] = _make_pack(segments, *key)
     found: Pack = segments.kept[key]
     return found
 
 
-def _packed(
+def _make_pack(
     segments: Segments, heads: int, kv_heads: int, width: int, device: torch.device
 ) -> Pack:
     """`width` is the bytes of a score."""
     group = heads // kv_heads
-    groups = _groups(segments, heads, width)
+    groups = _group_spans(segments, heads, width)
     tokens = segments.rows * segments.length
     slots_of_q = torch.empty(tokens, heads, dtype=torch.int64)
     slots_of_k = torch.empty(tokens, kv_heads, dtype=torch.int64)
@@ -130,7 +130,7 @@ def _packed(
     )  # fmt: skip
 
 
-def _groups(segments: Segments, heads: int, width: int) -> tuple[Group, ...]:
+def _group_spans(segments: Segments, heads: int, width: int) -> tuple[Group, ...]:
     """The longest first; into a group as long as its scores stay small, and its padding a quarter
     or a few tokens."""
     by_length = sorted(
@@ -143,7 +143,7 @@ def _groups(segments: Segments, heads: int, width: int) -> tuple[Group, ...]:
             longest = last - first
             scores = heads * min(longest, query_rows(width)) * (before + longest) * width
             near = longest - (stop - start) <= max(16, longest // 4)
-            room = together(scores, len(found[-1]) + 1) > len(found[-1])
+            room = examples_together(scores, len(found[-1]) + 1) > len(found[-1])
             if near and room and before == segments.before(start):
                 found[-1].append((start, stop))
                 continue

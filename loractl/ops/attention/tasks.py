@@ -35,23 +35,23 @@ class _Job(ctypes.Structure):
     )
 
 
-def fits(q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form) -> bool:
+def task_fits(q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form) -> bool:
     """Whether attention.c serves for these; the sizes are those of `attention_forward`."""
     if any(not x.is_cpu or x.dtype != q.dtype or x.stride(-1) != 1 for x in (q, k, v)):
         return False
-    return serves(segments, k.shape[1], form, q.dtype)
+    return serves_well(segments, k.shape[1], form, q.dtype)
 
 
-def serves(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtype) -> bool:
+def serves_well(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtype) -> bool:
     """Whether it does for tensors on the CPU."""
     if not gemm.serves_here(dtype) or form.window is not None or form.softcap is not None:
         return False
     if form.scale <= 0 or native.compiled(dtype) is None:
         return False
-    return _busy(segments, kv_heads, torch.get_num_threads()) >= BUSY
+    return _busy_share(segments, kv_heads, torch.get_num_threads()) >= BUSY
 
 
-def _busy(segments: Segments, kv_heads: int, threads: int) -> float:
+def _busy_share(segments: Segments, kv_heads: int, threads: int) -> float:
     """The share of the time in which a thread has a task, when each takes the next one; kept."""
     key = ("busy", kv_heads, threads)
     if key not in segments.kept:
@@ -70,8 +70,8 @@ def forward(
     """out (tokens, heads, dv) and the logsumexp of each query's scores (heads, tokens), float32."""
     out = q.new_empty(*q.shape[:2], v.shape[2])
     logsumexp = torch.empty(q.shape[1], q.shape[0])
-    job = _job(q, k, v, out, logsumexp, segments, form)
-    _run(job, segments, q.dtype)
+    job = _make_job(q, k, v, out, logsumexp, segments, form)
+    _run_job(job, segments, q.dtype)
     return out, logsumexp
 
 
@@ -88,24 +88,24 @@ def backward(
     """The gradients of q, k and v, each contiguous; `out` and `logsumexp` are of `forward`."""
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    job = _job(q, k, v, out, logsumexp, segments, form)
-    job.dout, job.dq, job.dk, job.dv = (_view(x) for x in (dout, dq, dk, dv))
+    job = _make_job(q, k, v, out, logsumexp, segments, form)
+    job.dout, job.dq, job.dk, job.dv = (_view_of(x) for x in (dout, dq, dk, dv))
     shared = [
         torch.zeros(len(segments.spans), k.shape[1], segments.shared, x.shape[2]) for x in (k, v)
     ]
     job.dk_shared, job.dv_shared = (x.data_ptr() for x in shared)
-    _run(job, segments, q.dtype, is_backward=True)
+    _run_job(job, segments, q.dtype, is_backward=True)
     if segments.shared:
         for dx, found in zip((dk, dv), shared, strict=True):
             dx[: segments.shared] += found.sum(0).transpose(0, 1)  # (shared, kv_heads, width)
     return dq, dk, dv
 
 
-def _view(x: Tensor) -> _View:
+def _view_of(x: Tensor) -> _View:
     return _View(x.data_ptr(), x.stride(0), x.stride(1))
 
 
-def _job(
+def _make_job(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -118,7 +118,7 @@ def _job(
     assert k.shape == (tokens, k.shape[1], d) and v.shape[:2] == k.shape[:2], (k.shape, v.shape)
     assert heads % k.shape[1] == 0 and tokens == segments.rows * segments.length
     job = _Job()
-    job.q, job.k, job.v, job.out = (_view(x) for x in (q, k, v, out))
+    job.q, job.k, job.v, job.out = (_view_of(x) for x in (q, k, v, out))
     job.logsumexp, job.spans = logsumexp.data_ptr(), spans_of(segments).data_ptr()
     job.count, job.tokens, job.heads, job.kv_heads = len(segments.spans), tokens, heads, k.shape[1]
     job.d, job.e, job.shared, job.scale = d, v.shape[2], segments.shared, form.scale
@@ -134,7 +134,9 @@ def spans_of(segments: Segments) -> Tensor:
     return found
 
 
-def _run(job: _Job, segments: Segments, dtype: torch.dtype, *, is_backward: bool = False) -> None:
+def _run_job(
+    job: _Job, segments: Segments, dtype: torch.dtype, *, is_backward: bool = False
+) -> None:
     library, threads = native.compiled(dtype), torch.get_num_threads()
     assert library is not None
     row = library.attention_space(segments.longest, job.d, job.e)

@@ -10,7 +10,7 @@ from loractl.ops.attention.blocks import Form
 from loractl.ops.segments import Segments
 
 
-def fits(q: Tensor, v: Tensor, form: Form) -> bool:
+def kernel_fits(q: Tensor, v: Tensor, form: Form) -> bool:
     """Whether the kernel takes these: half precision, Ampere or later, no cap on the scores.
 
     It wants one width for q, k and v, a multiple of 8 up to 256, and knows no cap.
@@ -32,7 +32,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """out (tokens, heads, d) and its logsumexp (heads, tokens) in float32."""
     offsets, longest = segments.offsets(q.device), segments.longest
-    left, right, causal = _sides(form)
+    left, right, causal = _window_sides(form)
     out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, offsets, offsets, longest, longest,
         0.0, causal, False,  # dropout, causal, no debug mask
@@ -47,7 +47,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, from what `forward` gave."""
     offsets, longest = segments.offsets(q.device), segments.longest
-    left, right, causal = _sides(form)
+    left, right, causal = _window_sides(form)
     # The state of the random generator, which only dropout reads; varlen_attn passes zeros too.
     unused = torch.zeros(2, dtype=torch.uint64, device=q.device)
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
@@ -58,6 +58,6 @@ def backward(
     return dq, dk, dv
 
 
-def _sides(form: Form) -> tuple[int, int, bool]:
+def _window_sides(form: Form) -> tuple[int, int, bool]:
     """(tokens seen to the left, to the right, causal); -1 is no bound, as varlen_attn has it."""
     return (-1, 0, True) if form.window is None else (form.window - 1, 0, False)

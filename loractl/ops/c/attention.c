@@ -1,4 +1,4 @@
-/* Causal attention, softmax(scale q k') v and its gradients; attention.py says where it serves.
+/* Causal attention, softmax(scale q k') v and its gradients; attention/tasks.py says where it serves.
 
    A task is one example and one kv head, and belongs to one thread: no number depends on how many
    there are. Keys and values become panels once, and the queries of all heads that read them are

@@ -1,5 +1,5 @@
-/* One layer of a Llama-like decoder, forward and backward in a call each: the steps of blockparts.py
-   by the same functions in the same order. blockwhole.py says for which layers. */
+/* One layer of a Llama-like decoder, forward and backward in a call each: the steps of layer/parts.py
+   by the same functions in the same order. layer/one_call.py says for which layers. */
 
 #include "layer.h"
 

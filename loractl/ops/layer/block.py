@@ -3,7 +3,7 @@
 Between forward and backward it keeps the layer's input, q, k and v, the attention's output, the sum
 after attention, gate and up, and a few values a token; norms and the activation's product are
 computed again. With `checkpoint` it keeps the input alone. The layer itself is computed part by
-part (blockparts.py), or as a whole by layer.c (blockwhole.py) where that serves.
+part (parts.py), or as a whole by layer.c (one_call.py) where that serves.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from loractl.ops.layer.parts import Parts
 from loractl.ops.lora_linear import masks_of
 
 
-def _chosen(
+def _choose_way(
     x: Tensor, layer: Layer, place: Place, factors: Sequence[Tensor | None],
     masks: Sequence[Mask | None],
 ) -> Parts | Whole:  # fmt: skip
@@ -35,7 +35,7 @@ class _Block(torch.autograd.Function):
         ctx: Any, x: Tensor, layer: Layer, place: Place, masks: Sequence[Mask | None],
         checkpoint: bool, *factors: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        chosen = _chosen(x, layer, place, factors, masks)
+        chosen = _choose_way(x, layer, place, factors, masks)
         y, ctx.kept = chosen.forward(x, keep=not checkpoint)
         ctx.save_for_backward(x)
         ctx.chosen = chosen
@@ -61,6 +61,6 @@ def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) ->
     )
     masks = masks_of(layer.linears)
     if not grows:
-        return _chosen(x, layer, place, factors, masks).forward(x, keep=False)[0]
+        return _choose_way(x, layer, place, factors, masks).forward(x, keep=False)[0]
     y: Tensor = _Block.apply(x, layer, place, masks, checkpoint, *factors)  # type: ignore[no-untyped-call]
     return y

@@ -66,16 +66,18 @@ class Whole:
     @classmethod
     def of(cls, x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> "Whole | None":
         """None where layer.c does not serve."""
-        if not _fits(x, layer, place, pairs):
+        if not _layer_fits(x, layer, place, pairs):
             return None
-        return cls(_layer(layer, pairs), _place(layer, place), pairs, (layer, place))
+        return cls(
+            _describe_layer(layer, pairs), _describe_place(layer, place), pairs, (layer, place)
+        )
 
     def forward(self, x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """x (N, hidden) -> the layer's output (N, hidden), and what `backward` needs."""
-        library, at = _library(x), self._at
+        library, at = _library_for(x), self._own_addresses
         y, kept = torch.empty_like(x), held_memory.take(library.layer_kept(*at))
         library.layer_forward(
-            *(*at, x.data_ptr(), y.data_ptr(), kept.data_ptr(), *_spaces(library, at))
+            *(*at, x.data_ptr(), y.data_ptr(), kept.data_ptr(), *_take_spaces(library, at))
         )
         if keep:
             return y, kept
@@ -87,52 +89,52 @@ class Whole:
     ) -> tuple[Tensor | None, list[Pair]]:
         """From the gradient of the output that of the input, if asked, and those of all factors in
         the order of the linears; once after each `forward`, whose `kept` it writes over."""
-        library, at = _library(x), self._at
-        dy, dx, gradients = dy.contiguous(), torch.empty_like(x), _gradients(self.pairs)
+        library, at = _library_for(x), self._own_addresses
+        dy, dx, gradients = dy.contiguous(), torch.empty_like(x), _gradient_places(self.pairs)
         for to, (dA, dB) in zip(self.given.linears, gradients, strict=True):
             if dA is not None and dB is not None:
                 to.dA, to.dB = dA.data_ptr(), dB.data_ptr()
         library.layer_backward(
             *(*at, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), to_input),
-            *(kept.data_ptr(), *_spaces(library, at)),
+            *(kept.data_ptr(), *_take_spaces(library, at)),
         )
         held_memory.give(kept)
         return dx if to_input else None, gradients
 
     @property
-    def _at(self) -> tuple[int, int]:
+    def _own_addresses(self) -> tuple[int, int]:
         return ctypes.addressof(self.given), ctypes.addressof(self.where)
 
 
-def _fits(x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> bool:
+def _layer_fits(x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> bool:
     shape, segments, dtype = layer.shape, place.segments, x.dtype
-    if not gemm.serves_here(dtype) or len(x) < gemm.FEW_ROWS or not _plain(x, dtype):
+    if not gemm.serves_here(dtype) or len(x) < gemm.FEW_ROWS or not _is_plain(x, dtype):
         return False
     if shape.residual != 1.0 or layer.after_attention or layer.after_mlp:
         return False
-    if not all(_plain(norm.weight, dtype) for norm in _norms(layer) if norm is not None):
+    if not all(_is_plain(norm.weight, dtype) for norm in _norms_of(layer) if norm is not None):
         return False
-    if not all(_readable(linear, dtype) for linear in layer.linears):
+    if not all(_is_readable(linear, dtype) for linear in layer.linears):
         return False
     factors = (one for pair in pairs for one in pair if one is not None)
-    if not all(_plain(one) for one in factors) or _most_ranks(pairs) > MOST_OF_BOTH:
+    if not all(_is_plain(one) for one in factors) or _most_ranks(pairs) > MOST_OF_BOTH:
         return False
-    if shape.rotary and not (_plain(place.cos) and _plain(place.sin)):
+    if shape.rotary and not (_is_plain(place.cos) and _is_plain(place.sin)):
         return False
     form = Form.of(
         segments.longest, scale=shape.scaling, window=shape.window, softcap=shape.softcap
     )
-    return tasks.serves(segments, shape.kv_heads, form, dtype)
+    return tasks.serves_well(segments, shape.kv_heads, form, dtype)
 
 
-def _plain(one: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+def _is_plain(one: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     return one.is_cpu and one.dtype == dtype and one.is_contiguous()
 
 
-def _readable(linear: Linear, dtype: torch.dtype) -> bool:
+def _is_readable(linear: Linear, dtype: torch.dtype) -> bool:
     weight, bias = linear.weight, linear.bias
     is_here = weight.is_cpu and weight.dtype == dtype and 1 in weight.stride()
-    return is_here and (bias is None or _plain(bias, dtype))
+    return is_here and (bias is None or _is_plain(bias, dtype))
 
 
 def _most_ranks(pairs: Sequence[Pair]) -> int:
@@ -140,17 +142,17 @@ def _most_ranks(pairs: Sequence[Pair]) -> int:
     return max(sum(len(A) for A, _ in pairs[group] if A is not None) for group in GROUPS)
 
 
-def _norms(layer: Layer) -> tuple[Norm | None, ...]:
+def _norms_of(layer: Layer) -> tuple[Norm | None, ...]:
     return layer.before_attention, layer.before_mlp, layer.q_norm, layer.k_norm
 
 
-def _library(x: Tensor) -> ctypes.CDLL:
+def _library_for(x: Tensor) -> ctypes.CDLL:
     library = native.compiled(x.dtype)
     assert library is not None
     return library
 
 
-def _spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, int]:
+def _take_spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, int]:
     """Memory for the layer and for a step of it, and threads."""
     threads = torch.get_num_threads()
     of_layer = held_memory.scratch("layer", library.layer_space(*at))
@@ -158,7 +160,7 @@ def _spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, int]:
     return of_layer.data_ptr(), of_step.data_ptr(), threads
 
 
-def _layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
+def _describe_layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
     given, shape = _Layer(), layer.shape
     for to, linear, (A, B) in zip(given.linears, layer.linears, pairs, strict=True):
         weight, bias = linear.weight, linear.bias
@@ -170,7 +172,7 @@ def _layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
             assert A.shape == (len(A), to.d_in) and B.shape == (to.d_out, len(A))
             to.A, to.B, to.rank, to.scale = A.data_ptr(), B.data_ptr(), len(A), linear.scale
     norms = (given.before_attention, given.before_mlp, given.q_norm, given.k_norm)
-    for to, norm in zip(norms, _norms(layer), strict=True):
+    for to, norm in zip(norms, _norms_of(layer), strict=True):
         if norm is not None:
             to.weight, to.eps, to.offset = norm.weight.data_ptr(), norm.eps, norm.offset
     given.heads, given.kv_heads, given.head_dim = shape.heads, shape.kv_heads, shape.head_dim
@@ -178,7 +180,7 @@ def _layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
     return given
 
 
-def _place(layer: Layer, place: Place) -> _Place:
+def _describe_place(layer: Layer, place: Place) -> _Place:
     segments, where = place.segments, _Place()
     if layer.shape.rotary:
         where.cos, where.sin = place.cos.data_ptr(), place.sin.data_ptr()
@@ -190,7 +192,7 @@ def _place(layer: Layer, place: Place) -> _Place:
     return where
 
 
-def _gradients(pairs: Sequence[Pair]) -> list[Pair]:
+def _gradient_places(pairs: Sequence[Pair]) -> list[Pair]:
     """Places for those of all factors, side by side: first of every A, then of every B."""
     factors = [pair[which] for which in (0, 1) for pair in pairs]
     sizes = [0 if one is None else one.numel() for one in factors]

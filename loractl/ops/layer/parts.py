@@ -1,7 +1,8 @@
 """One layer of a Llama-like decoder, part by part, forward and backward written out.
 
-What the layer computes is what transformers' modules compute (`models/fast.py` says which and how
-their layers are read), in the same order of roundings; the gradients are those of its formulas.
+What the layer computes is what transformers' modules compute (`models/fast/read_layer.py` says
+which and how their layers are read), in the same order of roundings; the gradients are those of its
+formulas.
 """
 
 from collections.abc import Sequence
@@ -61,25 +62,25 @@ class _Thins:
     down: Thin
 
 
-def _normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+def _norm_rows(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     return pieces.rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
 
 
 def _heads_normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    y, rstd = _normed(x.reshape(-1, x.shape[-1]), norm)  # (N * heads, head_dim)
+    y, rstd = _norm_rows(x.reshape(-1, x.shape[-1]), norm)  # (N * heads, head_dim)
     return y.view(x.shape), rstd
 
 
-def _added(x: Tensor, y: Tensor, factor: float) -> Tensor:
+def _add_scaled(x: Tensor, y: Tensor, factor: float) -> Tensor:
     """x + factor * y, the product rounded first as transformers does."""
     return x + y if factor == 1.0 else x + y * factor
 
 
-def _forward(x: Tensor, layer: Layer, thins: _Thins, place: Place) -> tuple[Tensor, _Kept]:
+def _layer_forward(x: Tensor, layer: Layer, thins: _Thins, place: Place) -> tuple[Tensor, _Kept]:
     """x (N, hidden) -> the layer's output (N, hidden), and what the backward pass needs."""
     shape = layer.shape
     n = x.shape[0]
-    h, rstd_in = _normed(x, layer.before_attention)
+    h, rstd_in = _norm_rows(x, layer.before_attention)
     (q, k, v), thin_qkv = project(h, [layer.q, layer.k, layer.v], thins.qkv)
     q = q.view(n, shape.heads, shape.head_dim)
     k = k.view(n, shape.kv_heads, shape.head_dim)
@@ -99,20 +100,20 @@ def _forward(x: Tensor, layer: Layer, thins: _Thins, place: Place) -> tuple[Tens
     o_raw = o_rstd = down_raw = down_rstd = None
     if layer.after_attention is not None:
         o_raw = y
-        y, o_rstd = _normed(y, layer.after_attention)
-    middle = _added(x, y, shape.residual)  # (N, hidden)
-    h, rstd_mlp = _normed(middle, layer.before_mlp)
+        y, o_rstd = _norm_rows(y, layer.after_attention)
+    middle = _add_scaled(x, y, shape.residual)  # (N, hidden)
+    h, rstd_mlp = _norm_rows(middle, layer.before_mlp)
     (gate, up), thin_gate_up = project(h, [layer.gate, layer.up], thins.gate_up)
     inner = pieces.gated(gate, up, activation=shape.activation)  # (N, intermediate)
     (y,), thin_down = project(inner, [layer.down], thins.down)
     if layer.after_mlp is not None:
         down_raw = y
-        y, down_rstd = _normed(y, layer.after_mlp)
+        y, down_rstd = _norm_rows(y, layer.after_mlp)
     kept = _Kept(
         rstd_in, q, k, v, q_raw, k_raw, q_rstd, k_rstd, thin_qkv, attended, softmax, thin_o,
         o_raw, o_rstd, middle, rstd_mlp, gate, up, thin_gate_up, thin_down, down_raw, down_rstd,
     )  # fmt: skip
-    return _added(middle, y, shape.residual), kept
+    return _add_scaled(middle, y, shape.residual), kept
 
 
 def _through_norm(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
@@ -122,7 +123,7 @@ def _through_norm(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
     return dx
 
 
-def _again(x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
+def _norm_again(x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
     return pieces.rms_norm_again(x, rstd, norm.weight, offset=norm.offset)
 
 
@@ -142,7 +143,7 @@ def _mlp_backward(
     del inner
     both = [kept.gate, kept.up]
     u, dBs = output_gradients(both, thins.gate_up, kept.thin_gate_up)
-    h = _again(kept.middle, kept.rstd_mlp, layer.before_mlp)
+    h = _norm_again(kept.middle, kept.rstd_mlp, layer.before_mlp)
     gate_up = factor_gradients(dBs, thins.gate_up, u, h)
     dh = input_gradient(both, [layer.gate, layer.up], thins.gate_up, u)  # (N, hidden)
     d_middle = dy.clone()
@@ -185,7 +186,7 @@ def _through_heads(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
     return _through_norm(dy.reshape(-1, width), x.reshape(-1, width), rstd, norm).view(x.shape)
 
 
-def _backward(
+def _layer_backward(
     dy: Tensor, x: Tensor, layer: Layer, thins: _Thins, kept: _Kept, place: Place, *, to_input: bool
 ) -> tuple[Tensor | None, list[Pair]]:
     """From the gradient of the output that of the input, if asked, and of all factors in order."""
@@ -193,7 +194,7 @@ def _backward(
     dqkv, o = _attention_backward(dx, layer, thins, kept, place)
     u, dBs = output_gradients(dqkv, thins.qkv, kept.thin_qkv)
     norm = layer.before_attention
-    h = _again(x, kept.rstd_in, norm)
+    h = _norm_again(x, kept.rstd_in, norm)
     qkv = factor_gradients(dBs, thins.qkv, u, h)
     pairs = [*qkv, *o, *mlp]
     if not to_input:
@@ -221,7 +222,7 @@ class Parts:
 
     def forward(self, x: Tensor, *, keep: bool) -> tuple[Tensor, _Kept | None]:
         """x (N, hidden) -> the layer's output (N, hidden), and what `backward` needs."""
-        y, kept = _forward(x, self.layer, self.thins, self.place)
+        y, kept = _layer_forward(x, self.layer, self.thins, self.place)
         return y, kept if keep else None
 
     def backward(
@@ -229,4 +230,4 @@ class Parts:
     ) -> tuple[Tensor | None, list[Pair]]:
         """From the gradient of the output that of the input, if asked, and those of all factors in
         the order of the linears; once after each `forward`, whose `kept` it writes over."""
-        return _backward(dy, x, self.layer, self.thins, kept, self.place, to_input=to_input)
+        return _layer_backward(dy, x, self.layer, self.thins, kept, self.place, to_input=to_input)

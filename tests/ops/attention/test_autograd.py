@@ -27,7 +27,7 @@ EXAMPLES: dict[str, list[list[int]]] = {  # lengths of the examples of each row
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whatever this machine's processor is; a window or a cap goes torch's way in both."""
     if request.param == "attention.c" and native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "attention.c")
     monkeypatch.setattr(tasks, "BUSY", 0.0)  # also where tasks are few
     return str(request.param)
@@ -225,9 +225,9 @@ def test_the_mask_of_segments_is_what_each_token_sees() -> None:
 
 def test_blocks_outside_the_window_are_skipped() -> None:
     q = torch.empty(1, 1000, 1, 4)
-    seen = [keys.stop - keys.start for _, _, keys in blocks._blocks(q, q, 10)]
+    seen = [keys.stop - keys.start for _, _, keys in blocks._query_blocks(q, q, 10)]
     assert max(seen) <= blocks.block_of(q.dtype) + 9
-    assert [stop for _, stop, _ in blocks._blocks(q, q, 10)][-1] == 1000
+    assert [stop for _, stop, _ in blocks._query_blocks(q, q, 10)][-1] == 1000
 
 
 PEAK = """

@@ -1,10 +1,10 @@
-"""How examples are put together for attention; what comes of it is tested in test_attention.py."""
+"""How examples are put together for attention; what comes of it is tested in test_autograd.py."""
 
 import torch
 from torch import Tensor
 
 from loractl.ops.attention.packing import Pack, pack_of
-from loractl.ops.chunks import SCORES, query_rows, together
+from loractl.ops.chunks import SCORES, examples_together, query_rows
 from loractl.ops.segments import Segments, segments_of
 
 
@@ -34,9 +34,9 @@ def test_a_group_is_no_larger_than_its_scores_may_be() -> None:
     found, _, _ = pack(segments(*lengths), heads=24, kv_heads=8)
     scores = 24 * query_rows(4) * 300 * 4
     sizes = [len(group.spans) for group in found.groups]
-    assert sizes == [2, 2, 2, 2] and together(scores, 8) == 2
+    assert sizes == [2, 2, 2, 2] and examples_together(scores, 8) == 2
     assert 2 * scores <= SCORES < 3 * scores
-    assert together(SCORES + 1, 8) == 1  # a long one alone
+    assert examples_together(SCORES + 1, 8) == 1  # a long one alone
 
 
 def test_what_is_put_into_slots_comes_back_and_is_made_once_for_all_layers() -> None:

@@ -1,5 +1,5 @@
 """Attention in C by tasks; that it is the softmax over the full mask is tested in
-test_attention.py, beside torch's way."""
+test_autograd.py, beside torch's way."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FORM = Form(scale=0.125)
 @pytest.fixture(autouse=True)
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
 
 
@@ -111,7 +111,7 @@ def test_what_is_saved_is_the_logsumexp() -> None:
 
 def test_it_serves_while_most_threads_have_a_task() -> None:
     def busy(kv_heads: int, threads: int, *lengths: int) -> float:
-        return tasks._busy(segments(*lengths), kv_heads, threads)
+        return tasks._busy_share(segments(*lengths), kv_heads, threads)
 
     assert busy(3, 1, 500) == 1
     assert busy(3, 2, 500) == 0.75  # two tasks, then one
@@ -122,8 +122,8 @@ def test_it_serves_while_most_threads_have_a_task() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert not tasks.fits(q, q, q, segments(500), FORM)
-        assert tasks.fits(q, q, q, segments(*[100] * 5), FORM)
+        assert not tasks.task_fits(q, q, q, segments(500), FORM)
+        assert tasks.task_fits(q, q, q, segments(*[100] * 5), FORM)
     finally:
         torch.set_num_threads(before)
 
@@ -132,8 +132,8 @@ def test_it_serves_while_most_threads_have_a_task() -> None:
 def test_a_window_and_a_cap_go_torchs_way(form: Form) -> None:
     q = torch.randn(50, 2, 8)
     one = segments(20, 30)
-    assert tasks.fits(q, q, q, one, FORM)
-    assert not tasks.fits(q, q, q, one, form)
-    assert not tasks.fits(*[q.half()] * 3, one, FORM)
-    assert not tasks.fits(q, q.bfloat16(), q, one, FORM)
-    assert not tasks.fits(q.transpose(1, 2).contiguous().transpose(1, 2), q, q, one, FORM)
+    assert tasks.task_fits(q, q, q, one, FORM)
+    assert not tasks.task_fits(q, q, q, one, form)
+    assert not tasks.task_fits(*[q.half()] * 3, one, FORM)
+    assert not tasks.task_fits(q, q.bfloat16(), q, one, FORM)
+    assert not tasks.task_fits(q.transpose(1, 2).contiguous().transpose(1, 2), q, q, one, FORM)

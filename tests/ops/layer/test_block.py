@@ -23,7 +23,7 @@ ALL = (8,) * 7
 @pytest.fixture(autouse=True)
 def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.compiled(torch.float32) is None:
-        pytest.skip(native.missing(torch.float32))
+        pytest.skip(native.why_missing(torch.float32))
     monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
     torch.manual_seed(0)
 
@@ -97,7 +97,7 @@ def whole(x: Tensor, one: Layer, where: Place) -> bool:
 
 def by_parts(monkeypatch: pytest.MonkeyPatch, again: Callable[[], list[Tensor]]) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(one_call, "_fits", lambda *_: False)
+        patch.setattr(one_call, "_layer_fits", lambda *_: False)
         return again()
 
 
@@ -300,4 +300,4 @@ def test_a_call_has_memory_for_every_thin_product(tokens: int) -> None:
     )
     a_token = 2 * rank + q + 2 * kv + max(2 * hidden, inner, q)
     needed = tokens * a_token + rank * inner + thins
-    assert needed <= library.layer_space(*made._at) < needed + 256
+    assert needed <= library.layer_space(*made._own_addresses) < needed + 256
