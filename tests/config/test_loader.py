@@ -249,7 +249,7 @@ assert time.process_time() - begin < 0.3
 for name in ("torch", "transformers", "datasets", "numpy", "typer", "rich"):
     assert name not in sys.modules, name
 """
-    path = Path(__file__).parent.parent
+    path = Path(__file__).parent.parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(path)})
 
 
