@@ -125,7 +125,7 @@ def test_defaults_follow_other_settings() -> None:
     assert resolve(kept, name="other") == kept
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("configs/*.yaml")))
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.parent.glob("configs/*.yaml")))
 def test_the_configs_that_come_along_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent.parent)
     assert load(path, paths_exist=False).config.out == f"runs/{path.stem}"
