@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loractl import console
 from loractl.commands.arguments import require_apart, require_free, require_word
+from loractl.dtypes import SHORT
 from loractl.errors import ModelError
 from loractl.startup import libraries
 
@@ -122,8 +123,8 @@ def _open_export(request: Request) -> "Exporting":
 
 
 FORMATS = {
-    "peft": Format(_write_peft, ("f32", "f16", "bf16"), is_file=False),
-    "gguf": Format(_write_gguf, ("f32", "f16", "bf16"), is_file=True),
-    "merged-gguf": Format(_write_merged_gguf, ("f32", "f16", "bf16", "q8_0"), is_file=True),
-    "ollama": Format(_write_ollama, ("f32", "f16", "bf16", "q8_0"), is_file=False),
+    "peft": Format(_write_peft, tuple(SHORT.values()), is_file=False),
+    "gguf": Format(_write_gguf, tuple(SHORT.values()), is_file=True),
+    "merged-gguf": Format(_write_merged_gguf, (*SHORT.values(), "q8_0"), is_file=True),
+    "ollama": Format(_write_ollama, (*SHORT.values(), "q8_0"), is_file=False),
 }
