@@ -87,9 +87,8 @@ def compare_logits(
 def probe_ids(model: "PreTrainedModel") -> Tensor:
     """The tokens that every reader is asked about, (ROWS, LENGTH)."""
     generator = torch.Generator().manual_seed(0)
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return torch.randint(0, weight.shape[0], (ROWS, LENGTH), generator=generator)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
 
 
 def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:

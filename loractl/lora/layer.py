@@ -62,7 +62,11 @@ class LoraLayer(nn.Module):
         return weight
 
     def swap_weight_(self, weight: nn.Parameter) -> nn.Parameter:
-        """Put another weight in the place of the frozen one, on this layer alone; return that."""
+        """Put another weight in the place of the frozen one, on this layer alone; return that.
+
+        A packed layer would unpack the new one: it is for its backend to replace.
+        """
+        assert not hasattr(self.base, "dense_weight"), f"{type(self.base).__name__} is packed"
         old = self.base.weight
         assert isinstance(old, nn.Parameter)
         self.base.weight = weight

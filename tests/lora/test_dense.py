@@ -1,5 +1,6 @@
 """Sizes come from what a layer says of itself, and its matrix from its own `dense_weight`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loractl.lora import algebra, inject
 from loractl.lora.dense import MatrixSize, dense_weight_of, size_of
-from loractl.lora.inject import inject_
 from loractl.lora.ranks import ModuleRank
 
 D_IN, D_OUT = 12, 8
@@ -46,7 +47,7 @@ def models() -> tuple[nn.Sequential, nn.Sequential]:
 def test_a_packed_layer_is_adapted_as_the_dense_one(formula: str, init: str) -> None:
     results: list[tuple[Any, ...]] = []
     for model in models():
-        layer = inject_(model, {"0": ModuleRank(4, 8, 2.0)}, formula=formula, init=init)["0"]
+        layer = inject.inject_(model, {"0": ModuleRank(4, 8, 2.0)}, formula=formula, init=init)["0"]
         assert (layer.d_in, layer.d_out, layer.laid_shape) == (D_IN, D_OUT, (D_OUT, D_IN))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -60,6 +61,18 @@ def test_a_packed_layer_is_adapted_as_the_dense_one(formula: str, init: str) -> 
         results.append((y, *gradients, layer.delta(), layer.merged_weight()))
     for packed, dense in zip(*results, strict=True):
         torch.testing.assert_close(packed, dense, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("merge", [algebra.merge_, inject.merge_])
+def test_a_dense_weight_is_never_put_where_a_packed_one_is_unpacked(
+    merge: Callable[[nn.Module], object],
+) -> None:
+    packed, _ = models()
+    layer = inject.inject_(packed, {"0": ModuleRank(4, 8, 2.0)})["0"]
+    before = layer.weight
+    with pytest.raises(AssertionError, match="Packed is packed"):
+        merge(packed)
+    assert layer.weight is before and layer.enabled
 
 
 def test_a_plain_weight_is_itself_and_no_copy() -> None:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from loractl import text
 from loractl.engine.check.data import fix, note, ok
 from loractl.engine.check.step import StepReport
@@ -48,9 +46,7 @@ def _adapted(session: Session) -> Iterator[Finding]:
 
 
 def _vocabulary(session: Session) -> Finding:
-    table = session.model.get_input_embeddings().weight
-    assert isinstance(table, torch.Tensor)
-    rows = table.shape[0]
+    rows = session.model.config.get_text_config().vocab_size
     tokens = len(session.tokenizer)
     if tokens > rows:
         return fix(
