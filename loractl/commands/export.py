@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What is exported, where to, and how."""
 
     adapter: "Adapter"
@@ -32,7 +32,7 @@ class Request:
 class Format:
     """One thing that can be written."""
 
-    write: Callable[[Request], list[str]]  # -> what to tell
+    write: Callable[[ExportRequest], list[str]]  # -> what to tell
     dtypes: tuple[str, ...]
     is_file: bool
 
@@ -68,13 +68,13 @@ def run(
             " it was made from with --base"
         )
     require_apart(out, source.directory, adapter.directory)
-    for line in form.write(Request(adapter, source, out, dtype, verify)):
+    for line in form.write(ExportRequest(adapter, source, out, dtype, verify)):
         console.note(line)
     console.result(str(out))
     return 0
 
 
-def _write_peft(request: Request) -> list[str]:
+def _write_peft(request: ExportRequest) -> list[str]:
     from loractl.engine.export_peft import write_portable
 
     return write_portable(
@@ -82,7 +82,7 @@ def _write_peft(request: Request) -> list[str]:
     )
 
 
-def _write_gguf(request: Request) -> list[str]:
+def _write_gguf(request: ExportRequest) -> list[str]:
     from loractl.artifacts import files
 
     exporting = _open_export(request)
@@ -90,7 +90,7 @@ def _write_gguf(request: Request) -> list[str]:
     return exporting.lines
 
 
-def _write_merged_gguf(request: Request) -> list[str]:
+def _write_merged_gguf(request: ExportRequest) -> list[str]:
     from loractl.artifacts import files
 
     exporting = _open_export(request)
@@ -98,7 +98,7 @@ def _write_merged_gguf(request: Request) -> list[str]:
     return exporting.lines
 
 
-def _write_ollama(request: Request) -> list[str]:
+def _write_ollama(request: ExportRequest) -> list[str]:
     from loractl.artifacts import files
     from loractl.artifacts.gguf import ollama
 
@@ -114,7 +114,7 @@ def _write_ollama(request: Request) -> list[str]:
     return [*exporting.lines, said, f"load it with: ollama create NAME -f {request.out}/Modelfile"]
 
 
-def _open_export(request: Request) -> "Exporting":
+def _open_export(request: ExportRequest) -> "Exporting":
     from loractl.engine.export_gguf import Exporting
 
     return Exporting(

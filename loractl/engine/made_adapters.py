@@ -20,7 +20,6 @@ def about_made(
     command: str, sources: Mapping[str, Adapter], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """loractl.json of an adapter made from others: from which bytes, how, for which base."""
-
     first = next(iter(sources.values()))
     return {
         "loractl": __version__,

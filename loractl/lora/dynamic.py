@@ -5,11 +5,11 @@ Growing leaves the function as it is. Shrinking to k leaves the best update of r
 Young). A layer keeps its scale s, so that a change of rank is no change of size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NOISE = 1e-6
 """Share of the largest singular value below which a direction is float32 rounding."""
@@ -103,3 +103,19 @@ def _cut(
     averages = tuple((X.T @ A, B @ Y.T) for A, B in moments.averages)
     squares = tuple((X.T.square() @ A, B @ Y.T.square()) for A, B in moments.squares)
     return new_A, new_B, Moments(averages, squares)
+
+
+def set_values_(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter other values, of another shape even; its gradient goes."""
+    parameter.grad = None
+    parameter.data = values.to(parameter, copy=True).contiguous()
+    count_versions_([parameter])
+
+
+def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
+    """Let autograd know that parameters have other values now.
+
+    Fused optimizers, compiled code and `.data` write to them behind its back; DoRA keeps a norm for
+    as long as the versions of A and B stay what they were.
+    """
+    torch.autograd.graph.increment_version(list(parameters))

@@ -22,7 +22,23 @@ def sum_over_ranks(world: World, values: Sequence[float]) -> list[float]:
 
 
 def sum_gradients_(world: World, parameters: Iterable["nn.Parameter"]) -> None:
-    """Give every process the sums of all their gradients. Only one process can train as yet: more
-    would each go their own way, so that they are refused."""
-    if world.size > 1:
-        raise NotImplementedError(f"training in {world.size} processes is not available yet")
+    """Give every process the sums of all their gradients, in one exchange for all parameters.
+
+    A process whose rows reach a parameter not at all adds nothing to it; one that no process
+    reaches keeps no gradient.
+    """
+    if world.size == 1:
+        return
+    import torch
+
+    trained = list(parameters)
+    reached = torch.tensor([float(one.grad is not None) for one in trained])
+    torch.distributed.all_reduce(reached)
+    given = [one for one, count in zip(trained, reached.tolist(), strict=True) if count]
+    flat = torch.cat(
+        [(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in given]
+    )
+    torch.distributed.all_reduce(flat)
+    parts = torch.split(flat, [one.numel() for one in given])
+    for one, part in zip(given, parts, strict=True):
+        one.grad = part.view_as(one)

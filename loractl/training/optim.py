@@ -1,7 +1,7 @@
 """The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from loractl.config.optimizers import OptimizerKind
+from loractl.lora.dynamic import count_versions_
 
 Schedule = Callable[[float], float]
 
@@ -87,22 +88,6 @@ def build_optimizer(
     if fused is None:
         fused = all(parameter.is_cuda for parameter in parameters.values()) or None
     return BUILDERS[name](groups, rates.learning_rate, fused)
-
-
-def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
-    """Let autograd know that parameters have other values now.
-
-    Fused kernels, and code that torch.compile made, write to them behind its back; DoRA keeps a
-    norm for as long as the versions of A and B stay what they were.
-    """
-    torch.autograd.graph.increment_version(list(parameters))
-
-
-def set_values_(parameter: nn.Parameter, values: torch.Tensor) -> None:
-    """Give a parameter other values, of another shape even; its gradient goes."""
-    parameter.grad = None
-    parameter.data = values.to(parameter.device).contiguous()
-    count_versions_([parameter])
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

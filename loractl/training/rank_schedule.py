@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from loractl.config.optimizers import OptimizerKind
-from loractl.lora.dynamic import Moments, resized
+from loractl.lora.dynamic import Moments, resized, set_values_
 from loractl.lora.inject import random_start
 from loractl.lora.layer import LoraLayer
-from loractl.training.optim import set_values_
 from loractl.training.state import seed_of_step
 
 
@@ -70,7 +69,7 @@ class RankSchedule:
             kept = (*new.moments.averages, *new.moments.squares)
             for what, pair in zip(self.kind.shaped, kept, strict=True):
                 for parameter, moment in zip((layer.A, layer.B), pair, strict=True):
-                    self.optimizer.state[parameter][what] = moment
+                    self.optimizer.state[parameter][what] = moment.contiguous()
 
     def _read_moments(self, layer: LoraLayer) -> Moments | None:
         of_A, of_B = self.optimizer.state[layer.A], self.optimizer.state[layer.B]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from loractl.errors import NumericError
+from loractl.lora.dynamic import count_versions_
 from loractl.records import Batch, DataState
 from loractl.training.distributed import sum_gradients_, sum_over_ranks
-from loractl.training.optim import LearningRate, count_versions_, set_rate_
+from loractl.training.optim import LearningRate, set_rate_
 from loractl.training.state import TrainState, seed_of_step
 from loractl.world import ALONE, World
 
@@ -169,12 +170,12 @@ def _add_gradients(
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
-    mean = sum_over_ranks(recipe.world, [float(torch.stack(sums).sum())])[0] / count
+    own = float(torch.stack(sums).sum()) if sums else 0.0  # of several, one may have no rows left
+    mean = sum_over_ranks(recipe.world, [own])[0] / count
     if not math.isfinite(mean):
-        bad = next(
-            (b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)), window[0]
-        )
-        raise _NotFinite(f"loss is {mean}", f"the batch of {_name_rows(bad)}", mean)
+        bad = [b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)] or window
+        where = f"the batch of {_name_rows(bad[0])}" if bad else "rows of another process"
+        raise _NotFinite(f"loss is {mean}", where, mean)
     return mean
 
 

@@ -478,15 +478,3 @@ def test_counts_tokens_and_losses_are_added_up_over_the_processes(
     assert (made.state.tokens, made.state.trained_tokens) == (step.tokens, step.trained_tokens)
     # What this process brings to the gradient of both, which are to be summed
     assert step.grad_norm == pytest.approx(alone.grad_norm / 2, rel=1e-5)
-
-
-def test_several_processes_do_not_train_each_for_itself(
-    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loractl.training.steps.sum_over_ranks", double)
-    made = bench(1)
-    made.recipe = replace(made.recipe, world=World(0, 2))
-    before = made.weights()
-    with pytest.raises(NotImplementedError, match="2 processes"):
-        list(made.run(BatchPlan(4, 1, 128, packing=False)))
-    assert_near(made.weights(), before, 0)

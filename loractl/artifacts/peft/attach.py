@@ -19,6 +19,7 @@ from loractl.artifacts.peft.names import (
 )
 from loractl.errors import ArtifactError
 from loractl.lora.dense import MatrixSize, dense_weight_of
+from loractl.lora.dynamic import set_values_
 from loractl.lora.hub import Hub, StandIn, stand_ins
 from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, remove_, sizes_of
 from loractl.lora.layer import LoraLayer
@@ -192,8 +193,7 @@ def restore_(
             if parameter.shape == tensors[name].shape:
                 parameter.copy_(tensors[name])
             else:
-                parameter.data = tensors[name].to(parameter).contiguous()
-                torch.autograd.graph.increment_version(parameter)
+                set_values_(parameter, tensors[name])
         for name, buffer in buffers(whole or {}).items():
             buffer.copy_(tensors[name])
     for name, stem in stems_of(layers).items():
