@@ -1,10 +1,11 @@
 """The compiled library on disk: loaded only where nobody else can have written it.
 
 It is code that will run. Directory and file are this user's alone, and owner, mode and hash are
-checked on the one descriptor that is then loaded: whoever puts another file in its place between a
-check and the loading has no effect.
+checked on the one descriptor that is then loaded; a new library is written by the descriptor of its
+directory. Whoever puts another file, or another directory, in its place in between has no effect.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from loractl.leftovers import making_in_cache
+from loractl.leftovers import being_made, sweep_name
 from loractl.paths import (
     is_open_to_others,
     make_private_directory,
@@ -37,17 +38,21 @@ def load_library(place: Path, names: tuple[str, ...], compile_into: Compile) -> 
     be written or loaded at all.
     """
     try:
-        return _open_trusted(place, names)
+        with open_directory(place.parent) as directory:
+            return _open_trusted(directory, place, names)
     except OSError:
         pass
-    try:
-        make_private_directory(place.parent)
-        with making_in_cache(place.parent) as working:
-            os.replace(_seal_library(compile_into(working)), place)
-        return _open_trusted(place, names)
-    except OSError:
-        with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:
-            return _open_trusted(_seal_library(compile_into(Path(working))), names)
+    # Not compiled beside `place`: whoever can rename a directory above it could have the compiler
+    # write elsewhere. The system's directory for such files lets nobody rename what is another's.
+    with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:
+        made = _seal_library(compile_into(Path(working)))
+        with contextlib.suppress(OSError):
+            make_private_directory(place.parent)
+            with open_directory(place.parent) as directory:
+                _publish(made, directory, place)
+                return _open_trusted(directory, place, names)
+        with open_directory(made.parent) as directory:
+            return _open_trusted(directory, made, names)
 
 
 def _seal_library(library: Path) -> Path:
@@ -60,12 +65,29 @@ def _seal_library(library: Path) -> Path:
     return library
 
 
-def _open_trusted(place: Path, names: tuple[str, ...]) -> ctypes.CDLL:
-    """Raises OSError where the file is absent, damaged, or somebody else can have written it."""
-    with open_directory(place.parent) as directory:
-        _require_private(os.fstat(directory), place.parent)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(place.name, flags, dir_fd=directory)
+def _publish(made: Path, directory: int, place: Path) -> None:
+    """Copy the library into an open directory, under its name by one rename."""
+    _require_private(os.fstat(directory), place.parent)
+    sweep_name(place)
+    name = being_made(place).name
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(made.read_bytes())
+        os.replace(name, place.name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        raise
+
+
+def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of an open directory. Raises OSError where it is absent, damaged, or somebody
+    else can have written it."""
+    _require_private(os.fstat(directory), place.parent)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(place.name, flags, dir_fd=directory)
     try:
         content = _read_checked(descriptor, place)
     except BaseException:

@@ -75,9 +75,9 @@ def evil(path: Path, marker: Path) -> Path:
     return path
 
 
-def run_as_other(script: str) -> None:
+def run_as_other(script: str, *, group: str = OTHER) -> None:
     """What another user tries; whether it succeeds is not looked at."""
-    identity = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"]
+    identity = ["setpriv", f"--reuid={OTHER}", f"--regid={group}", "--clear-groups"]
     subprocess.run([*identity, "sh", "-c", script], capture_output=True)
 
 
@@ -136,8 +136,9 @@ def test_two_libraries_are_two_although_each_is_loaded_by_its_descriptor(tmp_pat
 def test_code_of_another_user_never_runs(shared: Path, mask: int, attack: str) -> None:
     place, marker = shared / "loractl" / "kernels" / "a.so", shared / "marker"
     theirs = evil(shared / "evil.so", marker)
+    group = OTHER if mask == 0 else str(os.getegid())  # who shares our group, under umask 002
     if attack == "be first":
-        run_as_other(f"umask 0; mkdir -p {place.parent} && cp {theirs} {place}")
+        run_as_other(f"umask 0; mkdir -p {place.parent} && cp {theirs} {place}", group=group)
         assert place.exists()
     else:
         with umask(mask):
@@ -148,7 +149,8 @@ def test_code_of_another_user_never_runs(shared: Path, mask: int, attack: str) -
                 "replace": f"cp {theirs} {place}.new; mv -f {place}.new {place}",
                 "swap the directory": f"mv {place.parent} {shared}/away;"
                 f" mkdir -p {place.parent}; cp {theirs} {place}",
-            }[attack]
+            }[attack],
+            group=group,
         )
     with umask(mask):
         assert load(place).answer() == 42
@@ -160,3 +162,54 @@ def test_a_directory_of_another_user_is_refused(shared: Path) -> None:
     run_as_other(f"umask 0; mkdir {shared}/kernels")
     with pytest.raises(OSError, match="belongs to another user"):
         make_private_directory(shared / "kernels")
+
+
+@as_root
+@pytest.mark.parametrize("mask", [0o000, 0o002])
+def test_what_an_older_version_left_open_and_another_wrote_is_not_run(
+    shared: Path, mask: int
+) -> None:
+    """Directories and library as that version made them: as the umask let it."""
+    place, marker = shared / "loractl" / "kernels" / "a.so", shared / "marker"
+    theirs = evil(shared / "evil.so", marker)
+    with umask(mask):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"")
+    run_as_other(f"cat {theirs} > {place}", group=str(os.getegid()))
+    assert place.read_bytes() == theirs.read_bytes(), "it could be written"
+    assert load(place).answer() == 42
+    assert not marker.exists()
+    assert (mode(place.parent), mode(place)) == (0o700, 0o600)
+
+
+@as_root
+def test_a_directory_swapped_while_the_compiler_runs_gets_no_code_of_ours_to_run(
+    shared: Path,
+) -> None:
+    """Above the cache all may rename, as an umask of 000 leaves it."""
+    above = shared / "open"
+    place, marker = above / "kernels" / "a.so", shared / "marker"
+    theirs = evil(shared / "evil.so", marker)
+    precious = shared / "precious"
+    precious.write_text("kept")
+    above.mkdir()
+    above.chmod(0o777)
+
+    def compile_while_they_swap(directory: Path) -> Path:
+        run_as_other(
+            f"mv {place.parent} {above}/away; mkdir {place.parent}; cp {theirs} {place};"
+            f" ln -s {precious} {place.parent}/made.so"
+        )
+        return good(directory)
+
+    place.parent.mkdir(mode=0o700)
+    assert load_library(place, NAMES, compile_while_they_swap).answer() == 42
+    assert not marker.exists() and precious.read_text() == "kept"
+
+
+def test_nothing_but_the_library_is_left_in_the_cache(tmp_path: Path) -> None:
+    place = tmp_path / "kernels" / "a.so"
+    place.parent.mkdir(mode=0o700)
+    (place.parent / f".a.so.tmp-{2**22 + 1}").write_text("of a process that was killed")
+    assert load(place).answer() == 42
+    assert list(place.parent.iterdir()) == [place]
