@@ -75,9 +75,12 @@ def making_in_cache(directory: Path) -> Iterator[Path]:
 
 
 def sweep_cache(directory: Path) -> None:
-    """Remove what killed processes began here: all hidden entries that are a day old."""
+    """Remove what killed processes began here: what has such a name and is a day old.
+
+    Nothing else: a cache may be put where somebody's own files are, hidden ones too.
+    """
     oldest = time.time() - UNFINISHED_DAYS * 86400
     for entry in directory.iterdir():
         with contextlib.suppress(OSError):  # another process was faster, or it is not ours
-            if entry.name.startswith(".") and entry.stat().st_mtime < oldest:
+            if entry.name.startswith(MAKING) and entry.stat().st_mtime < oldest:
                 shutil.rmtree(entry, ignore_errors=True)

@@ -34,12 +34,13 @@ def test_only_what_dead_processes_left_of_the_same_name_is_swept(tmp_path: Path)
 
 def test_what_a_kill_left_in_a_cache_goes_after_a_day(tmp_path: Path) -> None:
     old, young, made = tmp_path / f"{leftovers.MAKING}a", tmp_path / f"{leftovers.MAKING}b", "made"
-    for path in (old, young, tmp_path / made):
+    theirs = tmp_path / ".git"  # of somebody who put the cache among files of their own
+    for path in (old, young, tmp_path / made, theirs):
         path.mkdir()
         (path / "part").write_text("x")
-    for path in (old, tmp_path / made):
+    for path in (old, tmp_path / made, theirs):
         os.utime(path, (time.time() - 2 * DAY,) * 2)
     with leftovers.making_in_cache(tmp_path) as working:
-        assert set(tmp_path.iterdir()) == {young, tmp_path / made, working}
+        assert set(tmp_path.iterdir()) == {young, tmp_path / made, theirs, working}
         (working / "part").write_text("x")
-    assert set(tmp_path.iterdir()) == {young, tmp_path / made}
+    assert set(tmp_path.iterdir()) == {young, tmp_path / made, theirs}

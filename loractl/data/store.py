@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import time
@@ -34,6 +35,9 @@ from loractl.records import UNTRAINED, Example
 FILES = ("tokens", "index", "lengths")
 ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
 UNUSED_DAYS = 30
+KEY_LENGTH = 32
+_STORE = re.compile(rf"\.?[0-9a-f]{{{KEY_LENGTH}}}(-.*)?")
+"""A store by its key, or what an older version was making of one."""
 
 Lengths = npt.NDArray[np.int32]
 
@@ -177,7 +181,7 @@ class Cache:
         `make` appends to the writer and returns what account.json says. Raises StorageError where
         neither the cache nor the temporary directory can be written.
         """
-        place = self.root / key[:32]
+        place = self.root / key[:KEY_LENGTH]
         if is_whole(place):
             with contextlib.suppress(OSError):
                 os.utime(place)
@@ -221,7 +225,8 @@ class Cache:
         """Remove stores that no run has opened for a month, and what killed runs left."""
         leftovers.sweep_cache(self.root)
         for entry in self.root.iterdir():
-            if time.time() - entry.stat().st_mtime > UNUSED_DAYS * 86400:
+            is_old = time.time() - entry.stat().st_mtime > UNUSED_DAYS * 86400
+            if is_old and _STORE.fullmatch(entry.name):  # not what else somebody keeps here
                 shutil.rmtree(entry, ignore_errors=True)
 
 

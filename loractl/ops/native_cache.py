@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,7 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
     """The library of an open directory. Raises OSError where it is absent, damaged, or somebody
     else can have written it."""
     _require_private(os.fstat(directory), place.parent)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # of a pipe
     descriptor = os.open(place.name, flags, dir_fd=directory)
     try:
         content = _read_checked(descriptor, place)
@@ -102,10 +101,7 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
 
 def _read_checked(descriptor: int, place: Path) -> bytes:
     """The content of what is open, once it is known to be ours and whole. Raises OSError."""
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{place}: no file")
-    _require_private(found, place)
+    _require_private(os.fstat(descriptor), place)
     with open(descriptor, "rb", closefd=False) as file:
         content = file.read()
     if hashlib.sha256(content[:-ENDING_BYTES]).digest() != content[-ENDING_BYTES:]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from loractl.config.optimizers import OptimizerKind
-from loractl.lora.dynamic import count_versions_
 
 Schedule = Callable[[float], float]
 
@@ -143,4 +142,3 @@ def restore_state_(
                 for what in kind.shaped
             },
         }
-    count_versions_(parameters.values())

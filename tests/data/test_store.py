@@ -1,5 +1,6 @@
 """Examples on disk: what was written is what is read, and a damaged store is made again."""
 
+import hashlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loractl import leftovers
 from loractl.data.store import Cache, Mixture, Store, Writer, is_whole, lengths_of
 from loractl.errors import StorageError
 from loractl.records import UNTRAINED, Example
@@ -108,14 +110,19 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_stores_unused_for_a_month_are_removed(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    old, used = write(cache, SOME, "old"), write(cache, SOME, "used")
-    left = tmp_path / ".killed-1"
-    left.mkdir()
-    for path, days in ((old, 31), (used, 29), (left, 2)):
+    old, used, new_key = (hashlib.sha256(word).hexdigest() for word in (b"old", b"used", b"new"))
+    old, used = write(cache, SOME, old), write(cache, SOME, used)
+    left = tmp_path / f"{leftovers.MAKING}1"
+    of_older = tmp_path / f".{new_key[:32]}-abc"  # an older version was making it
+    theirs = [tmp_path / name for name in (".git", "notes", "b" * 31, "B" * 32)]
+    for path in (left, of_older, *theirs):
+        path.mkdir()
+    days_of = {old: 31, used: 29, left: 2, of_older: 31, **dict.fromkeys(theirs, 400)}
+    for path, days in days_of.items():
         then = time.time() - days * 86400
         os.utime(path, (then, then))
-    new = write(cache, SOME, "new")
-    assert set(tmp_path.iterdir()) == {used, new}
+    new = write(cache, SOME, new_key)
+    assert set(tmp_path.iterdir()) == {used, new, *theirs}
 
 
 def test_the_place_of_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loractl.lora.dynamic import Moments, resized
+from loractl.lora.dynamic import Moments, resized, set_values_
 from loractl.lora.init import default
 
 D_IN, D_OUT = 12, 9
@@ -106,3 +106,14 @@ def test_the_same_rank_is_the_same_adapter() -> None:
     A, B = factors(3)
     new = resized(A, B, 3, fresh, None)
     assert new.A is A and new.B is B
+
+
+def test_values_that_are_set_are_known_to_be_others() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2, 3))
+    parameter.grad = torch.ones(2, 3)
+    before, given = parameter._version, torch.ones(3, 2).T
+    set_values_(parameter, given)
+    assert parameter._version > before and parameter.grad is None
+    assert parameter.is_contiguous() and torch.equal(parameter, given)
+    given.zero_()
+    assert bool((parameter == 1).all()), "they are its own"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from loractl.ops import native_cache
 from loractl.ops.native_cache import load_library
 from loractl.paths import make_private_directory
 
@@ -112,6 +113,44 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     place.symlink_to(evil(tmp_path / "elsewhere.so", marker))
     assert load(place).answer() == 42
     assert not marker.exists() and not place.is_symlink()
+
+
+def test_a_link_in_the_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    place, marker, other = tmp_path / "kernels" / "a.so", tmp_path / "marker", tmp_path / "other"
+    other.mkdir(mode=0o700)
+    theirs = evil(other / "a.so", marker)
+    theirs.chmod(0o600)
+    place.parent.symlink_to(other)
+    assert load(place).answer() == 42
+    assert not marker.exists() and list(other.iterdir()) == [theirs]
+
+
+@pytest.mark.parametrize("what", ["pipe", "directory"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "kernels" / "a.so"
+    place.parent.mkdir(mode=0o700)
+    if what == "pipe":
+        os.mkfifo(place, 0o600)
+    else:
+        place.mkdir(mode=0o700)
+    assert load(place).answer() == 42
+
+
+def test_what_was_checked_is_what_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, marker = tmp_path / "kernels" / "a.so", tmp_path / "marker"
+    load(place)
+    read = native_cache._read_checked
+
+    def read_and_swap(descriptor: int, path: Path) -> bytes:
+        content = read(descriptor, path)
+        os.replace(evil(tmp_path / "evil.so", marker), place)
+        return content
+
+    monkeypatch.setattr(native_cache, "_read_checked", read_and_swap)
+    assert load(place).answer() == 42
+    assert not marker.exists()
 
 
 def test_a_library_without_our_functions_is_built_again(tmp_path: Path) -> None:
