@@ -79,7 +79,7 @@ def check(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Dry run: data, masks, lengths, memory, one real step."""
+    """Dry run: check data, masks, lengths and memory, and run one real step."""
     from loractl.commands.check import run
 
     return run(config, overrides or [], as_json=as_json)
@@ -99,7 +99,7 @@ def train(
     ] = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Train from a config."""
+    """Train from a config and write an adapter, or with method: full a whole model."""
     from loractl.commands.train import run
 
     return run(config, overrides or [], out=out, resume=resume, extend=extend, overwrite=overwrite)
@@ -117,7 +117,7 @@ def merge(
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Merge an adapter into its base model and verify it."""
+    """Merge an adapter into its base model, and verify that the logits agree."""
     from loractl.commands.merge import run
 
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
@@ -174,7 +174,7 @@ def chat(
     seed: Seed = 0,
     dtype: Dtype = "auto",
 ) -> int:
-    """Chat with a base model and switch its adapters."""
+    """Chat with a base model and switch its adapters. /help lists the commands."""
     from loractl.commands.arguments import GenerationOptions
     from loractl.commands.chat import run
 
@@ -191,13 +191,11 @@ app.command(epilog="Example: loractl recommend --task complex --model 7B --memor
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")
 def inspect(
     adapter: AdapterDir,
-    against: Annotated[
-        Path | None, typer.Option(help="Compare with this adapter.")
-    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with this adapter.")] = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> int:
-    """Show an adapter's ranks, norms and spectra."""
+    """Show an adapter's ranks, norms and singular values."""
     from loractl.commands.inspect import run
 
     return run(adapter, against=against, plot=plot, as_json=as_json)

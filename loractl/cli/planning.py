@@ -13,7 +13,9 @@ Shape = Annotated[
 ]
 Targets = Annotated[
     str | None,
-    typer.Option(help="Target modules: minimal, attention, all-linear, or names separated by commas."),
+    typer.Option(
+        help="Target modules: minimal, attention, all-linear, or names separated by commas."
+    ),
 ]
 BaseDtype = Annotated[
     str | None, typer.Option(help="The dtype of the base model: float32, bfloat16 or float16.")
@@ -52,9 +54,7 @@ Tokens = Annotated[str | None, typer.Option(help="Total number of training token
 Speed = Annotated[
     str | None, typer.Option(help="Measured speed: a number, or a run directory to read it from.")
 ]
-Price = Annotated[
-    float | None, typer.Option(min=0.0, help="Price of that machine per hour.")
-]
+Price = Annotated[float | None, typer.Option(min=0.0, help="Price of that machine per hour.")]
 
 
 def estimate(
@@ -84,7 +84,7 @@ def estimate(
     plot: Plot = None,
     as_json: Json = False,
 ) -> int:
-    """Estimate the memory, disk and time a run needs."""
+    """Estimate parameters, memory, disk and time for a run. No model is loaded."""
     from loractl.commands.estimate import EstimateRequest, run
 
     flags = {

@@ -28,7 +28,7 @@ def export(
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Export for PEFT, vLLM, llama.cpp or Ollama."""
+    """Export for PEFT, vLLM, llama.cpp or Ollama. Verifies the result where they are installed."""
     from loractl.commands.export import run
 
     return run(adapter, to, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
@@ -48,7 +48,7 @@ def evaluate(
         str | None, typer.Option(metavar="PATTERN", help="The pattern for the metric regex.")
     ] = None,
     retain: Annotated[
-        Path | None, typer.Option(help="General text, to measure forgetting.")
+        Path | None, typer.Option(help="General text on which to measure forgetting.")
     ] = None,
     model: Model = None,
     max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens per row.")] = 1024,
@@ -60,7 +60,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Evaluate a base model, adapters and fully tuned models."""
+    """Evaluate a base model, adapters and full models on held-out data."""
     from loractl.commands.eval import run
     from loractl.evaluation.eval_request import EvalRequest
 

@@ -21,7 +21,10 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
     if train.lora_plus_ratio != 1 and config.method == "full":
         yield "train.lora_plus_ratio", "applies to adapters, and method: full has none; remove it"
     if train.non_finite_limit != 3 and train.on_non_finite != "skip":
-        yield "train.non_finite_limit", "applies only to on_non_finite: skip; set that, or remove it"
+        yield (
+            "train.non_finite_limit",
+            "applies only to on_non_finite: skip; set that, or remove it",
+        )
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):
@@ -40,7 +43,10 @@ def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield "lora.rank", "method: adalora starts at lora.adalora.initial_rank; set that"
         for name, neutral in (("rank_pattern", {}), ("alpha_pattern", {}), ("init", "default")):
             if getattr(lora, name) != neutral:
-                yield f"lora.{name}", "method: adalora has its own ranks and initialization; remove it"
+                yield (
+                    f"lora.{name}",
+                    "method: adalora has its own ranks and initialization; remove it",
+                )
         if lora.adalora.target_rank > lora.adalora.initial_rank:
             yield (
                 "lora.adalora.target_rank",
@@ -50,7 +56,10 @@ def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         if steps is not None and (wrong := adalora_steps(lora.adalora, steps)):
             yield "lora.adalora", wrong
     elif lora.adalora != AdaloraSection():
-        yield "lora.adalora", f"applies to method: adalora, but method is {config.method}; remove it"
+        yield (
+            "lora.adalora",
+            f"applies to method: adalora, but method is {config.method}; remove it",
+        )
     if not lora.rank_schedule:
         return
     if config.method in ("adalora", "full"):

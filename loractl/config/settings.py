@@ -134,9 +134,7 @@ class TrainSection(Section):
     epochs: Amount | None = Field(
         None, description="passes over the data; null: 1, unless train.steps is set"
     )
-    steps: Positive | None = Field(
-        None, description="number of optimizer steps, instead of epochs"
-    )
+    steps: Positive | None = Field(None, description="number of optimizer steps, instead of epochs")
     batch_size: Positive = Field(8, description="rows per micro-batch")
     gradient_accumulation: Positive = Field(1, description="micro-batches per optimizer step")
     learning_rate: float = Field(
