@@ -171,7 +171,7 @@ def combine(
         at_most = rank or max(part.rank for part in parts)
         return both if how == "cat" else resize(both, rank=at_most).factors
     if len(found := sorted({part.rank for part in parts})) > 1:
-        raise ValueError(f"ranks {', '.join(map(str, found))}: {how} needs equal ones")
+        raise ValueError(f"ranks {', '.join(map(str, found))}: {how} needs equal ranks")
     shares = [w * part.scale for part, w in _zip(parts, weights)]
     on_B = torch.tensor([math.sqrt(abs(share)) for share in shares])
     on_A = torch.tensor([math.copysign(math.sqrt(abs(share)), share) for share in shares])

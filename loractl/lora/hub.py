@@ -41,7 +41,7 @@ class Hub:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        assert not stand_ins(model), "the model has an adapter of its own already"
+        assert not stand_ins(model), "the model already has an adapter of its own"
         self._model = model
         self._adapters: dict[str, Mapping[str, StandIn]] = {}  # name -> module -> layer
         self._layers: dict[str, dict[str, StandIn]] = {}  # module -> name -> layer
@@ -68,7 +68,7 @@ class Hub:
         taken.
         """
         if name in self._adapters:
-            raise ValueError(f"an adapter named {name!r} is there already")
+            raise ValueError(f"an adapter named {name!r} is already loaded")
         for path, layer in layers.items():
             assert layer.base is self._model.get_submodule(path), f"{path} has another base"
         self._adapters[name] = layers
@@ -181,8 +181,8 @@ def _adapt_rows(
     least = 3 if x.is_floating_point() else 2
     if len(args) + len(kwargs) > 1 or x.dim() < least or x.shape[0] != n_rows:
         raise MixedRowsError(
-            f"{path}: an input of shape {list(x.shape)}, expected {n_rows} rows first; the rows of"
-            " one batch cannot have different adapters here"
+            f"{path}: found an input of shape {list(x.shape)}, expected {n_rows} rows as its first"
+            " dimension; the rows of one batch cannot use different adapters here"
         )
     for layer, rows in groups:
         rows = rows.to(x.device)

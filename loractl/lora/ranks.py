@@ -112,7 +112,7 @@ def _compiled(regex: str, written: str, key: str) -> re.Pattern[str]:
     try:
         return re.compile(regex)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UnmatchedError(key, f"{written!r} is no valid regex: {error}") from None
+        raise UnmatchedError(key, f"{written!r} is not a valid regex: {error}") from None
 
 
 def _targets(
@@ -161,7 +161,7 @@ def _no_match(wanted: str, modules: Mapping[str, str], presets: Iterable[str]) -
     listed = ", ".join(names)
     if wanted in names:
         return (
-            f"{wanted!r} as a text is a regex for whole paths; write [{wanted}] to name the modules"
+            f"{wanted!r} as a string is a regex for whole paths; to name modules, write [{wanted}]"
         )
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{wanted!r} matches no module of the model, which has: {listed}{hint}"
@@ -177,8 +177,8 @@ def _in_layers(layers: Sequence[int] | str | None, names: list[str]) -> list[str
     # A range is walked only to its first block that is missing, however far it reaches.
     missing = next((layer for layer in wanted if layer not in there), None)
     if missing is not None:
-        most = f"0 to {max(there)}" if there else "no numbered blocks"
-        raise UnmatchedError("lora.layers", f"no block {missing}, the targeted modules have {most}")
+        most = f"blocks 0 to {max(there)}" if there else "no numbered blocks"
+        raise UnmatchedError("lora.layers", f"no block {missing}; the targeted modules have {most}")
     return [name for name in names if layer_of(name) in wanted]
 
 
@@ -193,5 +193,7 @@ def parse_layers(layers: Sequence[int] | str) -> Sequence[int]:
         return layers
     match = re.fullmatch(r"\s*(\d{1,18})\s*-\s*(\d{1,18})\s*", layers)
     if match is None or int(match[1]) > int(match[2]):
-        raise UnmatchedError("lora.layers", f"{layers!r}, expected a list or a range such as 8-15")
+        raise UnmatchedError(
+            "lora.layers", f"found {layers!r}, expected a list or a range such as 8-15"
+        )
     return range(int(match[1]), int(match[2]) + 1)

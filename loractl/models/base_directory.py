@@ -26,8 +26,8 @@ def check(name: str, directory: Path) -> None:
         return
     if pickles := sorted(directory.glob("*.bin")):
         raise ModelError(
-            f"model {name}: {pickles[0].name} is a pickle, which can run code and is not read;"
-            " convert to safetensors first"
+            f"model {name}: {pickles[0].name} is a pickle, which can run code, so it is not read;"
+            " convert it to safetensors first"
         )
     raise ModelError(f"model {name}: no *.safetensors in {directory}; the weights are missing")
 
@@ -36,8 +36,8 @@ def require_no_adapter(name: str, directory: Path) -> None:
     """Raise ModelError where transformers would find an adapter beside the base, and apply it."""
     if (directory / "adapter_config.json").exists():
         raise ModelError(
-            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the model; it"
-            " would be applied unseen. Move it away, or name its base model here"
+            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the"
+            " model, which would be applied silently; move it away, or name its base model here"
         )
 
 
@@ -52,7 +52,7 @@ def _require_inside(name: str, directory: Path) -> None:
         for shard in sorted({str(value) for value in shards.values()}):
             if Path(shard).name != shard or shard in ("", ".", ".."):
                 raise ModelError(
-                    f"model {name}: {index}: names the shard {shard[:100]!r}, expected the name of"
+                    f"model {name}: {index}: found the shard {shard[:100]!r}, expected the name of"
                     " a file in the same directory"
                 )
 

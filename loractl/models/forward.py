@@ -94,7 +94,7 @@ def check_isolation(model: "PreTrainedModel") -> None:
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ModelError(
-            "data.packing: this model takes no position_ids; set data.packing to false"
+            "data.packing: this model does not accept position_ids; set data.packing to false"
         )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -124,9 +124,8 @@ def check_isolation(model: "PreTrainedModel") -> None:
     # more.
     if leak > 1e-3 or shift > 0.05:
         raise ModelError(
-            f"data.packing: examples of a packed row change each other in this model (by"
-            f" {leak:.1%} and"
-            f" {shift:.1%} of the logits' size); set data.packing to false"
+            f"data.packing: examples in a packed row change each other's logits in this model (by"
+            f" {leak:.1%} and {shift:.1%} of their size); set data.packing to false"
         )
 
 

@@ -36,8 +36,8 @@ def restore_splitting_(tokenizer: Tokenizer, path: Path) -> None:
         return
     if rules != "smollm":
         raise ModelError(
-            f"model {path}: its tokenizer splits text by the rules {rules!r}, which are lost in"
-            " loading a GGUF file; put the model's own tokenizer.json and tokenizer_config.json"
+            f"model {path}: its tokenizer splits text by the rules {rules!r}, which are lost when"
+            " a GGUF file is loaded; put the model's own tokenizer.json and tokenizer_config.json"
             " beside it"
         )
     core: Any = tokenizer

@@ -41,8 +41,7 @@ def use_liger_(model: "PreTrainedModel", device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ModelError(
-            f"train.kernels: liger is for a GPU, and this run is on the {device.type}; set it to"
-            " auto"
+            f"train.kernels: liger needs a GPU, but this run uses the {device.type}; set it to auto"
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise ModelError(
@@ -58,5 +57,5 @@ def use_liger_(model: "PreTrainedModel", device: torch.device) -> None:
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise ModelError(f"train.kernels: liger knows no {kind} models; set it to auto")
+        raise ModelError(f"train.kernels: liger does not support {kind} models; set it to auto")
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -57,7 +57,7 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{name_or_path}: a file, expected a directory or a .gguf file")
+            raise ModelError(f"{name_or_path}: found a file, expected a directory or a .gguf file")
         base_directory.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
     directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
@@ -77,10 +77,10 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError:
-        raise ModelError(f"model {name}: no such directory, and no valid hub id") from None
+        raise ModelError(f"model {name}: no such directory, and not a valid hub id") from None
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"model {name}: no such directory, not in the hub's cache, and the hub is out of reach"
+            f"model {name}: no such directory, not in the hub's cache, and the hub is unreachable"
         ) from None
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else "no"
@@ -90,7 +90,7 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         ) from None
     except OSError as error:
         raise ModelError(
-            f"model {name}: no such directory, and the hub is out of reach ({type(error).__name__})"
+            f"model {name}: no such directory, and the hub is unreachable ({type(error).__name__})"
         ) from None
 
 
@@ -102,21 +102,21 @@ def _translated(source: Source, what: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, struct.error) as error:  # struct.error: a GGUF file that ends early
-        raise ModelError(f"model {source.name}: {what} truncated or corrupt: {error}") from None
+        raise ModelError(f"model {source.name}: {what}: truncated or corrupt: {error}") from None
     except (
         OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, MemoryError
     ) as error:  # fmt: skip
         if is_out_of_memory(error):
             on_disk = text.size(sum(path.stat().st_size for path in source.weight_files()))
             raise ModelError(
-                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the memory there"
-                " is; model.dtype: bfloat16 takes half of what float32 takes, or name a smaller"
-                " model"
+                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the available"
+                " memory; set model.dtype: bfloat16, which takes half as much as float32, or use a"
+                " smaller model"
             ) from None
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"model {source.name}: {what} needs Python code that the model brings, which is not"
-                " run; if you trust it, train with model.trust_remote_code: true"
+                f"model {source.name}: {what} needs Python code that comes with the model, which is"
+                " not run; if you trust it, train with model.trust_remote_code: true"
             ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelError(
@@ -216,7 +216,7 @@ def load_model(
 def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"model {source.name}: {len(missing)} tensors are missing from its files, the first:"
+            f"model {source.name}: {len(missing)} tensors are missing from its files; the first is"
             f" {missing[0]}"
         )
     if mismatched := sorted(found["mismatched_keys"]):

@@ -92,7 +92,7 @@ def _find_library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         if os.environ.get("LORACTL_NATIVE") == "0":
             raise NotBuilt("LORACTL_NATIVE is 0")
         if dtype not in DEFINES:
-            raise NotBuilt(f"the C files know float32 and bfloat16, not {dtype}")
+            raise NotBuilt(f"the C kernels support float32 and bfloat16, not {dtype}")
         return _declare_functions(_open_library(dtype)), ""
     except NotBuilt as reason:
         return None, str(reason)
@@ -122,7 +122,7 @@ def _open_library(dtype: torch.dtype) -> ctypes.CDLL:
             place, tuple(ARGUMENTS), lambda working: _compile_library(command, working)
         )
     except OSError as error:
-        raise NotBuilt(f"no library can be written or loaded: {error}") from None
+        raise NotBuilt(f"the library cannot be written or loaded: {error}") from None
 
 
 def _need_the_openmp_of_torch() -> None:
@@ -149,7 +149,7 @@ def _compiler_output(command: list[str]) -> str:
     if done.returncode != 0:
         complaints = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         first = (complaints or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
-        raise NotBuilt(f"{command[0]} does not compile {HERE}: {first.strip()}")
+        raise NotBuilt(f"{command[0]} cannot compile {HERE}: {first.strip()}")
     return done.stdout
 
 

@@ -95,7 +95,7 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
     library = _map_library(descriptor, content)
     for name in names:
         if not hasattr(library, name):
-            raise OSError(f"{place}: lacks {name}")
+            raise OSError(f"{place}: {name} is missing")
     return library
 
 
@@ -112,7 +112,7 @@ def _read_checked(descriptor: int, place: Path) -> bytes:
 def _require_private(found: os.stat_result, path: Path) -> None:
     require_own(found, path)
     if is_open_to_others(found):
-        raise OSError(f"{path}: others may write to it")
+        raise OSError(f"{path}: other users can write to it")
 
 
 def _map_library(descriptor: int, content: bytes) -> ctypes.CDLL:

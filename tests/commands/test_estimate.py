@@ -127,7 +127,7 @@ def test_what_cannot_be_estimated_is_refused_with_2(
 def test_an_architecture_without_a_known_shape_is_refused(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert main(["estimate", "--model", str(tmp_path)]) == 2
-    assert "its shape cannot be derived here" in capsys.readouterr().err
+    assert "its shape cannot be derived; supported" in capsys.readouterr().err
 
 
 LIGHT = """

@@ -241,7 +241,7 @@ def test_names_that_are_taken_or_unknown_are_refused_and_nothing_changes(
     hub = filled(model)
     hub.use("lora")
     expected = run(model)
-    with pytest.raises(ValueError, match="'wide' is there already"):
+    with pytest.raises(ValueError, match="'wide' is already loaded"):
         hub.add_("wide", spoke(model, lambda path: "q_proj" in path, rank=2, scale=1.0))
     with pytest.raises(KeyError):
         hub.use("lost")
@@ -270,7 +270,7 @@ def test_a_batch_of_another_size_than_the_names_is_refused(plain: Callable[..., 
     model = plain()
     hub = filled(model)
     hub.use_rows(ROWS)
-    with pytest.raises(MixedRowsError, match=r"shape \[3, 11.*expected 8 rows first"):
+    with pytest.raises(MixedRowsError, match=r"shape \[3, 11.*expected 8 rows as"):
         run(model, 3)
 
 

@@ -121,7 +121,7 @@ def test_a_model_that_sees_across_examples_is_refused(base: Any) -> None:
         return (out[0] + 0.1 * out[0].cumsum(dim=1), *out[1:])
 
     model.model.layers[0].self_attn.register_forward_hook(smear)
-    with pytest.raises(ModelError, match=r"change each other"):
+    with pytest.raises(ModelError, match=r"change each other's logits"):
         check_isolation(model)
 
 

@@ -69,7 +69,7 @@ def gpt_neox(size: Sizes) -> ModelShape:
     names = Names("gpt_neox.layers", ("attention.query_key_value",), "attention.dense",
                   "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "gpt_neox.embed_in")  # fmt: skip
     if not size.flag("attention_bias", True):
-        raise ModelError(f"{size.where}: attention_bias: false is not known here for gpt_neox")
+        raise ModelError(f"{size.where}: attention_bias: false is not supported for gpt_neox")
     return plain(
         size, names, hidden=size("hidden_size"), layers=size("num_hidden_layers"),
         heads=size("num_attention_heads"), inner=size("intermediate_size"),

@@ -57,7 +57,7 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelShape:
     architecture = config["model_type"]
     if architecture not in FAMILIES:
         raise ModelError(
-            f"{where}: model_type {architecture}: its shape cannot be derived here, which knows"
+            f"{where}: model_type {architecture}: its shape cannot be derived; supported:"
             f" {', '.join(sorted(FAMILIES))}; give a size instead: --model 7B"
         )
     shape = FAMILIES[architecture](Sizes(config, where))

@@ -253,7 +253,7 @@ def test_a_pattern_that_is_no_regex_is_refused_by_its_file_and_field(
     config = json.loads((directory / CONFIG).read_text("utf-8"))
     config["rank_pattern"] = {"(": 4}
     (directory / CONFIG).write_text(json.dumps(config), "utf-8")
-    with pytest.raises(ArtifactError, match=f"{CONFIG}: rank_pattern: '\\(' is no valid regex"):
+    with pytest.raises(ArtifactError, match=f"{CONFIG}: rank_pattern: '\\(' is not a valid regex"):
         ours(base("llama"), directory)
 
 
