@@ -158,8 +158,8 @@ class Allocator:
                 spread.mul_(beta2).add_((sensitivity - mean).abs(), alpha=1 - beta2)
 
     def scores(self) -> dict[str, Tensor]:
-        """The score of every triplet by module, (r,): that of E plus the means over its row of A and
-        its column of B (equation 7; each is the product of the two averages, equation 11)."""
+        """The score of every triplet by module, (r,): that of E plus the means over its row of A
+        and its column of B (equation 7; each is the product of the two averages, equation 11)."""
         found = {}
         for name, layer in self.layers.items():
             of = {

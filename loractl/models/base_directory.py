@@ -1,6 +1,6 @@
-"""What the directory of a base model must be before anything in it is loaded.
+"""Checks of a base model's directory before anything in it is loaded.
 
-It comes from others: nothing in it may run code, be applied unseen, or lead to files elsewhere.
+It comes from others: nothing in it may run code, be applied silently, or refer to files elsewhere.
 """
 
 import json
@@ -13,7 +13,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def check(name: str, directory: Path) -> None:
-    """Raise ModelError unless this is a model in safetensors that keeps to its directory."""
+    """Raise ModelError unless this is a safetensors model whose files stay in its directory."""
     config = directory / "config.json"
     if not config.is_file():
         raise ModelError(f"model {name}: {config} not found; a base model has a config.json")
@@ -33,7 +33,7 @@ def check(name: str, directory: Path) -> None:
 
 
 def require_no_adapter(name: str, directory: Path) -> None:
-    """Raise ModelError where transformers would find an adapter beside the base, and apply it."""
+    """Raise ModelError if transformers would find an adapter next to the base and apply it."""
     if (directory / "adapter_config.json").exists():
         raise ModelError(
             f"model {name}: {directory} holds an adapter (adapter_config.json) beside the"
@@ -42,7 +42,7 @@ def require_no_adapter(name: str, directory: Path) -> None:
 
 
 def _require_inside(name: str, directory: Path) -> None:
-    """Raise ModelError where the index of the weights leads out of the directory."""
+    """Raise ModelError if the index of the weights points outside the directory."""
     index = directory / INDEX
     if index.is_file():
         content = _read(name, index)
@@ -64,9 +64,9 @@ def brings_code(directory: Path) -> bool:
 
 
 def is_inside(path: Path, directory: Path) -> bool:
-    """Whether a path, links followed, stays in a directory or leads to a blob of the hub's cache.
+    """Whether a path, after following links, is in a directory or is a blob of the hub cache.
 
-    There a snapshot, `models--a--b/snapshots/HASH`, is links to `models--a--b/blobs`.
+    There a snapshot, `models--a--b/snapshots/HASH`, consists of links to `models--a--b/blobs`.
     """
     target = path.resolve()
     is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
