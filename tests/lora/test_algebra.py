@@ -87,7 +87,7 @@ def test_merging_twice_is_a_mistake() -> None:
     model = Tied()
     inject_(model, {"linear": ModuleRank(2, 2, 1.0)})
     merge_(model)
-    with pytest.raises(AssertionError, match="linear is merged"):
+    with pytest.raises(AssertionError, match="linear is already merged"):
         merge_(model)
 
 

@@ -108,7 +108,7 @@ def test_opt_is_refused_because_it_places_tokens_by_its_mask(base: Any) -> None:
 
 
 def test_a_model_without_positions_is_refused(base: Any) -> None:
-    with pytest.raises(ModelError, match=r"data\.packing: .*no position_ids"):
+    with pytest.raises(ModelError, match=r"data\.packing: .*not accept position_ids"):
         check_isolation(Plain(load(base("llama"))))  # type: ignore[arg-type]
 
 
