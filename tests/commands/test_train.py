@@ -770,7 +770,7 @@ def test_a_misspelt_target_is_answered_with_the_line_and_the_names_there_are(
     [
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "no row has a trained token"),
         ('{"messages": "x"}\n', "train.jsonl:1: messages is str"),
-        ("", "no examples"),
+        ("", "found no rows"),
         ('{"text": "\\ud800"}\n', "train.jsonl:1: "),
     ],
 )

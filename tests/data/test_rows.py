@@ -45,7 +45,7 @@ def test_every_format_of_conversations_takes_a_system_and_tools(name: str) -> No
 def test_a_system_beside_the_messages_and_among_them_must_be_the_same() -> None:
     row = {"messages": [{"role": "system", "content": "A"}, USER]}
     assert FORMATS["messages"]({**row, "system": "A"}) == FORMATS["messages"](row)
-    with pytest.raises(RowError, match="system stands beside the messages and among them"):
+    with pytest.raises(RowError, match="system is both beside the messages and among them"):
         FORMATS["messages"]({**row, "system": "B"})
 
 
