@@ -148,7 +148,7 @@ BAD_ROWS = [
         ('{"a": 1},', "not valid JSON"),
         ("bare text", "not valid JSON"),
         ('{"a": 1} {"a": 2}', "Extra data"),
-        ('{"a": 1}\r{"a": 2}', "end in CR alone"),
+        ('{"a": 1}\r{"a": 2}', "end in CR only"),
         ('{"a": ' + "[" * 100_000 + "}", "too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         (b'{"a": "Stra\xdfe"}', "byte 12 is not UTF-8"),
