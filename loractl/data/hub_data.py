@@ -116,7 +116,7 @@ def _way_out(name: str, error: Exception) -> str:
         fetch = f"hf download --repo-type dataset {identity} --local-dir DIR"
         return (
             f"{no_path} nor in the cache, and the hub cannot be reached{offline}; check the name,"
-            f" or run {fetch} where it can and pass DIR"
+            f" or run {fetch} on a machine that reaches it and use DIR"
         )
     return _what_failed(error)
 

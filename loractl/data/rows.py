@@ -38,7 +38,7 @@ def prompt_completion(fields: Fields) -> Conversation:
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, list):
             found = kind(value) if name in fields else "missing"
-            raise RowError(f"{name} is {found}, expected a list of messages as the other field is")
+            raise RowError(f"{name} is {found}, expected a list of messages, like the other field")
     given = [
         replace(message, train=message.train and message.role != "assistant")
         for message in _turns_of(fields, "prompt")
@@ -178,7 +178,7 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
             return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
     guess = _guess_columns(fields)
-    hint = f"; name them in the config: data.columns: {guess}" if guess else ""
+    hint = f"; map them in the config: data.columns: {guess}" if guess else ""
     raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
 
 

@@ -41,15 +41,15 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in file names that tell the split, the same as on the hub."""
+"""Words in file names that identify a split, the same as on the hub."""
 
 
 def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
     """Yield the rows of a file, a directory or a data set on the hub, one at a time.
 
     A directory is read as `save_to_disk` wrote it, or as the data files in it, or those in its
-    `data/` if it has none itself, as in clones from the hub; if file names tell splits, only those
-    of `split` are read. Blank lines are skipped; an unreadable row has an error and no fields.
+    `data/` if it has none itself, as in clones from the hub; if file names identify splits, only
+    those of `split`. Blank lines are skipped; an unreadable row has an error and no fields.
     Without `split`: train, if there are splits. Raises DataError if a source cannot be read to the
     end, or has no rows.
     """
@@ -175,15 +175,17 @@ def _data_files_here(directory: Path) -> list[Path]:
 
 
 def _of_split(directory: Path, files: list[Path], split: str | None) -> list[Path]:
-    """The files of one split if file names tell splits, else all of them."""
+    """The files of one split if file names identify splits, else all of them."""
     splits = {file: split_of(file.name) for file in files}
     named = sorted({name for name in splits.values() if name})
     wanted = _split_named([split or "train"]) or split
     if not named and wanted == "train":
         return files
     if wanted not in named:
-        found = f"found files of {', '.join(named)}" if named else "no file name tells a split"
-        raise DataError(f"{directory}: no split {split or 'train'}, {found}; set split")
+        found = "its file names contain no split; remove split"
+        if named:
+            found = f"found files of {', '.join(named)}; set split to one of them"
+        raise DataError(f"{directory}: no split {split or 'train'}, {found}")
     if unnamed := [file.name for file in files if not splits[file]]:
         what = f"unlike the other files, {', '.join(unnamed[:3])} names no split"
         raise DataError(f"{directory}: {what}; move it away, or list the files one by one")
@@ -191,7 +193,7 @@ def _of_split(directory: Path, files: list[Path], split: str | None) -> list[Pat
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file name tells, as in train-00000-of-00001.parquet or my_test.csv."""
+    """The split in a file name, such as train-00000-of-00001.parquet or my_test.csv."""
     if shard := _SHARD.match(name):
         return _split_named([shard[1]]) or shard[1]
     return _split_named(re.split(r"[^a-z]+", name.lower()))

@@ -55,7 +55,7 @@ def read_separated(path: Path) -> Iterator[Row]:
 
 
 def _find_delimiter(path: Path, head: bytes) -> str:
-    """A tab in TSV; in CSV what the header uses: spreadsheets in much of Europe use ;."""
+    """A tab in TSV; in CSV the header's: spreadsheets in much of Europe write semicolons."""
     if path.name.lower().endswith((".tsv", ".tsv.gz")):
         return "\t"
     header = head.lstrip().splitlines()[:1]
@@ -77,7 +77,8 @@ def _row_problem(header: list[str], cells: list[str]) -> str | None:
     """Why a row cannot be read, if so."""
     if len(cells) != len(header):
         columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
-        return f"found {columns}, expected {len(header)} as in the header; quote cells with commas"
+        expected = f"expected {len(header)} as in the header; quote cells that contain commas"
+        return f"found {columns}, {expected}"
     if not _is_utf8(cells):
         name = next(name for name, cell in zip(header, cells, strict=True) if not _is_utf8([cell]))
         return f"{name or 'a cell'} is not UTF-8; convert the file to UTF-8"

@@ -1,6 +1,6 @@
 """[Message] -> text -> token ids, and which of them are trained, for any chat template.
 
-The whole text is tokenized once, and the offsets of its tokens tell which of them are in a trained
+The whole text is tokenized once, and the offsets of its tokens show which of them are in a trained
 span (spans.py), so no template needs `{% generation %}` marks. Prompts for generation are rendered
 here too: training and generation share one path to token ids.
 """

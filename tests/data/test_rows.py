@@ -225,7 +225,7 @@ def test_columns_that_look_like_a_format_are_answered_with_the_line_that_names_t
     with pytest.raises(RowError) as caught:
         detect(row)
     message = str(caught.value)
-    assert f"; name them in the config: data.columns: {columns}" in message
+    assert f"; map them in the config: data.columns: {columns}" in message
     mapping = dict(part.split(": ") for part in columns.strip("{}").split(", "))
     assert detect(rename(row, mapping)) in message, "the advice works"
 

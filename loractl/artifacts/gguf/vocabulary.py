@@ -190,7 +190,7 @@ def _character_fields(vocabulary: _Vocabulary, rendered: str | None) -> dict[str
         elif kind == "Split" and step["pattern"] == {"String": " "}:
             pass  # Gemma's: no spaces are left at this point
         else:
-            raise vocabulary.refusal(f"treats text with {json.dumps(step)[:120]}")
+            raise vocabulary.refusal(f"transforms text by {json.dumps(step)[:120]}")
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",

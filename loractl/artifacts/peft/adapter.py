@@ -37,7 +37,7 @@ class Adapter:
     about: dict[str, Any]  # loractl.json, empty for adapters from other tools
     chat_template: str | None
     formula: str = "lora"  # or dora
-    has_starts: bool = False  # whether A and B are counted from where they started
+    has_starts: bool = False  # whether A and B are relative to their initial values
     whole: tuple[str, ...] = ()  # modules_to_save
     parameters: tuple[str, ...] = ()  # target_parameters: fused experts
 
