@@ -60,9 +60,9 @@ class Agreement:
     def say(self, logits: str, *, proven: bool) -> str:
         """The verdict on everything checked, and how far these logits agree."""
         return (
-            f"{'proven' if proven else 'FAILED'}: logits {logits} and of base + adapter differ by"
-            f" at most {self.difference:.2e}, allowed {self.bound:.2e}; same next token in"
-            f" {self.top1_agreement:.1%}"
+            f"{'proven' if proven else 'FAILED'}: logits {logits} differ from those of base +"
+            f" adapter by at most {self.difference:.2e}, allowed {self.bound:.2e}; same next token"
+            f" at {self.top1_agreement:.1%} of positions"
         )
 
 

@@ -36,7 +36,9 @@ def read_saved(directory: Path, split: str | None) -> Iterator[Row]:
         names = list(found)
         wanted = split or (names[0] if len(names) == 1 else "train")
         if wanted not in found:
-            raise DataError(f"{directory}: no split {wanted}, found {', '.join(names)}; set split")
+            raise DataError(
+                f"{directory}: no split {wanted}, found {', '.join(names)}; set split to one of them"
+            )
         found = found[wanted]
     elif split not in (None, "train"):
         raise DataError(f"{directory}: no split {split}, the data set has no splits; remove split")

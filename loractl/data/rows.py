@@ -117,7 +117,7 @@ def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
     if system and own is None:
         found = [Message("system", system), *found]
     elif system and own != system:
-        raise RowError("system is both beside the messages and among them, expected one of them")
+        raise RowError("system is both beside the messages and among them, expected only one")
     return Conversation(tuple(found), turns.tools(fields.get("tools")))
 
 

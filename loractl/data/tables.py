@@ -98,7 +98,7 @@ def _say_unreadable(error: csv.Error) -> str:
         case "unexpected end of data":
             return "a quote that opens in this row is never closed"
         case text if "expected after" in text:
-            return "text follows a closing quote; inside a quoted cell a quote is written twice"
+            return "text follows a closing quote; inside a quoted cell, write a quote twice"
         case text:
             return f"cannot be read as a row: {text}"
 

@@ -128,7 +128,7 @@ def _is_trained(turn: Mapping[str, Any], where: str) -> bool:
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError(f"{where}.weight is {weight!r}, expected 0 or 1")
     if train is not None and weight is not None and train != bool(weight):
-        raise RowError(f"{where} has train {train} and weight {weight}, expected one of them")
+        raise RowError(f"{where} has train {train} and weight {weight}, expected only one")
     return train is not False and weight != 0
 
 
