@@ -74,7 +74,7 @@ def test_rows_that_are_too_long_are_refused_with_a_histogram(
     assert main(["check", str(config_file("data: {max_length: 60}"))]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "<- data.max_length" in err
-    assert "would keep 99 % of the rows" in err and "would lose tokens of an answer" in err
+    assert "would keep 99% of the rows" in err and "would lose tokens of an answer" in err
     assert not (tmp_path / "run").exists()
 
 
