@@ -75,7 +75,7 @@ def test_the_config_that_is_written_passes_check(
     assert main(["check", str(path)]) == 0
     capsys.readouterr()
     assert main(["recommend", *flags, "--write", str(path)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> None:
