@@ -38,8 +38,8 @@ def require(session: Session, directory: RunDir, state: TrainState) -> None:
     left, needed = files.free_bytes(directory.path), one * kept
     if left < needed:
         console.note(
-            f"note: {directory.path}: {kept} checkpoints of {text.size(one)} each need more than"
-            f" the free {text.size(left)}"
+            f"note: {directory.path}: {kept} checkpoints of {text.size(one)} each do not fit in the"
+            f" free space of {text.size(left)}"
         )
 
 

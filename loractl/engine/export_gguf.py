@@ -111,7 +111,7 @@ class Exporting:
         if self.layout.context_cut:
             context = self.layout.fields[f"{self.layout.family.architecture}.context_length"]
             self.lines.append(
-                f"note: the context is cut to {context} tokens: llama.cpp has no sliding-window"
+                f"note: the context is limited to {context} tokens: llama.cpp has no sliding-window"
                 f" attention for {self.layout.family.architecture}"
             )
         if self._can_prove():

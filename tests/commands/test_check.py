@@ -81,7 +81,7 @@ def test_rows_that_are_too_long_are_refused_with_a_histogram(
 def test_rows_that_lose_their_answer_are_named(config_file: Config, capsys: Capture) -> None:
     report = check(config_file("data: {max_length: 60, too_long: truncate}"), capsys)
     cut = finding(report, "truncated")
-    assert cut["state"] == "note" and "part of an answer lost" in cut["text"]
+    assert cut["state"] == "note" and "part of an answer is lost" in cut["text"]
     assert finding(report, "no answer")["text"].endswith("or remove them")
 
 

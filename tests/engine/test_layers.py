@@ -69,7 +69,7 @@ def test_nothing_is_kept_where_it_never_comes_again_or_does_not_fit(
     assert "the lowest layer" not in capsys.readouterr().err
     monkeypatch.setattr(files, "free_bytes", lambda path: 128 << 10)  # under twice 86 KiB
     assert train(config_file(UPPER, LONG), "--overwrite") == 0
-    assert "is not kept for later epochs: 128 KiB are free" in capsys.readouterr().err
+    assert "is not kept for later epochs: only 128 KiB free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "method"), [("gpt2", "lora"), ("llama", "dora")])

@@ -54,9 +54,10 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
     for name, one in accounts.items():
         keeps = f"data.max_length: {one.keeps_99_percent} keeps 99% of the rows whole"
         if one.truncated.count and one.lost_answer.count:
-            yield note("truncated", f"{name}: part of an answer lost in {one.lost_answer}; {keeps}")
+            what = f"part of an answer is lost: {one.lost_answer}"
+            yield note("truncated", f"{name}: {what}; {keeps}")
         elif one.truncated.count:
-            what = f"only text after the last answer lost in {one.truncated}"
+            what = f"only text after the last answer is lost: {one.truncated}"
             yield note("truncated", f"{name}: {what}; {keeps}")
         if one.dropped.count:
             yield note("dropped", f"{name}: too long, so dropped: {one.dropped}; {keeps}")
@@ -80,7 +81,7 @@ def _ends(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
     texts = ", ".join(sorted(repr(tokenizer.decode([token])) for token in list(lasts)[:3]))
     cut = sum(one.truncated.count for one in session.data.accounts.values())
     if lasts == special and lasts:
-        pad = " (also the padding token; padding is masked)" if _is_pad(session, lasts) else ""
+        pad = " (also the pad token: padding is masked by length)" if _is_pad(session, lasts) else ""
         yield ok("end", f"every answer ends with {texts}, which is trained{pad}")
     elif cut and special:
         yield note("end", "truncated answers have no end-of-turn token; raise data.max_length")
