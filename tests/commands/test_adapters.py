@@ -275,7 +275,7 @@ def test_adapters_of_different_bases_are_not_combined(
 ) -> None:
     a, b = adapter_dir(base("llama"), "a"), adapter_dir(base("llama", seed=1), "b")
     assert combine(tmp_path / "out", "--how", "cat", a=a, b=b) == 2
-    assert_refused(capsys, "b was trained on another base than a", "their bytes differ")
+    assert_refused(capsys, "b was trained on a different base than a", "their bytes differ")
     (b / ABOUT).unlink()
     assert combine(tmp_path / "out", "--how", "cat", a=a, b=b) == 0
     assert "note: a names the base" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_text_without_answers_has_losses_alone(
 ) -> None:
     adapter = adapter_dir(base("llama"))
     assert main(["eval", str(adapter), "--data", str(general)]) == 2
-    assert "no conversations that end with an answer" in capsys.readouterr().err
+    assert "not conversations that end with an answer" in capsys.readouterr().err
     found = evaluated(capsys, str(adapter), "--data", str(general), "--metrics", "loss")
     assert found[0]["rows"] == len(TEXT * 2)
 

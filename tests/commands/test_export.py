@@ -67,7 +67,7 @@ def test_the_dtype_of_a_merged_model_is_that_of_its_base(
 ) -> None:
     assert export(adapter_dir(wide("phi3"), size=SIZE), "merged-gguf", tmp_path / "m.gguf") == 0
     err = capsys.readouterr().err
-    assert "llama.cpp (f32)" in err and "the context is cut to 48 tokens" in err
+    assert "llama.cpp (f32)" in err and "the context is limited to 48 tokens" in err
 
 
 def test_logits_of_llama_cpp_agree_with_peft(

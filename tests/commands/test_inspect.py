@@ -131,7 +131,7 @@ def test_adapters_of_other_modules_or_sizes_cannot_be_compared(
     wide = adapter_dir(base("qwen3"), "wide")
     assert inspect(directory, "--against", str(wide)) == 2
     err = capsys.readouterr().err
-    assert "q_proj is of another size (32 -> 32 and 32 -> 64)" in err
+    assert "q_proj differs in size (32 -> 32 and 32 -> 64)" in err
     part = adapter_dir(base("llama"), "part", layers=[1])
     assert inspect(directory, "--against", str(part)) == 0
     out = capsys.readouterr().out

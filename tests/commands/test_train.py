@@ -428,8 +428,8 @@ def test_the_printed_command_repeats_the_options_of_the_run(
     stop_after(1)
     options = ["--set", "lora.rank=2", "--set", "lora.target_modules=[q_proj, v_proj]"]
     assert train(config, *options, "--out", str(out)) == 130
-    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if "go on with: " in ln]
-    program, *arguments = shlex.split(line.partition("go on with: ")[2])
+    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if "continue with: " in ln]
+    program, *arguments = shlex.split(line.partition("continue with: ")[2])
     assert program == "loractl" and main(arguments) == 0
     assert (out / "adapter").is_dir() and not (tmp_path / "run").exists()
 
@@ -820,8 +820,8 @@ def test_steps_that_are_not_finite_may_be_skipped_and_are_counted_until_their_li
     skip = "train: {on_non_finite: skip, non_finite_limit: 4, steps: 6, save_every: 1}"
     assert train(config_file(skip, model=model)) == 4
     err = capsys.readouterr().err
-    assert "step 1: skipped, the weights are as before: loss is nan, in the batch of rows " in err
-    assert "error: step 4: loss is nan" in err and "the 4 steps up to it were not finite" in err
+    assert "step 1: skipped, the weights are unchanged: loss is nan, in the batch of rows " in err
+    assert "error: step 4: loss is nan" in err and "not finite in 4 steps in a row" in err
     run = tmp_path / "run"
     assert [(row["step"], row["loss"], row["skipped_steps"]) for row in rows_of(run)] == [
         (1, None, 1), (2, None, 2), (3, None, 3)
@@ -845,7 +845,7 @@ def test_a_learning_rate_that_explodes_leaves_only_finite_checkpoints(
     code = train(config_file(settings))
     assert code == (0 if steps == 1 else 4)
     if code:
-        assert "lower learning_rate" in capsys.readouterr().err
+        assert "try a learning_rate below" in capsys.readouterr().err
         assert not (tmp_path / "run" / "adapter").exists()
     for row in rows_of(tmp_path / "run"):
         assert math.isfinite(row["loss"])
