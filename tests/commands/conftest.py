@@ -1,9 +1,11 @@
-"""What the tests of the commands share: a run to compare with, and signals in the midst of one."""
+"""What the tests of the commands share: what was said, a run to compare with, signals in a run."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,20 @@ HARD = (  # everything that must survive a resume
     "train: {steps: 7, batch_size: 2, gradient_accumulation: 2, save_every: 2}",
     "data: {max_length: 128, packing: true}",
 )
+
+
+def said(capsys: Capture) -> dict[str, Any]:
+    """What a command printed with --json."""
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def assert_refused(capsys: Capture, *words: str) -> None:
+    """The last that was said is an error of at most three lines with these words."""
+    err = capsys.readouterr().err
+    block = err[err.index("error:") :]
+    assert all(word in block for word in words), err
+    assert "Traceback" not in err and len(block.splitlines()) <= 3
 
 
 def assert_same_run(one: Path, other: Path) -> None:

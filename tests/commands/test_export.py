@@ -19,6 +19,7 @@ from loractl.artifacts.gguf import write as gguf
 from loractl.artifacts.gguf.layout import Layout
 from loractl.artifacts.gguf.write import Piece
 from loractl.cli.main import main
+from tests.commands.conftest import assert_refused
 from tests.ggufbases import BASES
 
 Make = Callable[..., Path]
@@ -31,11 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 def export(adapter: Path, to: str, out: Path, *flags: str) -> int:
     return main(["export", str(adapter), "--to", to, "--out", str(out), *flags])
-
-
-def assert_refused(capsys: Captured, *words: str) -> None:
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error:") and all(word in last for word in words), last
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -7,6 +7,7 @@ import pytest
 
 from loractl.artifacts.gguf import llamacpp
 from loractl.cli.main import main
+from tests.commands.conftest import assert_refused
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -18,11 +19,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 def export(adapter: Path, to: str, out: Path, *flags: str) -> int:
     return main(["export", str(adapter), "--to", to, "--out", str(out), *flags])
-
-
-def assert_refused(capsys: Captured, *words: str) -> None:
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error:") and all(word in last for word in words), last
 
 
 def test_a_head_of_its_own_that_the_architecture_cannot_hold_is_refused(
