@@ -12,8 +12,8 @@ import yaml
 
 from loractl.cli.main import main
 from tests.commands.conftest import Capture, Config
-from tests.conftest import ARCHITECTURES, write_jsonl
 from tests.runs import rows_of, timeless, train, tree
+from tests.tiny import ARCHITECTURES, write_jsonl
 
 
 def test_a_run_directory_holds_what_the_contract_names(config_file: Config, tmp_path: Path) -> None:

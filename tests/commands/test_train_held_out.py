@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from tests.commands.conftest import Capture, Config
-from tests.conftest import chat_rows, write_jsonl
 from tests.runs import rows_of, train, tree
+from tests.tiny import chat_rows, write_jsonl
 
 
 def test_held_out_rows_are_evaluated_at_start_in_between_and_at_the_end(

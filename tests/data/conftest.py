@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from tests.conftest import write_jsonl
+from tests.tiny import write_jsonl
 
 FLAT: list[dict[str, Any]] = [
     {"instruction": "Add, please.\n1 2", "input": "", "output": "3", "system": "Be short."},

@@ -9,8 +9,8 @@ from loractl.data import sources
 from loractl.data.sources import Row, file_hash, fingerprint, read
 from loractl.errors import DataError
 from loractl.paths import is_hub_data
-from tests.conftest import write_jsonl
 from tests.data.conftest import FLAT, write_csv, write_parquet
+from tests.tiny import write_jsonl
 
 # Directories
 

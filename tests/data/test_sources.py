@@ -13,8 +13,8 @@ from loractl.data import rows as formats
 from loractl.data.sources import Row, fingerprint, read
 from loractl.errors import DataError
 from loractl.records import Conversation
-from tests.conftest import write_jsonl
 from tests.data.conftest import FLAT, WRITERS
+from tests.tiny import write_jsonl
 
 CHAT: list[dict[str, Any]] = [
     {
