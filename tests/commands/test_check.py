@@ -13,7 +13,7 @@ from loractl.cli.main import main
 from loractl.engine.check import step as check_step
 from loractl.reports.check import as_text
 from loractl.reports.findings import Finding, findings_as_text
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 Config = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loractl.cli.main import main
 from loractl.engine import evaluate
 from loractl.models import objective
-from tests.conftest import TEXT, chat_rows, write_jsonl
+from tests.tiny import TEXT, chat_rows, write_jsonl
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]

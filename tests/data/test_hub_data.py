@@ -13,7 +13,7 @@ from loractl.data import hub_data
 from loractl.data.row_files import Row
 from loractl.errors import DataError
 from loractl.paths import is_hub_data
-from tests.conftest import write_jsonl
+from tests.tiny import write_jsonl
 
 ROWS = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(5)]
 

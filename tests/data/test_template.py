@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loractl.data.template import TemplateError, encode, prompt_ids, render
 from loractl.records import UNTRAINED, Message
-from tests.conftest import CHATML, make_tokenizer
+from tests.tiny import CHATML, make_tokenizer
 
 # Each template in the manner of a family, with the text that ends an answer.
 LLAMA3 = (

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from loractl.data.template import TemplateError, encode, render
 from loractl.records import UNTRAINED, Message
-from tests.conftest import make_tokenizer
 from tests.fixtures.templates.freeze import EXTRA_TOKENS, FIXTURES, GOLDEN, plain_and_spans
+from tests.tiny import make_tokenizer
 
 SYSTEM = Message("system", "Be brief.")
 PLAIN = [

@@ -11,8 +11,8 @@ from transformers.utils import chat_template_utils
 from loractl.data.rendering import DATE, apply, writes_date, writes_tools
 from loractl.data.template import TemplateError, encode, prompt_ids
 from loractl.records import Message
-from tests.conftest import CHATML, make_tokenizer
 from tests.data.test_template_golden import CALL, CONVERSATIONS, TOOL, template_tokenizer
+from tests.tiny import CHATML, make_tokenizer
 
 ASKED = [Message("user", "What day is it?"), Message("assistant", "Friday.")]
 TOKENIZER = make_tokenizer()

@@ -17,8 +17,8 @@ from loractl.data.template import (
     with_template,
 )
 from loractl.records import UNTRAINED, Conversation, Message
-from tests.conftest import CHATML, TEXT, make_tokenizer
 from tests.data.test_template_golden import CONVERSATIONS, TOOL, template_tokenizer
+from tests.tiny import CHATML, TEXT, make_tokenizer
 
 
 def trained(tokenizer: Any, messages: list[Message], train_on: str = "assistant") -> str:

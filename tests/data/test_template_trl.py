@@ -24,7 +24,7 @@ from transformers.utils import chat_template_utils
 
 from loractl.data.template import TemplateError, encode, render, token_range
 from loractl.records import UNTRAINED, Message
-from tests.conftest import make_tokenizer
+from tests.tiny import make_tokenizer
 
 SPEC = importlib.util.find_spec("trl")  # importing it takes seconds, and only its files are needed
 if SPEC is None or SPEC.origin is None:

@@ -12,7 +12,7 @@ from loractl.engine.session import assemble
 from loractl.models.fast.activations import Fused
 from loractl.paths import cache_home
 from loractl.records import DataState
-from tests.commands.test_train import rows_of, timeless, tree
+from tests.runs import rows_of, timeless, tree
 
 Make = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_jsonl
 from tests.faults.conftest import Warm, Whole
+from tests.tiny import write_jsonl
 
 
 @pytest.mark.parametrize(

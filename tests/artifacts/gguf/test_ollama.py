@@ -12,7 +12,7 @@ from loractl.artifacts.gguf import ollama
 from loractl.data.rendering import apply
 from loractl.errors import ArtifactError
 from loractl.records import Message
-from tests.conftest import make_tokenizer
+from tests.tiny import make_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + "
