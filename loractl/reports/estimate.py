@@ -113,6 +113,6 @@ def _time_lines(pace: Mapping[str, Any]) -> Iterator[str]:
         "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} per hour"
     )
     yield (
-        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} tokens per second:"
+        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} per second:"
         f" {text.duration(pace['hours'] * 3600)}{cost}"
     )

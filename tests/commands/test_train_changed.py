@@ -15,12 +15,12 @@ from tests.runs import timeless, train, tree
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("lora.rank=8", "lora.rank: 4 -> 8"),
-        ("train.learning_rate=0.02", "train.learning_rate: 0.01 -> 0.02"),
-        ("train.batch_size=2", "train.batch_size: 4 -> 2"),
-        ("seed=1", "seed: 0 -> 1"),
-        ("train.steps=6", "train.steps: 4 -> 6 since the run started; add --extend"),
-        ("train.steps=2", "train.steps: 4 -> 2 since the run started; resume with the settings"),
+        ("lora.rank=8", "lora.rank: changed from 4 to 8"),
+        ("train.learning_rate=0.02", "train.learning_rate: changed from 0.01 to 0.02"),
+        ("train.batch_size=2", "train.batch_size: changed from 4 to 2"),
+        ("seed=1", "seed: changed from 0 to 1"),
+        ("train.steps=6", "train.steps: changed from 4 to 6 since the run started; add --extend"),
+        ("train.steps=2", "train.steps: changed from 4 to 2 since the run started; resume with"),
     ],
 )
 def test_a_changed_setting_is_refused_with_its_old_and_new_value(

@@ -64,7 +64,7 @@ Capture = pytest.CaptureFixture[str]
             "llama",
             ["lora: {rank_schedule: {9: 6}}", "train: {steps: null, epochs: 2}"],
             "lora.rank_schedule",
-            "step 9 is past the run's last, 6",
+            "step 9 is past the run's last step, 6",
         ),
     ],
 )
