@@ -157,7 +157,7 @@ def test_a_base_alone_can_be_talked_with(
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/adapters"))
     assert main(["chat", *SHORT, "--model", str(base("llama"))]) == 0
     out, err = capsys.readouterr()
-    assert "base answers; /help" in err and out.splitlines()[-1] == "*  base"
+    assert "base is active; /help" in err and out.splitlines()[-1] == "*  base"
 
 
 def test_a_model_without_a_template_says_that_it_continues_text(

@@ -34,7 +34,7 @@ def test_the_rank_follows_the_table_and_each_value_its_reason(capsys: Captured) 
     assert {fit["method"] for fit in found["search"]} == {"full", "lora", "qlora"}
     assert main(["recommend", *flags]) == 0
     out = capsys.readouterr().out
-    assert "[this project's table" in out and "what fits 80.00 GiB:" in out
+    assert "[this project's table" in out and "what fits in 80.00 GiB:" in out
 
 
 def test_tokens_are_counted_with_the_models_own_tokenizer(
