@@ -126,5 +126,5 @@ def test_extending_neither_shortens_a_run_nor_changes_other_settings(
     assert "seed: changed from 0 to 3" in capsys.readouterr().err
     epochs = ["--set", "train.steps=null", "--set", "train.epochs=1"]  # of 1 step of 12 rows
     assert train(config, "--resume", "--extend", *epochs, "--set", "seed=0") == 3
-    assert "4 steps are done already, more than the" in capsys.readouterr().err
+    assert "4 steps are already done, more than the" in capsys.readouterr().err
     assert tree(tmp_path / "run") == before

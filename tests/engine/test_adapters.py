@@ -136,4 +136,4 @@ def test_check_takes_a_step_of_every_kind_of_rank(
     ]
     for sections in runs:
         assert main(["check", str(config_file(*sections))]) == 0
-        assert "every adapter moved in the step" in capsys.readouterr().out
+        assert "the step changed every adapter" in capsys.readouterr().out
