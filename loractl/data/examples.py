@@ -31,7 +31,7 @@ class Reading:
     train_on: str
     too_long: str
     columns: dict[str, str] = field(default_factory=dict)
-    split: str | None = None  # of a hub data set
+    split: str | None = None  # of a hub dataset
     held_out: float | None = None  # share of the rows held out, chosen by content
     part: str = "all"  # with held_out: "train" or "eval"
 
