@@ -48,7 +48,7 @@ def _show(context: typer.Context, option: typer.CallbackParam, asked: bool) -> N
 def _running_shell(option: typer.CallbackParam) -> str:
     """The shell that this was typed into, else the user's. Raises ConfigError for one without a
     script."""
-    import shellingham  # typer brings it
+    import shellingham  # type: ignore[import-untyped]  # typer brings it
 
     try:
         found: str = shellingham.detect_shell()[0]
