@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import loractl
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
