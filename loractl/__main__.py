@@ -6,7 +6,7 @@ from loractl import platforms
 
 
 def entry() -> None:
-    """Run the program, or say on which systems it runs."""
+    """Run the program; on a system it does not support, say so and exit with 2."""
     if not platforms.is_supported():
         print(f"error: {platforms.SENTENCE}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,7 @@
-"""Whether loractl runs on this system at all. Imports nothing heavy: it is asked before the command
-line is read, whose own imports might fail elsewhere."""
+"""Whether loractl runs on this system at all.
+
+Checked before anything else is imported, since other imports could already fail on Windows.
+"""
 
 import importlib
 import os
@@ -7,12 +9,11 @@ import sys
 
 SENTENCE = "loractl runs on Linux and macOS; on Windows, use WSL."
 UNIX_MODULES = ("fcntl", "resource")
-"""Modules of Python's that only Unix has, and that we import."""
+"""The modules of the standard library that exist only on Unix and that we import."""
 
 
 def is_supported() -> bool:
-    """Whether this is a Unix with the modules that we need: not Windows, and no Python for the
-    web."""
+    """Whether this is a Unix with the modules that we need, so neither Windows nor WebAssembly."""
     if os.name != "posix" or sys.platform == "win32":
         return False
     try:

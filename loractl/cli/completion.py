@@ -1,6 +1,7 @@
-"""What `loractl` itself takes, before any command: its version, and completion for shells.
+"""The options of `loractl` itself, before any command: the version, and shell completion.
 
-The scripts for the shells are typer's. They ask the program, which answers without torch.
+The shells' scripts are typer's; they ask the program, which answers without torch. The options for
+them are ours, because typer's exit with 1, which stands for a bug, in a shell it does not know.
 """
 
 import os
@@ -13,19 +14,33 @@ from loractl import __version__, console
 from loractl.errors import ConfigError
 
 ASKED = "_LORACTL_COMPLETE"
-"""The environment variable by which a shell's script asks for completions."""
+"""The environment variable that a shell's script sets to ask for completions."""
 SHELLS = ("bash", "zsh", "fish")
 
 
 def answer_shell(command: Any) -> int:
-    """Complete the words that the shell passes in the environment; the exit code tells fish whether
-    there are any."""
-    completion.get_completion_inspect_parameters()  # makes the shells known
+    """Complete the words that the shell passes in the environment. The exit code tells fish whether
+    there is anything to offer."""
+    completion.get_completion_inspect_parameters()  # registers the shells
     try:
         command.main([], prog_name="loractl", standalone_mode=False)
     except SystemExit as answered:
         return int(answered.code or 0)
     return 0
+
+
+def templates() -> list[str]:
+    """The values of `init --template`."""
+    from loractl.commands.init import TEMPLATES
+
+    return list(TEMPLATES)
+
+
+def formats() -> list[str]:
+    """The values of `export --to`."""
+    from loractl.commands.export import FORMATS
+
+    return list(FORMATS)
 
 
 def _tell_version(asked: bool) -> None:
@@ -46,8 +61,8 @@ def _show(context: typer.Context, option: typer.CallbackParam, asked: bool) -> N
 
 
 def _running_shell(option: typer.CallbackParam) -> str:
-    """The shell that this was typed into, else the user's. Raises ConfigError for one without a
-    script."""
+    """The shell that this was typed into, or else the user's login shell. Raises ConfigError if
+    there is no script for it."""
     import shellingham  # type: ignore[import-untyped]  # typer brings it
 
     try:
@@ -73,7 +88,7 @@ def options(
             "--install-completion",
             callback=_install,
             is_eager=True,
-            help="Turn on tab completion in this shell (bash, zsh or fish).",
+            help="Turn on completion in bash, zsh or fish.",
         ),
     ] = False,
     show_completion: Annotated[
@@ -82,8 +97,8 @@ def options(
             "--show-completion",
             callback=_show,
             is_eager=True,
-            help="Print the completion script instead.",
+            help="Print the completion script and exit.",
         ),
     ] = False,
 ) -> None:
-    """The options of the program itself; each ends it, so no command ever reads them."""
+    """Declare the program's own options. Each one exits, so their values are never read."""

@@ -45,7 +45,7 @@ from loractl.errors import (
 )
 
 app = typer.Typer(
-    add_completion=False,  # cli/completion.py has its own options for it
+    add_completion=False,  # the options for it are in cli/completion.py
     context_settings={"help_option_names": ["-h", "--help"]},
     # Plain help loads in half the time, and pipes and NO_COLOR need it anyway.
     rich_markup_mode=None,
@@ -64,7 +64,12 @@ NOT_YET = (
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="One of lora, dora, adalora or full.")] = "lora",
+    template: Annotated[
+        str,
+        typer.Option(
+            help="One of lora, dora, adalora or full.", autocompletion=completion.templates
+        ),
+    ] = "lora",
     model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(help="The training data.")] = None,
     out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(

@@ -73,6 +73,8 @@ def test_h_is_help_everywhere(command: list[str], capsys: pytest.CaptureFixture[
         ("loractl adapters ''", ["resize", "combine", "extract"]),
         ("loractl train c.yaml --res", ["--resume"]),
         ("loractl --v", ["--version"]),
+        ("loractl init --template ''", ["lora", "dora", "adalora", "full"]),
+        ("loractl export runs/a --to p", ["peft"]),
         ("loractl train my", [""]),  # nothing of ours, so that bash completes files
         ("loractl train c.yaml --set ''", [""]),
     ],
