@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from loractl import console, signals
+from loractl.cli import completion
 from loractl.cli.adapters import adapters_app
 from loractl.cli.options import (
     AdapterDir,
@@ -44,12 +45,15 @@ from loractl.errors import (
 )
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=False,  # the options for it are in cli/completion.py
+    context_settings={"help_option_names": ["-h", "--help"]},
     # Plain help loads in half the time, and pipes and NO_COLOR need it anyway.
     rich_markup_mode=None,
     help="Fine-tune a language model with LoRA, from a YAML file.",
     epilog="Start with: loractl init --data train.jsonl --out config.yaml",
 )
+
+app.callback()(completion.options)
 
 NOT_YET = (
     "report",
@@ -60,7 +64,12 @@ NOT_YET = (
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="One of lora, dora, adalora or full.")] = "lora",
+    template: Annotated[
+        str,
+        typer.Option(
+            help="One of lora, dora, adalora or full.", autocompletion=completion.templates
+        ),
+    ] = "lora",
     model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(help="The training data.")] = None,
     out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(
@@ -223,9 +232,12 @@ def main(argv: Sequence[str]) -> int:
         console.errors([f"loractl {argv[0]}: not available in this version"])
         return 2
     command = typer.main.get_command(app)
+    if os.environ.get(completion.ASKED):
+        return completion.answer_shell(command)
     try:
         if not argv:
-            console.note(f"{command.get_help(typer.Context(command, info_name='loractl'))}\n")
+            help_of_all = typer.Context(command, info_name="loractl", **command.context_settings)
+            console.note(f"{command.get_help(help_of_all)}\n")
             raise ConfigError("no command given; see loractl --help")
         code: int = command.main(list(argv), prog_name="loractl", standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer's exit code for KeyboardInterrupt

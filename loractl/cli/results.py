@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from loractl.cli import completion
 from loractl.cli.options import (
     AdapterDir,
     Base,
@@ -19,7 +20,12 @@ from loractl.cli.options import (
 
 def export(
     adapter: AdapterDir,
-    to: Annotated[str, typer.Option(help="One of peft, gguf, merged-gguf or ollama.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="One of peft, gguf, merged-gguf or ollama.", autocompletion=completion.formats
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The output file; a directory for peft and ollama.")],
     base: Base = None,
     dtype: Annotated[
