@@ -1,2 +1,4 @@
-"""The benchmarks: `python scripts/bench SUBJECT`. What they found is in results.json, as tables in
-RESULTS.md; `__main__.py` lists the subjects."""
+"""Benchmarks of loractl: `python scripts/bench SUBJECT`, see `__main__.py`.
+
+What they find is kept in results.json; RESULTS.md shows it as tables.
+"""
