@@ -1,4 +1,4 @@
-"""`python -m loractl`, as the `loractl` program."""
+"""`python -m loractl`, the same as the `loractl` program."""
 
 from loractl.cli.main import entry
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from loractl.cli.main import main
-from tests.conftest import CHATML, write_jsonl
+from tests.tiny import CHATML, write_jsonl
 
 SHORT = ("--max-new-tokens", "8", "--dtype", "float32")
 Chat = Callable[..., tuple[str, str]]

@@ -105,7 +105,7 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path, capsys: Captured) -> None:
     ("flags", "message"),
     [
         ([], "expected a CONFIG or --model, one of them"),
-        (["--model", "8B"], "8B: no such directory, no model in the hub's cache"),
+        (["--model", "8B"], "8B: no such directory, not in the hub cache"),
         (["--model", "7B", "--targets", "q_prj"], "--targets: 'q_prj' matches no module"),
         (["--model", "7B", "--dtype", "int4"], "--dtype: found 'int4', expected one of"),
         (["--model", "7B", "--framework", "trl"], "--framework: found 'trl', expected one of"),
@@ -127,7 +127,7 @@ def test_what_cannot_be_estimated_is_refused_with_2(
 def test_an_architecture_without_a_known_shape_is_refused(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert main(["estimate", "--model", str(tmp_path)]) == 2
-    assert "its shape cannot be derived here" in capsys.readouterr().err
+    assert "its shape cannot be derived; supported" in capsys.readouterr().err
 
 
 LIGHT = """

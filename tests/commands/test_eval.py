@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loractl.cli.main import main
 from loractl.engine import evaluate
 from loractl.models import objective
-from tests.conftest import TEXT, chat_rows, write_jsonl
+from tests.tiny import TEXT, chat_rows, write_jsonl
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -177,7 +177,7 @@ def test_text_without_answers_has_losses_alone(
 ) -> None:
     adapter = adapter_dir(base("llama"))
     assert main(["eval", str(adapter), "--data", str(general)]) == 2
-    assert "no conversations that end with an answer" in capsys.readouterr().err
+    assert "not conversations that end with an answer" in capsys.readouterr().err
     found = evaluated(capsys, str(adapter), "--data", str(general), "--metrics", "loss")
     assert found[0]["rows"] == len(TEXT * 2)
 

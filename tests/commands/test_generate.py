@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loractl.cli.main import main
-from tests.conftest import CHATML, chat_rows, make_tokenizer, write_jsonl
+from tests.tiny import CHATML, chat_rows, make_tokenizer, write_jsonl
 
 Capture = pytest.CaptureFixture[str]
 RANKS = {"thin": 2, "wide": 8}

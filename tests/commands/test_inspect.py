@@ -1,14 +1,12 @@
 """`loractl inspect`: its numbers against those of the whole products, and what it refuses."""
 
 import importlib.util
-import json
 import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
 from loractl.artifacts.peft.updates import updates
 from loractl.cli.main import main
 from loractl.reports import inspect_plot
+from tests.commands.conftest import said
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -25,11 +24,6 @@ Captured = pytest.CaptureFixture[str]
 
 def inspect(directory: Path, *flags: str) -> int:
     return main(["inspect", str(directory), *flags])
-
-
-def said(capsys: Captured) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def test_the_measures_are_those_of_the_whole_update(
@@ -131,7 +125,7 @@ def test_adapters_of_other_modules_or_sizes_cannot_be_compared(
     wide = adapter_dir(base("qwen3"), "wide")
     assert inspect(directory, "--against", str(wide)) == 2
     err = capsys.readouterr().err
-    assert "q_proj is of another size (32 -> 32 and 32 -> 64)" in err
+    assert "q_proj differs in size (32 -> 32 and 32 -> 64)" in err
     part = adapter_dir(base("llama"), "part", layers=[1])
     assert inspect(directory, "--against", str(part)) == 0
     out = capsys.readouterr().out

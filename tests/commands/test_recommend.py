@@ -56,7 +56,7 @@ def test_for_a_bare_size_tokens_are_estimated_and_it_says_so(
     train_file: Path, capsys: Captured
 ) -> None:
     found = recommend(capsys, "--task", "simple", "--model", "7B", "--data", str(train_file))
-    assert "estimated: 4 characters a token" in found["data"]["counted"]
+    assert "estimated at 4 characters per token" in found["data"]["counted"]
 
 
 @pytest.mark.parametrize("memory", [None, "8GB"])
@@ -75,7 +75,7 @@ def test_the_config_that_is_written_passes_check(
     assert main(["check", str(path)]) == 0
     capsys.readouterr()
     assert main(["recommend", *flags, "--write", str(path)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> None:

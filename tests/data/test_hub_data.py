@@ -13,7 +13,7 @@ from loractl.data import hub_data
 from loractl.data.row_files import Row
 from loractl.errors import DataError
 from loractl.paths import is_hub_data
-from tests.conftest import write_jsonl
+from tests.tiny import write_jsonl
 
 ROWS = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(5)]
 
@@ -111,7 +111,7 @@ class HfHubHTTPError(OSError):
             datasets.exceptions.DatasetNotFoundError(
                 "Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."
             ),
-            "nor a data set of the hub that you may read; check the name",
+            "nor a hub data set that you can read; check the name",
         ),
         (
             ValueError(
@@ -130,7 +130,7 @@ class HfHubHTTPError(OSError):
         ),
         (
             RuntimeError("Dataset scripts are no longer supported, but found n.py"),
-            "code of its own, which is never run",
+            "a script of its own, which is never run",
         ),
         (HfHubHTTPError("503 Service Unavailable\nmore"), "HfHubHTTPError: 503 Service Unavail"),
         (KeyError(), "KeyError: no reason given"),

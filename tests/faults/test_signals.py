@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from loractl.artifacts.run import checkpoint
-from tests.conftest import chat_rows, write_jsonl
 from tests.faults.conftest import CONFIGS, FULL, Process, Warm, Whole, finish, rows
+from tests.tiny import chat_rows, write_jsonl
 
 STOPS = 30 if FULL else 2
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

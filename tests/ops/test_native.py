@@ -111,7 +111,7 @@ def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process
     [
         ({"CC": "/nowhere/cc", "PATH": "/nowhere"}, "no C compiler"),
         ({"CC": "false"}, "does not"),
-        ({"CC": "true"}, "no library can be written or loaded"),
+        ({"CC": "true"}, "the library cannot be written or loaded"),
         ({"LORACTL_NATIVE": "0"}, "LORACTL_NATIVE is 0"),
     ],
     ids=["no compiler", "one that fails", "one that writes nothing", "not wanted"],
