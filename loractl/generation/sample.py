@@ -95,7 +95,7 @@ def _in_batches(
     """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
     found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with _draw_from_seed(model.device, sampling.seed):
+    with draw_from_seed(model.device, sampling.seed):
         for start in range(0, len(order), sampling.batch_size):
             batch = order[start : start + sampling.batch_size]
             announce(batch)
@@ -105,7 +105,7 @@ def _in_batches(
 
 
 @contextmanager
-def _draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
+def draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
     """Draw from a seed, and leave the generators of the process as they were.
 
     transformers knows no generator but those: the CPU's, and that of the device the model is on.
@@ -174,7 +174,7 @@ def stream(
     """
     _require_room(model, [prompt])
     pieces = _Pieces(tokenizer, tell)
-    with _draw_from_seed(model.device, sampling.seed):
+    with draw_from_seed(model.device, sampling.seed):
         (answer,) = _answer_batch(model, tokenizer, [prompt], sampling, pieces)
     return replace(answer, text=pieces.told)
 
