@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.conftest import SHAPE
+from tests.tiny import SHAPE
 
 IDS = {"vocab_size": 340, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SCALED: dict[str, tuple[dict[str, Any], float, float | None]] = {

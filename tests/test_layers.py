@@ -3,11 +3,9 @@ nothing."""
 
 import ast
 import json
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 import loractl
+from loractl import platforms
 from loractl.commands import train as train_command
 from loractl.config.settings import NOT_YET, RunConfig
 
@@ -31,12 +30,9 @@ LEVELS = {
     "ops": 1,
     **dict.fromkeys(("errors", "records", "world", "console"), 0),
     **dict.fromkeys(("text", "paths", "dtypes", "digests", "leftovers", "signals", "startup"), 0),
+    "platforms": 0,
     "__main__": 9,
 }
-COMMANDS = (
-    "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters",
-    "inspect", "estimate", "recommend", "schema", "doctor",
-)  # fmt: skip
 
 
 def room(path: Path) -> str:
@@ -163,6 +159,17 @@ def test_only_cli_imports_typer_and_lora_knows_nothing_of_transformers() -> None
             assert "torch" not in tops, path
 
 
+ONLY_ON_UNIX = {
+    "crypt", "curses", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "readline",
+    "resource", "spwd", "syslog", "termios", "tty",
+}  # fmt: skip
+
+
+def test_the_modules_of_unix_that_we_import_are_asked_for_before_the_program_starts() -> None:
+    used = {module for path in FILES for module, _ in imported(path)} & ONLY_ON_UNIX
+    assert used - {"readline"} == set(platforms.UNIX_MODULES)  # readline: only where there is one
+
+
 def test_every_init_file_is_empty_but_for_the_version() -> None:
     for path in ROOT.rglob("__init__.py"):
         if path.parent != ROOT:
@@ -244,66 +251,6 @@ def test_the_lists_of_settings_in_code_name_settings_that_exist() -> None:
         field if section == "config" else f"{section}.{field}" for section, field in settings()
     }
     assert train_command.FREE_TO_CHANGE | train_command.EXTENSIBLE | NOT_YET.keys() <= known
-
-
-LIGHT = """
-import contextlib, io, json, sys
-from loractl.cli.main import main
-codes = []
-with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-    for argv in json.loads(sys.argv[1]):
-        try:
-            codes.append(main(argv))
-        except SystemExit as stop:
-            codes.append(stop.code)
-heavy = [m for m in ("torch", "transformers", "safetensors", "numpy") if m in sys.modules]
-print(json.dumps([codes, heavy]))
-"""
-
-
-def test_help_usage_errors_and_config_errors_load_no_torch(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
-    helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
-    wrong = [["trian"], ["train"], ["train", "--bogus", "x"], ["export"], ["generate"], ["chat"]]
-    config = [["train", str(tmp_path / "bad.yaml")], ["train", str(tmp_path / "absent.yaml")]]
-    argv = json.dumps([*helps, *wrong, *config])
-    done = subprocess.run([sys.executable, "-c", LIGHT, argv], capture_output=True, check=True)
-    codes, heavy = json.loads(done.stdout)
-    assert codes == [0] * len(helps) + [2] * len(wrong + config)
-    assert heavy == []
-
-
-def best_seconds(arguments: list[str], *, enough: float) -> float:
-    """The fastest of up to eight runs: what the program itself takes, whatever else the machine
-    does."""
-    best = float("inf")
-    for _ in range(8):
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "loractl", *arguments],
-            capture_output=True,
-            env={**os.environ, "NO_COLOR": "1"},
-        )
-        best = min(best, time.perf_counter() - began)
-        if best < enough:
-            break
-    return best
-
-
-def test_help_answers_within_four_tenths_of_a_second() -> None:
-    assert best_seconds(["--help"], enough=0.4) < 0.4
-
-
-@pytest.mark.parametrize(
-    "arguments", ["estimate --model 7B", "recommend --task complex --model 70B --memory 24GB"]
-)
-def test_planning_answers_within_six_tenths_of_a_second(arguments: str) -> None:
-    assert best_seconds(arguments.split(), enough=0.6) < 0.6
-
-
-def test_a_misspelt_key_is_named_within_a_second(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
-    assert best_seconds(["train", str(tmp_path / "bad.yaml")], enough=1.0) < 1.0
 
 
 def test_half_of_the_functions_have_names_of_two_words_or_more() -> None:

@@ -1,4 +1,4 @@
-"""`loractl train`: the story of a run, from a config to an adapter."""
+"""`loractl train`: a run from its config to an adapter."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from loractl.startup import libraries
 from loractl.world import ALONE
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
-"""Settings a resumed run may have otherwise: they do not change what is computed."""
+"""Settings that may change on resume, since they do not affect what is computed."""
 EXTENSIBLE = {"train.steps", "train.epochs"}
 
 
@@ -30,7 +30,7 @@ def run(
     extend: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Train as the config says. What config or run forbid is said before torch is loaded.
+    """Train from a config. Errors in the config or the run are reported before torch is loaded.
 
     Raises Stopped after a signal.
     """
@@ -54,7 +54,7 @@ def run(
         if refused:
             raise StateError(*_explain_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
-            if directory.was_killed():  # when all was written
+            if directory.was_killed():  # after everything was written
                 with RunLock(directory.path) as held:
                     held.keep()
                     directory.sweep_()
@@ -63,17 +63,17 @@ def run(
 
     with StopRequest() as stop, RunLock(directory.path) as held:
         if directory.status() is not status:
-            raise StateError(f"{directory.path}: another process changed this run just now")
+            raise StateError(f"{directory.path}: another process has just changed this run")
         try:
             with stop.at_once(), libraries.quickly():
-                # Here, not above: what is wrong with a config is said before torch is loaded.
+                # Here, not above: errors in a config are reported before torch is loaded.
                 libraries.import_transformers()
                 from loractl.engine.train import prepare, train
 
                 prepared = prepare(loaded, directory, ALONE, resume=resume)
-                gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
+                gc.freeze()  # these objects stay, and one scan of them takes 0.2 s
         except Stopped:
-            console.note(f"stopped before a step was done; start again with: {same}")
+            console.note(f"stopped before the first step; start again with: {same}")
             raise
         try:
             held.keep()
@@ -89,7 +89,7 @@ def _command_line(config: Path, overrides: list[str], out: str | None, *flags: s
 
 
 def _is_longer(old: object, new: object) -> bool:
-    """Whether `new` steps or epochs go beyond `old`; where one is not set, the data tells."""
+    """Whether `new` steps or epochs exceed `old`; if one is not set, the data decides."""
     return old is None or new is None or (isinstance(old, int | float) and new > old)  # type: ignore[operator]
 
 
@@ -97,12 +97,12 @@ def _require_writable(path: Path) -> None:
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(
-            f"{path}: cannot be written, {there} is not writable; choose another --out"
+            f"{path}: cannot be written: {there} is not writable; choose another --out"
         )
 
 
 def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
-    """Settings that differ from those the run was started with: key -> (old, new)."""
+    """Settings that differ from those at the start of the run: key -> (old, new)."""
     old = _flatten_settings(loader.load(directory.config, paths_exist=False).config.model_dump())
     new = _flatten_settings(config.model_dump())
     return {
@@ -123,10 +123,10 @@ def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, 
 
 
 def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:
-    hint = "resume with the settings of the run, or start anew with --overwrite"
+    hint = "resume with the original settings, or start over with --overwrite"
     if changed.keys() <= EXTENSIBLE and all(_is_longer(*values) for values in changed.values()):
         hint = "add --extend to train longer than the run was planned for"
     return [
-        f"{directory.config}: {key}: {old} -> {new} since the run started; {hint}"
+        f"{directory.config}: {key}: changed from {old} to {new} since the run started; {hint}"
         for key, (old, new) in changed.items()
     ]

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step and after its last."""
+"""What a run prints before its first step and after its last."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from loractl.models.torch_dtypes import dtype_word
 
 
 def introduce(session: Session) -> None:
-    """Say what is about to be trained, on what."""
+    """Print what is about to be trained, and on what."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
     read = session.data.of_train()
@@ -34,9 +34,9 @@ def introduce(session: Session) -> None:
 
 def _describe_kernels(session: Session) -> str:
     if session.trunk is None:
-        return f"as transformers has them (train.kernels: {session.config.train.kernels})"
+        return f"those of transformers (train.kernels: {session.config.train.kernels})"
     why = session.trunk.fallback_reason
-    return f"as transformers has them ({why})" if why else "fast ones"
+    return f"those of transformers ({why})" if why else "loractl's own"
 
 
 def _kinds_of_layers(session: Session) -> str:
@@ -54,7 +54,7 @@ def conclude(
     eval_losses: Sequence[float],
     seconds: float,
 ) -> None:
-    """Say what came of the run, and what can be done with it."""
+    """Print the result of the run, and what to do with it next."""
     if losses:
         console.note(f"done in {text.duration(seconds)}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     if len(eval_losses) > 1:

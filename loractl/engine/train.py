@@ -1,4 +1,4 @@
-"""The heavy half of `loractl train`, which brings torch: assemble, train, evaluate, save."""
+"""The heavy half of `loractl train`, which imports torch: assemble, train, evaluate, save."""
 
 import math
 import time
@@ -31,7 +31,7 @@ from loractl.world import World
 
 
 def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) -> "_Run":
-    """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
+    """Load everything and restore the newest valid checkpoint when resuming; write nothing yet."""
     console.speak_as(world)
     config = loaded.config
     extended = resume and directory.status() is Status.FINISHED
@@ -59,15 +59,15 @@ def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) ->
     )
     capacity.require(session, directory, state)
     run = _Run(session, directory, optimizer, state, recipe, resumed=resume)
-    # A kill may have come between the last step of a run that stopped early and its adapter.
+    # A run that stopped early may have been killed before it wrote its adapter.
     run.stopped_early = resume and not extended and run.is_patience_over()
     return run
 
 
 def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
-    """Train to the end and publish what was trained. Raises Stopped after a signal.
+    """Train to the end and publish the result. Raises Stopped after a signal.
 
-    `again` is the command that goes on with a run that was stopped.
+    `again` is the command that continues a stopped run.
     """
     session, directory, state = run.session, run.directory, run.state
     if session.world.is_first:
@@ -85,12 +85,12 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     is_done = state.step >= session.total_steps or run.stopped_early
     if stop.exit_code is not None and (state.eval_pending or not is_done):
         after = f"after step {state.step}, saved" if state.step else "before the first step"
-        console.note(f"stopped {after}; go on with: {again}")
+        console.note(f"stopped {after}; continue with: {again}")
         raise Stopped(stop.exit_code)
     if state.skipped == state.step:
         raise NumericError(
             f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
-            f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
+            f" try a learning_rate below {run.recipe.learning_rate.peak:g}"
         )
     final = _publish_final(session, directory, state)
     if run.stopped_early:
@@ -104,7 +104,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
 
 @dataclass
 class _Run:
-    """A run in progress: the step after the step, and what is written of it."""
+    """A run in progress: takes step after step and writes what there is to record."""
 
     session: Session
     directory: RunDir
@@ -113,11 +113,11 @@ class _Run:
     recipe: Recipe
     resumed: bool
     stopped_early: bool = False
-    losses: list[float] = field(default_factory=list)  # of the steps that were taken
+    losses: list[float] = field(default_factory=list)  # of the steps taken
     eval_losses: list[float] = field(default_factory=list)
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
-        """Step until the end, a signal, or no better evaluation for too long; then save."""
+        """Train until the end, a signal, or too many evaluations without progress; then save."""
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
@@ -141,7 +141,7 @@ class _Run:
             progress.step(step.step, _progress_line(step), seconds_left=left)
             if step.skipped:
                 progress.say(
-                    f"step {step.step}: skipped, the weights are as before: {step.skipped}"
+                    f"step {step.step}: skipped, the weights are unchanged: {step.skipped}"
                 )
             last = step.step == total
             if evaluates and (last or _is_due(step.step, train.eval_every)):
@@ -154,7 +154,7 @@ class _Run:
                 return
 
     def is_patience_over(self) -> bool:
-        """Whether as many evaluations as train.early_stopping allows brought nothing better."""
+        """Whether the last train.early_stopping evaluations brought no improvement."""
         patience = self.session.config.train.early_stopping
         return patience is not None and self.state.evals_without_better >= patience
 
@@ -166,7 +166,7 @@ class _Run:
             "epoch": round(step.epoch, 4),
             "loss": step.loss if math.isfinite(step.loss) else None,
             "lr": step.lr,
-            # In fp16 a step whose gradients overflow is skipped: it has no norm.
+            # In fp16 a step whose gradients overflow is skipped and has no norm.
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
             "tokens": step.tokens,
             "trained_tokens": step.trained_tokens,
@@ -178,7 +178,7 @@ class _Run:
         self._append_row(row)
 
     def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
-        """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
+        """Evaluate and log the result; after a signal, `state.eval_pending` marks it as due."""
         began = time.perf_counter()
         self.state.eval_pending = True
         row: dict[str, Any] = {"step": self.state.step}
@@ -211,12 +211,12 @@ class _Run:
         for name, parameter in session.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise NumericError(
-                    f"step {self.state.step}: {name} is no longer finite after the step, and not"
-                    f" saved; try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
+                    f"step {self.state.step}: {name} is no longer finite after the step and is not"
+                    f" saved; try a learning_rate below {self.recipe.learning_rate.peak:g}"
                 )
         if not session.world.is_first:
             return
-        # First, so that no checkpoint knows of steps that the log lacks
+        # First, so that no checkpoint has steps that the log lacks
         files.sync(self.directory.metrics)
         checkpoint.save(
             self.directory.checkpoints,
@@ -239,11 +239,11 @@ def _progress_line(step: Step) -> str:
 
 
 def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
-    """Write what stands in a run directory from its start; of its metrics keep what is still so."""
+    """Write the files that a run directory has from the start; keep the metrics that still hold."""
     directory.sweep_()
     if resumed:
         metrics.keep_until(directory.metrics, state.step, evaluated=not state.eval_pending)
-        # A kill may have come between a save and the removal of the oldest one.
+        # The run may have been killed between a save and the removal of the oldest checkpoint.
         keep = session.config.train.keep_checkpoints
         checkpoint.rotate(directory.checkpoints, state.step, keep)
     else:
@@ -257,7 +257,7 @@ def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed
 
 
 def _publish_final(session: Session, directory: RunDir, state: TrainState) -> Path:
-    """Write the final adapter, or for method: full the complete model; return where it lies."""
+    """Write the final adapter, or for method: full the complete model; return its path."""
     final = directory.adapter if session.layers else directory.model
     if not session.world.is_first:
         return final

@@ -1,4 +1,4 @@
-"""Loss on held-out rows: one number over all their trained tokens."""
+"""Loss on held-out rows: one number over all trained tokens."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,9 +15,9 @@ def mean_loss(
     device: torch.device,
     gather: Callable[[Sequence[float]], list[float]] = list,
 ) -> float:
-    """Mean cross-entropy in nats a trained token: sum over sum, dropout off, no gradients kept.
+    """Mean cross-entropy in nats per trained token: sum over sum, no dropout, no gradients.
 
-    `gather` adds up what all processes have, where this is one of several.
+    `gather` adds up the sums of all processes, if this is one of several.
     """
     was_training = model.training
     model.eval()
@@ -37,9 +37,9 @@ def row_losses(
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, tuple[float, int]]:
-    """(sum of the losses, their number) of each row, by where it stands.
+    """(sum of the losses, their number) of each row, keyed by its line.
 
-    `loss_of_rows` gives those of a batch, row by row; each batch row is one example.
+    `loss_of_rows` returns them for a batch, row by row; each batch row is one example.
     """
     found: dict[int | str, tuple[float, int]] = {}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The plot of `loractl inspect`: singular values of the updates, a panel a kind of module."""
+"""The plot of `loractl inspect`: singular values of the updates, one panel per kind of module."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -12,9 +12,11 @@ COLUMNS = 4
 
 
 def require_plot(path: Path) -> None:
-    """Refuse, before any work, a plot that could not be drawn."""
+    """Refuse, before any work, a plot that cannot be drawn."""
     if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--plot: {path}, expected a name that ends in {' or '.join(ENDINGS)}")
+        raise ConfigError(
+            f"--plot: found {path}, expected a name that ends in {' or '.join(ENDINGS)}"
+        )
     if find_spec("matplotlib") is None:
         raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
 
@@ -45,12 +47,12 @@ def draw_spectra(
         panel.set_title(kind, fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    # Only now: a limit set on one panel would end the scaling of all, and cut off what is higher.
+    # Only now: a limit on one panel stops the autoscaling of all and would cut off higher values.
     largest = max(max(values) for values in spectra.values())
     panels[0, 0].set_ylim(0, 1.05 * largest or 1.0)
     for panel in list(panels.flat)[len(kinds) :]:
         panel.set_visible(False)
-    figure.supxlabel("number of the singular value", fontsize=10)
+    figure.supxlabel("index of the singular value", fontsize=10)
     figure.supylabel("singular value of dW", fontsize=10)
     figure.suptitle(
         "Singular values by kind of module; dark: first layer, light: last", fontsize=11

@@ -1,4 +1,4 @@
-"""What a run knows beyond its tensors: plain numbers that a checkpoint keeps as JSON."""
+"""The state of a run besides its tensors: plain numbers that a checkpoint keeps as JSON."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,14 +7,14 @@ from loractl.records import DataState
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """The seed of what is drawn in a step, by (seed, step) alone: a resumed run draws what the
-    uninterrupted one drew."""
+    """The seed for random draws in a step, from (seed, step) alone: a resumed run draws what the
+    uninterrupted one would have drawn."""
     return (seed * 1_000_003 + step) % 2**63
 
 
 @dataclass
 class TrainState:
-    """Where a run stands after `step` optimizer steps. Dropout is keyed by (seed, step)."""
+    """The state of a run after `step` optimizer steps. Dropout is keyed by (seed, step)."""
 
     step: int = 0
     data: DataState = field(default_factory=lambda: DataState(0, 0))
@@ -22,9 +22,9 @@ class TrainState:
     trained_tokens: int = 0
     best_eval_loss: float | None = None
     evals_without_better: int = 0
-    eval_pending: bool = False  # a signal came while `step` was evaluated: that is still to be done
+    eval_pending: bool = False  # a signal interrupted the evaluation at `step`, which is still due
     skipped: int = 0  # steps whose loss or gradient was not finite
-    skipped_in_row: int = 0  # of them, those since the last step that was taken
+    skipped_in_row: int = 0  # of those, the ones since the last step taken
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
 
     def snapshot(self) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class TrainState:
 
     @classmethod
     def restored(cls, plain: dict[str, Any]) -> "TrainState":
-        """The state that `snapshot` wrote. Raises KeyError or TypeError for anything else."""
+        """The state that `snapshot` returned. Raises KeyError or TypeError for anything else."""
         return cls(**{**plain, "data": DataState(**plain["data"])})
 
     def note_eval(self, loss: float) -> None:

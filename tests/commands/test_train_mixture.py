@@ -13,7 +13,7 @@ import pytest
 from loractl import console
 from loractl.cli.main import main
 from loractl.data import batches
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 Trained = list[list[str]]
 EPOCH = 4  # steps: 6 rows twice and half of 8 rows, four a step

@@ -14,7 +14,7 @@ from loractl.data.store import Cache
 from loractl.data.template import encode
 from loractl.errors import DataError
 from loractl.records import Conversation, Message
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 
 @pytest.fixture

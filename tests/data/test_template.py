@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loractl.data.template import TemplateError, encode, prompt_ids, render
 from loractl.records import UNTRAINED, Message
-from tests.conftest import CHATML, make_tokenizer
+from tests.tiny import CHATML, make_tokenizer
 
 # Each template in the manner of a family, with the text that ends an answer.
 LLAMA3 = (
@@ -232,7 +232,7 @@ def test_a_template_that_rewrites_earlier_turns_trains_them_as_it_writes_them() 
 def test_what_a_template_refuses_is_said(template: str) -> None:
     tokenizer = with_template(template)
     for use in (prompt_ids, trained):
-        with pytest.raises(TemplateError, match="the chat template refuses the row: "):
+        with pytest.raises(TemplateError, match="the chat template rejects the row: "):
             use(tokenizer, CONVERSATION[:3])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.test_train import rows_of
+from tests.runs import rows_of
 
 Config = Callable[..., Path]
 

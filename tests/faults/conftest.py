@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import loractl
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 FULL = bool(os.environ.get("LORACTL_FAULTS"))
 """Set by `scripts/test --faults`: every fault is tried, not a sample."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_jsonl
 from tests.faults.conftest import Warm, Whole
+from tests.tiny import write_jsonl
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ from tests.faults.conftest import Warm, Whole
     [
         (
             ["train.batch_size=64"],
-            "train.batch_size: 64 rows of 512 tokens take about .* set it to 32 and"
-            " train.gradient_accumulation to 2: the same steps in about",
+            "train.batch_size: a step on 64 rows of 512 tokens needs about .* set it to 32 and"
+            " train.gradient_accumulation to 2 for the same steps in about",
         ),
         (
             ["train.batch_size=63", "train.gradient_accumulation=2"],

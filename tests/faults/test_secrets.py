@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loractl.cli.main import main
-from tests.conftest import chat_rows, write_jsonl
+from tests.tiny import chat_rows, write_jsonl
 
 Config = Callable[..., Path]
 SECRETS = {

@@ -16,7 +16,7 @@ from loractl.generation.hub_model import HubModel
 from loractl.generation.sample import Sampling, generate
 from loractl.lora.hub import Hub
 from loractl.records import Message
-from tests.conftest import CHATML, make_tokenizer
+from tests.tiny import CHATML, make_tokenizer
 
 SHOUT = CHATML.replace("m['content']", "(m['content'] | upper)")
 

@@ -16,7 +16,7 @@ from loractl.errors import ModelError
 from loractl.generation import sample
 from loractl.generation.sample import PerRow, Sampling, stop_ids, stream
 from loractl.lora.hub import Hub, MixedRowsError
-from tests.conftest import ARCHITECTURES, make_tokenizer
+from tests.tiny import ARCHITECTURES, make_tokenizer
 
 PROMPTS = [[5, 9, 40], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [300, 20], [30] * 6]
 

@@ -18,7 +18,7 @@ from loractl.models.forward import (
     trained_rows,
 )
 from loractl.records import UNTRAINED, Batch, Example
-from tests.conftest import ARCHITECTURES
+from tests.tiny import ARCHITECTURES
 
 
 def batch_of(*lengths: int, vocabulary: int = 300) -> Batch:

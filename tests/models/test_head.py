@@ -15,8 +15,8 @@ from loractl.lora.whole import train_whole_
 from loractl.models.head import head_of
 from loractl.models.load import head_name
 from loractl.models.segments.install import use_segments_
-from tests.conftest import ARCHITECTURES
 from tests.scaled import SCALED, scaled
+from tests.tiny import ARCHITECTURES
 
 Made = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import transformers
 from loractl.cli.main import main
 from loractl.errors import ModelError
 from loractl.models import kernels
-from tests.commands.test_train import rows_of
+from tests.runs import rows_of
 
 Make = Callable[..., Path]
 

@@ -21,8 +21,8 @@ from loractl.models.forward import hidden_states
 from loractl.models.load import head_name
 from loractl.models.objective import TokenLoss, loss_sum
 from loractl.records import UNTRAINED, Batch, Example
-from tests.conftest import ARCHITECTURES, chat_rows, write_jsonl
 from tests.scaled import SCALED, scaled
+from tests.tiny import ARCHITECTURES, chat_rows, write_jsonl
 
 PACKED = [name for name in ARCHITECTURES if name != "opt"]  # OPT counts positions from its mask
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from loractl.models.forward import hidden_states
 from loractl.models.proving_run import ProvingRun
 from loractl.models.segments.install import use_segments_
-from tests.conftest import ARCHITECTURES
+from tests.tiny import ARCHITECTURES
 
 Made = Callable[..., Any]
 

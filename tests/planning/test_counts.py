@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import Row, config_of, formula_of, label, ranks_of, rows, shape_of
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -16,6 +15,7 @@ from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.load import head_name
 from loractl.models.shape import read as shapes
 from loractl.planning import counts
+from tests.published import Row, config_of, formula_of, label, ranks_of, rows, shape_of
 
 COUNTS = list(rows("trainable_params"))
 SCORE_HEAD = 2 * 2304

@@ -8,7 +8,6 @@ import itertools
 from typing import Any
 
 import pytest
-from published import Row, framework_of, label, measure_of, plan_of, rows, shape_of
 
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.shape import read as shapes
@@ -16,6 +15,7 @@ from loractl.models.shape.types import ModelShape
 from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.peak_memory import BITS, Plan, inference_bytes, memory
 from loractl.planning.work import Work
+from tests.published import Row, framework_of, label, measure_of, plan_of, rows, shape_of
 
 GIB = 1024**3
 

@@ -25,7 +25,7 @@ from loractl.lora.adalora import Budget, Smoothing
 from loractl.lora.inject import FORMULAS, adaptable, inject_, merge_, remove_
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import RankSpec, resolve
-from tests.conftest import ARCHITECTURES
+from tests.tiny import ARCHITECTURES
 
 Make = Callable[..., Path]
 Logits = Callable[..., Tensor]

@@ -14,7 +14,7 @@ from loractl.models.segments import interface
 from loractl.models.segments.install import OVER, call_options, use_segments_
 from loractl.ops.segments import segments_of
 from loractl.records import UNTRAINED, Batch, Example
-from tests.conftest import ARCHITECTURES, CAUSAL, GPT2, SHAPE
+from tests.tiny import ARCHITECTURES, CAUSAL, GPT2, SHAPE
 
 WINDOW = {"sliding_window": 8}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

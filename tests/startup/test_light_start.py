@@ -1,0 +1,75 @@
+"""What answers at once starts light: help, usage errors and planning load no torch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (
+    "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters",
+    "inspect", "estimate", "recommend", "schema", "doctor",
+)  # fmt: skip
+
+
+LIGHT = """
+import contextlib, io, json, sys
+from loractl.cli.main import main
+codes = []
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    for argv in json.loads(sys.argv[1]):
+        try:
+            codes.append(main(argv))
+        except SystemExit as stop:
+            codes.append(stop.code)
+heavy = [m for m in ("torch", "transformers", "safetensors", "numpy") if m in sys.modules]
+print(json.dumps([codes, heavy]))
+"""
+
+
+def test_help_usage_errors_and_config_errors_load_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
+    helps = [["--help"], ["-h"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    wrong = [["trian"], ["train"], ["train", "--bogus", "x"], ["export"], ["generate"], ["chat"]]
+    config = [["train", str(tmp_path / "bad.yaml")], ["train", str(tmp_path / "absent.yaml")]]
+    argv = json.dumps([*helps, *wrong, *config])
+    done = subprocess.run([sys.executable, "-c", LIGHT, argv], capture_output=True, check=True)
+    codes, heavy = json.loads(done.stdout)
+    assert codes == [0] * len(helps) + [2] * len(wrong + config)
+    assert heavy == []
+
+
+def best_seconds(arguments: list[str], *, enough: float) -> float:
+    """The fastest of up to eight runs: what the program itself takes, whatever else the machine
+    does."""
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "loractl", *arguments],
+            capture_output=True,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        best = min(best, time.perf_counter() - began)
+        if best < enough:
+            break
+    return best
+
+
+def test_help_answers_within_four_tenths_of_a_second() -> None:
+    assert best_seconds(["--help"], enough=0.4) < 0.4
+
+
+@pytest.mark.parametrize(
+    "arguments", ["estimate --model 7B", "recommend --task complex --model 70B --memory 24GB"]
+)
+def test_planning_answers_within_six_tenths_of_a_second(arguments: str) -> None:
+    assert best_seconds(arguments.split(), enough=0.6) < 0.6
+
+
+def test_a_misspelt_key_is_named_within_a_second(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("model: {name_or_path: x}\nlora: {rakn: 8}\n")
+    assert best_seconds(["train", str(tmp_path / "bad.yaml")], enough=1.0) < 1.0
