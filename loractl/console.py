@@ -113,7 +113,7 @@ def errors(messages: Sequence[str]) -> None:
         _print_to_stderr(f"{head} {message}")
     if (more := len(messages) - MOST_SHOWN) > 0:
         _print_to_stderr(
-            f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in total)"
+            f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)"
         )
 
 

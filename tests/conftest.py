@@ -21,12 +21,27 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from loractl.ops import held_memory
+from loractl.ops import held_memory, native
 from tests.tiny import CHATML, chat_rows, make_tokenizer, save_gguf, save_tiny, write_jsonl
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 atexit.register(shutil.rmtree, os.environ["LORACTL_CACHE"], ignore_errors=True)
+
+
+NATIVE_FIXTURES = {"by_c", "built"}
+"""Whoever asks for one of them needs the C files compiled: see the marker `native`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NATIVE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.native)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("native") and native.compiled(torch.float32) is None:
+        pytest.skip(native.why_missing(torch.float32))
 
 
 @pytest.fixture

@@ -50,12 +50,12 @@ def _space_left(path: Path, needs: int | None) -> str:
 
 
 def as_json(content: Any) -> str:
-    """JSON with stable keys: equal contents are equal texts."""
+    """JSON with sorted keys: equal contents give equal texts."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with stable keys."""
+    """Write JSON with sorted keys."""
     path.write_text(as_json(content), encoding="utf-8")
 
 
@@ -120,7 +120,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network disks sync no directory
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network disks cannot sync one
             raise
     finally:
         os.close(descriptor)

@@ -108,7 +108,7 @@ def train(
     ] = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Train from a config and write an adapter, or with method: full a whole model."""
+    """Train from a config. Writes an adapter, or a complete model with method: full."""
     from loractl.commands.train import run
 
     return run(config, overrides or [], out=out, resume=resume, extend=extend, overwrite=overwrite)

@@ -157,7 +157,7 @@ class TrainSection(Section):
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop",
         description="what to do when a loss or gradient is not finite: stop, or skip the step and "
-        "leave the weights alone",
+        "keep the weights",
     )
     non_finite_limit: Positive = Field(3, description="steps skipped in a row before the run stops")
     cache_trunk: Literal["auto", "off"] = Field(

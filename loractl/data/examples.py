@@ -31,7 +31,7 @@ class Reading:
     train_on: str
     too_long: str
     columns: dict[str, str] = field(default_factory=dict)
-    split: str | None = None  # of a hub data set
+    split: str | None = None  # of a hub dataset
     held_out: float | None = None  # share of the rows held out, chosen by content
     part: str = "all"  # with held_out: "train" or "eval"
 
@@ -170,7 +170,7 @@ def _tokenise_rows(
     bad, lengths = _BadRows(), Counter[int]()
     several = Path(account.path).is_dir()
     found = conversations(account.path, reading, bad.add)
-    for batch in _in_batches(found):
+    for batch in in_batches(found):
         encoded = encode_many(
             tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
         )
@@ -187,7 +187,7 @@ def _tokenise_rows(
     _refuse_empty(account, reading)
 
 
-def _in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
+def in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
     """Rows to tokenize together: a token takes about 250 bytes there, most of them for offsets."""
     batch: list[Found] = []
     characters = 0

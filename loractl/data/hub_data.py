@@ -1,6 +1,6 @@
-"""Data sets of the datasets library -> rows: hub ids, and directories written by `save_to_disk`.
+"""Datasets of the datasets library -> rows: hub ids, and directories written by `save_to_disk`.
 
-The only module that imports datasets. Code shipped with a data set is never run: since version 4
+The only module that imports datasets. Code shipped with a dataset is never run: since version 4
 the library has no way to do so.
 """
 
@@ -37,17 +37,17 @@ def read_saved(directory: Path, split: str | None) -> Iterator[Row]:
         wanted = split or (names[0] if len(names) == 1 else "train")
         if wanted not in found:
             raise DataError(
-                f"{directory}: no split {wanted}, found {', '.join(names)}; set split to one of them"
+                f"{directory}: no split {wanted}, found {', '.join(names)}; set split to one"
             )
         found = found[wanted]
     elif split not in (None, "train"):
-        raise DataError(f"{directory}: no split {split}, the data set has no splits; remove split")
+        raise DataError(f"{directory}: no split {split}, the dataset has no splits; remove split")
     with _errors_worded(directory, _what_failed):
         yield from _number_rows(found, str(directory))
 
 
 def read_streamed(name: str, split: str | None) -> Iterator[Row]:
-    """Yield the rows of a data set on the hub, numbered from 1, as they arrive. Raises DataError.
+    """Yield the rows of a dataset on the hub, numbered from 1, as they arrive. Raises DataError.
 
     Data already in the cache of datasets is read from there, without a connection.
     """
@@ -63,7 +63,7 @@ def read_streamed(name: str, split: str | None) -> Iterator[Row]:
 
 
 def revision(name: str) -> str:
-    """The current commit of a data set on the hub. Raises DataError."""
+    """The current commit of a dataset on the hub. Raises DataError."""
     import datasets
 
     identity, configuration = _split_name(name)
@@ -105,7 +105,7 @@ def _way_out(name: str, error: Exception) -> str:
         return f"gated: accept its terms at {page}, then run hf auth login"
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         fix = "check the name, or run hf auth login if it is private"
-        return f"{no_path} nor a hub data set that you can read; {fix}"
+        return f"{no_path} nor a hub dataset that you can read; {fix}"
     if listed := re.search(r"[Cc]onfig.*vailable[^\[:]*: \[(.*)\]", said, re.DOTALL):
         names = listed[1].replace("'", "")
         return f"its configurations are {names}; name one, as in {identity}:NAME"

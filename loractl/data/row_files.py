@@ -25,7 +25,7 @@ class Row:
 
     line: int  # 1-based line on which it begins; in formats without lines, its number
     fields: dict[str, Any]
-    path: str  # the file it is in, or the id of its hub data set
+    path: str  # the file it is in, or the id of its hub dataset
     error: str | None = None
 
 

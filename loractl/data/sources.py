@@ -1,4 +1,4 @@
-"""A path or the id of a hub data set -> rows, each with its location.
+"""A path or the id of a hub dataset -> rows, each with its location.
 
 Also decisions based on content: a source's fingerprint, and which rows are held out. Interpreting
 a row is left to `rows`.
@@ -34,7 +34,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
 """Shards written by datasets: the part before is the full name of the split, such as train_sft."""
 
 NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-"""Files that describe a data set and hold none of its rows."""
+"""Files that describe a dataset and hold none of its rows."""
 
 SPLITS = {
     "train": ("train", "training"),
@@ -45,7 +45,7 @@ SPLITS = {
 
 
 def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a file, a directory or a data set on the hub, one at a time.
+    """Yield the rows of a file, a directory or a dataset on the hub, one at a time.
 
     A directory is read as `save_to_disk` wrote it, or as the data files in it, or those in its
     `data/` if it has none itself, as in clones from the hub; if file names identify splits, only
@@ -92,7 +92,7 @@ def exists(source: str) -> bool:
 
 
 def fingerprint(source: str | Path, split: str | None = None) -> str:
-    """A hash of all the bytes that `read` would read; for a hub data set, of its revision.
+    """A hash of all the bytes that `read` would read; for a hub dataset, of its revision.
 
     For a single file it is the file's SHA-256. Raises DataError.
     """

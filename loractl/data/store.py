@@ -119,7 +119,7 @@ class Store(Sequence[Example]):
 
 
 def _open_until_gone(owner: object, path: Path) -> int:
-    """A file descriptor that is closed when its owner is collected."""
+    """A file descriptor that is closed when its owner is garbage-collected."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(owner, os.close, descriptor)
     return descriptor

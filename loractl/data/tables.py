@@ -14,7 +14,7 @@ LONGEST_CELL = 2**31 - 1
 """Characters. The csv module's own limit of 131072 is too low for long texts."""
 
 BATCH = 64
-"""Rows of Parquet turned into Python objects at once."""
+"""Parquet rows converted to Python objects at once."""
 
 BUFFER = 1 << 20
 """Bytes of a Parquet column read at once. Otherwise a whole row group is read: one of 190 MB took
@@ -55,7 +55,7 @@ def read_separated(path: Path) -> Iterator[Row]:
 
 
 def _find_delimiter(path: Path, head: bytes) -> str:
-    """A tab in TSV; in CSV the header's: spreadsheets in much of Europe write semicolons."""
+    """A tab for TSV; for CSV the header's: spreadsheets in much of Europe write semicolons."""
     if path.name.lower().endswith((".tsv", ".tsv.gz")):
         return "\t"
     header = head.lstrip().splitlines()[:1]
@@ -74,7 +74,7 @@ def _check_header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _row_problem(header: list[str], cells: list[str]) -> str | None:
-    """Why a row cannot be read, if so."""
+    """Why a row cannot be read, or None."""
     if len(cells) != len(header):
         columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
         expected = f"expected {len(header)} as in the header; quote cells that contain commas"

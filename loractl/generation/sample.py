@@ -95,7 +95,7 @@ def _in_batches(
     """Continue each prompt; `announce` is called with the prompt indices before each batch."""
     found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with _draw_from_seed(model.device, sampling.seed):
+    with draw_from_seed(model.device, sampling.seed):
         for start in range(0, len(order), sampling.batch_size):
             batch = order[start : start + sampling.batch_size]
             announce(batch)
@@ -105,7 +105,7 @@ def _in_batches(
 
 
 @contextmanager
-def _draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
+def draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
     """Sample from a seed, and leave the process's random generators as they were.
 
     transformers uses only those: the CPU's, and the one of the model's device.
@@ -174,7 +174,7 @@ def stream(
     """
     _require_room(model, [prompt])
     pieces = _Pieces(tokenizer, tell)
-    with _draw_from_seed(model.device, sampling.seed):
+    with draw_from_seed(model.device, sampling.seed):
         (answer,) = _answer_batch(model, tokenizer, [prompt], sampling, pieces)
     return replace(answer, text=pieces.told)
 

@@ -217,7 +217,7 @@ def load_model(
 def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"model {source.name}: {len(missing)} tensors are missing from its files; the first is"
+            f"model {source.name}: tensors missing from its files: {len(missing)}; the first is"
             f" {missing[0]}"
         )
     if mismatched := sorted(found["mismatched_keys"]):

@@ -55,7 +55,7 @@ def products(
     """
     if found := _library_for(terms, start, out):
         y = out if out is not None else terms[0].x.new_empty(_product_shape(terms))
-        _call_products(found, y, start, terms)
+        call_products(found, y, start, terms)
         return y
     (x, w, scale), *others = ((term.x, term.w, term.scale) for term in terms)
     x = x if scale == 1.0 else x * scale
@@ -100,9 +100,10 @@ def _library_for(
     return native.compiled(dtype)
 
 
-def _call_products(
+def call_products(
     found: ctypes.CDLL, y: Tensor, start: Tensor | None, terms: Sequence[Term]
 ) -> None:
+    """The sum of the products by gemm.c, written into y."""
     m, n = _product_shape(terms)
     assert y.shape == (m, n) and (start is None or start.shape in ((m, n), (n,)))
     given = (_Term * len(terms))()

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 
-class _OfThread(threading.local):
+class OfThread(threading.local):
     def __init__(self) -> None:
         self.scratch: dict[str, Tensor] = {}
         self.idle: list[Tensor] = []
 
 
-_kept = _OfThread()
+kept = OfThread()
 
 
 def scratch(name: str, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor (values,) at the start of a page, uninitialized. The calling thread gets the same
     memory each time it asks for this name, so it is valid only until the next such call."""
-    n_bytes, held = values * dtype.itemsize, _kept.scratch
+    n_bytes, held = values * dtype.itemsize, kept.scratch
     if name in held and held[name].nbytes < n_bytes:
         del held[name]  # free it before allocating a larger one
     if name not in held:
@@ -37,7 +37,7 @@ def scratch(name: str, values: int, dtype: torch.dtype = torch.float32) -> Tenso
 def take(values: int) -> Tensor:
     """At least this many float32 values, uninitialized, exclusive to the caller until given back;
     blocks that are never given back are freed like any tensor."""
-    n_bytes, idle = values * torch.float32.itemsize, _kept.idle
+    n_bytes, idle = values * torch.float32.itemsize, kept.idle
     fitting = [at for at, block in enumerate(idle) if block.nbytes >= n_bytes]
     if fitting:
         return idle.pop(min(fitting, key=lambda at: idle[at].nbytes))
@@ -48,7 +48,7 @@ def take(values: int) -> Tensor:
 
 def give(block: Tensor) -> None:
     """Return a block obtained from `take`."""
-    _kept.idle.append(block)
+    kept.idle.append(block)
 
 
 def _map_pages(n_bytes: int) -> Tensor:

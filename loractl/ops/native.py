@@ -78,16 +78,16 @@ class NotBuilt(Exception):
 
 def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The functions for rows of one dtype, or None; `why_missing` gives the reason."""
-    return _find_library(dtype)[0]
+    return find_library(dtype)[0]
 
 
 def why_missing(dtype: torch.dtype) -> str:
     """Why there is no library for a dtype, in one line; empty if there is one."""
-    return _find_library(dtype)[1]
+    return find_library(dtype)[1]
 
 
 @functools.cache
-def _find_library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+def find_library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     try:
         if os.environ.get("LORACTL_NATIVE") == "0":
             raise NotBuilt("LORACTL_NATIVE is 0")

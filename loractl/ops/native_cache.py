@@ -89,7 +89,7 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # in case it is a pipe
     descriptor = os.open(place.name, flags, dir_fd=directory)
     try:
-        content = _read_checked(descriptor, place)
+        content = read_checked(descriptor, place)
     except BaseException:
         os.close(descriptor)
         raise
@@ -100,7 +100,7 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
     return library
 
 
-def _read_checked(descriptor: int, place: Path) -> bytes:
+def read_checked(descriptor: int, place: Path) -> bytes:
     """The content of the open file, once it is known to be ours and intact. Raises OSError."""
     _require_private(os.fstat(descriptor), place)
     with open(descriptor, "rb", closefd=False) as file:

@@ -25,7 +25,7 @@ def across(x: Tensor, A: Tensor) -> Tensor:
     """x A': x (n, d), A (r, d) -> (n, r), in their dtype. No gradients, here and below."""
     if found := _library_for(x, A, rank=len(A), most=MOST_ACROSS):
         u = x.new_empty(len(x), len(A))
-        _call_thin(found, x, len(A), A=A, u=u)
+        call_thin(found, x, len(A), A=A, u=u)
         return u
     return x @ A.T
 
@@ -34,7 +34,7 @@ def down(x: Tensor, t: Tensor) -> Tensor:
     """t' x: x (n, d), t (n, r) -> (r, d), in their dtype, or in float32 from thin.c."""
     if found := _library_for(x, t, rank=t.shape[1], most=MOST_DOWN):
         y = torch.empty(t.shape[1], x.shape[1])
-        _call_thin(found, x, len(y), t=t, y=y)
+        call_thin(found, x, len(y), t=t, y=y)
         return y
     return t.T @ x
 
@@ -43,7 +43,7 @@ def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
     """`down`, and write scale * `across` to u (n, r), which may be part of wider rows."""
     if found := _library_for(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
         y = torch.empty(A.shape)
-        _call_thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
+        call_thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)
         return y
     u.copy_((x @ A.T).mul_(scale))
     return t.T @ x
@@ -61,10 +61,11 @@ def _library_for(x: Tensor, *others: Tensor, rank: int, most: int) -> ctypes.CDL
     return native.compiled(x.dtype)
 
 
-def _call_thin(
+def call_thin(
     found: ctypes.CDLL, x: Tensor, r: int, *, A: Tensor | None = None, u: Tensor | None = None,
     t: Tensor | None = None, y: Tensor | None = None, scale: float = 1.0,
 ) -> None:  # fmt: skip
+    """One pass of thin.c over x (n, d): into u (n, r), and with t (n, r) into y (r, d)."""
     n, d = x.shape
     for one, shape in ((A, (r, d)), (u, (n, r)), (t, (n, r)), (y, (r, d))):
         assert one is None or one.shape == shape, (one.shape, shape)

@@ -34,7 +34,7 @@ def as_text(stretches: Sequence[tuple[bool, str]], *, colour: bool) -> str:
 def _shorten_stretch(text: str) -> str:
     if len(text) > LONGEST:
         left_out = len(text) - LONGEST
-        text = f"{text[: LONGEST // 2]} ... {left_out:,} characters omitted ... {text[-LONGEST // 2 :]}"
+        text = f"{text[: LONGEST // 2]} ... {left_out:,} characters ... {text[-LONGEST // 2 :]}"
     return "\n".join(printable(line) for line in text.split("\n"))
 
 

@@ -34,10 +34,10 @@ def report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield text.table(["", *TITLES.values()], list(_side_by_side(found["methods"])))
     yield ""
-    yield "The parts do not all exist at once: the peak is the largest of a few moments: the loss, the"
-    yield "backward pass of a block, and the optimizer's update; with litgpt also a forward pass, since"
-    yield "the previous batch still exists then. On a CPU with memory to spare, add up to a quarter,"
-    yield "since glibc keeps freed memory."
+    yield "The parts are not all in memory at once. The peak is the largest of a few moments: the"
+    yield "loss, the backward pass of a block, the optimizer's update; with litgpt also a forward"
+    yield "pass, while the previous batch is still in memory. On a CPU with memory to spare, add up"
+    yield "to a quarter, since glibc keeps freed memory."
     yield ""
     yield from _module_lines(found)
     yield from _disk_lines(found["disk"])
@@ -97,8 +97,8 @@ def _disk_lines(disk: Mapping[str, Any]) -> Iterator[str]:
 def _work_lines(found: Mapping[str, Any]) -> Iterator[str]:
     flops = found["flops_per_step"]
     yield (
-        f"compute per step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, {flops['full'] / 1e12:.4g} with full"
-        f" fine-tuning (LoRA takes {flops['lora_over_full']:.0%} of that)"
+        f"compute per step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, which is"
+        f" {flops['lora_over_full']:.0%} of the {flops['full'] / 1e12:.4g} with full fine-tuning"
     )
     if flops["product_over_low_rank"]:
         yield (
@@ -113,6 +113,6 @@ def _time_lines(pace: Mapping[str, Any]) -> Iterator[str]:
         "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} per hour"
     )
     yield (
-        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} tokens per second:"
+        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} per second:"
         f" {text.duration(pace['hours'] * 3600)}{cost}"
     )

@@ -47,7 +47,7 @@ def draw_spectra(
         panel.set_title(kind, fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    # Only now: setting a limit on one panel stops autoscaling of all and would cut off higher values.
+    # Only now: a limit on one panel stops the autoscaling of all and would cut off higher values.
     largest = max(max(values) for values in spectra.values())
     panels[0, 0].set_ylim(0, 1.05 * largest or 1.0)
     for panel in list(panels.flat)[len(kinds) :]:

@@ -47,7 +47,7 @@ def keep_list() -> Iterator[None]:
     def take_over(module: ModuleType) -> None:
         if (own := getattr(module, MAKER, None)) is not None:
             taken.append((module, own))
-            setattr(module, MAKER, _from_cache(own, models_beside(module)))
+            setattr(module, MAKER, from_cache(own, models_beside(module)))
 
     def run_and_take_over(module: ModuleType, run: importers.Run) -> None:
         run(module)
@@ -68,7 +68,7 @@ def models_beside(utils: Any) -> Path:
     return Path(utils.__file__).resolve().parent.parent / "models"
 
 
-def _from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
+def from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
     """`own`, but with the two lists of all models taken from the cache."""
     everything = functools.cache(lambda: _all_of(models, own))
     known: dict[Path, tuple[dict[str, Any], str]] = {  # path -> options, prefix of the names
@@ -97,7 +97,7 @@ def _with_prefix(everything: Listed, prefix: str) -> Listed:
 
 def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
     of_this = hashlib.sha256(str(models).encode()).hexdigest()[:16]
-    place, state = cache_home() / "transformers" / f"{of_this}.json", _sources_state(models)
+    place, state = cache_home() / "transformers" / f"{of_this}.json", sources_state(models)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         there = json.loads(place.read_text("utf-8"))
         if there["state"] == state:
@@ -115,7 +115,7 @@ def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
     return made
 
 
-def _sources_state(models: Path) -> str:
+def sources_state(models: Path) -> str:
     """A digest that changes with any source file of the models or of the code that lists them."""
     digest = hashlib.sha256()
     each = (path for path in models.iterdir() if path.is_dir())

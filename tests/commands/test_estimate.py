@@ -75,8 +75,8 @@ def test_the_text_says_what_is_largest_and_what_fits(capsys: Captured) -> None:
     assert main(["estimate", "--model", "7B", "--batch", "1", "--tokens", "5M",
                  "--tokens-per-s", "1000", "--price", "2"]) == 0  # fmt: skip
     out = capsys.readouterr().out
-    assert "6,738,415,616 parameters" in out and "on a GPU, with its context" in out
-    assert "5,000,000 tokens at 1,000 a second: 1h23m, costs 2.78 at 2 an hour" in out
+    assert "6,738,415,616 parameters" in out and "on a GPU, with CUDA context" in out
+    assert "5,000,000 tokens at 1,000 per second: 1h23m, costs 2.78 at 2 per hour" in out
 
 
 def test_the_speed_of_a_run_is_read_from_its_metrics(tmp_path: Path, capsys: Captured) -> None:
@@ -104,7 +104,7 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "expected a CONFIG or --model, one of them"),
+        ([], "expected either a CONFIG or --model"),
         (["--model", "8B"], "8B: no such directory, not in the hub cache"),
         (["--model", "7B", "--targets", "q_prj"], "--targets: 'q_prj' matches no module"),
         (["--model", "7B", "--dtype", "int4"], "--dtype: found 'int4', expected one of"),

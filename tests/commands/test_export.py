@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,15 +143,19 @@ def test_rows_of_q_and_k_left_as_they_stand_fail_the_proof(
     where: str, wide: Make, adapter_dir: Make, capsys: Captured,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    right = Layout.row_order
+    right, halves = Layout.row_order, gguf.halves
 
     def wrong(self: Layout, name: str, rows: int) -> Tensor | None:
-        caller = sys._getframe(1).f_code.co_name  # halves, or ordered
-        if where == "everywhere" or (caller == "halves") == (where == "in the adapter"):
-            return None if right(self, name, rows) is None else torch.arange(rows)
-        return right(self, name, rows)
+        return None if right(self, name, rows) is None else torch.arange(rows)
 
-    monkeypatch.setattr(Layout, "row_order", wrong)
+    def halves_of_an_adapter(*given: Any) -> list[Piece]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Layout, "row_order", right if where == "in the base" else wrong)
+            return halves(*given)
+
+    monkeypatch.setattr(gguf, "halves", halves_of_an_adapter)
+    if where != "in the adapter":
+        monkeypatch.setattr(Layout, "row_order", wrong)
     assert export(adapter_dir(wide("llama"), size=SIZE), "gguf", tmp_path / "a.gguf") == 4
     assert_refused(capsys, "FAILED: logits in llama.cpp")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -182,7 +185,7 @@ def test_a_corrupted_model_fails_the_proof_and_leaves_nothing(
 def test_token_ids_other_than_those_of_training_fail_the_proof(
     wide: Make, adapter_dir: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right = gguf_vocabulary._byte_level_fields
+    right = gguf_vocabulary.byte_level_fields
 
     def wrong(vocabulary: Any) -> dict[str, Any]:
         found = right(vocabulary)
@@ -190,7 +193,7 @@ def test_token_ids_other_than_those_of_training_fail_the_proof(
         assert isinstance(merges, list)
         return {**found, "tokenizer.ggml.merges": merges[::-1]}
 
-    monkeypatch.setattr(gguf_vocabulary, "_byte_level_fields", wrong)
+    monkeypatch.setattr(gguf_vocabulary, "byte_level_fields", wrong)
     assert export(adapter_dir(wide("qwen2"), size=SIZE), "gguf", tmp_path / "a.gguf") == 4
     assert_refused(capsys, "FAILED", "first text that differs")
 

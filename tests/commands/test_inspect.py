@@ -140,7 +140,7 @@ def test_what_an_adapter_holds_beside_low_rank_updates_is_told(
     length = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
     save_file({**tensors, length: torch.ones(32)}, directory / WEIGHTS)
     assert inspect(directory) == 0
-    assert f"not counted in dW: {length} (1 such tensors)" in capsys.readouterr().out
+    assert f"not included in dW: {length} (1 such tensors)" in capsys.readouterr().out
 
 
 NEEDS_MATPLOTLIB = pytest.mark.skipif(
@@ -169,7 +169,10 @@ def test_a_plot_that_cannot_be_drawn_is_refused_first(
     tmp_path: Path,
 ) -> None:
     directory = adapter_dir(base("llama"))
-    for name, word in (("a.pdf", ".png or .svg"), ("no/where/a.png", "no directory")):
+    for name, word in (
+        ("a.pdf", ".png or .svg"),
+        ("no/where/a.png", "not in an existing directory"),
+    ):
         assert inspect(directory, "--plot", str(tmp_path / name)) == 2
         assert word in capsys.readouterr().err
     monkeypatch.setattr(inspect_plot, "find_spec", lambda name: None)

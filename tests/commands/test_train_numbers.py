@@ -51,7 +51,7 @@ def test_steps_that_are_not_finite_may_be_skipped_and_are_counted_until_their_li
     assert "none of the 3 steps had a finite loss" in capsys.readouterr().err
     assert not (run / "adapter").exists()
     assert train(config_file("train: {non_finite_limit: 4}")) == 2
-    assert "is of on_non_finite: skip" in capsys.readouterr().err
+    assert "applies only to on_non_finite: skip" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [1, 6])

@@ -207,5 +207,5 @@ def test_rows_are_tokenised_by_their_text_as_well_as_their_number(
     """Batches of 256 rows of 17 kB took 900 MB."""
     row = sources.Row(1, {}, "a.jsonl")
     conversation = Conversation((Message("", "x" * characters),))
-    sizes = [len(batch) for batch in examples._in_batches([(row, conversation, "text")] * 600)]
+    sizes = [len(batch) for batch in examples.in_batches([(row, conversation, "text")] * 600)]
     assert sum(sizes) == 600 and max(sizes) == most

@@ -64,7 +64,7 @@ Capture = pytest.CaptureFixture[str]
             "llama",
             ["lora: {rank_schedule: {9: 6}}", "train: {steps: null, epochs: 2}"],
             "lora.rank_schedule",
-            "step 9 is past the run's last, 6",
+            "step 9 is past the run's last step, 6",
         ),
     ],
 )
@@ -136,4 +136,4 @@ def test_check_takes_a_step_of_every_kind_of_rank(
     ]
     for sections in runs:
         assert main(["check", str(config_file(*sections))]) == 0
-        assert "every adapter moved in the step" in capsys.readouterr().out
+        assert "the step changed every adapter" in capsys.readouterr().out

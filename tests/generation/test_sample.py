@@ -258,7 +258,7 @@ def test_the_generator_of_a_device_is_seeded_and_then_as_it_was(
     )
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     expected = torch.rand(3, generator=torch.Generator().manual_seed(7))
-    with sample._draw_from_seed(torch.device("mps"), 3):
+    with sample.draw_from_seed(torch.device("mps"), 3):
         assert generator.initial_seed() == torch.initial_seed() == 3
         torch.rand(5, generator=generator)
     assert torch.equal(torch.rand(3, generator=generator), expected)

@@ -1,26 +1,40 @@
 """What the tests of ops share: the library and the formulas in turn, numbers, views, tolerances."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from loractl.ops import native
+from loractl.ops import gemm, native
 
 
-@pytest.fixture(params=["library", "formula"])
+def ways(name: str) -> list[Any]:
+    """Parameters of a fixture: the C files by this name, where they can be compiled, and torch."""
+    return [pytest.param(name, marks=pytest.mark.native), "torch"]
+
+
+def let_serve(by_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products, attention and layers go by C or by torch, whatever this machine's processor is."""
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: by_c)
+
+
+@pytest.fixture
+def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that ask for it are marked native, as tests/conftest.py sees to."""
+    let_serve(True, monkeypatch)
+
+
+@pytest.fixture(params=[pytest.param("library", marks=pytest.mark.native), "formula"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The test runs with kernels.c, and once more with the plain formulas."""
     if request.param == "formula":
         monkeypatch.setenv("LORACTL_NATIVE", "0")
-    native._find_library.cache_clear()
-    given = native.compiled(torch.float32)
-    if request.param == "library" and given is None:
-        pytest.skip(native.why_missing(torch.float32))
-    assert (given is not None) == (request.param == "library")
+    native.find_library.cache_clear()
+    assert (native.compiled(torch.float32) is not None) == (request.param == "library")
     yield request.param
-    native._find_library.cache_clear()
+    native.find_library.cache_clear()
 
 
 def both(run: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
@@ -28,9 +42,9 @@ def both(run: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> li
     results = []
     for value in ("1", "0"):
         monkeypatch.setenv("LORACTL_NATIVE", value)
-        native._find_library.cache_clear()
+        native.find_library.cache_clear()
         results.append(run())
-    native._find_library.cache_clear()
+    native.find_library.cache_clear()
     return results
 
 

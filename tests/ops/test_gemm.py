@@ -1,7 +1,5 @@
 """Sums of products against float64, by gemm.c and by torch; a row does not depend on the others."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from loractl.ops import gemm, native
 from loractl.ops.gemm import Term, products
+from tests.ops.conftest import let_serve, ways
 
 EDGES = [1, 3, 4, 5, 8, 9, 23, 24, 25, 47, 48, 49, 70, 112]
 DEPTHS = [1, 2, 8, 24, 383, 384, 385, 577, 800, 1021, 2045]
@@ -18,22 +17,17 @@ are 4,096 bytes long here."""
 BOTH = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=["gemm.c", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Whatever this machine's processor is; small products go the same way here."""
-    if request.param == "gemm.c" and native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "gemm.c")
+@pytest.fixture(params=ways("gemm.c"))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small products go the same way here."""
+    let_serve(request.param == "gemm.c", monkeypatch)
     monkeypatch.setattr(gemm, "SMALL", 0)
     monkeypatch.setattr(gemm, "FEW_ROWS", 0)
-    yield str(request.param)
+    return str(request.param)
 
 
 @pytest.fixture
-def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
+def by_c(by_c: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "SMALL", 0)
 
 
@@ -65,12 +59,13 @@ def close(y: Tensor, terms: list[Term], start: Tensor | None) -> bool:
     return bool(((y - exact(terms, start)).abs() <= bound).all())
 
 
+@pytest.mark.native
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(BOTH))
-    if (found := native.compiled(dtype)) is None:
-        pytest.skip(native.why_missing(dtype))
+    found = native.compiled(dtype)
+    assert found is not None
     m, n = data.draw(st.sampled_from(EDGES)), data.draw(st.sampled_from(EDGES))
     depths = data.draw(st.lists(st.sampled_from(DEPTHS), min_size=1, max_size=4))
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -83,7 +78,7 @@ def test_sums_of_any_shapes_layouts_and_starts_are_those_of_float64(data: st.Dat
     start = data.draw(st.sampled_from([None, torch.randn(n), torch.randn(m, n + 1)[:, :n]]))
     start = None if start is None else start.to(dtype)
     buffer = torch.full((m, n + 2), 7.0, dtype=dtype)
-    gemm._call_products(found, buffer[:, :n], start, terms)
+    gemm.call_products(found, buffer[:, :n], start, terms)
     assert close(buffer[:, :n], terms, start)
     assert (buffer[:, n:] == 7.0).all(), "wrote beside the columns"
 
@@ -174,7 +169,7 @@ def test_what_gemm_c_does_not_take_goes_to_torch(
     def refuse(*_: object) -> None:
         raise AssertionError("gemm.c was called")
 
-    monkeypatch.setattr(gemm, "_call_products", refuse)
+    monkeypatch.setattr(gemm, "call_products", refuse)
     assert torch.equal(products([Term(x, w)]), torch.mm(x, w))
     with pytest.raises(AssertionError, match=r"gemm\.c was called"):
         products([Term(torch.randn(20, 64), torch.randn(64, 48))])

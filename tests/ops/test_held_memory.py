@@ -12,7 +12,7 @@ PAGE = 4096
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_memory, "_kept", held_memory._OfThread())
+    monkeypatch.setattr(held_memory, "kept", held_memory.OfThread())
 
 
 def test_scratch_is_one_memory_by_name_until_more_is_asked_for() -> None:
@@ -68,7 +68,7 @@ def test_larger_blocks_come_in_the_place_of_smaller_ones() -> None:
         held_memory.give(block)
     larger = [held_memory.take(2 * PAGE) for _ in range(2)]
     assert all(len(block) >= 2 * PAGE for block in larger)
-    assert len(held_memory._kept.idle) == 1, "as many as were in use at a time"
+    assert len(held_memory.kept.idle) == 1, "as many as were in use at a time"
 
 
 def test_more_than_there_is_is_told_as_such() -> None:

@@ -20,7 +20,10 @@ from loractl.paths import make_private_directory
 NAMES = ("answer",)
 OTHER = "12345"  # a user that is not there
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)"),
+]
 as_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None,
     reason="needs root and setpriv (util-linux) to be another user",
@@ -141,14 +144,14 @@ def test_what_was_checked_is_what_is_loaded(
 ) -> None:
     place, marker = tmp_path / "kernels" / "a.so", tmp_path / "marker"
     load(place)
-    read = native_cache._read_checked
+    read = native_cache.read_checked
 
     def read_and_swap(descriptor: int, path: Path) -> bytes:
         content = read(descriptor, path)
         os.replace(evil(tmp_path / "evil.so", marker), place)
         return content
 
-    monkeypatch.setattr(native_cache, "_read_checked", read_and_swap)
+    monkeypatch.setattr(native_cache, "read_checked", read_and_swap)
     assert load(place).answer() == 42
     assert not marker.exists()
 

@@ -18,6 +18,7 @@ LACKING = {
 """What a processor lacks, and how GCC is told."""
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("lacking", LACKING)
 def test_products_attention_and_layers_without(lacking: str, tmp_path: Path) -> None:
     """Widened bfloat16, with AVX-512 and with AVX2; in float32 the tiles of AVX2."""

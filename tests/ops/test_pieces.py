@@ -157,6 +157,7 @@ def every_piece(dtype: torch.dtype) -> list[Tensor]:
     return results
 
 
+@pytest.mark.native
 def test_in_bf16_the_library_and_the_formulas_differ_by_one_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

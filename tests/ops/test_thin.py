@@ -6,19 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loractl.ops import gemm, native, thin
+from loractl.ops import native, thin
+from tests.ops.conftest import let_serve
 
 ROWS = [1, 2, 3, 4, 47, 48, 49, 143, 145, 300]  # 48 are a block, 144 a piece
 WIDTHS = [1, 7, 8, 9, 24, 25, 70, 1550]
 BOTH = [torch.float32, torch.bfloat16]
 RANKS = st.one_of(st.integers(1, 9), st.sampled_from([16, 23, 61, 62, 63, 64]))
-
-
-@pytest.fixture
-def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
 
 
 def close(y: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> bool:
@@ -36,24 +30,25 @@ def part(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(rows, columns + 3, dtype=dtype)[:, 1 : columns + 1]
 
 
+@pytest.mark.native
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_products_of_any_shape_are_those_of_float64(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(BOTH))
-    if (found := native.compiled(dtype)) is None:
-        pytest.skip(native.why_missing(dtype))
+    found = native.compiled(dtype)
+    assert found is not None
     n, d, r = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from(WIDTHS)), data.draw(RANKS)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x, A, t = part(n, d, dtype), part(r, d, dtype), part(n, r, dtype)
     wide, y = torch.full((n, r + 2), 7.0, dtype=dtype), torch.full((r, d), torch.nan)
     u = wide[:, :r]
-    thin._call_thin(found, x, r, A=A, u=u, t=t, y=y, scale=-1.5)
+    thin.call_thin(found, x, r, A=A, u=u, t=t, y=y, scale=-1.5)
     assert close(u, x, A.T, -1.5)
     assert (wide[:, r:] == 7.0).all(), "wrote beside the columns"
     assert close(y, t.T, x)
     alone_u, alone_y = torch.empty(n, r, dtype=dtype), torch.empty(r, d)
-    thin._call_thin(found, x, r, A=A, u=alone_u, scale=-1.5)
-    thin._call_thin(found, x, r, t=t, y=alone_y)
+    thin.call_thin(found, x, r, A=A, u=alone_u, scale=-1.5)
+    thin.call_thin(found, x, r, t=t, y=alone_y)
     assert torch.equal(alone_u, u) and torch.equal(alone_y, y)
 
 
@@ -62,7 +57,7 @@ def test_products_of_any_shape_are_those_of_float64(data: st.DataObject) -> None
 def test_each_product_and_both_in_one_pass(
     by_c: None, monkeypatch: pytest.MonkeyPatch, serves: bool, rank: int
 ) -> None:
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: serves)
+    let_serve(serves, monkeypatch)
     x, A, t = part(400, 401), part(rank, 401), part(400, rank)
     u = torch.zeros(400, rank + 4)
     assert close(thin.across(x, A), x, A.T)
@@ -129,7 +124,7 @@ def test_what_thin_c_does_not_take_goes_to_torch(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("thin.c was called")
 
-    monkeypatch.setattr(thin, "_call_thin", refuse)
+    monkeypatch.setattr(thin, "call_thin", refuse)
     assert torch.equal(thin.across(x, A), x @ A.T)
     assert torch.equal(thin.down(x, t), t.T @ x)
     assert torch.equal(thin.both(x, A, t, u=u, scale=2.0), t.T @ x)

@@ -73,11 +73,9 @@ def test_a_plain_head_takes_what_is_predicted(case: dict[str, Any]) -> None:
 def test_on_a_cpu_the_memory_of_a_chunk_lives_on(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(held_memory, "_kept", held_memory._OfThread())
+    monkeypatch.setattr(held_memory, "kept", held_memory.OfThread())
     measured(dtype, softcap=None, full=False, share=1.0)
-    lives_on = sum(
-        one.nbytes for name, one in held_memory._kept.scratch.items() if name == "logits"
-    )
+    lives_on = sum(one.nbytes for name, one in held_memory.kept.scratch.items() if name == "logits")
     for on_cpu, real in ((True, lives_on), (False, 0)):
         work = Work(1, TOKENS, dtype.itemsize, on_cpu=on_cpu)
         assert logits.kept(LLAMA, {}, work, LORACTL) == pytest.approx(real, abs=mmap.PAGESIZE)

@@ -67,7 +67,7 @@ def test_the_lists_are_those_that_transformers_makes(
     models = class_lists.models_beside(import_utils)
     own = import_utils.define_import_structure.__wrapped__  # transformers adds to what it has got
     for _ in range(2):  # made, and read
-        ours = class_lists._from_cache(own, models)
+        ours = class_lists.from_cache(own, models)
         assert ours(models, prefix="models") == own(models, prefix="models")
         found = ours(str(models / "__init__.py"))
         assert found == own(str(models / "__init__.py"))
@@ -96,7 +96,7 @@ def test_a_source_that_changed_makes_a_new_list(
         return {frozenset({"torch"}): {"a.modeling_a": {f"A{len(asked)}"}}}
 
     def listed() -> Any:
-        return class_lists._from_cache(own, models)(models / "__init__.py")
+        return class_lists.from_cache(own, models)(models / "__init__.py")
 
     assert listed() == listed() == {frozenset({"torch"}): {"a.modeling_a": {"A1"}}}
     for count, file in enumerate(files, start=2):
@@ -107,7 +107,7 @@ def test_a_source_that_changed_makes_a_new_list(
     assert len(asked) == 4
     (made,) = (tmp_path / "cache" / "transformers").iterdir()
     made.write_text(
-        json.dumps({"state": class_lists._sources_state(models), "listed": [["torch", 5]]})
+        json.dumps({"state": class_lists.sources_state(models), "listed": [["torch", 5]]})
     )
     listed()
     assert len(asked) == 5, "it holds something else"
@@ -119,12 +119,12 @@ def test_another_way_of_listing_is_left_to_transformers(
     """Its list holds something else, takes other arguments, or lies elsewhere."""
     monkeypatch.setenv("LORACTL_CACHE", str(tmp_path / "cache"))
     models, _ = made_of(tmp_path)
-    ours = class_lists._from_cache(lambda path, *more: ["llama", str(path), *more], models)
+    ours = class_lists.from_cache(lambda path, *more: ["llama", str(path), *more], models)
     path = str(models / "__init__.py")
     assert ours(path) == ["llama", path]
     assert ours(path, "more") == ["llama", path, "more"]
     assert ours(models / "a") == ["llama", str(models / "a")]
-    elsewhere = class_lists._from_cache(lambda path: ["llama"], tmp_path / "nowhere")
+    elsewhere = class_lists.from_cache(lambda path: ["llama"], tmp_path / "nowhere")
     assert elsewhere(tmp_path / "nowhere" / "__init__.py") == ["llama"]
 
 

@@ -89,7 +89,7 @@ def fields(
     if vocabulary.model.get("byte_fallback"):
         found |= _character_fields(vocabulary, rendered)
     else:
-        found |= _byte_level_fields(vocabulary)
+        found |= byte_level_fields(vocabulary)
     tokens, types = _list_tokens(vocabulary, n_rows, special)
     found["tokenizer.ggml.tokens"] = tokens
     found["tokenizer.ggml.token_type"] = types
@@ -141,7 +141,7 @@ def _list_tokens(
 BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
-def _byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
+def byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
     """A byte-level BPE: the name of its splitting rules, and its merges in order of rank."""
     for step in vocabulary.steps("normalizer"):
         if step["type"] != "NFC":  # changes nothing in composed text, as nearly all is

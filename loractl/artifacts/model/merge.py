@@ -89,7 +89,7 @@ def refuse_quantized(source: Source) -> None:
 
 
 def is_tied(model: "PreTrainedModel") -> bool:
-    """Whether the output head is the embedding table; asked before adapters go in."""
+    """Whether the output head is the embedding table; ask before adapters go in."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is model.get_input_embeddings().weight
 

@@ -28,7 +28,7 @@ WEIGHTS, CONFIG, ABOUT, TEMPLATE = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as read from a directory: settings and tensors, checked against no model yet."""
+    """An adapter read from a directory: settings and tensors, not yet checked against a model."""
 
     directory: Path
     spec: RankSpec
@@ -71,7 +71,7 @@ def write(
 
 
 def find(path: Path) -> Path:
-    """The adapter directory that a path means: itself, a checkpoint, or a run's final adapter."""
+    """The adapter directory for a path: itself, a checkpoint, or a run's final adapter."""
     if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
         return path
     if (path / "adapter" / CONFIG).is_file():

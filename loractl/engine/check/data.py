@@ -81,7 +81,7 @@ def _ends(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
     texts = ", ".join(sorted(repr(tokenizer.decode([token])) for token in list(lasts)[:3]))
     cut = sum(one.truncated.count for one in session.data.accounts.values())
     if lasts == special and lasts:
-        pad = " (also the pad token: padding is masked by length)" if _is_pad(session, lasts) else ""
+        pad = " (also the pad token: masking goes by length)" if _is_pad(session, lasts) else ""
         yield ok("end", f"every answer ends with {texts}, which is trained{pad}")
     elif cut and special:
         yield note("end", "truncated answers have no end-of-turn token; raise data.max_length")

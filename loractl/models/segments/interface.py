@@ -68,7 +68,7 @@ def mask_over(base: str) -> MakeMask:
         if call is None:
             return make(**given)
         window = given.get("local_size")
-        by_segments = _is_of_segments(call.segments, window, given)
+        by_segments = is_of_segments(call.segments, window, given)
         if call.watch is None:
             return None if by_segments else make(**given)
         made = make(**{**given, "allow_is_causal_skip": False})
@@ -80,7 +80,7 @@ def mask_over(base: str) -> MakeMask:
     return mask
 
 
-def _is_of_segments(segments: Segments, window: int | None, given: Options) -> bool:
+def is_of_segments(segments: Segments, window: int | None, given: Options) -> bool:
     """Whether a mask lets each token see its segment up to itself, or `window` tokens of that.
 
     Only a few places are computed, where chunks, blocks that look ahead and masks of other lengths

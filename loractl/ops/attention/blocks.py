@@ -119,7 +119,7 @@ def _count_buffers(form: Form, backward: bool) -> int:
 
 def forward_(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Fill `out` (matrices, tokens, group, width of v)."""
-    for start, stop, seen in _query_blocks(q, k, scratch.form.window):
+    for start, stop, seen in query_blocks(q, k, scratch.form.window):
         queries, keys = _rows_between(q, start, stop), k[:, seen]
         scores = scratch.take(queries, keys.shape[1])[0]
         _write_scores_(scores, queries, keys, scratch)
@@ -134,7 +134,7 @@ def backward_(
 ) -> None:  # fmt: skip
     """Fill dq and add to dk and dv; the probabilities are recomputed."""
     form = scratch.form
-    for start, stop, seen in _query_blocks(q, k, form.window):
+    for start, stop, seen in query_blocks(q, k, form.window):
         queries, keys = _rows_between(q, start, stop), k[:, seen]
         douts, values = _rows_between(dout, start, stop), v[:, seen]
         p, ds, *rest = scratch.take(queries, keys.shape[1])  # (matrices, rows, keys)
@@ -153,7 +153,7 @@ def backward_(
         scratch.multiply_(dk[:, seen], ds.transpose(1, 2), queries, alpha=form.scale)
 
 
-def _query_blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
+def query_blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
     """(start, stop, seen): queries from start to stop see no keys outside `seen`."""
     tokens, block = q.shape[1], block_of(q.dtype)
     before = k.shape[1] - tokens

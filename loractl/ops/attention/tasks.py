@@ -48,10 +48,10 @@ def serves_well(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtyp
         return False
     if form.scale <= 0 or native.compiled(dtype) is None:
         return False
-    return _busy_share(segments, kv_heads, torch.get_num_threads()) >= BUSY
+    return busy_share(segments, kv_heads, torch.get_num_threads()) >= BUSY
 
 
-def _busy_share(segments: Segments, kv_heads: int, threads: int) -> float:
+def busy_share(segments: Segments, kv_heads: int, threads: int) -> float:
     """The share of time that threads are busy if each takes the next task when idle; cached."""
     key = ("busy", kv_heads, threads)
     if key not in segments.kept:

@@ -247,7 +247,7 @@ def test_a_mask_in_chunks_is_never_taken_for_that_of_segments(chunk: int) -> Non
         "mask_function": chunked_causal_mask_function(chunk, torch.zeros(1, dtype=torch.int64)),
     }  # fmt: skip
     for window in (None, chunk):
-        assert not interface._is_of_segments(segments, window, given)
+        assert not interface.is_of_segments(segments, window, given)
 
 
 def test_full_fine_tuning_under_autocast_agrees(calls: list[Any]) -> None:

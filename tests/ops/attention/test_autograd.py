@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from loractl.ops import gemm, native
 from loractl.ops.attention import blocks, tasks
 from loractl.ops.attention.autograd import attention_backward, attention_forward, segment_attention
 from loractl.ops.segments import Segments, segments_of
+from tests.ops.conftest import let_serve, ways
 
 EXAMPLES: dict[str, list[list[int]]] = {  # lengths of the examples of each row
     "one short": [[5]],
@@ -23,12 +23,10 @@ EXAMPLES: dict[str, list[list[int]]] = {  # lengths of the examples of each row
 }
 
 
-@pytest.fixture(params=["attention.c", "torch"])
+@pytest.fixture(params=ways("attention.c"))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whatever this machine's processor is; a window or a cap goes torch's way in both."""
-    if request.param == "attention.c" and native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: request.param == "attention.c")
+    let_serve(request.param == "attention.c", monkeypatch)
     monkeypatch.setattr(tasks, "BUSY", 0.0)  # also where tasks are few
     return str(request.param)
 
@@ -225,9 +223,9 @@ def test_the_mask_of_segments_is_what_each_token_sees() -> None:
 
 def test_blocks_outside_the_window_are_skipped() -> None:
     q = torch.empty(1, 1000, 1, 4)
-    seen = [keys.stop - keys.start for _, _, keys in blocks._query_blocks(q, q, 10)]
+    seen = [keys.stop - keys.start for _, _, keys in blocks.query_blocks(q, q, 10)]
     assert max(seen) <= blocks.block_of(q.dtype) + 9
-    assert [stop for _, stop, _ in blocks._query_blocks(q, q, 10)][-1] == 1000
+    assert [stop for _, stop, _ in blocks.query_blocks(q, q, 10)][-1] == 1000
 
 
 PEAK = """

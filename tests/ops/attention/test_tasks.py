@@ -4,20 +4,16 @@ test_autograd.py, beside torch's way."""
 import pytest
 import torch
 
-from loractl.ops import gemm, native
 from loractl.ops.attention import tasks
 from loractl.ops.attention.autograd import attention_backward, attention_forward
 from loractl.ops.attention.blocks import Form
 from loractl.ops.segments import Segments, segments_of
+from tests.ops.conftest import let_serve
 
 FORM = Form(scale=0.125)
 
 
-@pytest.fixture(autouse=True)
-def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
+pytestmark = pytest.mark.usefixtures("by_c")
 
 
 def segments(*lengths: int) -> Segments:
@@ -36,7 +32,7 @@ def test_heads_of_any_width_give_what_torch_gives(
     v, dout = torch.randn(one.length, 2, dv), torch.randn(one.length, 4, dv)
     found = []
     for by_c in (True, False):
-        monkeypatch.setattr(gemm, "serves_here", lambda dtype, by_c=by_c: by_c)
+        let_serve(by_c, monkeypatch)
         out, saved = attention_forward(q, k, v, one, scale=d**-0.5)
         assert bool(saved.numel()) is by_c
         found.append((out, *attention_backward(dout, q, k, v, out, saved, one, scale=d**-0.5)))
@@ -57,7 +53,7 @@ def test_in_bfloat16_numbers_are_no_further_from_float64_than_torchs(
     mine, torchs = torch.zeros(4), torch.zeros(4)  # distances of out, dq, dk and dv
 
     def found(drawn: list[torch.Tensor], *, by_c: bool) -> list[torch.Tensor]:
-        monkeypatch.setattr(gemm, "serves_here", lambda dtype: by_c)
+        let_serve(by_c, monkeypatch)
         *given, dout = drawn
         out, saved = attention_forward(*given, one, scale=d**-0.5)
         assert bool(saved.numel()) is by_c
@@ -111,7 +107,7 @@ def test_what_is_saved_is_the_logsumexp() -> None:
 
 def test_it_serves_while_most_threads_have_a_task() -> None:
     def busy(kv_heads: int, threads: int, *lengths: int) -> float:
-        return tasks._busy_share(segments(*lengths), kv_heads, threads)
+        return tasks.busy_share(segments(*lengths), kv_heads, threads)
 
     assert busy(3, 1, 500) == 1
     assert busy(3, 2, 500) == 0.75  # two tasks, then one

@@ -1,6 +1,7 @@
 """A layer computed as a whole by layer.c, against the same layer part by part; that the parts are
 what transformers computes is tested in tests/models/fast/test_trunk.py."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,10 +22,7 @@ ALL = (8,) * 7
 
 
 @pytest.fixture(autouse=True)
-def by_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.compiled(torch.float32) is None:
-        pytest.skip(native.why_missing(torch.float32))
-    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
+def seeded(by_c: None) -> None:
     torch.manual_seed(0)
 
 
@@ -97,7 +95,7 @@ def whole(x: Tensor, one: Layer, where: Place) -> bool:
 
 def by_parts(monkeypatch: pytest.MonkeyPatch, again: Callable[[], list[Tensor]]) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(one_call, "_layer_fits", lambda *_: False)
+        patch.setattr(one_call.Whole, "of", lambda *_: None)
         return again()
 
 
@@ -266,8 +264,8 @@ def test_two_layers_in_one_graph_do_not_share_memory() -> None:
 def test_a_layer_uses_its_memory_again_whatever_is_left_in_it(
     monkeypatch: pytest.MonkeyPatch, checkpoint: bool
 ) -> None:
-    kept = held_memory._OfThread()
-    monkeypatch.setattr(held_memory, "_kept", kept)
+    kept = held_memory.OfThread()
+    monkeypatch.setattr(held_memory, "kept", kept)
     one, where, x = layer(), place(50, 40), torch.randn(90, HIDDEN)
     expected = run(x, one, where, checkpoint=checkpoint)
     with torch.no_grad():
@@ -300,4 +298,5 @@ def test_a_call_has_memory_for_every_thin_product(tokens: int) -> None:
     )
     a_token = 2 * rank + q + 2 * kv + max(2 * hidden, inner, q)
     needed = tokens * a_token + rank * inner + thins
-    assert needed <= library.layer_space(*made._own_addresses) < needed + 256
+    described = ctypes.addressof(made.given), ctypes.addressof(made.where)
+    assert needed <= library.layer_space(*described) < needed + 256
