@@ -114,6 +114,22 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class HeldOutLoss:
+    """The losses of an evaluation, summed by groups of rows, so that two can be compared in pairs.
+
+    The rows of a group are the same in every evaluation of a run.
+    """
+
+    sums: list[float]  # of the losses of each group, in nats
+    counts: list[float]  # of the tokens predicted in it
+
+    @property
+    def mean(self) -> float:
+        """Mean cross-entropy in nats per trained token: sum over sum."""
+        return sum(self.sums) / sum(self.counts)
+
+
+@dataclass(frozen=True)
 class DataState:
     """The position in the data after a batch: the rows before (epoch, row) have been used."""
 

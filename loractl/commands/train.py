@@ -10,7 +10,8 @@ from loractl import console
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.artifacts.run.lock import RunLock
 from loractl.config import loader
-from loractl.config.settings import RunConfig
+from loractl.config.loader import Loaded
+from loractl.config.settings import UNSET_MEANT, RunConfig
 from loractl.errors import StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
@@ -45,6 +46,7 @@ def run(
     status = directory.require(resume=resume, overwrite=overwrite)
     _require_writable(directory.path)
     if resume and status is not Status.ABSENT:
+        loaded = replace(loaded, config=_as_begun(directory, loaded))
         changed = _changed_settings(directory, loaded.config)
         refused = {
             key: values
@@ -103,13 +105,27 @@ def _require_writable(path: Path) -> None:
 
 def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ from those at the start of the run: key -> (old, new)."""
-    old = _flatten_settings(loader.load(directory.config, paths_exist=False).config.model_dump())
+    began = loader.load(directory.config, paths_exist=False)
+    old = _flatten_settings(began.config.model_dump())
+    old |= {key: meant for key, meant in UNSET_MEANT.items() if key not in began.lines}
     new = _flatten_settings(config.model_dump())
     return {
         key: (old.get(key), new.get(key))
         for key in [*new, *(old.keys() - new.keys())]
         if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
     }
+
+
+def _as_begun(directory: RunDir, loaded: Loaded) -> RunConfig:
+    """The config with the old meaning of keys that neither it nor the run's own config sets."""
+    known = loader.load(directory.config, paths_exist=False).lines
+    given = (*loaded.lines, *loaded.overrides)
+    plain = loaded.config.model_dump()
+    for key, meant in UNSET_MEANT.items():
+        if key not in known and key not in given:
+            section, _, name = key.rpartition(".")
+            plain[section][name] = meant
+    return RunConfig.model_validate(plain)
 
 
 def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, object]:

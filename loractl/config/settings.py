@@ -181,6 +181,11 @@ class TrainSection(Section):
     early_stopping: Positive | None = Field(
         None, description="stop after this many evaluations without improvement"
     )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="which weights are published; best: those with the lowest held-out loss, where "
+        "there are evaluations",
+    )
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="experiment trackers that receive the metrics"
     )
@@ -206,6 +211,9 @@ class RunConfig(Section):
         None, description="run directory; null: runs/<name of the config file>"
     )
 
+
+UNSET_MEANT = {"train.keep": "last"}
+"""What runs did before a key existed, where its default is another: such a run is resumed so."""
 
 ABSENT = "not available in this version"
 

@@ -21,10 +21,16 @@ def of_checkpoint(session: Session) -> int:
     """Bytes of a checkpoint: the tensors written for model and optimizer, in float32."""
     kept = len(OPTIMIZERS[session.config.train.optimizer].shaped)
     trained = sum(parameter.numel() for parameter in session.parameters.values())
+    return 4 * kept * trained + of_weights(session)
+
+
+def of_weights(session: Session) -> int:
+    """Bytes of a checkpoint without the state of the optimizer."""
+    trained = sum(parameter.numel() for parameter in session.parameters.values())
     written = sum(
         tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
     )
-    return 4 * (kept * trained + (written or trained)) + BESIDE
+    return 4 * (written or trained) + BESIDE
 
 
 def require(session: Session, directory: RunDir, state: TrainState) -> None:

@@ -78,21 +78,26 @@ def restore_(
             f"{directory.path}: {state.step} steps are already done, more than the"
             f" {session.total_steps} of this config; train for longer"
         )
-    if session.layers:
-        attach.restore_(session.layers, found.tensors(adapters.WEIGHTS), session.whole)
-        if ranks is not None and (found.directory / adalora_files.STATE).is_file():
-            ranks.restore_(found.tensors(adalora_files.STATE))
-    else:
-        tensors = found.tensors(MODEL)
-        with torch.no_grad():
-            for name, parameter in session.parameters.items():
-                parameter.copy_(tensors[name])
+    restore_weights_(session, found)
+    if ranks is not None and (found.directory / adalora_files.STATE).is_file():
+        ranks.restore_(found.tensors(adalora_files.STATE))
     kind = OPTIMIZERS[session.config.train.optimizer]
     restore_state_(optimizer, session.parameters, found.optimizer, kind)
     if state.loss_scale:
         scaler.load_state_dict(state.loss_scale)
     console.note(f"resuming after step {state.step} from {found.directory}")
     return state
+
+
+def restore_weights_(session: Session, found: checkpoint.Checkpoint) -> None:
+    """Give the trained parameters the values of a checkpoint."""
+    if session.layers:
+        attach.restore_(session.layers, found.tensors(adapters.WEIGHTS), session.whole)
+        return
+    tensors = found.tensors(MODEL)
+    with torch.no_grad():
+        for name, parameter in session.parameters.items():
+            parameter.copy_(tensors[name])
 
 
 def _shorten_hash(sha256: str | None) -> str:

@@ -22,7 +22,7 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.errors import ModelError, NumericError
-from loractl.evaluation.loss import mean_loss
+from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
@@ -31,7 +31,7 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ProvingRun
 from loractl.models.torch_dtypes import dtype_word
-from loractl.records import Batch, DataState, Example
+from loractl.records import Batch, DataState, Example, HeldOutLoss
 from loractl.training.distributed import sum_over_ranks
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
@@ -68,25 +68,25 @@ class Session:
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
         return batches.windows(self.epochs, start, self.world)
 
-    def eval_loss(self) -> float:
-        """Mean loss on the held-out rows. Raises NumericError if it is not finite."""
-        return self._mean_loss(self.data.held_out, "the held-out rows")
+    def eval_loss(self) -> HeldOutLoss:
+        """The loss on the held-out rows. Raises NumericError if it is not finite."""
+        return self._loss_on(self.data.held_out, "the held-out rows")
 
-    def retain_loss(self) -> float:
-        """Mean loss on general text, over all its tokens. Raises NumericError likewise."""
-        return self._mean_loss(self.data.retain, "data.retain")
+    def retain_loss(self) -> HeldOutLoss:
+        """The loss on general text, over all its tokens. Raises NumericError likewise."""
+        return self._loss_on(self.data.retain, "data.retain")
 
-    def _mean_loss(self, examples: Sequence[Example], what: str) -> float:
-        value = mean_loss(
+    def _loss_on(self, examples: Sequence[Example], what: str) -> HeldOutLoss:
+        found = held_out_loss(
             self.model,
-            self.loss,
+            self.loss.of_rows,
             batches.in_order(examples, self.plan, self.world),
             self.device,
             partial(sum_over_ranks, self.world),
         )
-        if not math.isfinite(value):
-            raise NumericError(f"the loss on {what} is {value}")
-        return value
+        if not math.isfinite(found.mean):
+            raise NumericError(f"the loss on {what} is {found.mean}")
+        return found
 
     @property
     def is_fast(self) -> bool:

@@ -3,14 +3,12 @@
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from loractl import console, text
 from loractl.artifacts import files
-from loractl.artifacts.model import merge as merged
 from loractl.artifacts.run import checkpoint, metrics
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
@@ -18,9 +16,10 @@ from loractl.config.loader import Loaded
 from loractl.engine import capacity
 from loractl.engine import resume as resuming
 from loractl.engine.adapters import rank_policy
+from loractl.engine.publish import publish_
 from loractl.engine.session import Session, assemble
 from loractl.engine.summary import conclude, introduce
-from loractl.engine.trained import write_final, write_trained
+from loractl.engine.trained import write_trained
 from loractl.errors import NumericError, Stopped
 from loractl.models.device import peak_memory
 from loractl.signals import StopRequest
@@ -92,13 +91,13 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
             f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
             f" try a learning_rate below {run.recipe.learning_rate.peak:g}"
         )
-    final = _publish_final(session, directory, state)
+    published = publish_(session, directory, state)
     if run.stopped_early:
         console.note(
             f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
             f" {state.evals_without_better} evaluations"
         )
-    conclude(session, final, run.losses, run.eval_losses, time.perf_counter() - began)
+    conclude(session, published, run.losses, time.perf_counter() - began)
     return 0
 
 
@@ -114,7 +113,6 @@ class _Run:
     resumed: bool
     stopped_early: bool = False
     losses: list[float] = field(default_factory=list)  # of the steps taken
-    eval_losses: list[float] = field(default_factory=list)
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
         """Train until the end, a signal, or too many evaluations without progress; then save."""
@@ -179,41 +177,64 @@ class _Run:
 
     def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
         """Evaluate and log the result; after a signal, `state.eval_pending` marks it as due."""
-        began = time.perf_counter()
-        self.state.eval_pending = True
-        row: dict[str, Any] = {"step": self.state.step}
+        began, state = time.perf_counter(), self.state
+        state.eval_pending = True
+        row: dict[str, Any] = {"step": state.step}
+        held_out, is_best = None, False
         try:
             with stop.at_once():
                 if self.session.data.held_out:
-                    row["eval_loss"] = self.session.eval_loss()
+                    held_out = self.session.eval_loss()
                 if self.session.data.retain:
-                    row["retain_loss"] = self.session.retain_loss()
+                    row["retain_loss"] = self.session.retain_loss().mean
         except Stopped:
             return
-        self.state.eval_pending = False
+        state.eval_pending = False
         said = []
-        if "eval_loss" in row:
-            self.eval_losses.append(row["eval_loss"])
-            self.state.note_eval(row["eval_loss"])
-            said.append(f"held-out loss {row['eval_loss']:.4f}")
+        if held_out is not None:
+            row["eval_loss"] = held_out.mean
+            ranks = self.recipe.ranks
+            settled = ranks is None or state.step >= ranks.settled
+            is_best = state.note_eval(held_out, is_candidate=settled)
+            said.append(f"held-out loss {held_out.mean:.4f}")
         if "retain_loss" in row:
             said.append(f"loss on general text {row['retain_loss']:.4f}")
         self._append_row(row)
         seconds = text.duration(time.perf_counter() - began)
-        progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
+        progress.say(f"step {state.step}: {', '.join(said)} ({seconds})")
+        train = self.session.config.train
+        if is_best and train.keep == "best" and train.eval_every is not None:
+            self._save_best()
 
     def _append_row(self, row: dict[str, Any]) -> None:
         if self.session.world.is_first:
             metrics.append(self.directory.metrics, row)
 
-    def _save_checkpoint(self) -> None:
-        session = self.session
-        for name, parameter in session.parameters.items():
+    def _require_finite(self) -> None:
+        for name, parameter in self.session.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise NumericError(
                     f"step {self.state.step}: {name} is no longer finite after the step and is not"
                     f" saved; try a learning_rate below {self.recipe.learning_rate.peak:g}"
                 )
+
+    def _save_best(self) -> None:
+        """Keep these weights for the end. Before the checkpoint of the same step, whose state says
+        that they are there."""
+        session = self.session
+        self._require_finite()
+        if session.world.is_first:
+            checkpoint.save_best(
+                self.directory.checkpoints,
+                self.state.step,
+                write_model=lambda path: write_trained(session, path, self.state),
+                state={"train": self.state.snapshot()},
+                needs=capacity.of_weights(session),
+            )
+
+    def _save_checkpoint(self) -> None:
+        session = self.session
+        self._require_finite()
         if not session.world.is_first:
             return
         # First, so that no checkpoint has steps that the log lacks
@@ -254,21 +275,3 @@ def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed
     files.replace_text(directory.config, loader.dump(session.config))
     accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
     files.replace_text(directory.data, files.as_json(accounts))
-
-
-def _publish_final(session: Session, directory: RunDir, state: TrainState) -> Path:
-    """Write the final adapter, or for method: full the complete model; return its path."""
-    final = directory.adapter if session.layers else directory.model
-    if not session.world.is_first:
-        return final
-    if session.layers:
-        files.publish(final, lambda path: write_final(session, path, state))
-        return final
-    about: dict[str, Any] = {**session.about(), "step": state.step}
-    files.publish(
-        final,
-        lambda path: merged.write_model_(
-            path, session.model, session.tokenizer, dtype=session.dtype, about=about
-        ),
-    )
-    return final

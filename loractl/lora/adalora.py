@@ -108,6 +108,11 @@ class Allocator:
         self.uncertainty: dict[str, Tensor] = {}
         self.on: dict[str, Tensor] = {}  # by module, (r,) of bool, once the choice is fixed
 
+    @property
+    def settled(self) -> int:
+        """The step after which no rank changes any more."""
+        return self.budget.settled
+
     def penalty(self) -> Tensor | None:
         """The orthogonality penalty on A and B, added to the mean loss of a step; None at weight 0.
 

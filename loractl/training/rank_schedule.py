@@ -34,6 +34,10 @@ class RankSchedule:
         self.seed = seed
         self.kind = kind
 
+    @property
+    def settled(self) -> int:
+        return max(self.schedule)
+
     def penalty(self) -> Tensor | None:
         return None
 

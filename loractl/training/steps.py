@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,12 +28,19 @@ class Loss(Protocol):
     def __call__(self, batch: Batch) -> tuple[Tensor, float]:
         """(sum, count) of a batch on the model's device."""
 
+    def of_rows(self, batch: Batch) -> Sequence[tuple[float, float]]:
+        """(sum, count) of each row of a batch, without gradients."""
+
 
 LOWEST_LOSS_SCALE = 1.0
 
 
 class RankPolicy(Protocol):
     """What changes ranks during a run, and adds to the loss."""
+
+    @property
+    def settled(self) -> int:
+        """The step after which no rank changes any more."""
 
     def penalty(self) -> Tensor | None:
         """A scalar that is added to the mean loss of a step once."""

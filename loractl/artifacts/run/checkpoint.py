@@ -21,6 +21,7 @@ from loractl.errors import ArtifactError, StateError
 
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 NAME = re.compile(r"step-(\d{6,})")
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,34 @@ def save(
         files.publish(final, write, needs=needs)
     rotate(checkpoints, step, keep)
     return final
+
+
+def save_best(
+    checkpoints: Path,
+    step: int,
+    *,
+    write_model: Callable[[Path], None],
+    state: Mapping[str, Any],
+    needs: int | None = None,
+) -> None:
+    """Publish `checkpoints`/best in place of the one before it: weights to publish at the end, not
+    to resume from, so without the state of the optimizer. Raises StorageError."""
+
+    def write(directory: Path) -> None:
+        write_model(directory)
+        files.write_json(directory / STATE, state)
+        seal(directory, step)
+
+    files.publish(checkpoints / BEST, write, needs=needs)
+
+
+def best(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The best checkpoint, or None and what is wrong with it: nothing if there never was one."""
+    directory = checkpoints / BEST
+    if not directory.exists():
+        return None, []
+    found = faults(directory)
+    return (None, found) if found else (Checkpoint(directory), [])
 
 
 def seal(directory: Path, step: int) -> None:
@@ -147,8 +176,9 @@ def _manifest_faults(directory: Path) -> list[str]:
     if manifest.get("sha256") != _digest_content(content) or text != files.as_json(manifest):
         return [f"{where}: damaged: its SHA-256 does not match its content"]
     listed = manifest.get("files")
-    if not isinstance(listed, dict) or not {OPTIMIZER, STATE} <= listed.keys():
-        return [f"{where}: damaged: it does not list both {OPTIMIZER} and {STATE}"]
+    needed = [STATE] if directory.name == BEST else [OPTIMIZER, STATE]
+    if not isinstance(listed, dict) or not set(needed) <= listed.keys():
+        return [f"{where}: damaged: it does not list {' and '.join(needed)}"]
     # A copy may have any name.
     if NAME.fullmatch(directory.name) and manifest.get("step") != _step_of(directory):
         return [f"{where}: damaged: it is of step {manifest.get('step')}"]
