@@ -4,7 +4,6 @@ test_autograd.py, beside torch's way."""
 import pytest
 import torch
 
-from loractl.ops import gemm
 from loractl.ops.attention import tasks
 from loractl.ops.attention.autograd import attention_backward, attention_forward
 from loractl.ops.attention.blocks import Form
