@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from loractl.data import columns as proposals
-from loractl.data import sources
+from loractl.data import rows, sources
 from loractl.data.examples import Found, Reading, conversations, in_batches
 from loractl.data.template import TemplateError, Tokenizer, encode_many
 from loractl.errors import MOST_SHOWN, DataError
@@ -63,7 +63,7 @@ class Survey:
 
 def survey(path: str, tokenizer: Tokenizer | None, *, train_on: str = "assistant") -> Survey:
     """Read all rows and measure them. Raises DataError for rows that training would refuse."""
-    columns, unused = _choose_columns(path)
+    columns, unused = choose_columns(path)
     reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=columns)
     bad: list[str] = []
     seen = _Seen()
@@ -88,13 +88,13 @@ def survey(path: str, tokenizer: Tokenizer | None, *, train_on: str = "assistant
     )
 
 
-def _choose_columns(path: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def choose_columns(path: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """The proposed `data.columns`, and the columns that stay unused then."""
     sample = [row.fields for row in islice(sources.read(path), SAMPLE) if row.error is None]
     if not sample:
         return {}, ()
     columns = proposals.propose(sample)
-    read = set(columns.values()) | set(proposals.rows.FIELDS)
+    read = set(columns.values()) | set(rows.FIELDS)
     return columns, tuple(name for name in sample[0] if name not in read)
 
 
@@ -148,14 +148,14 @@ class _Seen:
             self.turns = max(self.turns, len(said))
 
     def shape(self) -> str:
-        rows = len(self.places)
+        n_rows = len(self.places)
         if self.format == "text":
             return "continued-pretraining"
-        if 2 * self.tools > rows:
+        if 2 * self.tools > n_rows:
             return "tool-calls"
-        if self.turns == 1 and self.json == rows:
+        if self.turns == 1 and self.json == n_rows:
             return "json-extraction"
-        few = 1 < len(self.answers) <= min(MOST_LABELS, rows / 3)
+        few = 1 < len(self.answers) <= min(MOST_LABELS, n_rows / 3)
         if self.turns == 1 and few and self.longest_answer < 100:
             return "classification"
         return "chat"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from loractl.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def load_light(directory: Path) -> "PreTrainedTokenizerFast":
+def load_light(directory: Path) -> "Tokenizer":
     """The tokenizer that a directory's tokenizer.json describes. Raises ModelError."""
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -29,4 +29,5 @@ def load_light(directory: Path) -> "PreTrainedTokenizerFast":
     # A limit in the file would cut rows, and hide how long they are.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
+    loaded: Tokenizer = tokenizer
+    return loaded

@@ -18,7 +18,7 @@ from tests.tiny import chat_rows, write_jsonl
 
 TICKETS = [
     {"id": f"T-{i}", "opened": f"2026-01-{1 + i % 28:02}", "priority": ("low", "high")[i % 2],
-     "kundenanfrage": f"My parcel number {i} has still not arrived.", "kategorie": "abcde"[i % 5] * 4}
+     "kundenanfrage": f"My parcel number {i} has not arrived.", "kategorie": "abcde"[i % 5] * 4}
     for i in range(40)
 ]  # fmt: skip
 
