@@ -9,6 +9,7 @@ from loractl import console
 from loractl.config.imports.tools import Converted, convert
 from loractl.config.loader import read_mapping
 from loractl.config.settings import RunConfig
+from loractl.data import sources
 from loractl.data.sources import exists
 from loractl.data.survey import choose_columns
 from loractl.errors import ConfigError
@@ -49,8 +50,9 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
         raise ConfigError(printable(f"{path}: {error}")) from None
     _set_base_(found, model)
     _set_data_(found, data)
-    for key, why in found.not_mapped.items():
-        console.note(printable(f"note: {path}: {key}: not converted: {why}"))
+    _fit_warmup_(found)
+    for why, keys in _by_reason(found).items():
+        console.note(printable(f"note: {path}: not converted: {', '.join(keys)}: {why}"))
     title = [
         f"Converted from a config of {found.tool}, {path.name}.",
         "Every other setting has a default: `loractl schema` lists them all.",
@@ -62,6 +64,7 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
 
 def _set_base_(found: Converted, named: str | None) -> None:
     if named is not None:
+        found.source.pop("model.name_or_path", None)
         found.set_({"model.name_or_path": named}, "--model")
     elif "model.name_or_path" not in found.settings:
         found.set_({"model.name_or_path": first_model.choose(None).name}, "")
@@ -70,17 +73,38 @@ def _set_base_(found: Converted, named: str | None) -> None:
 def _set_data_(found: Converted, named: str | None) -> None:
     """Put the named rows in place of theirs, with the columns that they need."""
     if named is not None:
-        theirs = found.source.get("data.train", "")
-        for key in ("data.format", "data.columns"):
-            found.drop_(key, "")
-        if theirs:
-            found.not_mapped.pop(theirs, None)
+        for key in ("data.train", "data.format", "data.columns"):
+            found.drop_(key, "replaced by --data")
         found.set_({"data.train": named}, "--data")
         if exists(named) and (columns := choose_columns(named)[0]):
             found.set_({"data.columns": columns}, "--data")
     elif "data.train" not in found.settings:
         found.set_({"data.train": "train.jsonl"}, "")
         found.not_mapped["data"] = "it names no data: give the file with --data"
+
+
+def _fit_warmup_(found: Converted) -> None:
+    """A share in place of warmup steps that are more than the steps of a run on these rows."""
+    ours = found.settings
+    warmup, path = ours.get("train.warmup", 0), ours["data.train"]
+    if warmup < 1 or "train.steps" in ours or not isinstance(path, str) or not exists(path):
+        return
+    rows = sum(1 for _ in sources.read(path))
+    window = ours.get("train.batch_size", 8) * ours.get("train.gradient_accumulation", 1)
+    packed = 8 if ours.get("data.packing") else 1  # rows in one, roughly; more would be safer
+    steps = int(rows / packed / window * ours.get("train.epochs", 1))
+    if warmup > steps:
+        theirs = found.source["train.warmup"]
+        found.not_mapped[theirs] = f"more than the run's steps on {path}: 0.1 of them instead"
+        found.set_({"train.warmup": 0.1}, "")
+
+
+def _by_reason(found: Converted) -> dict[str, list[str]]:
+    """The keys that were not converted, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for key, why in found.not_mapped.items():
+        reasons.setdefault(why, []).append(key)
+    return reasons
 
 
 def _place(key: str) -> tuple[int, str]:
@@ -110,14 +134,14 @@ def _comment(found: Converted, key: str) -> str:
     described = section.model_fields[name].description or ""
     meaning = MEANINGS.get(key) or described.split(";")[0].split(":")[0]
     theirs = found.source[key]
-    return f"{theirs}: {meaning}" if theirs else f"{meaning} (the default of {found.tool})"
+    return f"{theirs}: {meaning}" if theirs else f"{meaning}; not set in the original"
 
 
 def _left_out(found: Converted) -> list[str]:
     lines = []
     if found.not_mapped:
         lines.append(f"Not converted from {found.tool}:")
-        lines += [f"  {key}: {why}" for key, why in found.not_mapped.items()]
+        lines += [f"  {', '.join(keys)}: {why}" for why, keys in _by_reason(found).items()]
     if found.off:
         lines.append(f"There is nothing to set for {', '.join(found.off)}.")
     return [line for text in lines for line in _wrapped(text)]

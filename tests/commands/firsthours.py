@@ -40,22 +40,41 @@ PHRASES = {
         two-factor sign-in stopped working when I got a new phone
     """,
     "defect": """
-        the {thing} arrived broken|my {thing} does not turn on|the {thing} stopped working after {days} days
+        the {thing} arrived broken|my {thing} does not turn on
+        the {thing} stopped working after {days} days
         there is a crack in the {thing}|the screen of my {thing} stays black
         the {thing} makes a loud noise|a part of the {thing} is missing from the box
         the battery of the {thing} lasts {days} minutes|my {thing} gets hot and smells of smoke
-        the zip on the {thing} tore on the first day|the {thing} keeps crashing|the {thing} leaks water
+        the zip on the {thing} tore on the first day|the {thing} keeps crashing
+        the {thing} leaks water
     """,
 }  # fmt: skip
-OPENINGS = ("", "", "Hello, ", "Hi there, ", "Good morning, ", "Dear team, ", "Sorry, but ", "Hey, ")
-CLOSINGS = ("", "", " Please help.", " Thanks!", " What can I do?", " This is urgent.", " Regards, {name}")
-SLOTS = {
-    "thing": "lamp kettle jacket printer backpack headset chair blender keyboard watch tent".split(),
-    "days": "two three four five six nine ten twelve".split(),
-    "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "city": "Leeds Graz Lyon Porto Gdansk Bergen Turin Ghent".split(),
-    "money": "12.90|24 euros|49.50|8 pounds|135 dollars".split("|"),
-    "name": "Ana Ben Clara David Elena Felix Grace Hugo Iris".split(),
+OPENINGS = (
+    "",
+    "",
+    "Hello, ",
+    "Hi there, ",
+    "Good morning, ",
+    "Dear team, ",
+    "Sorry, but ",
+    "Hey, ",
+)
+CLOSINGS = (
+    "",
+    "",
+    " Please help.",
+    " Thanks!",
+    " What can I do?",
+    " This is urgent.",
+    " Regards, {name}",
+)
+WORDS = {
+    "thing": "lamp|kettle|jacket|printer|backpack|headset|chair|blender|keyboard|watch|tent",
+    "days": "two|three|four|five|six|nine|ten|twelve",
+    "day": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
+    "city": "Leeds|Graz|Lyon|Porto|Gdansk|Bergen|Turin|Ghent",
+    "money": "12.90|24 euros|49.50|8 pounds|135 dollars",
+    "name": "Ana|Ben|Clara|David|Elena|Felix|Grace|Hugo|Iris",
 }
 
 
@@ -71,7 +90,13 @@ def tickets(n: int, seed: int) -> list[tuple[str, str]]:
         category = rng.choice(list(phrases))
         opening, middle = rng.choice(OPENINGS), rng.choice(phrases[category])
         middle = middle if opening else middle[0].upper() + middle[1:]
-        end = "?" if middle.lower().startswith(("where", "can", "how", "why", "is it", "who")) else "."
+        end = (
+            "?"
+            if middle.lower().startswith(("where", "can", "how", "why", "is it", "who"))
+            else "."
+        )
         text = opening + middle + end + rng.choice(CLOSINGS)
-        found[text.format(**{slot: rng.choice(words) for slot, words in SLOTS.items()})] = category
+        found[
+            text.format(**{slot: rng.choice(words.split("|")) for slot, words in WORDS.items()})
+        ] = category
     return list(found.items())

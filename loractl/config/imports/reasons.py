@@ -31,6 +31,11 @@ REASONS: dict[str, tuple[str, ...]] = {
         "fp16_full_eval", "bf16_full_eval", "upcast_layernorm", "upcast_lmhead_output",
         "neftune_fused", "dataset_kwargs", "use_cache", "max_packed_sequence_len",
         "train_sampling_strategy", "experimental_skip_move_to_device",
+        "flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_qkv",
+        "activation_checkpointing_kwargs", "torch_compile_backend", "torch_compile_mode",
+        "liger_kernel_config", "torch_empty_cache_steps", "auto_find_batch_size", "use_cpu",
+        "skip_memory_metrics", "length_column_name", "pad_to_multiple_of", "model_init_kwargs",
+        "enable_jit_checkpoint", "env",
     ),
     SHARDING: (
         "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "ddp_timeout", "ddp_backend",
@@ -38,6 +43,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         "ddp_find_unused_parameters", "local_rank", "sequence_parallel_degree", "max_memory",
         "low_cpu_mem_usage", "lora_on_cpu", "world_size", "ddp_bucket_cap_mb", "parallelism_config",
         "ray_num_workers",
+        "ddp_broadcast_buffers", "ddp_static_graph", "accelerator_config", "log_on_each_node",
+        "save_on_each_node", "num_processes", "ignore_bias_buffers",
     ),
     TRACKING: (
         "wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model",
@@ -49,12 +56,15 @@ REASONS: dict[str, tuple[str, ...]] = {
         "include_num_input_tokens_seen", "include_tkps", "debug", "hf_token", "project",
         "trackio_space_id", "disable_tqdm", "log_completions",
         "include_effective_tokens_per_second",
+        "logging_nan_inf_filter", "log_level_replica", "trackio_bucket_id",
+        "trackio_static_space_id", "include_for_metrics", "batch_eval_metrics",
     ),
     UPLOAD: (
         "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo",
         "push_model", "push_gguf", "save_gguf", "save_model", "save_method", "quantization",
         "repo_id", "quant_method", "hf_use_auth_token", "export_dir", "push_dataset_to_hub",
         "save_only_model", "hub_revision",
+        "hub_always_push",
     ),
     PREPARED: (
         "dataset_prepared_path", "preprocessing_num_workers", "dataset_num_proc", "overwrite_cache",
@@ -63,17 +73,21 @@ REASONS: dict[str, tuple[str, ...]] = {
         "cache_dir", "dataset_streaming", "remove_unused_columns", "dataloader_drop_last",
         "preprocessing_batch_size", "shuffle_buffer_size", "skip_prepare_dataset",
         "dataset_keep_in_memory", "media_dir", "dataset_shards_num",
+        "dataloader_persistent_workers", "dataloader_multiprocessing_context",
+        "dataloader_in_order",
     ),
     FROM_MODEL: (
         "fan_in_fan_out", "layers_pattern", "lora_fan_in_fan_out", "is_llama_derived_model",
         "is_mistral_derived_model", "is_falcon_derived_model", "rope_scaling", "base_model_config",
         "peft_version", "revision", "model_revision", "task_type", "auto_mapping", "lora_task_type",
         "inference_mode", "flash_attn_version", "overrides_of_model_config", "ensure_weight_tying",
+        "label_names", "runtime_config",
     ),
     "not needed: a run writes no file over another, and continues with --resume": (
         "overwrite_output_dir", "resume_from_checkpoint", "auto_resume_from_checkpoints",
         "save_safetensors", "lora_model_dir", "adapter_name_or_path", "save_first_step",
         "create_new_adapter", "load_best_model_at_end", "resume_training", "save_compressed",
+        "ignore_data_skip", "restore_callback_states_from_checkpoint",
     ),
     "it follows from the method and the data": (
         "do_train", "do_eval", "do_predict", "strict", "predict_with_generate", "is_preprocess",
@@ -81,6 +95,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps",
         "eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "do_bench_eval",
         "eval_causal_lm_metrics", "compute_accuracy", "logprob_measure", "eval_delay",
+        "eval_do_concat_batches", "eval_use_gather_object",
     ),
     "the scale, the rates or the optimizer are not adjustable in this way here": (
         "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs",
@@ -100,6 +115,9 @@ REASONS: dict[str, tuple[str, ...]] = {
         "bdlora_config", "use_bdlora", "freeze_vision_tower", "freeze_multi_modal_projector",
         "image_max_pixels", "video_max_pixels", "monteclora_config", "dft_alpha",
         "average_tokens_across_devices", "use_eaft_loss",
+        "lora_target_parameters", "kasa_config", "pissa_iter", "pissa_convert", "use_loftq",
+        "vision_all_linear", "finetune_vision_layers", "finetune_language_layers",
+        "finetune_attention_modules", "finetune_mlp_modules", "freeze_trainable_modules",
     ),
     "all rows are used: cut the file instead": (
         "max_samples", "max_eval_samples", "max_train_samples",
@@ -109,6 +127,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "the order of the rows follows from seed": (
         "data_seed", "shuffle", "full_determinism",
+        "shuffle_dataset",
     ),
     "rows longer than data.max_length follow data.too_long": (
         "excess_length_strategy", "truncation_mode", "min_sample_len", "max_prompt_length",

@@ -113,7 +113,10 @@ KEYS: dict[str, Translator] = {
     **dict.fromkeys(
         ("max_grad_norm", "gradient_clipping", "clip_grad_norm"), number("train.max_grad_norm")
     ),
-    **dict.fromkeys(("gradient_checkpointing", "use_gradient_checkpointing"), checkpointing),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing"),
+        checkpointing,
+    ),
     "disable_gradient_checkpointing": switch("train.gradient_checkpointing", False),
     "eval_steps": whole("train.eval_every"),
     "save_steps": whole("train.save_every"),

@@ -67,13 +67,14 @@ class Converted:
 
     tool: str
     settings: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)  # our key -> theirs, or "" for a default
+    source: dict[str, str] = field(default_factory=dict)  # our key -> theirs; "": a default
     not_mapped: dict[str, str] = field(default_factory=dict)  # their key -> why
     off: list[str] = field(default_factory=list)  # their keys that are switched off, as here
 
     def set_(self, settings: Mapping[str, Any], theirs: str) -> None:
         for key, value in settings.items():
-            self.settings[key], self.source[key] = value, theirs
+            named = [one for one in (self.source.get(key), theirs) if one]
+            self.settings[key], self.source[key] = value, ", ".join(named)
 
     def drop_(self, key: str, why: str) -> None:
         """Take back a setting that does not go with the others."""
@@ -109,10 +110,12 @@ def _recognize(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     flat = dict(_flatten(document, ""))
     if any(key.endswith("_component_") for key in flat):
         return "torchtune", _interpolated(flat)
-    keys = dict(document)
+    keys, is_sectioned = dict(document), isinstance(document.get("training"), dict)
     for section in ("model", "data", "lora", "training", "logging", "export"):
         if isinstance(inner := keys.get(section), dict):
             keys = {**{k: v for k, v in keys.items() if k != section}, **inner}
+    if is_sectioned:
+        return "unsloth", keys
     for tool, signs in SIGNS:
         if keys.keys() & set(signs):
             return tool, keys
@@ -160,9 +163,7 @@ def _set_method_(found: Converted, keys: Mapping[str, Any]) -> None:
     word = str(keys.get("finetuning_type", keys.get("adapter", keys.get("peft_type", "")))).lower()
     if word in ("qlora", "loftq"):
         found.not_mapped["adapter"] = QUANTIZED
-    adapts = word not in ("", "none", "null", "full") or any(
-        key in keys for key in ("lora_r", "lora_rank", "r", "lora_alpha")
-    )
+    adapts = word not in ("", "none", "null", "full")
     if found.tool == "TRL":
         adapts = is_on(keys.get("use_peft", False))
     if found.tool in ("LLaMA-Factory", "unsloth") and not word:
