@@ -37,19 +37,18 @@ def test_the_rank_follows_the_table_and_each_value_its_reason(capsys: Captured) 
     assert "[this project's table" in out and "what fits in 80.00 GiB:" in out
 
 
-def test_tokens_are_counted_with_the_models_own_tokenizer(
-    base: Make, train_file: Path, tokenizer: Any, capsys: Captured
+def test_tokens_are_counted_through_the_chat_template_as_check_counts_them(
+    base: Make, train_file: Path, config_file: Make, capsys: Captured
 ) -> None:
     model = str(base("llama"))
     found = recommend(capsys, "--task", "simple", "--model", model, "--data", str(train_file))
-    rows = [json.loads(line) for line in train_file.read_text("utf-8").splitlines()]
-    lengths = [
-        sum(len(tokenizer(m["content"])["input_ids"]) + 6 for m in row["messages"]) for row in rows
-    ]
-    assert found["data"]["rows"] == len(rows) and found["data"]["tokens"] == sum(lengths)
-    assert found["data"]["longest"] == max(lengths)
-    assert values(found)["max_length"] >= max(lengths)
-    assert "counted with the tokenizer" in found["data"]["counted"]
+    assert main(["check", str(config_file()), "--json"]) == 0
+    account = json.loads(capsys.readouterr().out)["data"]["train"]
+    assert found["data"]["rows"] == account["rows"] == account["examples"]
+    assert found["data"]["tokens"] == account["tokens"]
+    assert found["data"]["longest"] == account["longest"]
+    assert values(found)["max_length"] >= account["longest"]
+    assert "chat template of" in found["data"]["counted"]
 
 
 def test_for_a_bare_size_tokens_are_estimated_and_it_says_so(
