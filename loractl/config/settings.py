@@ -183,8 +183,8 @@ class TrainSection(Section):
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="which weights are published; best: those with the lowest held-out loss, where "
-        "there are evaluations",
+        description="which weights are published; best: those with the lowest held-out loss, if "
+        "there are evaluations; last: the final ones",
     )
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="experiment trackers that receive the metrics"
@@ -213,7 +213,7 @@ class RunConfig(Section):
 
 
 UNSET_MEANT = {"train.keep": "last"}
-"""What runs did before a key existed, where its default is another: such a run is resumed so."""
+"""The old meaning of keys that a run's config lacks because they are newer than the run."""
 
 ABSENT = "not available in this version"
 
