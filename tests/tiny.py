@@ -1,12 +1,16 @@
 """Tiny random models of several architectures, a tokenizer with a chat template, and small data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from loractl.data.batches import collate
+from loractl.records import UNTRAINED, Batch, Example
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -113,6 +117,18 @@ def chat_rows(n: int = 12) -> list[dict[str, object]]:
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
+
+
+def batch_of(*rows: Sequence[int], untrained: float = 0.0, vocabulary: int = 99) -> Batch:
+    """Rows of examples of these lengths; the first `untrained` of each, a share, is not trained."""
+    generator = torch.Generator().manual_seed(1)
+
+    def example(size: int) -> Example:
+        ids = torch.randint(3, vocabulary, (size,), generator=generator).tolist()
+        first = int(size * untrained)
+        return Example(ids, [UNTRAINED] * first + ids[first:], line=1)
+
+    return collate([[example(size) for size in row] for row in rows])
 
 
 def save_gguf(

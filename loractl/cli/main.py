@@ -32,7 +32,7 @@ from loractl.cli.options import (
     Plot,
 )
 from loractl.cli.planning import estimate, recommend
-from loractl.cli.results import evaluate, export
+from loractl.cli.results import evaluate, export, plot
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -208,6 +208,9 @@ def inspect(
     from loractl.commands.inspect import run
 
     return run(adapter, against=against, plot=plot, as_json=as_json)
+
+
+app.command(epilog="Example: loractl plot runs/a runs/b --out curves.png")(plot)
 
 
 @app.command(epilog="Example: loractl schema > loractl.schema.json")

@@ -1,4 +1,4 @@
-"""The commands for the results of a run, export and eval: signatures and help. No torch."""
+"""The commands for the results of a run, export, eval and plot: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -73,3 +73,13 @@ def evaluate(
     wanted = tuple(name.strip() for name in metrics.split(","))
     asked = EvalRequest(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
     return run(targets, asked, model=model, rows=rows, as_json=as_json)
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg.")],
+) -> int:
+    """Draw losses, learning rate and gradient norm of one or more runs."""
+    from loractl.commands.plot import run
+
+    return run(runs, out)

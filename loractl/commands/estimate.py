@@ -45,7 +45,7 @@ def run(
     """
     name, request = _read_request(config, overrides, model, flags)
     if asked.plot is not None:
-        from loractl.reports.inspect_plot import require_plot
+        from loractl.reports.figure import require_plot
 
         require_plot(asked.plot)
         require_writable_file("--plot", asked.plot)

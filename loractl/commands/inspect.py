@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loractl import console
 from loractl.commands.arguments import require_writable_file
-from loractl.reports.inspect_plot import require_plot
+from loractl.reports.figure import require_plot
 
 
 def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loractl.reports import figure as figures
 from loractl.reports.estimate import PARTS, TITLES
 
 COLOURS = {"full": "#4c72b0", "lora": "#dd8452", "qlora": "#55a868"}
@@ -13,8 +14,6 @@ INVISIBLE = 0.005  # of the axis: a bar of less than a pixel or two
 
 def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
     """Draw the report as a .png or .svg file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
@@ -31,9 +30,7 @@ def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
         f"{found['model']['name']}: rank {settings['rank']} on {listed}, {settings['batch']} x"
         f" {settings['length']} tokens, {settings['dtype']}"
     )
-    svg = path.suffix.lower() == ".svg"
-    canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
-    canvas.print_figure(path, dpi=150)
+    figures.save(figure, path)
 
 
 def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:

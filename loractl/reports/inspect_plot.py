@@ -1,24 +1,12 @@
 """The plot of `loractl inspect`: singular values of the updates, one panel per kind of module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loractl.errors import ConfigError
+from loractl.reports import figure as figures
 
-ENDINGS = (".png", ".svg")
 COLUMNS = 4
-
-
-def require_plot(path: Path) -> None:
-    """Refuse, before any work, a plot that cannot be drawn."""
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(
-            f"--plot: found {path}, expected a name that ends in {' or '.join(ENDINGS)}"
-        )
-    if find_spec("matplotlib") is None:
-        raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
 
 
 def draw_spectra(
@@ -26,8 +14,6 @@ def draw_spectra(
 ) -> None:
     """Draw each module's singular values, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -57,6 +43,4 @@ def draw_spectra(
     figure.suptitle(
         "Singular values by kind of module; dark: first layer, light: last", fontsize=11
     )
-    svg = path.suffix.lower() == ".svg"
-    canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
-    canvas.print_figure(path, dpi=150)
+    figures.save(figure, path)

@@ -22,9 +22,9 @@ from bench import run as runs
 Found = dict[str, Any]
 TITLE = "Forgetting"
 ABOUT = """\
-How much the loss on general text rises, in nats a token, while SmolLM2-135M-Instruct learns the
-quickstart's orders: where the training loss, a mean of five steps, first falls under a value,
-and at the end (beside it the held-out loss of the task)."""
+How much the loss on general text rises, in nats per token, while SmolLM2-135M-Instruct learns
+the quickstart's orders: where the training loss (a mean of five steps) first falls below a
+value, and at the end, with the held-out loss of the task in parentheses."""
 MODEL = runs.ROOT / ".models" / "SmolLM2-135M-Instruct"
 LEVELS = (0.1, 0.03, 0.01)  # nats a token
 SMOOTHED = 5
@@ -58,9 +58,9 @@ def config_of(run: Found, asked: argparse.Namespace, out: Path) -> Found:
 
 def train(name: str, run: Found, asked: argparse.Namespace) -> list[Found]:
     """Run it where that was not done yet; return the rows of its metrics."""
-    out = asked.out / name.replace(", ", "-").replace(" ", "-").lower()
-    path = asked.out / f"{out.name}.yaml"
-    path.write_text(yaml.safe_dump(config_of(run, asked, out.resolve())), encoding="utf-8")
+    out = asked.out.resolve() / name.replace(", ", "-").replace(" ", "-").lower()
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config_of(run, asked, out)), encoding="utf-8")
     command = [sys.executable, "-m", "loractl", "train", str(path)]
     command += ["--resume"] if out.exists() else []
     with tempfile.TemporaryDirectory() as cache:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 TITLE = "Many adapters on one base"
 ABOUT = """\
-The hub of `chat` and `generate --prompts`: a random model of SmolLM2-135M's shape, one thread,
-medians of processor time."""
+The hub behind `chat` and `generate --prompts`, on a random model of SmolLM2-135M's shape: one
+thread, medians of CPU time."""
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
@@ -115,8 +115,8 @@ def measured(n_adapters: int, rows: int, tokens: int) -> dict[str, Any]:
         answers(on, 1, tokens)
 
     ways = [(bare, None), (model, None), (model, names[0])]
-    times = in_rounds([partial(one_row, on, name) for on, name in ways])
-    plain, idle, used = (each / tokens for each in times)
+    taken = in_rounds([partial(one_row, on, name) for on, name in ways])
+    plain, idle, used = (each / tokens for each in taken)
     turn = iter(range(10**9))
     switch = seconds(lambda: hub.use(names[next(turn) % len(names)]), 200, 50)
     mix = [names[row % len(names)] for row in range(rows)]

@@ -22,9 +22,9 @@ from bench import report, run, store
 Found = dict[str, Any]
 TITLE = "Memory"
 ABOUT = """\
-Peak resident memory of `loractl train`, as `loractl estimate` predicts it and as measured at the
-end of the second step. What is predicted is what is allocated; glibc's heap keeps holes beside
-that, more of them in transformers' layers (DoRA, full fine-tuning) than in loractl's own."""
+Peak resident memory of `loractl train` at the end of the second step: what `loractl estimate`
+predicts, and what was measured. The prediction counts what is allocated; glibc's heap also has
+holes, more of them with transformers' layers (DoRA, full fine-tuning) than with loractl's own."""
 MODEL = run.ROOT / ".models" / "SmolLM2-135M-Instruct"
 STEPS = 2  # from the second on the optimizer's state is there
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 TITLE = "Single operations"
 ABOUT = """\
-Each operation of `loractl/ops`, forward and backward, against the plain formula that it stands
-for; they take turns, and times are medians. The difference is the largest of any output or
-gradient, over the largest value of that tensor."""
+Each operation of `loractl/ops`, forward and backward, compared with the plain formula that it
+stands for. The two take turns, and times are medians. The difference is the largest in any
+output or gradient, relative to the largest value of that tensor."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

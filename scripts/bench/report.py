@@ -46,7 +46,7 @@ def by_machine(records: Mapping[str, Found], section: Callable[[Mapping[str, Fou
         if rounded := [name for name, record in some.items() if record.get("rounded")]:
             which = "" if len(rounded) == len(some) else f" of {', '.join(rounded)}"
             parts.append(
-                f"Figures{which} were kept rounded: ratios may be off in their last digit."
+                f"Figures{which} were rounded when recorded: ratios may be off in the last digit."
             )
     return "\n\n".join(parts)
 

@@ -11,12 +11,13 @@ HEAD = """\
 
 <!-- Written by `python scripts/bench results` from results.json; changes here are overwritten. -->
 
-Measure with `python scripts/bench SUBJECT`, after an installation with the `dev` extra. `memory`,
-`ops` and `hub` need no options; `speed --model DIR --data CHATS.jsonl`, `safety CONFIG --out DIR`
-and `forgetting --retain TEXT.jsonl` need these. `--help` lists the rest.
+Run `python scripts/bench SUBJECT` with the `dev` extra installed: `ops`, `hub`, `memory` (after
+`scripts/fetch_base`), `speed --model DIR --data CHATS.jsonl`, `safety CONFIG --out DIR` or
+`forgetting --retain TEXT.jsonl`. Each updates its own records and this page; `--only` picks
+single ones, and `--help` lists the other options.
 
-Compare ratios from one run on one machine: speeds change with the processor, and on a shared
-machine with the hour.
+What counts are ratios from one run on one machine: speeds depend on the processor and, on a
+shared machine, on the hour.
 """
 SECTIONS = {
     "speed": speed,

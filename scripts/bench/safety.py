@@ -20,8 +20,8 @@ from bench import machine, report, store
 
 TITLE = "Safety"
 ABOUT = """\
-What syncing, hashing and verifying files take of a run. Writing the tensors of a checkpoint is
-not a part of it."""
+The share of a run spent syncing, hashing and verifying files. Writing the tensors of a
+checkpoint is not included."""
 SECONDS: Counter[str] = Counter()
 _OPEN: list[str] = []
 

@@ -20,13 +20,13 @@ from bench.workloads import WORKLOADS
 
 TITLE = "Speed"
 ABOUT = """\
-`loractl train` against a plain loop over transformers and PEFT, full fine-tuning in the same
-loop, and TRL's `SFTTrainer`: each run is a process of its own, they take turns, and figures are
-medians. Tokens are real ones (no padding), counted after the second step. The limit is what the
-frozen base's matrix products take alone, forward and for the gradients of their inputs, with the
-head on the trained tokens: by torch's products, which the third column compares with, and by
-loractl's own where it has some for the processor. On `chats`, loractl computes the system prompt
-that all rows share once a step."""
+`loractl train` compared with a plain loop over transformers and PEFT, with full fine-tuning in
+the same loop, and with TRL's `SFTTrainer`. Every run is a separate process; runs take turns, and
+figures are medians. Only real tokens count (no padding), from the third step on. The limit is
+the speed of the frozen base's matrix products alone: forward, for the gradients of their inputs,
+and the output head on the trained tokens. It is given for torch's products, which the third
+column is relative to, and for loractl's own where it has some for the processor. On `chats`,
+loractl computes the system prompt that all rows share only once per step."""
 CURVES = run.ROOT / ".github" / "curves.png"
 DEFAULT = ["chats", "256x4"]
 EQUAL = {"float32": 1e-4, "bfloat16": 0.03}

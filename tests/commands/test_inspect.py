@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
 from loractl.artifacts.peft.updates import updates
 from loractl.cli.main import main
-from loractl.reports import inspect_plot
+from loractl.reports import figure
 from tests.commands.conftest import said
 
 Make = Callable[..., Path]
@@ -175,7 +175,7 @@ def test_a_plot_that_cannot_be_drawn_is_refused_first(
     ):
         assert inspect(directory, "--plot", str(tmp_path / name)) == 2
         assert word in capsys.readouterr().err
-    monkeypatch.setattr(inspect_plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(figure, "find_spec", lambda name: None)
     assert inspect(directory, "--plot", str(tmp_path / "a.png")) == 2
     assert "matplotlib is not installed" in capsys.readouterr().err
 

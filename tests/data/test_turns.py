@@ -118,7 +118,7 @@ ROLES = "expected one of system, user, assistant, tool, developer"
         ({**USER, "weight": 0.5}, "messages[1].weight is 0.5, expected 0 or 1"),
         ({**USER, "weight": True}, "messages[1].weight is True, expected 0 or 1"),
         ({**USER, "weight": "0"}, "messages[1].weight is '0', expected 0 or 1"),
-        ({**USER, "weight": 0, "train": True}, "expected one of them"),
+        ({**USER, "weight": 0, "train": True}, "expected only one"),
         ({**USER, "reasoning_content": "hm"}, "messages[1].reasoning_content is not passed"),
         ({**USER, "function_call": {"name": "f"}}, "messages[1].function_call is OpenAI's old"),
         ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls is in a user message"),

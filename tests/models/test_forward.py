@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loractl.data.batches import collate
 from loractl.errors import ModelError
 from loractl.models.forward import (
     activation_bytes,
@@ -17,18 +16,8 @@ from loractl.models.forward import (
     trained_logits,
     trained_rows,
 )
-from loractl.records import UNTRAINED, Batch, Example
-from tests.tiny import ARCHITECTURES
-
-
-def batch_of(*lengths: int, vocabulary: int = 300) -> Batch:
-    generator = torch.Generator().manual_seed(3)
-    rows = []
-    for length in lengths:
-        ids = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
-        labels = [UNTRAINED] * (length // 2) + ids[length // 2 :]
-        rows.append([Example(ids, labels, line=1)])
-    return collate(rows)
+from loractl.records import UNTRAINED
+from tests.tiny import ARCHITECTURES, batch_of
 
 
 def load(directory: Any) -> Any:
@@ -39,7 +28,7 @@ def load(directory: Any) -> Any:
 def test_trained_logits_are_the_rows_of_all_logits_that_predict_trained_tokens(
     name: str, base: Any
 ) -> None:
-    model, batch = load(base(name)), batch_of(11, 5, 8)
+    model, batch = load(base(name)), batch_of([11], [5], [8], untrained=0.5)
     with torch.no_grad():
         logits, targets = trained_logits(model, batch)
         whole = model(
@@ -57,7 +46,7 @@ def test_trained_logits_are_the_rows_of_all_logits_that_predict_trained_tokens(
 def test_the_head_makes_trained_logits_of_the_trained_rows_of_hidden_states(
     name: str, base: Any
 ) -> None:
-    model, batch = load(base(name)), batch_of(11, 5, 8)
+    model, batch = load(base(name)), batch_of([11], [5], [8], untrained=0.5)
     with torch.no_grad():
         logits, targets = trained_logits(model, batch)
         rows, same_targets = trained_rows(hidden_states(model, batch), batch)
@@ -81,7 +70,7 @@ class Plain(torch.nn.Module):
 
 
 def test_models_that_cannot_choose_their_logits_give_the_same(base: Any) -> None:
-    model, batch = load(base("llama")), batch_of(11, 5, 8)
+    model, batch = load(base("llama")), batch_of([11], [5], [8], untrained=0.5)
     assert "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.no_grad():
         chosen, targets = trained_logits(model, batch)
@@ -93,7 +82,7 @@ def test_models_that_cannot_choose_their_logits_give_the_same(base: Any) -> None
 def test_the_head_sees_no_position_that_no_row_trains(base: Any) -> None:
     model, seen = load(base("llama")), []
     model.lm_head.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape))
-    trained_logits(model, batch_of(12, 12))
+    trained_logits(model, batch_of([12], [12], untrained=0.5))
     assert seen == [torch.Size([2, 6, 32])]
 
 

@@ -109,7 +109,7 @@ def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process
     ("settings", "reason"),
     [
         ({"CC": "/nowhere/cc", "PATH": "/nowhere"}, "no C compiler"),
-        ({"CC": "false"}, "does not"),
+        ({"CC": "false"}, "cannot compile"),
         ({"CC": "true"}, "the library cannot be written or loaded"),
         ({"LORACTL_NATIVE": "0"}, "LORACTL_NATIVE is 0"),
     ],

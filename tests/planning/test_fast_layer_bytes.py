@@ -2,15 +2,12 @@
 gives out: what they keep hangs on the context of a function, where hooks of autograd do not see it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from loractl.data.batches import collate
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.fast.trunk import Trunk
@@ -26,8 +23,9 @@ from loractl.planning.frameworks import FRAMEWORKS, LORACTL
 from loractl.planning.kept_bytes import kept
 from loractl.planning.request import Request, plan_of
 from loractl.planning.work import Kept, Work
-from loractl.records import Batch, Example
 from tests.models.shape.test_read import CASES
+from tests.planning.conftest import allocated
+from tests.tiny import batch_of
 
 RANK, VOCABULARY = 2, 100
 D: dict[str, Any] = {
@@ -49,30 +47,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**WIDE, **WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2},
 }  # fmt: skip
 ROWS = ((96,), (96,))
-
-
-def batch_of(*rows: tuple[int, ...]) -> Batch:
-    """Rows of examples of these lengths, all tokens trained."""
-    generator = torch.Generator().manual_seed(1)
-
-    def example(size: int) -> Example:
-        ids = torch.randint(3, VOCABULARY, (size,), generator=generator).tolist()
-        return Example(ids, ids, 1)
-
-    return collate([[example(size) for size in row] for row in rows])
-
-
-def allocated(run: Callable[[], Any]) -> tuple[int, int, Any]:
-    """(bytes that are left, bytes at the peak, what `run` gave), beside what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = run()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    now = peak = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return now, peak, result
 
 
 def both(

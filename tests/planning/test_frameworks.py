@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.shape import read as shapes
@@ -22,6 +21,7 @@ from loractl.planning.frameworks import FRAMEWORKS
 from loractl.planning.kept_bytes import kept
 from loractl.planning.peak_memory import Plan, memory
 from loractl.planning.work import Work
+from tests.planning.conftest import allocated
 
 LITGPT = FRAMEWORKS["litgpt"]
 ROWS, LENGTH, HIDDEN, HEADS, WIDTH, INNER, LAYERS, RANK = 2, 48, 64, 4, 16, 160, 4, 4
@@ -190,7 +190,8 @@ def test_the_loss_of_litgpt_takes_what_is_predicted() -> None:
     hidden = torch.randn(ROWS, length, 8).bfloat16().requires_grad_()
     head = torch.randn(vocabulary, 8).bfloat16()
     targets = torch.randint(0, vocabulary, (ROWS, length))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def step() -> list[Any]:
         given = [F.linear(one, head) for one in hidden.split(chunk, dim=1)]
         wide = [one.float() for one in given]  # Fabric's convert_output
         del given
@@ -199,12 +200,9 @@ def test_the_loss_of_litgpt_takes_what_is_predicted() -> None:
             for one, target in zip(wide, targets.split(chunk, dim=1), strict=True)
         ]
         torch.cat(losses).mean().backward()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    now = peak = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+        return [wide, losses]  # alive while the blocks go backward
+
+    now, peak, _ = allocated(step)
     work = Work(ROWS, length, 2)
     assert logits.peak(found, {}, work, LITGPT) == pytest.approx(peak, rel=0.01)
     assert logits.kept(found, {}, work, LITGPT) == pytest.approx(now, rel=0.01)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import read as shapes
@@ -16,6 +15,7 @@ from loractl.planning import logits
 from loractl.planning.frameworks import FRAMEWORKS, LORACTL
 from loractl.planning.request import Request, plan_of
 from loractl.planning.work import Work
+from tests.planning.conftest import allocated
 
 VOCABULARY, HIDDEN, TOKENS = 20_000, 8, 600
 CONFIG = {
@@ -36,16 +36,11 @@ def measured(dtype: torch.dtype, *, softcap: float | None, full: bool, share: fl
     head = Head(torch.randn(VOCABULARY, HIDDEN).to(dtype).requires_grad_(full), softcap=softcap)
     trained = torch.arange(round(TOKENS * share))
     targets = torch.randint(0, VOCABULARY, trained.shape)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        rows = hidden.index_select(0, trained)
-        head_loss(rows, head, targets).backward()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    now = peak = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
+
+    def step() -> None:
+        head_loss(hidden.index_select(0, trained), head, targets).backward()
+
+    return allocated(step)[1]
 
 
 @pytest.mark.parametrize("case", [

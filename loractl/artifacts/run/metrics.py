@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loractl.artifacts import files
-
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row of finite numbers: NaN and Infinity are not JSON. Raises StorageError."""
+    from loractl.artifacts import files  # imports torch, which a reader does not need
+
     with files.told(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
@@ -34,6 +34,8 @@ def keep_until(path: Path, step: int, *, evaluated: bool = True) -> None:
 
     With `evaluated` false, the evaluation of `step` itself is dropped too.
     """
+    from loractl.artifacts import files
+
     kept = [
         row
         for row in read(path)

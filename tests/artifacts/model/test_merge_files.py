@@ -29,6 +29,11 @@ from tests.artifacts.model.conftest import (
     with_adapter,
 )
 
+# PEFT asks transformers for a name that is going away; nothing to do with merging.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)
+
 
 def test_shards_stay_as_they_are(
     base: Make, adapter_dir: Make, logits: Logits, tmp_path: Path

@@ -15,7 +15,7 @@ from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.fast.activations import Fused, activation_of, fuse_activations_
 from loractl.models.forward import hidden_states
 from loractl.planning import fast_layer_bytes, layer_bytes
-from tests.models.test_forward import batch_of
+from tests.tiny import batch_of
 
 MODULES: dict[str, nn.Module] = {
     **{name: ACT2FN[name] for name in sorted(fast_layer_bytes.ACTIVATIONS)},
@@ -125,7 +125,7 @@ def test_a_model_has_the_same_gradients_and_the_same_tensors(name: str) -> None:
     other = copy.deepcopy(model)
     assert fuse_activations_(other) == 2
     assert list(other.state_dict()) == list(model.state_dict())
-    batch = batch_of(6, 4, vocabulary=99)
+    batch = batch_of([6], [4], untrained=0.5)
     sums = []
     for one in (model, other):
         hidden = hidden_states(one, batch)

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from loractl.models.fast.architectures import ARCHITECTURES, LAYERS, MODEL_TYPES, Architecture
 from loractl.models.fast.read_layer import read_layer
 from loractl.models.fast.trunk import Trunk
-from tests.models.fast.test_trunk import MODELS, model_of
+from tests.models.fast.conftest import MODELS, model_of
 
 
 @pytest.mark.parametrize("one", ARCHITECTURES, ids=lambda one: one.model_type)

@@ -13,8 +13,8 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.models.forward import recompute_activations_
 from loractl.models.objective import TokenLoss, loss_sum
-from loractl.records import UNTRAINED, Batch, Example
-from tests.models.fast.test_trunk import adapt_, families, model_of, off
+from loractl.records import UNTRAINED, Example
+from tests.models.fast.conftest import adapt_, families, model_of, off
 
 START = list(range(20, 31))  # 11 tokens
 
@@ -26,13 +26,11 @@ def example(*own: int, start: list[int] = START, prompt: int = 2) -> Example:
     return Example(ids, [UNTRAINED] * untrained + ids[untrained:], 1)
 
 
-def batch_of(*rows: list[Example]) -> Batch:
-    return collate(rows)
-
-
-BATCH = batch_of(
-    [example(1, 2, 3, 4), example(1, 5, 6), example(7, 8, 9, 10, 11, 12)],
-    [example(3, 4, 5, 6, 7), example(9, 2, 3, 4, 5, 6, 7, 8, 9)],
+BATCH = collate(
+    [
+        [example(1, 2, 3, 4), example(1, 5, 6), example(7, 8, 9, 10, 11, 12)],
+        [example(3, 4, 5, 6, 7), example(9, 2, 3, 4, 5, 6, 7, 8, 9)],
+    ]
 )
 
 
@@ -84,7 +82,7 @@ def test_what_frozen_layers_were_computed_of_the_whole_serves_too(tmp_path: Path
 
 def test_the_start_ends_before_what_differs_and_before_what_predicts_a_trained_token() -> None:
     def found(*examples: Example) -> int:
-        return shared_start(batch_of(list(examples)).without_padding())
+        return shared_start(collate([examples]).without_padding())
 
     assert found(example(1, 2, 3, 4), example(1, 2, 5, 6)) == 12  # 13 alike, the last predicts
     assert found(example(1, 2, 3), example(4, 2, 3)) == 11
@@ -98,7 +96,7 @@ def test_the_start_ends_before_what_differs_and_before_what_predicts_a_trained_t
 
 
 def test_once_leaves_out_the_copies_alone() -> None:
-    whole = batch_of([example(1, 2, 3), example(4, 5, 6)]).without_padding()
+    whole = collate([[example(1, 2, 3), example(4, 5, 6)]]).without_padding()
     batch, kept = once(whole, 11)
     assert batch.input_ids.tolist() == [[*START, 1, 2, 3, 4, 5, 6]]
     assert batch.position_ids.tolist() == [[*range(14), 11, 12, 13]]

@@ -1,107 +1,28 @@
 """The fast layers against transformers' own modules: hidden states, loss, gradients; and what they
 refuse."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
 
-from loractl.data.batches import collate
-from loractl.lora.inject import adaptable, adapters, inject_
-from loractl.lora.ranks import RankSpec, resolve
+from loractl.lora.inject import adapters
 from loractl.lora.whole import train_whole_
 from loractl.models.fast.architectures import LAYERS
 from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, recompute_activations_
-from loractl.records import Batch, Example
-
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": 99, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "Llama": {},
-    "Mistral": {"sliding_window": 4},
-    "Qwen2": {},
-    "Qwen3": {"head_dim": 16},
-    "SmolLM3": {"no_rope_layers": [1, 0, 1]},
-    "Granite": {
-        "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.3,
-    },
-    "Gemma": {"head_dim": 16},
-    "Gemma2": {"head_dim": 16, "sliding_window": 4, "attn_logit_softcapping": 5.0},
-    "Gemma3": {"head_dim": 16, "sliding_window": 4},
-}  # fmt: skip
-families = pytest.mark.parametrize("name", MODELS)
-
-
-def model_of(name: str, **changes: Any) -> Any:
-    """A tiny random model, large enough in its weights that a wrong formula shows."""
-    config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
-    config = config_class(**{**SHAPE, **MODELS[name], **changes})
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")._from_config(
-        config, attn_implementation="eager"
-    )
-    with torch.no_grad():
-        for path, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-            else:
-                parameter.add_(torch.randn_like(parameter) * (0.1 if "norm" in path else 1.0))
-    return model.eval()
-
-
-def adapt_(model: nn.Module, **options: Any) -> None:
-    """Adapters of random A and B on all linear layers, or as the options say."""
-    formula, dropout = options.pop("formula", "lora"), options.pop("dropout", 0.0)
-    spec = RankSpec(**{"rank": 4, "alpha": 8, "target_modules": "all-linear", **options})
-    layers = inject_(
-        model, resolve(spec, adaptable(model), head="lm_head"), formula=formula, dropout=dropout
-    )
-    with torch.no_grad():
-        for layer in layers.values():
-            layer.B.normal_(std=0.1)
-            if formula == "adalora":
-                layer.E.normal_()  # type: ignore[operator]
-
-
-def batch_of(*rows: tuple[int, ...]) -> Batch:
-    """Rows of examples of these lengths, all tokens trained, without padding."""
-    return padded_batch_of(*rows).without_padding()
-
-
-def padded_batch_of(*rows: tuple[int, ...]) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-
-    def example(size: int) -> Example:
-        ids = torch.randint(0, 99, (size,), generator=generator).tolist()
-        return Example(ids, ids, 1)
-
-    return collate([[example(size) for size in row] for row in rows])
-
-
-BATCH = ((5, 9, 3), (11,), (6, 6))
-
-
-def hidden_and_gradients(
-    run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad(set_to_none=True)
-    hidden = run(batch)
-    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2))
-    (hidden.float() * weights).sum().backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return hidden.detach(), found
-
-
-def off(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
+from tests.models.fast.conftest import (
+    BATCH,
+    MODELS,
+    SHAPE,
+    adapt_,
+    families,
+    hidden_and_gradients,
+    model_of,
+    off,
+)
+from tests.tiny import batch_of
 
 
 @families
@@ -109,7 +30,7 @@ def off(found: Tensor, wanted: Tensor) -> float:
 def test_hidden_states_and_gradients_are_those_of_transformers(
     name: str, checkpointing: bool
 ) -> None:
-    model, batch = model_of(name), batch_of(*BATCH)
+    model, batch = model_of(name), batch_of(*BATCH).without_padding()
     adapt_(model)
     trunk = Trunk(model)
     assert trunk.fallback_reason == ""
@@ -128,7 +49,7 @@ def test_hidden_states_and_gradients_are_those_of_transformers(
 
 @families
 def test_in_bfloat16_they_are_as_near_to_float32_as_transformers_own(name: str) -> None:
-    exact, batch = model_of(name), batch_of(*BATCH)
+    exact, batch = model_of(name), batch_of(*BATCH).without_padding()
     adapt_(exact)
     wanted, _ = hidden_and_gradients(lambda one: hidden_states(exact, one), exact, batch)
     rounded = model_of(name).to(torch.bfloat16)
@@ -143,7 +64,7 @@ def test_every_class_that_is_named_is_tested() -> None:
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj"], ["up_proj"], ["down_proj"]])
 def test_adapters_on_some_layers_alone(targets: list[str]) -> None:
-    model, batch = model_of("Llama"), batch_of(*BATCH)
+    model, batch = model_of("Llama"), batch_of(*BATCH).without_padding()
     adapt_(model, target_modules=targets, layers=[1])
     trunk = Trunk(model)
     assert trunk.frozen_layers == 1
@@ -158,7 +79,7 @@ def test_adapters_on_some_layers_alone(targets: list[str]) -> None:
     "options", [{"formula": "adalora"}, {"target_modules": ["embed_tokens", "q_proj"]}]
 )
 def test_adalora_and_an_adapted_embedding_take_the_fast_layers(options: dict[str, Any]) -> None:
-    model, batch = model_of("Llama"), batch_of(*BATCH)
+    model, batch = model_of("Llama"), batch_of(*BATCH).without_padding()
     adapt_(model, **options)
     trunk = Trunk(model)
     assert trunk.fallback_reason == "" and trunk.frozen_layers == 0
@@ -169,7 +90,7 @@ def test_adalora_and_an_adapted_embedding_take_the_fast_layers(options: dict[str
 
 
 def test_what_the_fast_layers_do_not_compute_is_named_and_runs_as_it_was() -> None:
-    batch = batch_of(*BATCH)
+    batch = batch_of(*BATCH).without_padding()
 
     def dora(model: Any) -> None:
         adapt_(model, formula="dora")
@@ -211,7 +132,7 @@ def test_a_layer_whose_numbers_are_others_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_an_adapter_that_is_turned_off_leaves_the_base() -> None:
-    model, batch = model_of("Llama"), batch_of(*BATCH)
+    model, batch = model_of("Llama"), batch_of(*BATCH).without_padding()
     plain = hidden_states(model, batch)
     adapt_(model)
     trunk = Trunk(model)

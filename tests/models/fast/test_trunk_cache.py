@@ -10,7 +10,7 @@ from loractl.data.batches import BatchPlan, Epochs, micro_batches, windows
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.records import Batch, DataState, Example
-from tests.models.fast.test_trunk import adapt_, hidden_and_gradients, model_of, off
+from tests.models.fast.conftest import adapt_, hidden_and_gradients, model_of, off
 
 SIZES = (5, 9, 3, 11, 6, 7, 2)
 
@@ -28,7 +28,7 @@ def cache_of(room: Path, dtype: torch.dtype = torch.float32) -> TrunkCache:
     return TrunkCache(SIZES, layers=2, hidden=32, dtype=dtype, room=room)
 
 
-def batch_of(*rows: list[int]) -> Batch:
+def taken(*rows: list[int]) -> Batch:
     (batch,) = micro_batches(examples(), rows, len(rows))
     return batch.without_padding()
 
@@ -45,9 +45,9 @@ def test_what_is_kept_comes_back_bit_for_bit_in_any_order(
         return values[SIZES.index(batch.n_tokens)][None]
 
     cache = cache_of(tmp_path, dtype)
-    first = cache.fetch(batch_of([0, 3], [1, 2]), compute)
+    first = cache.fetch(taken([0, 3], [1, 2]), compute)
     assert torch.equal(first, torch.cat([values[0], values[3], values[1], values[2]])[None])
-    again = cache.fetch(batch_of([2, 4], [3]), compute)
+    again = cache.fetch(taken([2, 4], [3]), compute)
     rows = {11: [3], 9: [2, 4]}  # the longer row comes first
     assert torch.equal(again, torch.cat([values[i] for i in [*rows[11], *rows[9]]])[None])
     assert asked == [5, 11, 9, 3, 6]  # each example once
@@ -72,5 +72,5 @@ def test_a_trunk_that_keeps_gives_the_numbers_of_one_that_does_not(tmp_path: Pat
             seen.setdefault(state.epoch, []).append(found)
         if state.epoch == 3:
             break
-    first, again = (keeping(batch_of([0, 3], [1]))[0] for _ in range(2))
+    first, again = (keeping(taken([0, 3], [1]))[0] for _ in range(2))
     assert torch.equal(first, again)

@@ -12,22 +12,21 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, recompute_activations_
 from loractl.ops.dropout import Mask, draw, fallen
 from loractl.records import Batch
-from tests.models.fast.test_shared_start import BATCH as SHARED
-from tests.models.fast.test_trunk import (
+from tests.models.fast.conftest import (
     BATCH,
     adapt_,
-    batch_of,
     families,
     hidden_and_gradients,
     model_of,
     off,
-    padded_batch_of,
 )
+from tests.models.fast.test_shared_start import BATCH as SHARED
+from tests.tiny import batch_of
 
 
 def fast(trunk: Trunk, batch: Batch) -> Tensor:
     """The hidden states of BATCH, if the fast layers gave them: these alone take no padding."""
-    hidden, flat = trunk(padded_batch_of(*BATCH))
+    hidden, flat = trunk(batch_of(*BATCH))
     assert torch.equal(flat.input_ids, batch.input_ids), "transformers' layers were used"
     return hidden
 
@@ -58,7 +57,7 @@ def naive_dropout_(model: nn.Module) -> list[Mask]:
 def test_with_dropout_they_are_those_of_the_formula_with_the_same_masks(
     name: str, checkpointing: bool
 ) -> None:
-    model, batch = model_of(name), batch_of(*BATCH)
+    model, batch = model_of(name), batch_of(*BATCH).without_padding()
     adapt_(model, dropout=0.3)
     trunk = Trunk(model)
     if checkpointing:
@@ -78,7 +77,7 @@ def test_with_dropout_they_are_those_of_the_formula_with_the_same_masks(
 
 
 def test_masks_follow_from_the_seed_and_are_the_same_when_a_layer_is_computed_again() -> None:
-    model, batch = model_of("Llama"), batch_of(*BATCH)
+    model, batch = model_of("Llama"), batch_of(*BATCH).without_padding()
     adapt_(model, dropout=0.3)
     trunk = Trunk(model)
     model.train()
@@ -100,7 +99,7 @@ def test_masks_follow_from_the_seed_and_are_the_same_when_a_layer_is_computed_ag
 
 
 def test_dropout_is_in_training_alone() -> None:
-    model, batch = model_of("Llama"), batch_of(*BATCH)
+    model, batch = model_of("Llama"), batch_of(*BATCH).without_padding()
     adapt_(model, dropout=0.5)
     trunk = Trunk(model.eval())
     before = torch.get_rng_state()
@@ -113,7 +112,7 @@ def test_dropout_is_in_training_alone() -> None:
 
 
 def test_dropout_of_attention_is_left_to_the_model_and_told_before_training_begins() -> None:
-    model, batch = model_of("Llama", attention_dropout=0.5), batch_of(*BATCH)
+    model, batch = model_of("Llama", attention_dropout=0.5), batch_of(*BATCH).without_padding()
     adapt_(model)
     trunk = Trunk(model.eval())
     assert trunk.fallback_reason == "layers.0.self_attn has dropout" and not model.training

@@ -7,14 +7,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from loractl.data.batches import collate
 from loractl.models.forward import check_isolation, recompute_activations_
 from loractl.models.objective import loss_sum
 from loractl.models.segments import interface
 from loractl.models.segments.install import OVER, call_options, use_segments_
 from loractl.ops.segments import segments_of
-from loractl.records import UNTRAINED, Batch, Example
-from tests.tiny import ARCHITECTURES, CAUSAL, GPT2, SHAPE
+from loractl.records import Batch
+from tests.tiny import ARCHITECTURES, CAUSAL, GPT2, SHAPE, batch_of
 
 WINDOW = {"sliding_window": 8}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -66,21 +65,9 @@ def make(name: str, **changes: object) -> Any:
     return model.eval()
 
 
-def batch_of(rows: list[list[int]]) -> Batch:
-    """Rows of examples of these lengths, the second half of each trained."""
-    generator = torch.Generator().manual_seed(3)
-    examples = []
-    for row in rows:
-        examples.append([])
-        for n in row:
-            ids = torch.randint(3, 300, (n,), generator=generator).tolist()
-            labels = [UNTRAINED] * (n // 2) + ids[n // 2 :]
-            examples[-1].append(Example(ids, labels, line=1))
-    return collate(examples)
-
-
-PACKED = batch_of([[5, 30, 1, 9], [12, 7], [31]])  # 45 tokens a row, the rest is padding
-SINGLE = batch_of([[40], [13]])
+# 45 tokens a row, the rest is padding
+PACKED = batch_of([5, 30, 1, 9], [12, 7], [31], untrained=0.5)
+SINGLE = batch_of([40], [13], untrained=0.5)
 
 
 def loss_and_gradients(model: Any, batch: Batch) -> tuple[float, list[Tensor]]:
