@@ -1,4 +1,4 @@
-"""The only printer: results to stdout, all else to stderr; plain unless it is a terminal."""
+"""All printing: results to stdout, the rest to stderr; plain text unless it is a terminal."""
 
 import contextlib
 import os
@@ -17,66 +17,66 @@ if TYPE_CHECKING:
 
 
 _is_silent = False
-"""Whether another process speaks for this one."""
+"""Whether another process prints for this one."""
 
 
 def is_rich(stream: IO[str]) -> bool:
-    """Whether colour and live lines suit this stream: a terminal, and NO_COLOR not set."""
+    """Whether to use color and live lines on this stream: a terminal, and NO_COLOR not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def shows_colour() -> bool:
-    """Whether results may be coloured."""
+    """Whether results may be colored."""
     return is_rich(sys.stdout)
 
 
 def width() -> int | None:
-    """Columns of the terminal that results go to; None where they are not cut."""
+    """Columns of the terminal that results go to; None if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def result(text: str) -> None:
-    """Print what the command was asked for, to stdout."""
+    """Print the result of a command to stdout."""
     if not _is_silent:
         print(text, flush=True)
 
 
 def piece(text: str) -> None:
-    """Print a part of a result, which goes on with the next one."""
+    """Print part of a result, without a newline."""
     if not _is_silent:
         print(text, end="", flush=True)
 
 
 def is_interactive() -> bool:
-    """Whether a person types what is read."""
+    """Whether the input is typed at a terminal."""
     return sys.stdin.isatty()
 
 
 def ask(prompt: str) -> str | None:
-    """Read a line: at a terminal after a prompt and with its editing, else as it comes.
+    """Read a line: at a terminal with a prompt and line editing, otherwise as it comes.
 
-    None at the end of the input (Ctrl-D). Raises DataError for what is no UTF-8 text.
+    None at the end of the input (Ctrl-D). Raises DataError for input that is not UTF-8.
     """
     try:
         if is_interactive():
             return _read_typed(prompt)
         line = sys.stdin.readline()
-        line.encode()  # some locales let bytes that are no text through, as surrogates
+        line.encode()  # some locales pass invalid bytes through as surrogates
         return line.rstrip("\r\n") if line else None
     except UnicodeError as error:
-        raise DataError(f"stdin: not UTF-8 text: {error}") from None
+        raise DataError(f"stdin: found bytes that are not UTF-8: {error}") from None
 
 
 def _read_typed(prompt: str) -> str | None:
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  with it input() edits its line and recalls earlier ones
-    if not sys.stdout.isatty():  # results go to a file, and the prompt must not
+        import readline  # noqa: F401  gives input() line editing and history
+    if not sys.stdout.isatty():  # results go to a file; the prompt must not
         print(prompt, end="", file=sys.stderr, flush=True)
         prompt = ""
     try:
         return input(prompt)
     except EOFError:
-        note("")  # what follows begins a line of its own
+        note("")  # the next output starts on its own line
         return None
     except KeyboardInterrupt:
         note("")
@@ -84,13 +84,13 @@ def _read_typed(prompt: str) -> str | None:
 
 
 def speak_as(world: World) -> None:
-    """Let the first of several processes speak for all: the others print errors alone."""
+    """Let the first of several processes print for all; the others print only errors."""
     global _is_silent
     _is_silent = not world.is_first
 
 
 def note(text: str) -> None:
-    """Print a message to stderr. That nobody can read it, or no disk take it, stops no work."""
+    """Print a message to stderr. A closed stream or a full disk is ignored."""
     if not _is_silent:
         _print_to_stderr(text)
 
@@ -101,13 +101,13 @@ def _print_to_stderr(text: str) -> None:
 
 
 def leave_terminal() -> None:
-    """Show the cursor again, for a process that ends without closing its live line."""
+    """Show the cursor again, for a process that exits without closing its live line."""
     if is_rich(sys.stderr):
         note("\x1b[?25h")
 
 
 def errors(messages: Sequence[str]) -> None:
-    """Print one block an error to stderr: the first ten, then a count."""
+    """Print one block per error to stderr: the first ten, then a count."""
     head = "\x1b[31merror:\x1b[0m" if is_rich(sys.stderr) else "error:"
     for message in messages[:MOST_SHOWN]:
         _print_to_stderr(f"{head} {message}")
@@ -120,7 +120,7 @@ def errors(messages: Sequence[str]) -> None:
 class Progress:
     """A live line on a terminal, one plain line per `log_every` steps elsewhere.
 
-    A context manager, so that a terminal is left as it was found, whatever ends the work.
+    A context manager, so that the terminal is restored however the work ends.
     """
 
     def __init__(self, total: int, *, start: int = 0, log_every: int = 1) -> None:
@@ -163,7 +163,7 @@ class Progress:
             self._live.stop()
 
     def step(self, step: int, text: str, *, seconds_left: float) -> None:
-        """Report that `step` is done; `text` is loss, speed and memory in one line."""
+        """Report that `step` is done; `text` has loss, speed and memory on one line."""
         if self._live is not None:
             self._live.update(self._task, completed=step, description=text)
         elif step % self.log_every == 0 or step == self.total:

@@ -1,7 +1,7 @@
-"""Every error a person can fix, and the exit code it ends the command with.
+"""Every error that a user can fix, and the exit code for it.
 
-LoractlError      1   (never raised itself: a child says what went wrong)
-├─ ConfigError    2   the YAML file, a flag, settings that do not go together or need more memory
+LoractlError      1   (never raised itself: a subclass says what went wrong)
+├─ ConfigError    2   the YAML file, a flag, conflicting settings, or settings that need more memory
 ├─ DataError      2   rows that cannot be trained on
 ├─ ModelError     2   a base model that cannot be read or used
 ├─ ArtifactError  2   adapter, checkpoint or output files
@@ -21,7 +21,7 @@ _OF_THE_DISK = {
 
 
 class LoractlError(Exception):
-    """An error with one or more messages, each printed as a block of its own."""
+    """An error with one or more messages, each printed as its own block."""
 
     exit_code = 1
 
@@ -62,10 +62,10 @@ class StorageError(LoractlError):
 
 
 class Stopped(BaseException):
-    """A signal stopped the command; carries the exit code to leave with.
+    """A signal stopped the command; carries the exit code.
 
-    No Exception, as KeyboardInterrupt is none: raised while a library loads files, it must not be
-    taken for a fault of theirs.
+    Like KeyboardInterrupt it is not an Exception: raised while a library loads files, it must not
+    be taken for an error in those files.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -74,7 +74,7 @@ class Stopped(BaseException):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, numpy or torch could not get memory; on a CPU torch has no class for it."""
+    """Whether Python, numpy or torch ran out of memory; on a CPU torch has no class for it."""
     text = str(error)
     return (
         isinstance(error, MemoryError)
@@ -85,5 +85,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether a disk is full, broken or not to be written to: what a StorageError tells of."""
+    """Whether a disk is full, broken or not writable, as reported by a StorageError."""
     return error.errno in _OF_THE_DISK

@@ -1,7 +1,8 @@
-"""The names of what is being made beside its place, and what becomes of it after a kill.
+"""Names of temporary files and directories, and their removal after a kill.
 
-What users name is made as `.name.tmp-<pid>`, and goes as `.name.old-<pid>`: the process tells whose
-it is. In a cache, which machines may share, it is a `.making-` directory, and age tells.
+Output is written as `.name.tmp-<pid>` next to its final path and removed as `.name.old-<pid>`; the
+pid tells whether its owner still runs. In a cache, which several machines may share, temporary
+files are in a `.making-` directory, and its age decides.
 """
 
 import contextlib
@@ -19,22 +20,22 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?:tmp|old)-(?P<pid>\d+)")
 
 
 def being_made(final: Path) -> Path:
-    """Where this process makes what will have this name."""
+    """The temporary path at which this process writes `final`."""
     return final.parent / f".{final.name}.tmp-{os.getpid()}"
 
 
 def being_removed(path: Path) -> Path:
-    """Where this process puts what is to lose its name at once."""
+    """The path to which this process renames something that it is about to remove."""
     return path.parent / f".{path.name}.old-{os.getpid()}"
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a name says: not published yet, or given up already."""
+    """Whether this is a temporary name: not published yet, or being removed."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def sweep_name(final: Path) -> None:
-    """Remove what processes that are no more left of this name."""
+    """Remove leftovers of this name whose process no longer runs."""
     for path in final.parent.iterdir():
         match = _LEFTOVER.fullmatch(path.name)
         if match and match["name"] == final.name and not _is_running(int(match["pid"])):
@@ -42,7 +43,7 @@ def sweep_name(final: Path) -> None:
 
 
 def sweep_directory(directory: Path) -> None:
-    """Remove all that was left in a directory which no other process writes to."""
+    """Remove all leftovers in a directory that no other process writes to."""
     if directory.is_dir():
         for path in [path for path in directory.iterdir() if is_leftover(path)]:
             delete(path)
@@ -55,11 +56,11 @@ def _is_running(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
-    return pid != os.getpid()  # our own are those of an earlier process with this number
+    return pid != os.getpid()  # with our own pid, it is from an earlier process
 
 
 def delete(path: Path) -> None:
-    """Remove a file, a directory with all in it, or of a link the link alone."""
+    """Remove a file, a directory tree, or a symbolic link (but not its target)."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -68,19 +69,19 @@ def delete(path: Path) -> None:
 
 @contextlib.contextmanager
 def making_in_cache(directory: Path) -> Iterator[Path]:
-    """A new directory within one of a cache, which is removed with all that is still in it."""
+    """A temporary directory inside a cache directory, removed with its contents on exit."""
     sweep_cache(directory)
     with tempfile.TemporaryDirectory(prefix=MAKING, dir=directory) as name:
         yield Path(name)
 
 
 def sweep_cache(directory: Path) -> None:
-    """Remove what killed processes began here: what has such a name and is a day old.
+    """Remove temporary directories of killed processes: those at least a day old.
 
-    Nothing else: a cache may be put where somebody's own files are, hidden ones too.
+    Nothing else is removed: a cache may be in a directory with other files, even hidden ones.
     """
     oldest = time.time() - UNFINISHED_DAYS * 86400
     for entry in directory.iterdir():
-        with contextlib.suppress(OSError):  # another process was faster, or it is not ours
+        with contextlib.suppress(OSError):  # another process was first, or it is not ours
             if entry.name.startswith(MAKING) and entry.stat().st_mtime < oldest:
                 shutil.rmtree(entry, ignore_errors=True)

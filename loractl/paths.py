@@ -1,7 +1,7 @@
-"""What a text that names a source of rows can mean: a file by its ending, or a data set of the hub;
-and where what can be made again is kept, so that nobody else can write there.
+"""How data sources are named (files by their ending, datasets by hub id), and the cache directory,
+which is private to the user.
 
-Read before anything is loaded, so nothing is looked up here but the names of paths.
+Used before anything is loaded, so only path names are looked up here.
 """
 
 import os
@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Files that rows are read from; all but .parquet may be followed by .gz."""
+"""Endings of data files; all except .parquet may be followed by .gz."""
 
 OTHER_ENDINGS = (".gz", ".txt", ".zip", ".arrow", ".yaml", ".py")
-"""Endings of names that are no ids of the hub, though no rows are read from such files."""
+"""Endings of names that are not hub ids, although such files hold no rows."""
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w.-]+)?", re.ASCII)
 """owner/name, or owner/name:configuration."""
 
 
 def is_hub_data(name: str) -> bool:
-    """Whether a source is the id of a data set on the hub, and no path here.
+    """Whether a source is the id of a dataset on the hub rather than a local path.
 
-    What begins with a directory that is here is a path: a file that is missing in it is no id.
+    A name under an existing directory is a path, even if the file is missing.
     """
     if _HUB.fullmatch(name) is None or ".." in name or "--" in name:
         return False
@@ -34,7 +34,7 @@ def is_hub_data(name: str) -> bool:
 
 
 def cache_home() -> Path:
-    """$LORACTL_CACHE, or loractl in the user's cache directory."""
+    """$LORACTL_CACHE, or `loractl` in the user's cache directory."""
     own = os.environ.get("LORACTL_CACHE")
     if own:
         return Path(own)
@@ -42,10 +42,10 @@ def cache_home() -> Path:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a directory, and those above it that are missing, for this user alone, whatever the
-    umask; one of ours that others may write to is closed to them.
+    """Create a directory and its missing parents, accessible only to this user whatever the umask;
+    if it exists and others may write to it, take that permission away.
 
-    Raises OSError where it belongs to another user, or cannot be made.
+    Raises OSError if it belongs to another user or cannot be created.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     for one in reversed(missing):
@@ -59,7 +59,7 @@ def make_private_directory(path: Path) -> None:
 
 @contextmanager
 def open_directory(path: Path) -> Iterator[int]:
-    """A descriptor of a directory, which a link does not stand for. Raises OSError."""
+    """A descriptor of a directory; a symbolic link is refused. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -68,11 +68,11 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 def require_own(found: os.stat_result, path: Path) -> None:
-    """Raise OSError unless this user, or root, owns what was found."""
+    """Raise OSError unless this user or root is the owner."""
     if found.st_uid not in (0, os.geteuid()):
         raise OSError(f"{path}: belongs to another user")
 
 
 def is_open_to_others(found: os.stat_result) -> bool:
-    """Whether its group or the world may write to what was found."""
+    """Whether its group or everybody may write to it."""
     return bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

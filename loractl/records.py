@@ -1,4 +1,4 @@
-"""Plain records that rooms on different levels hand to each other. No torch at import."""
+"""Plain records passed between packages on different levels. No torch at import."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 UNTRAINED = -100
-"""The label of a token that is not trained: torch's own default `ignore_index`."""
+"""The label of a token that is not trained: torch's default `ignore_index`."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Message:
     role: str
     content: str
     train: bool = True
-    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as the row has them, for the chat template
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as in the row, for the chat template
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a row holds: its messages, and the tools that it declares to the model."""
+    """The contents of a row: its messages, and the tools that it offers to the model."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()  # JSON Schemas, for the chat template
@@ -31,16 +31,16 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row: ids, and labels that are unshifted ids or UNTRAINED, of equal length."""
+    """One tokenized row: ids, and labels (unshifted ids or UNTRAINED) of the same length."""
 
     ids: list[int]
     labels: list[int]
     line: int  # 1-based line (or item) of the file it came from
-    path: str = ""  # of that file, where a run reads several
+    path: str = ""  # of that file, if a run reads several
 
     @property
     def where(self) -> int | str:
-        """Where its row stands: line, or path:line where a run reads several files."""
+        """The location of its row: line, or path:line if a run reads several files."""
         return f"{self.path}:{self.line}" if self.path else self.line
 
     @property
@@ -52,33 +52,33 @@ class Example:
 class Batch:
     """One micro-batch; every tensor is int64 of shape (rows, length).
 
-    Examples are told apart by `position_ids`, which restart at 0 with each; padding stands at the
-    end of a row and is a segment of its own. `labels` are unshifted, and UNTRAINED on the first
-    token of every example, which nothing predicts.
+    Examples are separated by `position_ids`, which restart at 0 for each; padding is at the end of
+    a row and is its own segment. `labels` are unshifted, and UNTRAINED on the first token of every
+    example, which nothing predicts.
     """
 
     input_ids: "Tensor"
     labels: "Tensor"
     position_ids: "Tensor"
-    n_tokens: int  # real tokens, padding apart
-    lines: tuple[int | str, ...]  # where its examples came from, for messages: line or path:line
+    n_tokens: int  # real tokens, without padding
+    lines: tuple[int | str, ...]  # locations of its examples, for messages: line or path:line
     sizes: tuple[int, ...] = ()  # real tokens of each row
-    examples: tuple[int, ...] = ()  # their numbers in the data that is trained, row after row
-    shared: int = 0  # tokens of the first example that all others begin with too, and lack here
+    examples: tuple[int, ...] = ()  # their indices in the training data, row by row
+    shared: int = 0  # prefix tokens of the first example that the others share and omit
 
     @property
     def row_counts(self) -> list[int]:
-        """Tokens of each row that are trained. Waits for the device that the labels are on."""
+        """Trained tokens per row. Waits for the device that the labels are on."""
         counts: list[int] = (self.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
         return counts
 
     @property
     def n_trained(self) -> int:
-        """Tokens that are trained, likewise."""
+        """Trained tokens in total. Waits likewise."""
         return sum(self.row_counts)
 
     def without_padding(self) -> "Batch":
-        """All real tokens in one row, (1, n_tokens); what is not told apart by sizes stays."""
+        """All real tokens in one row, (1, n_tokens); unchanged if the sizes are not known."""
         if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):
             return self
         if len(set(self.sizes)) == 1 and self.sizes[0] == self.input_ids.shape[1]:
@@ -114,14 +114,30 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class HeldOutLoss:
+    """The losses of an evaluation, summed by groups of rows, so that two can be compared in pairs.
+
+    The rows of a group are the same in every evaluation of a run.
+    """
+
+    sums: list[float]  # of the losses of each group, in nats
+    counts: list[float]  # of the tokens predicted in it
+
+    @property
+    def mean(self) -> float:
+        """Mean cross-entropy in nats per trained token: sum over sum."""
+        return sum(self.sums) / sum(self.counts)
+
+
+@dataclass(frozen=True)
 class DataState:
-    """Where the data stands after a batch: the rows before (epoch, row) have been handed out."""
+    """The position in the data after a batch: the rows before (epoch, row) have been used."""
 
     epoch: int
     row: int
-    rows: int = 0  # of that epoch; 0 before it is laid out
+    rows: int = 0  # in that epoch; 0 before it is laid out
 
     @property
     def epochs(self) -> float:
-        """Passes over the data that are done."""
+        """Completed passes over the data."""
         return self.epoch + (self.row / self.rows if self.rows else 0.0)

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: finish the step and save, or leave at once where there is nothing to save.
+"""SIGINT and SIGTERM: finish the step and save, or leave at once if there is nothing to save.
 
-Python runs its handlers between two bytecodes of the main thread, which a backward pass of a minute
-keeps waiting. So a thread watches too: it answers the first signal, and lets a second SIGINT end
-the process soon, whatever the main thread does.
+Python runs signal handlers between bytecodes of the main thread, which a long backward pass can
+delay by a minute. So a thread watches too: it acknowledges the first signal, and makes sure that a
+second SIGINT ends the process soon, whatever the main thread is doing.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from loractl import console
 from loractl.errors import INTERRUPTED, TERMINATED, Stopped
 
 LEAVING_SECONDS = 1.0
-"""How long the main thread may take to leave tidily after a second SIGINT."""
+"""How long the main thread may take to clean up after a second SIGINT."""
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM in a process that is `loractl` alone: end as Ctrl-C does, tidying up."""
+    """Handle SIGTERM in a `loractl` process: clean up and exit, like Ctrl-C."""
     raise Stopped(TERMINATED)
 
 
 def ignore() -> None:
-    """Let no signal stop this process any more: its work is done, and only its end is to come."""
+    """Ignore signals from now on: the work is done and the process is about to exit."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class StopRequest:
-    """A context in which the first signal is remembered, as the exit code to leave with."""
+    """A context that records the first signal, as the exit code to leave with."""
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
@@ -43,7 +43,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, the first signal raises Stopped: nothing that is done here needs to be saved."""
+        """Inside, the first signal raises Stopped, since there is nothing to save yet."""
         if self.exit_code is not None:
             raise Stopped(self.exit_code)
         self._at_once = True
@@ -72,7 +72,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         if kind is None and self._before[signal.SIGTERM] is leave:
-            ignore()  # all is written and told
+            ignore()  # everything is written and reported
         else:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -92,9 +92,9 @@ class StopRequest:
             raise Stopped(self.exit_code)
 
     def _lost(self, lost: Any) -> None:
-        """Raise Stopped again, a moment later, when it came up in a callback of the collector.
+        """Raise Stopped again a moment later if it was raised in a garbage collector callback.
 
-        No exception gets out of there; Python would only print it.
+        Exceptions do not propagate from there; Python would only print it.
         """
         if isinstance(lost.exc_value, Stopped):
             threading.Timer(0.02, self._again).start()
@@ -103,10 +103,10 @@ class StopRequest:
 
     def _again(self) -> None:
         if not self._ended.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)  # the exit code is that of the first signal
+            os.kill(os.getpid(), signal.SIGTERM)  # the exit code stays that of the first signal
 
     def _watch(self) -> None:
-        """Read the number of each signal as it comes, until the other end is closed."""
+        """Read the number of each signal as it arrives, until the other end is closed."""
         seen = 0
         while numbers := os.read(self._read_end, 64):
             for number in numbers:
@@ -115,8 +115,8 @@ class StopRequest:
                 seen += 1
                 if seen == 1 and not (self._at_once or self._left):
                     console.note(
-                        "stopping after this step; Ctrl-C again leaves at once, with the last"
-                        " checkpoint"
+                        "stopping after this step; press Ctrl-C again to leave at once with the"
+                        " last checkpoint"
                     )
                 elif seen > 1 and number == signal.SIGINT:
                     if self._ended.wait(LEAVING_SECONDS):

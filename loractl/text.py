@@ -1,4 +1,4 @@
-"""Words for the user: what was found, tables, sizes, durations, and what no message may show."""
+"""Text for the user: found values, tables, sizes and durations, without secrets."""
 
 import difflib
 import re
@@ -13,16 +13,16 @@ _SECRET_NAME = re.compile(r"(?i)token|secret|passw|credential|api_?key")
 
 
 def found(value: Any) -> str:
-    """Say what a value is, short and on one line."""
+    """Describe a value briefly, on one line."""
     match value:
         case None:
             return "null"
         case bool():
             return "true" if value else "false"
         case "":
-            return "an empty text"
+            return "an empty string"
         case str():
-            return f"the text {shortened(repr(value))}"
+            return f"the string {shortened(repr(value))}"
         case list():
             return f"the list {shortened(repr(value))}"
         case dict():
@@ -38,7 +38,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.65) -> str | None:
-    """Find the word that is most like another one, if any is."""
+    """Find the word most similar to `word`, if any is close enough."""
     return next(iter(difflib.get_close_matches(word.lower(), list(words), 1, cutoff)), None)
 
 
@@ -47,19 +47,19 @@ def shortened(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of this key is likely a password, which no message may show."""
+    """Whether the value of this key is likely a secret, which no message may show."""
     return _SECRET_NAME.search(name) is not None
 
 
 def printable(message: str) -> str:
-    """Mask passwords and tokens, escape what would disturb a terminal, and bound the length."""
+    """Mask secrets, escape characters unsafe for a terminal, and limit the length."""
     text = _SECRET.sub("***", message)
     text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out text in columns as wide as their widest cell; numbers to the right."""
+    """Lay out text in columns as wide as their widest cell, with numbers right-aligned."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     right = [bool(rows) and rows[0][i].lstrip("-")[:1].isdigit() for i in range(len(header))]
     lines = [
@@ -73,7 +73,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as 42s, 3m07s or 2h05m."""
+    """Format seconds as 42s, 3m07s or 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -82,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """Write bytes in binary units, as 512 B, 1.5 MiB or 2.25 GiB."""
+    """Format bytes in binary units, such as 512 B, 1.5 MiB or 2.25 GiB."""
     for unit in ("B", "KiB", "MiB"):
         if n_bytes < 1024:
             digits = ".0f" if unit == "B" or n_bytes >= 100 else ".3g"
@@ -92,6 +92,6 @@ def size(n_bytes: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share such as 97.25%; only all of it is 100%."""
+    """Format a share as 97.25%; only a share of 1 becomes 100%."""
     text = f"{share:.2%}"
     return "99.99%" if text == "100.00%" and share < 1 - 1e-9 else text

@@ -1,7 +1,7 @@
-"""Which of how many processes this one is. No torch: what they exchange is in training/distributed.
+"""The rank of this process among several. No torch: communication is in training/distributed.
 
-One process is World(0, 1). Everything that depends on the number of processes is given one: which
-rows of the global batch are taken, what is summed, who writes and who speaks.
+A single process is World(0, 1). Everything that depends on the number of processes takes a World:
+the rows of the global batch, what is summed, who writes and who prints.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes and prints for all."""
         return self.rank == 0
 
     def share_of(self, rows: Sequence[T]) -> Sequence[T]:
-        """The part of some rows that this process takes; the parts of all make the whole, and
-        their sizes differ by one at most."""
+        """The rows that this process takes; the shares of all processes make up the whole, and
+        their sizes differ by at most one."""
         return rows[self.rank :: self.size]
 
 

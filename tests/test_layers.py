@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 import loractl
+from loractl import platforms
 from loractl.commands import train as train_command
 from loractl.config.settings import NOT_YET, RunConfig
 
@@ -29,6 +30,7 @@ LEVELS = {
     "ops": 1,
     **dict.fromkeys(("errors", "records", "world", "console"), 0),
     **dict.fromkeys(("text", "paths", "dtypes", "digests", "leftovers", "signals", "startup"), 0),
+    "platforms": 0,
     "__main__": 9,
 }
 
@@ -155,6 +157,17 @@ def test_only_cli_imports_typer_and_lora_knows_nothing_of_transformers() -> None
             assert not tops & {"transformers", "safetensors", "huggingface_hub", "peft"}, path
         if room(path) == "planning":
             assert "torch" not in tops, path
+
+
+ONLY_ON_UNIX = {
+    "crypt", "curses", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "readline",
+    "resource", "spwd", "syslog", "termios", "tty",
+}  # fmt: skip
+
+
+def test_the_modules_of_unix_that_we_import_are_asked_for_before_the_program_starts() -> None:
+    used = {module for path in FILES for module, _ in imported(path)} & ONLY_ON_UNIX
+    assert used - {"readline"} == set(platforms.UNIX_MODULES)  # readline: only where there is one
 
 
 def test_every_init_file_is_empty_but_for_the_version() -> None:

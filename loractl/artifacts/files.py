@@ -1,4 +1,4 @@
-"""How files and directories come to stand under their names: written beside, synced, renamed."""
+"""Publishes files and directories: written beside their place, synced, renamed."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from loractl.errors import ArtifactError, StorageError, is_of_the_disk
 
 @contextlib.contextmanager
 def told(path: Path, *, needs: int | None = None) -> Iterator[None]:
-    """Turn what the disk refuses into a StorageError: path, reason, bytes needed and free."""
+    """Turn disk errors into a StorageError with the path, the reason, bytes needed and free."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ def told(path: Path, *, needs: int | None = None) -> Iterator[None]:
 
 
 def require_space(path: Path, needs: int) -> None:
-    """Raise StorageError where the disk of a path has less than `needs` bytes free."""
+    """Raise StorageError if the disk of a path has less than `needs` bytes free."""
     if free_bytes(path) < needs:
         raise StorageError(f"{path}: {os.strerror(errno.ENOSPC)}{_space_left(path, needs)}")
 
@@ -46,21 +46,21 @@ def _space_left(path: Path, needs: int | None) -> str:
         left = free_bytes(path)
     except OSError:
         return ""
-    return f"; {needed}{text.size(left)} ({left} bytes) free; what stood here before still does"
+    return f"; {needed}{text.size(left)} ({left} bytes) free; what was here before is unchanged"
 
 
 def as_json(content: Any) -> str:
-    """JSON with stable keys: equal contents are equal texts."""
+    """JSON with sorted keys: equal contents give equal texts."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with stable keys."""
+    """Write JSON with sorted keys."""
     path.write_text(as_json(content), encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file with the mode a new file has. Raises OSError."""
+    """Write a safetensors file with the mode of any new file. Raises OSError."""
     own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(own, path, metadata={"format": "pt"})
@@ -73,7 +73,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Let a file have the mode that a new file has; safetensors makes its own 0600."""
+    """Give a file the mode of any new file; safetensors creates its own with 0600."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -92,7 +92,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text, its line ends as they are. Raises ArtifactError naming the file."""
+    """Read a UTF-8 text, line endings unchanged. Raises ArtifactError naming the file."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network disks sync no directory
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network disks cannot sync one
             raise
     finally:
         os.close(descriptor)
@@ -129,8 +129,8 @@ def sync(path: Path) -> None:
 def publish(final: Path, write: Callable[[Path], None], *, needs: int | None = None) -> None:
     """Let `write` fill a new directory, sync it, and give it its name by one rename.
 
-    What stands under the name already is replaced; nothing half-written ever stands there. `needs`
-    are the bytes that it will take, where they are known. Raises StorageError.
+    Anything already at that name is replaced, and nothing half-written ever appears there. `needs`
+    is the number of bytes it will take, if known. Raises StorageError.
     """
     beside = leftovers.being_made(final)
     with told(final, needs=needs):
@@ -151,7 +151,7 @@ def publish(final: Path, write: Callable[[Path], None], *, needs: int | None = N
 
 
 def _give_name(beside: Path, final: Path) -> None:
-    """Rename; what has the name goes, and comes back when the new cannot take it."""
+    """Rename; the old holder of the name is removed, or restored if the new one cannot take it."""
     if not final.exists() and not final.is_symlink():
         beside.rename(final)
         return
@@ -184,7 +184,7 @@ def publish_file(final: Path, write: Callable[[Path], None]) -> None:
 def remove(path: Path) -> None:
     """Remove a directory or a file; it loses its name first, so that no reader sees half of it.
 
-    Of a link to a directory only the link goes.
+    For a link to a directory only the link is removed.
     """
     going = leftovers.being_removed(path)
     path.rename(going)

@@ -1,10 +1,10 @@
-"""The arithmetic of every proof: what a reader of our files computes, against base + adapter.
+"""The arithmetic of every proof: the results of a reader of our files, against base + adapter.
 
-Two looks. By logits, on the same random tokens for all readers: they must agree within the noise of
-float32, and in a coarser dtype within what its rounding explains, which is measured by errors of
-the very sizes that rounding makes, their signs drawn at random. And by the columns of each adapted
-weight, which its own forward pass gives for unit vectors: they must be the exact ones, rounded
-once. Who reads, and what, is left to `model.proof`, `gguf.proof` and `peft.portable`.
+There are two checks. Logits, on the same random tokens for all readers, must agree within the noise
+of float32, and in a coarser dtype within what its rounding explains; that is measured with errors
+of exactly the sizes that rounding makes, with random signs. And the columns of each adapted weight,
+obtained by passing unit vectors through its own forward pass, must be the exact ones, rounded once.
+Which reader reads which files is left to `model.proof`, `gguf.proof` and `peft.portable`.
 """
 
 import math
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FP32_TOLERANCE = 1e-5
-"""Of logits that were computed in float32 twice, over the largest one, or over 1."""
+"""For logits computed twice in float32, relative to the largest one, or to 1."""
 ROUNDING_FACTOR = 4.0
-"""What chance explains seldom differs from another draw of the same sizes by more than 1.5x. Beside
-the weights, llama.cpp rounds what it multiplies them with, to the same dtype; measured: the
-differences are 1.0 to 2.0 times those that the weights' errors alone make at random."""
+"""Two random draws of the same sizes seldom differ by more than 1.5x. Besides the weights,
+llama.cpp rounds what it multiplies them with to the same dtype; measured: the differences are 1.0
+to 2.0 times those that random errors of the weights alone make."""
 ROWS, LENGTH = 4, 32
 COLUMNS = 32
-"""How many columns of each adapted weight are looked at, drawn at random."""
+"""How many columns of each adapted weight are checked, drawn at random."""
 FP32_NOISE = 1e-6
-"""Error of a merge computed in float32, over the largest weight; measured: at most 2e-7."""
+"""Error of a merge computed in float32, relative to the largest weight; measured: at most 2e-7."""
 DROWNED = 0.5
-"""The share of the adapter's effect from which on rounding changes the model about as much."""
+"""The share of the adapter's effect above which rounding changes the model about as much."""
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How far two computations of the same logits agree."""
 
-    difference: float  # the largest one; infinite where a logit is not finite
+    difference: float  # the largest one; infinite if a logit is not finite
     bound: float
     largest_logit: float
     top1_agreement: float
@@ -58,21 +58,21 @@ class Agreement:
         return self.difference > DROWNED * effect
 
     def say(self, logits: str, *, proven: bool) -> str:
-        """The verdict on all that was looked at, and how far these logits agree."""
+        """The verdict on everything checked, and how far these logits agree."""
         return (
-            f"{'proven' if proven else 'FAILED'}: logits {logits} and of base + adapter differ by"
-            f" at most {self.difference:.2e}, allowed {self.bound:.2e}; same next token in"
-            f" {self.top1_agreement:.1%}"
+            f"{'proven' if proven else 'FAILED'}: logits {logits} differ from those of base +"
+            f" adapter by at most {self.difference:.2e}, allowed {self.bound:.2e}; same next token"
+            f" at {self.top1_agreement:.1%} of positions"
         )
 
 
 def compare_logits(
     found: Tensor, expected: Tensor, *, rounding: float, noise: float = FP32_TOLERANCE
 ) -> Agreement:
-    """Judge logits (rows, length, vocabulary) against those that base + adapter gives.
+    """Judge logits (rows, length, vocabulary) against those of base + adapter.
 
-    `rounding` is the change by errors as large as those of the dtype, 0 in float32; `noise` is what
-    two ways to compute in float32 may differ by, over the largest logit.
+    `rounding` is the change caused by errors as large as those of the dtype, 0 in float32; `noise`
+    is how far two float32 computations may differ, relative to the largest logit.
     """
     largest = float(expected.abs().max())
     difference = float((found - expected).abs().max())
@@ -85,7 +85,7 @@ def compare_logits(
 
 
 def probe_ids(model: "PreTrainedModel") -> Tensor:
-    """The tokens that every reader is asked about, (ROWS, LENGTH)."""
+    """The tokens given to every reader, (ROWS, LENGTH)."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     return torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
@@ -98,7 +98,7 @@ def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def effect_of(base: Tensor, expected: Tensor, directory: Path) -> float:
-    """The largest difference that an adapter makes to logits. Raises ArtifactError when none."""
+    """The largest difference an adapter makes to logits. Raises ArtifactError if it is zero."""
     effect = float((expected - base).abs().max())
     if effect == 0.0:
         raise ArtifactError(
@@ -114,9 +114,9 @@ def rounding_effect(
     shaken: Iterable[Tensor],
     rounded: Callable[[Tensor], Tensor],
 ) -> float:
-    """The change of logits by errors as large as `rounded` makes, of random signs.
+    """The change in logits caused by errors as large as those of `rounded`, with random signs.
 
-    The tensors of `shaken`, parts of `model`, keep the errors.
+    The tensors in `shaken`, parts of `model`, keep the errors.
     """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -128,10 +128,10 @@ def rounding_effect(
 
 
 def columns_of(layer: LoraLayer) -> Tensor:
-    """What an adapted layer answers to some unit vectors: (n, d_out) in float64.
+    """The outputs of an adapted layer for some unit vectors: (n, d_out) in float64.
 
-    These are columns of its weight as the forward pass applies it: bias and embed_scale taken out.
-    Of fused experts, one after the other: (n experts, d_out).
+    These are columns of its weight as the forward pass applies it, without bias and embed_scale.
+    For fused experts, one expert after another: (n experts, d_out).
     """
     exact = {name: value.detach().double() for name, value in layer.named_parameters()}
     if isinstance(layer, LoraExperts):
@@ -142,12 +142,12 @@ def columns_of(layer: LoraLayer) -> Tensor:
         return rows / float(getattr(layer.base, "embed_scale", 1.0))
     x = torch.zeros(len(indices) + 1, layer.d_in, dtype=torch.float64)
     x[torch.arange(len(indices)), indices] = 1.0
-    y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: the bias alone
+    y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: bias only
     return y[:-1] - y[-1]
 
 
 def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
-    """The same of each expert: its product and update, as `AdaptedExperts` adds them."""
+    """The same for each expert: its product and update, as `AdaptedExperts` adds them."""
     W = layer.dense_weight().detach().double()
     x = torch.eye(layer.d_in, dtype=torch.float64)[drawn_inputs(layer.d_in)]
     counts = [len(x)] * layer.n_experts
@@ -164,13 +164,13 @@ def plain_columns(kind: str, weight: Tensor) -> Tensor:
 
 
 def drawn_inputs(d_in: int) -> Tensor:
-    """The inputs that are looked at: the same for a layer and its merged weight."""
+    """The inputs that are checked: the same for a layer and its merged weight."""
     generator = torch.Generator().manual_seed(2)
     return torch.randperm(d_in, generator=generator)[:COLUMNS]
 
 
 def half_step(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest error that rounding once to `dtype` makes, value by value, in float64."""
+    """The largest error of rounding once to `dtype`, value by value, in float64."""
     info = torch.finfo(dtype)
     size = exact.double().abs().clamp(min=info.tiny)  # below it the steps grow no smaller
     _, exponent = torch.frexp(size)  # 2^(exponent - 1) <= size < 2^exponent
@@ -178,6 +178,6 @@ def half_step(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def is_within(found: Tensor, exact: Tensor, bound: Tensor) -> bool:
-    """Whether a weight is the exact one but for errors up to `bound`, and the noise of float32."""
+    """Whether a weight is the exact one up to errors of `bound` and the noise of float32."""
     error = (found.double() - exact.double()).abs()
     return bool((error <= bound + FP32_NOISE * float(exact.abs().max())).all())

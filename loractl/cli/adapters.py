@@ -1,4 +1,4 @@
-"""The part of the command line under `loractl adapters`: signatures and help. No torch."""
+"""The commands under `loractl adapters`: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,12 @@ import typer
 
 from loractl.cli.options import AdapterDir, Json, Overwrite, Rank
 
-Out = Annotated[Path, typer.Option(help="Directory of the adapter that is made.")]
+Out = Annotated[Path, typer.Option(help="Write the new adapter to this directory.")]
 Energy = Annotated[
     float | None,
-    typer.Option(help="Smallest ranks that keep this share of the squared singular values."),
+    typer.Option(
+        help="Use the smallest ranks that keep this share of the squared singular values."
+    ),
 ]
 adapters_app = typer.Typer(
     add_completion=False,
@@ -29,7 +31,7 @@ def resize(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Cut an adapter to a rank, or to the ranks that keep a share of it; tell the error."""
+    """Reduce an adapter to a lower rank and report the error."""
     from loractl.commands.adapters import resize as run
 
     return run(adapter, out, rank=rank, energy=energy, overwrite=overwrite, as_json=as_json)
@@ -40,27 +42,32 @@ def resize(
     " --how cat --out both"
 )
 def combine(
-    adapter: Annotated[list[str], typer.Option(metavar="NAME=DIR", help="Repeatable.")],
+    adapter: Annotated[
+        list[str], typer.Option(metavar="NAME=DIR", help="Combine this adapter. Repeatable.")
+    ],
     how: Annotated[
         str,
         typer.Option(
-            help="cat: the exact sum; svd: its best part of a rank; linear, ties, dare, dare_ties:"
-            " A and B mixed apart, as PEFT does."
+            help="How to combine: cat is the exact sum; svd its best approximation of a given"
+            " rank; linear, ties, dare and dare_ties combine A and B separately, as PEFT does."
         ),
     ],
     out: Out,
     weight: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=W", help="Repeatable; default 1.")
+        list[str] | None,
+        typer.Option(metavar="NAME=W", help="Weight of an adapter, 1 by default. Repeatable."),
     ] = None,
     rank: Rank = None,
     density: Annotated[
-        float | None, typer.Option(help="Share of the values that ties and dare keep.")
+        float | None, typer.Option(help="The share of values that ties and dare keep.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of what dare drops.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed for the values that dare drops.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Make one adapter from several of the same base."""
+    """Combine several adapters of one base model."""
     from loractl.commands.combine import run
     from loractl.engine.requests import Recipe
 
@@ -72,18 +79,20 @@ def combine(
     epilog="Example: loractl adapters extract --base B --tuned runs/full/model --rank 16 --out lora"
 )
 def extract(
-    base: Annotated[str, typer.Option(help="Hub id, directory, or a run of method: full.")],
+    base: Annotated[
+        str, typer.Option(help="A hub id, a directory, or a run trained with method: full.")
+    ],
     tuned: Annotated[str, typer.Option(help="The same model after training.")],
     out: Out,
     rank: Rank = None,
     energy: Energy = None,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="The embedding table too.")
+        bool, typer.Option("--embeddings", help="Include the embedding table.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Find the adapter nearest to what changed between two models, and how much it keeps."""
+    """Approximate the difference between two models by an adapter."""
     from loractl.commands.extract import run
     from loractl.engine.requests import ExtractRequest
 

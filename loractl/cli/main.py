@@ -1,7 +1,7 @@
-"""The command line: signatures and help of every command. No torch; typer is imported in this room
-alone.
+"""The command line: signatures and help of every command. No torch; typer is imported only in this
+package.
 
-Commands are imported when they run, so that `--help` and usage errors answer at once.
+Each command is imported when it runs, so that `--help` and usage errors are immediate.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from loractl import console, signals
+from loractl.cli import completion
 from loractl.cli.adapters import adapters_app
 from loractl.cli.options import (
     AdapterDir,
@@ -31,7 +32,7 @@ from loractl.cli.options import (
     Plot,
 )
 from loractl.cli.planning import estimate, recommend
-from loractl.cli.results import evaluate, export
+from loractl.cli.results import evaluate, export, plot
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -44,30 +45,38 @@ from loractl.errors import (
 )
 
 app = typer.Typer(
-    add_completion=False,
-    # Plain help: it opens in half the time, and pipes and NO_COLOR need it anyway
+    add_completion=False,  # the options for it are in cli/completion.py
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Plain help loads in half the time, and pipes and NO_COLOR need it anyway.
     rich_markup_mode=None,
     help="Fine-tune a language model with LoRA, from a YAML file.",
     epilog="Start with: loractl init --data train.jsonl --out config.yaml",
 )
 
+app.callback()(completion.options)
+
 NOT_YET = (
     "report",
     "sweep",
 )
-"""Commands of later versions: named, so that they are not taken for misspelt."""
+"""Planned commands, listed here so that they are not reported as misspelled."""
 
 
 @app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
 def init(
-    template: Annotated[str, typer.Option(help="lora, dora, adalora or full.")] = "lora",
-    model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file.")] = None,
-    data: Annotated[str | None, typer.Option(help="The training rows.")] = None,
-    out: Annotated[Path, typer.Option(help="Where to write it; - for stdout.")] = Path(
+    template: Annotated[
+        str,
+        typer.Option(
+            help="One of lora, dora, adalora or full.", autocompletion=completion.templates
+        ),
+    ] = "lora",
+    model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training data.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(
         "config.yaml"
     ),
 ) -> int:
-    """Write a commented config."""
+    """Write a commented config file."""
     from loractl.commands.init import run
 
     return run(template, model, data, out)
@@ -79,7 +88,7 @@ def check(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Try everything out: data, masks, lengths, memory, and one real step."""
+    """Dry run: check data, masks, lengths and memory, and run one real step."""
     from loractl.commands.check import run
 
     return run(config, overrides or [], as_json=as_json)
@@ -89,17 +98,17 @@ def check(
 def train(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[str | None, typer.Option(help="Directory of the run.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run directory.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest valid checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest valid checkpoint.")
     ] = False,
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="With --resume: allow more steps or epochs than before."),
+        typer.Option("--extend", help="With --resume, allow more steps or epochs than before."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> int:
-    """Train as the config says; write an adapter in PEFT's layout."""
+    """Train from a config. Writes an adapter, or a complete model with method: full."""
     from loractl.commands.train import run
 
     return run(config, overrides or [], out=out, resume=resume, extend=extend, overwrite=overwrite)
@@ -108,15 +117,16 @@ def train(
 @app.command(epilog="Example: loractl merge runs/name --out merged")
 def merge(
     adapter: AdapterDir,
-    out: Annotated[Path, typer.Option(help="Directory of the merged model.")],
+    out: Annotated[Path, typer.Option(help="Write the merged model to this directory.")],
     base: Base = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")
+        str | None,
+        typer.Option(help="One of float32, bfloat16 or float16. By default, that of the base."),
     ] = None,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Merge an adapter into its base, and prove that the result is the same model."""
+    """Merge an adapter into its base model, and verify that the logits agree."""
     from loractl.commands.merge import run
 
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
@@ -125,17 +135,20 @@ def merge(
 app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)
 
 
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")]
+TopP = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Sample from the top tokens with this total probability."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed for sampling.")]
 
 
 @app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
 def generate(
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt. Repeatable.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="JSON lines of {prompt} or {messages}, with an adapter each."),
+        typer.Option(help="JSON lines with prompt or messages, and optionally adapter."),
     ] = None,
     model: Model = None,
     adapter: Adapters = None,
@@ -146,7 +159,7 @@ def generate(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> int:
-    """Answer prompts with a base model or an adapter."""
+    """Generate text with a base model or an adapter."""
     from loractl.commands.arguments import GenerationOptions
     from loractl.commands.generate import run
 
@@ -170,7 +183,7 @@ def chat(
     seed: Seed = 0,
     dtype: Dtype = "auto",
 ) -> int:
-    """Talk with a base and its adapters, held in memory together; /help lists the commands."""
+    """Chat with a base model and switch its adapters. /help lists the commands."""
     from loractl.commands.arguments import GenerationOptions
     from loractl.commands.chat import run
 
@@ -187,16 +200,17 @@ app.command(epilog="Example: loractl recommend --task complex --model 7B --memor
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")
 def inspect(
     adapter: AdapterDir,
-    against: Annotated[
-        Path | None, typer.Option(help="Another adapter: do they change the same directions?")
-    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with this adapter.")] = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> int:
-    """Show ranks, norms, singular values and effective ranks of an adapter."""
+    """Show an adapter's ranks, norms and singular values."""
     from loractl.commands.inspect import run
 
     return run(adapter, against=against, plot=plot, as_json=as_json)
+
+
+app.command(epilog="Example: loractl plot runs/a runs/b --out curves.png")(plot)
 
 
 @app.command(epilog="Example: loractl schema > loractl.schema.json")
@@ -209,24 +223,27 @@ def schema() -> int:
 
 @app.command(epilog="Example: loractl doctor")
 def doctor(as_json: Json = False) -> int:
-    """Say what this machine can do."""
+    """Report what this machine supports."""
     from loractl.commands.doctor import run
 
     return run(as_json=as_json)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; return its exit code. What a person can fix is printed, else raised."""
+    """Run one command and return its exit code. Errors that a user cannot fix are raised."""
     if argv and argv[0] in NOT_YET:
         console.errors([f"loractl {argv[0]}: not available in this version"])
         return 2
     command = typer.main.get_command(app)
+    if os.environ.get(completion.ASKED):
+        return completion.answer_shell(command)
     try:
         if not argv:
-            console.note(f"{command.get_help(typer.Context(command, info_name='loractl'))}\n")
+            help_of_all = typer.Context(command, info_name="loractl", **command.context_settings)
+            console.note(f"{command.get_help(help_of_all)}\n")
             raise ConfigError("no command given; see loractl --help")
         code: int = command.main(list(argv), prog_name="loractl", standalone_mode=False) or 0
-        if code == INTERRUPTED:  # typer's word for KeyboardInterrupt
+        if code == INTERRUPTED:  # typer's exit code for KeyboardInterrupt
             console.note("interrupted")
         return code
     except typer.TyperException as error:
@@ -238,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     except (BrokenPipeError, SystemExit):  # typer turns the first into the second
-        # The reader of our output has left (| head): nothing to say, and nobody to say it to.
+        # The reader of our output is gone (| head), so there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -251,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help_of(argv: Sequence[str]) -> str:
-    """The help of the command, or of the command within a group, that these words name."""
+    """The `... --help` of the command, or subcommand, that these words name."""
     here, path = typer.main.get_command(app), ["loractl"]
     for word in argv:
         if word not in getattr(here, "commands", {}):
@@ -262,20 +279,20 @@ def _help_of(argv: Sequence[str]) -> str:
 
 
 def _tell_storage(error: OSError) -> int:
-    """Say that the disk is full or not writable; anything else is a bug of ours and is raised."""
+    """Report that the disk is full or not writable; raise any other error, which is a bug."""
     if not is_of_the_disk(error):
         raise error
-    console.errors([f"{error.filename or 'disk'}: {error.strerror}; nothing half-written was kept"])
+    console.errors([f"{error.filename or 'disk'}: {error.strerror}; no partial output was kept"])
     return StorageError.exit_code
 
 
 def entry() -> None:
-    """The `loractl` program. SIGTERM ends it as Ctrl-C does, so that nothing half-written stays."""
+    """The `loractl` program. SIGTERM ends it like Ctrl-C, so that no partial output is left."""
     signal.signal(signal.SIGTERM, signals.leave)
     code = main(sys.argv[1:])
     signals.ignore()
     if code in (INTERRUPTED, TERMINATED):
-        # All is tidied up, and taking torch down again can take seconds on a busy machine.
+        # Cleanup is done, and shutting torch down can take seconds on a busy machine.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,28 +1,38 @@
-"""Options and arguments that several commands take, each with its one help text. No torch."""
+"""Options and arguments shared by several commands, each with one help text. No torch."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Config = Annotated[Path, typer.Argument(help="The YAML file.")]
+Config = Annotated[Path, typer.Argument(help="The YAML config file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a setting; repeatable."),
+    typer.Option("--set", metavar="K=V", help="Override a setting. Repeatable."),
 ]
-AdapterDir = Annotated[Path, typer.Argument(help="Adapter, run or checkpoint directory.")]
+AdapterDir = Annotated[Path, typer.Argument(help="An adapter, run or checkpoint directory.")]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option("--adapter", metavar="NAME=DIR", help="An adapter; repeatable."),
+    typer.Option(
+        "--adapter", metavar="NAME=DIR", help="Load this adapter under this name. Repeatable."
+    ),
 ]
-Model = Annotated[str | None, typer.Option(help="The base, or a run of method: full.")]
+Model = Annotated[
+    str | None, typer.Option(help="The base model, or a run trained with method: full.")
+]
 Base = Annotated[
-    str | None, typer.Option("--base", help="The base model; default: the one the adapter names.")
+    str | None,
+    typer.Option("--base", help="The base model. By default, the one the adapter names."),
 ]
-Dtype = Annotated[str, typer.Option(help="As model.dtype of a config.")]
-Rank = Annotated[int | None, typer.Option(min=1, help="Rank of A and B.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer at most.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Write without the proof.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, as .png or .svg.")]
+Dtype = Annotated[
+    str, typer.Option(help="The dtype to load in: auto, float32, bfloat16 or float16.")
+]
+Rank = Annotated[int | None, typer.Option(min=1, help="The rank of A and B.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip verifying the result.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also draw a plot to this .png or .svg file."),
+]

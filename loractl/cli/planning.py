@@ -1,4 +1,4 @@
-"""The part of the command line that plans: signatures and help of its two commands. No torch."""
+"""The planning commands, estimate and recommend: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,42 +8,57 @@ import typer
 from loractl.cli.options import Json, Overrides, Plot, Rank
 
 Shape = Annotated[
-    str | None, typer.Option(help="In place of a config: 7B, 13B, 30B, 70B or a directory.")
+    str | None,
+    typer.Option(help="Instead of a config, a size (7B, 13B, 30B or 70B) or a model directory."),
 ]
 Targets = Annotated[
-    str | None, typer.Option(help="minimal, attention, all-linear, or names with commas between.")
+    str | None,
+    typer.Option(
+        help="Target modules: minimal, attention, all-linear, or names separated by commas."
+    ),
 ]
-BaseDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, of the base.")]
-Quantization = Annotated[str | None, typer.Option(help="Of QLoRA: nf4, nf4-double or int8.")]
-Optimizer = Annotated[str | None, typer.Option(help="adamw, adamw-8bit, adamw-paged or sgd.")]
+BaseDtype = Annotated[
+    str | None, typer.Option(help="The dtype of the base model: float32, bfloat16 or float16.")
+]
+Quantization = Annotated[
+    str | None, typer.Option(help="Quantization for QLoRA: nf4, nf4-double or int8.")
+]
+Optimizer = Annotated[
+    str | None, typer.Option(help="One of adamw, adamw-8bit, adamw-paged or sgd.")
+]
 Checkpointing = Annotated[
     bool | None,
-    typer.Option("--checkpointing/--no-checkpointing", help="Compute activations twice."),
+    typer.Option(
+        "--checkpointing/--no-checkpointing", help="Recompute activations to save memory."
+    ),
 ]
 Packing = Annotated[
     bool | None,
-    typer.Option("--packing/--no-packing", help="Several examples a row: a mask is kept."),
+    typer.Option("--packing/--no-packing", help="Pack several examples per row, with a mask."),
 ]
 Share = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Of the tokens, those that are trained.")
+    float | None, typer.Option(min=0.0, max=1.0, help="The share of tokens that are trained.")
 ]
 Eager = Annotated[
-    bool | None, typer.Option("--eager", help="Attention whose scores are computed whole.")
+    bool | None, typer.Option("--eager", help="Assume attention that stores all scores.")
 ]
 Framework = Annotated[
-    str | None, typer.Option(help="Whose training loop: loractl, peft, litgpt, torchtune.")
+    str | None,
+    typer.Option(help="The training loop to assume: loractl, peft, litgpt or torchtune."),
 ]
-Method = Annotated[str | None, typer.Option(help="lora, dora, adalora or full.")]
-Length = Annotated[int | None, typer.Option(min=2, help="Tokens of a row.")]
-Rows = Annotated[int | None, typer.Option(min=1, help="Rows of a micro-batch.")]
-Micro = Annotated[int | None, typer.Option(min=1, help="Micro-batches of a step.")]
-Tokens = Annotated[str | None, typer.Option(help="To train on in all, as 5M.")]
-Speed = Annotated[str | None, typer.Option(help="Measured: a number, or a run on that machine.")]
-Price = Annotated[float | None, typer.Option(min=0.0, help="Of that machine, an hour.")]
+Method = Annotated[str | None, typer.Option(help="One of lora, dora, adalora or full.")]
+Length = Annotated[int | None, typer.Option(min=2, help="Tokens per row.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="Rows per micro-batch.")]
+Micro = Annotated[int | None, typer.Option(min=1, help="Micro-batches per optimizer step.")]
+Tokens = Annotated[str | None, typer.Option(help="Total number of training tokens, such as 5M.")]
+Speed = Annotated[
+    str | None, typer.Option(help="Measured speed: a number, or a run directory to read it from.")
+]
+Price = Annotated[float | None, typer.Option(min=0.0, help="Price of that machine per hour.")]
 
 
 def estimate(
-    config: Annotated[Path | None, typer.Argument(help="The YAML file.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="The YAML config file.")] = None,
     overrides: Overrides = None,
     model: Shape = None,
     method: Method = None,
@@ -60,14 +75,16 @@ def estimate(
     trained_share: Share = None,
     eager: Eager = None,
     framework: Framework = None,
-    tasks: Annotated[int, typer.Option(min=1, help="For disk: that many fine-tunings.")] = 1,
+    tasks: Annotated[
+        int, typer.Option(min=1, help="Estimate disk space for this many fine-tuned models.")
+    ] = 1,
     tokens: Tokens = None,
     tokens_per_s: Speed = None,
     price: Price = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> int:
-    """Count parameters, memory, disk and time of a run; nothing is loaded."""
+    """Estimate parameters, memory, disk and time for a run. No model is loaded."""
     from loractl.commands.estimate import EstimateRequest, run
 
     flags = {
@@ -81,22 +98,24 @@ def estimate(
 
 
 def recommend(
-    task: Annotated[str, typer.Option(help="simple, medium or complex.")],
-    model: Annotated[str, typer.Option(help="7B, 13B, 30B, 70B, or a directory.")],
-    data_size: Annotated[str | None, typer.Option(help="Rows, as 5000 or 5k.")] = None,
+    task: Annotated[str, typer.Option(help="One of simple, medium or complex.")],
+    model: Annotated[str, typer.Option(help="A size (7B, 13B, 30B or 70B) or a model directory.")],
+    data_size: Annotated[
+        str | None, typer.Option(help="Number of training rows, such as 5000 or 5k.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="The rows themselves: their tokens are counted.")
+        str | None, typer.Option(help="The training data; its tokens are counted.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Of the GPU, as 24GB: what fits is searched.")
+        str | None, typer.Option(help="GPU memory to fit into, such as 24GB.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="One of float32, bfloat16 or float16.")] = "bfloat16",
     write: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it as a commented config.")
+        Path | None, typer.Option(metavar="FILE", help="Also write a commented config file.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Say which rank, targets, learning rate, batch and method suit a task, and why."""
+    """Recommend settings for a task, with reasons."""
     from loractl.commands.recommend import run
     from loractl.planning.recommend import RecommendRequest
 

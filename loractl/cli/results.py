@@ -1,10 +1,11 @@
-"""The part of the command line about what came of a run: export and eval. No torch."""
+"""The commands for the results of a run, export, eval and plot: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from loractl.cli import completion
 from loractl.cli.options import (
     AdapterDir,
     Base,
@@ -19,16 +20,21 @@ from loractl.cli.options import (
 
 def export(
     adapter: AdapterDir,
-    to: Annotated[str, typer.Option(help="peft, gguf, merged-gguf or ollama.")],
-    out: Annotated[Path, typer.Option(help="The file, or for peft and ollama the directory.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="One of peft, gguf, merged-gguf or ollama.", autocompletion=completion.formats
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The output file; a directory for peft and ollama.")],
     base: Base = None,
     dtype: Annotated[
-        str | None, typer.Option(help="f32, f16, bf16, or for whole models q8_0.")
+        str | None, typer.Option(help="One of f32, f16 or bf16; for whole models also q8_0.")
     ] = None,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Write what PEFT and vLLM, llama.cpp or Ollama load, and prove it where they are installed."""
+    """Export for PEFT, vLLM, llama.cpp or Ollama. Verifies the result where they are installed."""
     from loractl.commands.export import run
 
     return run(adapter, to, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
@@ -37,33 +43,43 @@ def export(
 def evaluate(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs, or fully trained models."),
+        typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs or fully trained models."),
     ],
-    data: Annotated[Path, typer.Option(help="Held-out rows.")],
+    data: Annotated[Path, typer.Option(help="The held-out data.")],
     metrics: Annotated[
         str,
-        typer.Option(help="Of loss, perplexity, exact_match, contains, json_match, regex."),
+        typer.Option(help="Any of loss, perplexity, exact_match, contains, json_match, regex."),
     ] = "loss,perplexity,exact_match",
     regex: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="What the metric regex looks for.")
+        str | None, typer.Option(metavar="PATTERN", help="The pattern for the metric regex.")
     ] = None,
     retain: Annotated[
-        Path | None, typer.Option(help="General text: how much of it was forgotten?")
+        Path | None, typer.Option(help="General text on which to measure forgetting.")
     ] = None,
     model: Model = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a row at most.")] = 1024,
+    max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens per row.")] = 1024,
     max_new_tokens: MaxNewTokens = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch, for the losses.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, for the losses.")] = 8,
     dtype: Dtype = "auto",
     rows: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures of each row as JSONL.")
+        Path | None, typer.Option(metavar="FILE", help="Write the results of each row as JSONL.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Measure base, adapters and fully trained models on held-out rows, in one table."""
+    """Evaluate a base model, adapters and full models on held-out data."""
     from loractl.commands.eval import run
     from loractl.evaluation.eval_request import EvalRequest
 
     wanted = tuple(name.strip() for name in metrics.split(","))
     asked = EvalRequest(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
     return run(targets, asked, model=model, rows=rows, as_json=as_json)
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg.")],
+) -> int:
+    """Draw losses, learning rate and gradient norm of one or more runs."""
+    from loractl.commands.plot import run
+
+    return run(runs, out)

@@ -1,4 +1,4 @@
-"""`loractl adapters resize`: the best adapter of another rank, and what it loses."""
+"""`loractl adapters resize`: the best adapter of a lower rank, and what it loses."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def resize(
 ) -> int:
     """Write the best adapter of a rank, or of the smallest ranks that keep a share of the energy.
 
-    Raises ArtifactError for an adapter that is no plain low-rank update, or changes nothing.
+    Raises ArtifactError for an adapter that is not a plain low-rank update, or changes nothing.
     """
     require_size(rank, energy)
     require_free_or_adapter(out, overwrite=overwrite)
@@ -32,6 +32,6 @@ def resize(
     report = write_resized(out, adapter, rank=rank, energy=energy)
     own = max(module["rank_before"] for module in report["modules"].values())
     if rank is not None and rank > own:
-        console.note(f"note: no module has a rank above {own}; nothing was cut")
+        console.note(f"note: no module has a rank above {own}; nothing was reduced")
     console.result(json.dumps(report, indent=2) if as_json else resize_as_text(report))
     return 0

@@ -1,6 +1,6 @@
-"""What several commands read from flags: NAME=DIR, --out, words, sizes, how text is drawn.
+"""Parsing and checking of flags that several commands share: NAME=DIR, --out, sizes, sampling.
 
-No torch: what is wrong with a flag is said before anything heavy is loaded.
+No torch: an invalid flag is reported before anything heavy is loaded.
 """
 
 import re
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 DTYPES = tuple(WIDTHS)
 LOADED_DTYPES = ("auto", *DTYPES)
-"""What a base can be loaded in; auto: what computes fast on this machine."""
+"""The dtypes a base can be loaded in; auto: the one that is fast on this machine."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The flags that say how text is drawn."""
+    """The flags that control sampling."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -33,7 +33,7 @@ class GenerationOptions:
     dtype: str = "auto"
 
     def check(self) -> None:
-        """Raise ConfigError for a dtype that does not exist; the numbers are bounded by the CLI."""
+        """Raise ConfigError for an unknown dtype; the CLI checks the ranges of the numbers."""
         require_word("--dtype", self.dtype, LOADED_DTYPES)
 
     @property
@@ -44,7 +44,7 @@ class GenerationOptions:
 
 
 def require_word(option: str, word: str, known: Iterable[str], *, more: str = "") -> None:
-    """Raise ConfigError for a word that an option does not know; `more` ends the message."""
+    """Raise ConfigError for a word that an option does not accept; `more` extends the message."""
     words = list(known)
     if word not in words:
         near = closest(word, words)
@@ -54,65 +54,65 @@ def require_word(option: str, word: str, known: Iterable[str], *, more: str = ""
 
 
 def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
-    """Read NAME=DIR, or DIR alone, which is named by its last part. Raises ConfigError."""
+    """Parse NAME=DIR, or DIR alone, named after its last component. Raises ConfigError."""
     found: dict[str, Path] = {}
     for text in adapters:
         name, equals, directory = text.partition("=")
         path = Path(directory if equals else text)
         name = name if equals else path.resolve().name
         if not name or name in found:
-            raise ConfigError(f"--adapter: {text!r}, expected NAME=DIR with a name of its own")
+            raise ConfigError(f"--adapter: found {text!r}, expected NAME=DIR with a unique name")
         found[name] = path
     return found
 
 
 def require_size(rank: int | None, energy: float | None) -> None:
-    """Exactly one of --rank and --energy, in its range."""
+    """Raise ConfigError unless exactly one of --rank and --energy is given, and in range."""
     if (rank is None) == (energy is None):
         given = "neither" if rank is None else "both"
-        raise ConfigError(f"--rank, --energy: {given} given, expected one of them")
+        raise ConfigError(f"--rank, --energy: found {given}, expected exactly one of them")
     if rank is not None and rank < 1:
-        raise ConfigError(f"--rank: {rank}, expected a whole number from 1")
+        raise ConfigError(f"--rank: found {rank}, expected a whole number of at least 1")
     if energy is not None and not 0 < energy <= 1:  # NaN too
-        raise ConfigError(f"--energy: {energy}, expected a share above 0 and at most 1, as 0.95")
+        raise ConfigError(f"--energy: found {energy}, expected a share above 0 and at most 1")
 
 
 def require_free(out: Path, *, overwrite: bool, is_file: bool = False) -> None:
-    """Refuse as --out what exists, without `overwrite`, or is a file in place of a directory."""
+    """Refuse an --out of the wrong kind, or one that exists unless `overwrite` is set."""
     if out.exists() and is_file != out.is_file():
         found, wanted = ("a directory", "a file") if is_file else ("a file", "a directory")
-        raise ConfigError(f"--out: {out} is {found}, expected {wanted} that is not there yet")
+        raise ConfigError(f"--out: {out} is {found}, expected {wanted} that does not exist yet")
     if out.exists() and not overwrite:
         another = "path" if is_file else "directory"
         raise ConfigError(f"--out: {out} exists; choose another {another}, or add --overwrite")
 
 
 def require_free_or_adapter(out: Path, *, overwrite: bool) -> None:
-    """Refuse as --out also what cannot be made, and what holds something else than an adapter."""
+    """Also refuse an --out that cannot be created, or a directory that is not an adapter."""
     require_free(out, overwrite=overwrite)
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise ConfigError(f"--out: {out} cannot be made: {above} is a file")
+        raise ConfigError(f"--out: {out} cannot be created: {above} is a file")
     if out.exists() and any(out.iterdir()) and not (out / "adapter_config.json").is_file():
-        raise ConfigError(f"--out: {out} holds no adapter; --overwrite replaces nothing else")
+        raise ConfigError(f"--out: {out} is not an adapter, and --overwrite replaces only adapters")
 
 
 def require_apart(out: Path, *sources: Path) -> None:
-    """Refuse as --out what is read from, and what it lies in."""
+    """Refuse an --out that is one of the sources or contains one."""
     for source in sources:
         if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
             raise ConfigError(f"--out: {out} would replace {source}; choose another directory")
 
 
 def require_writable_file(option: str, path: Path) -> None:
-    """Refuse, before any work, the name of a file that could not be written."""
+    """Refuse, before any work, a file name that cannot be written."""
     if path.is_dir() or not path.resolve().parent.is_dir():
-        found = "is a directory" if path.is_dir() else "lies in no directory that exists"
+        found = "is a directory" if path.is_dir() else "is not in an existing directory"
         raise ConfigError(f"{option}: {path} {found}")
 
 
 def bytes_of(text: str, option: str) -> int:
-    """Read a size of memory: 24GB, 24GiB, 24G or 24 (GB). GPUs' GB are GiB: so is 24GB here."""
+    """Parse a memory size: 24GB, 24GiB, 24G or 24. GB means GiB, as in the names of GPUs."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"{option}: found {text!r}, expected a size such as 24GB")
@@ -121,7 +121,7 @@ def bytes_of(text: str, option: str) -> int:
 
 
 def count_of(text: str, option: str) -> int:
-    """Read a count: 5000, 5k, 1.5M."""
+    """Parse a count such as 5000, 5k or 1.5M."""
     match = re.fullmatch(r"\s*(\d+(?:[._]?\d+)*)\s*([kmgt]?)\s*", text.lower())
     if match is None:
         raise ConfigError(f"{option}: found {text!r}, expected a number such as 5000 or 5k")

@@ -1,4 +1,4 @@
-"""`loractl chat`: one base in memory and adapters around it, at a terminal or through a pipe."""
+"""`loractl chat`: one base in memory with several adapters, at a terminal or through a pipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,26 +17,26 @@ BASE = "base"
 
 
 def run(*, model: str | None, adapters: Sequence[str], options: GenerationOptions) -> int:
-    """Read lines until the end of the input or /quit; the first adapter answers at first.
+    """Read lines until the end of the input or /quit; the first adapter is active at the start.
 
-    What a person can fix is printed, and the conversation goes on. Ctrl-C stops an answer, and
-    leaves when there is none; it always leaves when nobody sits at the terminal.
+    Errors that a user can fix are printed, and the conversation goes on. Ctrl-C stops an answer,
+    or leaves at the prompt; without a terminal it always leaves.
     """
     options.check()
     directories = parse_adapters(adapters)
     if BASE in directories:
-        raise ConfigError(f"--adapter: {BASE!r} means the model alone; take another name")
+        raise ConfigError(f"--adapter: {BASE!r} is reserved for the base; choose another name")
     if model is None and not directories:
-        raise ConfigError("nothing to talk with: give --adapter NAME=DIR, or --model")
+        raise ConfigError("no model to chat with; give --adapter NAME=DIR or --model")
     from loractl.engine.base import open_hub
 
     opened = open_hub(model, directories, options.dtype)
     from loractl.generation.chat_session import ChatSession
 
     talk = ChatSession(opened, options.sampling, active=next(iter(directories), None))
-    console.note(f"{_title_of(talk.active)} answers; /help lists the commands, Ctrl-D leaves")
+    console.note(f"{_title_of(talk.active)} is active; /help lists the commands, Ctrl-D leaves")
     if not opened.tokenizers[talk.active].chat_template:
-        console.note("note: there is no chat template; what you write is continued as plain text")
+        console.note("note: there is no chat template; your input is continued as plain text")
     while (line := console.ask(f"{_title_of(talk.active)}> ")) is not None:
         try:
             code = _take_turn(talk, line)
@@ -57,7 +57,7 @@ def _title_of(name: str | None) -> str:
 
 
 def _take_turn(talk: "ChatSession", line: str) -> int | None:
-    """Carry out a command, or say something. Returns the exit code to leave with, None to stay."""
+    """Run a command or send a message. Returns the exit code to leave with, or None to go on."""
     if line.startswith("/"):
         return _obey_command(talk, line)
     if text := line.strip():
@@ -66,7 +66,7 @@ def _take_turn(talk: "ChatSession", line: str) -> int | None:
 
 
 def _say_text(talk: "ChatSession", text: str) -> None:
-    """Ask, and print the answer as it comes."""
+    """Send a message and print the answer as it is generated."""
     told = False
 
     def tell(piece: str) -> None:
@@ -77,7 +77,7 @@ def _say_text(talk: "ChatSession", text: str) -> None:
     try:
         with _errors_with_advice(talk):
             talk.ask(text, tell)
-            told = True  # an answer without a word is a line too
+            told = True  # an empty answer is a line too
     finally:
         if told:
             console.result("")
@@ -85,7 +85,7 @@ def _say_text(talk: "ChatSession", text: str) -> None:
 
 @contextmanager
 def _errors_with_advice(talk: "ChatSession") -> Iterator[None]:
-    """Say of a conversation that cannot be answered how to go on."""
+    """Add advice to the errors of a conversation that cannot be answered."""
     from loractl.data.template import TemplateError
 
     try:
@@ -93,7 +93,7 @@ def _errors_with_advice(talk: "ChatSession") -> Iterator[None]:
     except TemplateError as error:
         raise DataError(f"{_title_of(talk.active)}: {error}") from None
     except ModelError as error:
-        after = "; /reset forgets what was said before" if talk.messages else ""
+        after = "; /reset clears the conversation" if talk.messages else ""
         raise ModelError(f"{error}{after}") from None
 
 
@@ -101,8 +101,8 @@ def _obey_command(talk: "ChatSession", line: str) -> int | None:
     word, _, rest = line.strip().partition(" ")
     if word not in COMMANDS:
         raise ConfigError(
-            f"{word}: no such command{_hint_nearest(word, COMMANDS)}; /help lists them, and a line"
-            " that begins with a space is said as it is"
+            f"{word}: no such command{_hint_nearest(word, COMMANDS)}; /help lists them; to send"
+            " the line as text, begin it with a space"
         )
     return COMMANDS[word].obey(talk, rest.strip())
 
@@ -116,9 +116,9 @@ def _use_adapter(talk: "ChatSession", name: str) -> None:
     names = [*talk.speakers.hub.names, BASE]
     if name not in names:
         what = f"/use {name}: no such adapter" if name else "/use: which adapter?"
-        raise ConfigError(f"{what}{_hint_nearest(name, names)}; there are {', '.join(names)}")
+        raise ConfigError(f"{what}{_hint_nearest(name, names)}; expected one of {', '.join(names)}")
     talk.active = None if name == BASE else name
-    console.note(f"{name} answers from now on")
+    console.note(f"{name} is now active")
 
 
 def _use_base(talk: "ChatSession", rest: str) -> None:
@@ -148,7 +148,7 @@ def _list_adapters(talk: "ChatSession", rest: str) -> None:
 
 def _reset_talk(talk: "ChatSession", rest: str) -> None:
     talk.reset()
-    console.note("the conversation is forgotten")
+    console.note("conversation cleared")
 
 
 def _show_help(talk: "ChatSession", rest: str) -> None:
@@ -162,7 +162,7 @@ def _quit_talk(talk: "ChatSession", rest: str) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """What follows its word, what it does in words, and what carries it out."""
+    """The argument of a command, its description, and the function that runs it."""
 
     argument: str
     does: str
@@ -170,13 +170,13 @@ class Command:
 
 
 COMMANDS = {
-    "/use": Command("NAME", "this adapter answers from now on; what was said stays", _use_adapter),
-    "/base": Command("", "the base answers from now on", _use_base),
+    "/use": Command("NAME", "switch to this adapter; the conversation is kept", _use_adapter),
+    "/base": Command("", "switch to the base model", _use_base),
     "/compare": Command(
-        "[TEXT]", "base and adapters answer TEXT, or what was last said", _compare_answers
+        "[TEXT]", "let the base and all adapters answer TEXT, or the last message", _compare_answers
     ),
-    "/adapters": Command("", "who is there; * answers", _list_adapters),
-    "/reset": Command("", "forget what was said", _reset_talk),
-    "/help": Command("", "this list", _show_help),
-    "/quit": Command("", "leave, as Ctrl-D does; Ctrl-C stops an answer", _quit_talk),
+    "/adapters": Command("", "list the adapters; * marks the active one", _list_adapters),
+    "/reset": Command("", "clear the conversation", _reset_talk),
+    "/help": Command("", "show this list", _show_help),
+    "/quit": Command("", "leave, like Ctrl-D; Ctrl-C stops an answer", _quit_talk),
 }

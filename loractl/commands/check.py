@@ -1,4 +1,4 @@
-"""`loractl check`: everything that training would find out, before it starts."""
+"""`loractl check`: everything that training would run into, before it starts."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,15 @@ from loractl.startup import libraries
 
 
 def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
-    """Check a config as far as one real step. Returns 0 when `train` would start.
+    """Check a config up to one real step. Returns 0 if `train` would start.
 
-    Raises what `train` would raise: what is wrong with the file is said before torch is loaded.
+    Raises what `train` would raise; errors in the file are reported before torch is loaded.
     """
     loaded = loader.load(config, overrides)
     assert loaded.config.out is not None, "resolve() fills out in"
     directory = RunDir(Path(loaded.config.out))
 
-    # Imported here, not above: what is wrong with a config is said before torch is loaded.
+    # Imported here, not above: errors in a config are reported before torch is loaded.
     libraries.import_()
     from loractl.engine.check.report import examine
 
@@ -28,6 +28,6 @@ def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
     else:
         for line in report.lines(colour=console.shows_colour(), width=console.width()):
             console.result(line)
-    # Last, since data can be worth a look although the run's directory is taken.
+    # Last, since the data is worth a look even if the run directory is taken.
     directory.require(resume=False, overwrite=False)
     return 0

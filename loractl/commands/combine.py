@@ -1,4 +1,4 @@
-"""`loractl adapters combine`: one adapter from several, weighted, for the base they share."""
+"""`loractl adapters combine`: one weighted combination of several adapters of one base."""
 
 import json
 import math
@@ -25,11 +25,11 @@ def run(
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    """Combine adapters. Raises ArtifactError for those that do not go together."""
+    """Combine adapters. Raises ArtifactError for incompatible ones."""
     recipe = complete_recipe(recipe)
     paths = parse_adapters(directories)
     if not paths:
-        raise ConfigError("--adapter: none given, expected NAME=DIR of each adapter to combine")
+        raise ConfigError("--adapter: found none, expected NAME=DIR for each adapter to combine")
     shares = parse_weights(weights, list(paths))
     require_free_or_adapter(out, overwrite=overwrite)
 
@@ -45,41 +45,43 @@ def run(
 
 
 def complete_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with its defaults. Raises ConfigError for what does not go together."""
+    """The recipe with its defaults filled in. Raises ConfigError for conflicting options."""
     how = recipe.how.replace("-", "_")
     if how not in HOW:
         require_word("--how", recipe.how, HOW)
     if recipe.rank is not None and how != "svd":
-        raise ConfigError(f"--rank: only --how svd has a rank to choose, not {how}")
+        raise ConfigError(f"--rank: applies only to --how svd, not {how}")
     if how in SPARSE and recipe.density is None:
-        raise ConfigError(f"--density: missing, the share of values that {how} keeps, as 0.5")
+        raise ConfigError(f"--density: not set, expected the share that {how} keeps, such as 0.5")
     if recipe.density is not None and how not in SPARSE:
-        raise ConfigError(f"--density: only for {', '.join(SPARSE)}, not {how}")
+        raise ConfigError(f"--density: applies only to {', '.join(SPARSE)}, not {how}")
     if recipe.density is not None and not 0 < recipe.density <= 1:
-        raise ConfigError(f"--density: {recipe.density}, expected a share above 0 and at most 1")
+        raise ConfigError(f"--density: found {recipe.density}, expected above 0 and at most 1")
     if recipe.seed is not None and how not in RANDOM:
-        raise ConfigError(f"--seed: nothing is drawn by {how}, only by {', '.join(RANDOM)}")
+        raise ConfigError(f"--seed: applies only to {', '.join(RANDOM)}; {how} is not random")
     seed = (recipe.seed or 0) if how in RANDOM else None
     return Recipe(how, recipe.rank, recipe.density, seed)
 
 
 def parse_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Read NAME=NUMBER of each adapter; 1 for those not named. Raises ConfigError."""
+    """Parse NAME=NUMBER for each adapter; 1 for those not named. Raises ConfigError."""
     found = dict.fromkeys(names, 1.0)
     given = set()
     for text in weights:
         name, _, number = text.partition("=")
         if name not in found:
             raise ConfigError(
-                f"--weight: {text!r}, expected NAME=NUMBER with one of {', '.join(names)}"
+                f"--weight: found {text!r}, expected NAME=NUMBER with one of {', '.join(names)}"
             )
         if name in given:
-            raise ConfigError(f"--weight: {name} has two weights")
+            raise ConfigError(f"--weight: found two weights for {name}, expected one")
         try:
             found[name] = float(number)
         except ValueError:
-            raise ConfigError(f"--weight: {text!r}, expected NAME=NUMBER, as {name}=0.5") from None
+            raise ConfigError(
+                f"--weight: found {text!r}, expected a number, as in {name}=0.5"
+            ) from None
         if not math.isfinite(found[name]):
-            raise ConfigError(f"--weight: {text!r}, expected a finite number")
+            raise ConfigError(f"--weight: found {text!r}, expected a finite number")
         given.add(name)
     return found

@@ -1,4 +1,4 @@
-"""`loractl doctor`: what this machine can do, and which of the packages we use are there."""
+"""`loractl doctor`: what this machine supports, and which packages are installed."""
 
 import json
 import os
@@ -14,20 +14,20 @@ EXTRAS = {"gguf": ("gguf", "accelerate")}
 
 
 def run(*, as_json: bool) -> int:
-    """Report versions, devices, memory and disk, and name what is missing with its remedy."""
+    """Report versions, devices, memory and disk, and what is missing with its remedy."""
     facts = gather_facts()
     if as_json:
         console.result(json.dumps(facts, indent=2))
         return 0
     rows = [[name, str(value)] for name, value in facts.items() if name != "missing"]
-    console.result(text.table(["what", "found"], rows))
+    console.result(text.table(["item", "found"], rows))
     for line in facts["missing"]:
         console.result(f"missing: {line}")
     return 0
 
 
 def gather_facts() -> dict[str, Any]:
-    """The facts by name; `missing` lists what would enable more."""
+    """The facts by name; `missing` lists what would enable more features."""
     import torch
 
     from loractl.models.device import choose_device, choose_dtype, free_memory
@@ -57,7 +57,7 @@ def gather_facts() -> dict[str, Any]:
     if device.type == "cpu":
         if why := native.why_missing(torch.float32):
             missing.append(
-                f"a C compiler that makes the fast kernels, without which steps are slower: {why}"
+                f"a C compiler to build the fast kernels, without which steps are slower: {why}"
             )
         missing.append(
             "a GPU: training runs on the CPU, which suits models up to about 1B parameters"

@@ -1,4 +1,4 @@
-"""`loractl estimate`: parameters, memory, disk and time of a run, before anything is loaded."""
+"""`loractl estimate`: parameters, memory, disk and time of a run, without loading anything."""
 
 import json
 import statistics
@@ -21,7 +21,7 @@ from loractl.planning.request import Request, of_settings
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """What is planned beside the run itself."""
+    """What is estimated besides the run itself."""
 
     tasks: int = 1
     tokens: str | None = None
@@ -39,13 +39,13 @@ def run(
     *,
     as_json: bool,
 ) -> int:
-    """Print the estimate of a config, or of a model with the settings of flags.
+    """Print the estimate for a config, or for a model with settings from flags.
 
     Raises ConfigError or ModelError.
     """
     name, request = _read_request(config, overrides, model, flags)
     if asked.plot is not None:
-        from loractl.reports.inspect_plot import require_plot
+        from loractl.reports.figure import require_plot
 
         require_plot(asked.plot)
         require_writable_file("--plot", asked.plot)
@@ -67,21 +67,21 @@ def run(
 def _read_request(
     config: Path | None, overrides: list[str], model: str | None, flags: Mapping[str, Any]
 ) -> tuple[str, Request]:
-    """The model's name and the settings, flags over those of a config."""
+    """The model's name and the settings; flags override those of a config."""
     given = {key: value for key, value in flags.items() if value is not None}
     _require_words(given)
     if (config is None) == (model is None):
-        raise ConfigError("estimate: expected a CONFIG or --model, one of them")
+        raise ConfigError("estimate: expected either a CONFIG or --model")
     if config is None:
         from loractl.engine.base import model_path
 
         if overrides:
-            raise ConfigError("--set: overrides settings of a CONFIG, and none is given")
+            raise ConfigError("--set: overrides settings of a CONFIG, but none is given")
         assert model is not None
         return model_path(model), replace(Request(), **given)
     from loractl.config import loader
 
-    # Neither data nor output is looked at: planning may come before them.
+    # Neither data nor output need exist: planning may come before them.
     loaded = loader.load(config, overrides, paths_exist=False).config
     request = of_settings(
         loaded.model,
@@ -95,7 +95,7 @@ def _read_request(
 
 
 def _require_words(given: dict[str, Any]) -> None:
-    """Refuse a word that an option does not know; read a list of targets."""
+    """Refuse a word that an option does not accept; parse a list of targets."""
     known: dict[str, tuple[str, tuple[str, ...]]] = {
         "dtype": ("--dtype", tuple(WIDTHS)),
         "framework": ("--framework", tuple(FRAMEWORKS)),
@@ -111,25 +111,25 @@ def _require_words(given: dict[str, Any]) -> None:
         given["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]
         if not given["target_modules"]:
             raise ConfigError("--targets: found no name, expected minimal, attention, all-linear or"
-                              " names with commas between")  # fmt: skip
+                              " module names separated by commas")  # fmt: skip
 
 
 def _read_pace(asked: EstimateRequest) -> Pace | None:
     if asked.tokens_per_s is None:
         if asked.price is not None or asked.tokens is not None:
             raise ConfigError(
-                "--price and --tokens need --tokens-per-s: a number, or a run on that machine"
+                "--price and --tokens need --tokens-per-s: a number or a run directory"
             )
         return None
     if asked.tokens is None:
-        raise ConfigError("--tokens-per-s: needs --tokens, how many there are to train on in all")
+        raise ConfigError("--tokens-per-s: needs --tokens, the total number of training tokens")
     return Pace(
         _tokens_per_second(asked.tokens_per_s), count_of(asked.tokens, "--tokens"), asked.price
     )
 
 
 def _tokens_per_second(text: str) -> float:
-    """Tokens a second: a number, or the median of a run's metrics.jsonl."""
+    """Tokens per second: a number, or the median in a run's metrics.jsonl."""
     path = Path(text)
     if path.is_dir():
         try:
@@ -138,13 +138,13 @@ def _tokens_per_second(text: str) -> float:
         except (OSError, ValueError, TypeError):
             steps = []
         if not steps:
-            raise ConfigError(f"--tokens-per-s: {path} has no metrics.jsonl of a run with steps")
+            raise ConfigError(f"--tokens-per-s: {path} has no metrics.jsonl with training steps")
         return float(statistics.median(steps))
     try:
         speed = float(text)
     except ValueError:
         raise ConfigError(
-            f"--tokens-per-s: found {text!r}, expected a number or the directory of a run"
+            f"--tokens-per-s: found {text!r}, expected a number or a run directory"
         ) from None
     if not 0 < speed < float("inf"):
         raise ConfigError(f"--tokens-per-s: found {text}, expected a number above 0")

@@ -1,4 +1,4 @@
-"""`loractl eval`: what base, adapters and fully trained models make of held-out rows."""
+"""`loractl eval`: a base, adapters and fully trained models, measured on held-out rows."""
 
 import json
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ def run(
     rows: Path | None = None,
     as_json: bool = False,
 ) -> int:
-    """Measure every model on the same rows. `rows` is a file for the figures of each row."""
+    """Measure every model on the same rows. `rows` is a file for the results of each row."""
     _check_words(asked)
     if rows is not None:
         require_writable_file("--rows", rows)
     paths = parse_adapters(targets)
     if "base" in paths:
-        raise ConfigError("base: a name that the base model has already; choose another")
+        raise ConfigError("base: this name is reserved for the base model; choose another")
 
     libraries.import_transformers()
     from loractl.engine.evaluate import evaluate
@@ -47,7 +47,7 @@ def run(
     else:
         console.result(figures_as_text([(one.name, one.figures) for one in found]))
         counts = counts_as_text(len(found[0].where), len(found[0].retain))
-        console.note(f"{counts}; in brackets the 95 % interval by the bootstrap over rows")
+        console.note(f"{counts}; brackets show 95% confidence intervals (bootstrap over rows)")
     return 0
 
 
@@ -56,7 +56,7 @@ def _check_words(asked: EvalRequest) -> None:
     for name in asked.metrics:
         require_word("--metrics", name, (*LOSSES, *MATCHES))
     if ("regex" in asked.metrics) != (asked.regex is not None):
-        raise ConfigError("--regex PATTERN and the metric regex belong together")
+        raise ConfigError("--regex PATTERN and the metric regex must be given together")
     if asked.regex is not None:
         import re
 
@@ -64,7 +64,7 @@ def _check_words(asked: EvalRequest) -> None:
             re.compile(asked.regex)
         except re.error as error:
             raise ConfigError(
-                f"--regex: {asked.regex!r} is no regular expression: {error}"
+                f"--regex: found {asked.regex!r}, which is not a valid regular expression: {error}"
             ) from None
     for flag, path in (("--data", asked.data), ("--retain", asked.retain)):
         if path is not None and not path.exists():

@@ -1,4 +1,4 @@
-"""`loractl export`: write what PEFT and vLLM, llama.cpp or Ollama load, and prove it there."""
+"""`loractl export`: write files for PEFT and vLLM, llama.cpp or Ollama, and verify them there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Format:
-    """One thing that can be written."""
+    """One export format."""
 
-    write: Callable[[ExportRequest], list[str]]  # -> what to tell
+    write: Callable[[ExportRequest], list[str]]  # -> lines to print
     dtypes: tuple[str, ...]
     is_file: bool
 
@@ -47,25 +47,25 @@ def run(
     overwrite: bool = False,
     verify: bool = True,
 ) -> int:
-    """Export an adapter. Raises NumericError when the proof fails; nothing is left then."""
+    """Export an adapter. Raises NumericError, leaving nothing behind, if verification fails."""
     require_word("--to", to, FORMATS)
     form = FORMATS[to]
     if dtype is not None:
-        why = "; the rows of a LoRA's B are shorter than its blocks" if dtype == "q8_0" else ""
+        why = "; the rows of a LoRA's B are shorter than a q8_0 block" if dtype == "q8_0" else ""
         require_word("--dtype", dtype, form.dtypes, more=f" for --to {to}{why}")
     require_free(out, overwrite=overwrite, is_file=form.is_file)
 
     from loractl.artifacts.peft import adapter as adapters
 
     adapter = adapters.read(path)
-    libraries.import_()  # an adapter that cannot be read is told before
+    libraries.import_()  # after an unreadable adapter would have been reported
     from loractl.engine.base import find_trained_base
 
     source = find_trained_base(adapter, base)
     if source.gguf:
         raise ModelError(
-            f"{source.name}: a .gguf file is no base to export from; name the safetensors directory"
-            " it was made from with --base"
+            f"{source.name}: cannot export from a .gguf base; pass the safetensors directory it was"
+            " made from as --base"
         )
     require_apart(out, source.directory, adapter.directory)
     for line in form.write(ExportRequest(adapter, source, out, dtype, verify)):
@@ -110,7 +110,7 @@ def _write_ollama(request: ExportRequest) -> list[str]:
         ollama.write_modelfile(directory, found)
 
     files.publish(request.out, write)
-    said = f"template: {found.family.name}, the same text as the chat template on 4 conversations"
+    said = f"template: {found.family.name}, matches the chat template on 4 conversations"
     return [*exporting.lines, said, f"load it with: ollama create NAME -f {request.out}/Modelfile"]
 
 

@@ -1,6 +1,6 @@
-"""`loractl adapters extract`: the adapter that comes nearest to what changed between two models.
+"""`loractl adapters extract`: the adapter closest to the difference between two models.
 
-What share of the change it keeps, layer by layer, is the low-rank hypothesis measured.
+The share of the change it keeps, layer by layer, is a test of the low-rank hypothesis.
 """
 
 import json
@@ -16,7 +16,7 @@ from loractl.reports.extract import as_text, notes, report_of
 def run(
     base: str, tuned: str, out: Path, *, asked: ExtractRequest, overwrite: bool, as_json: bool
 ) -> int:
-    """Extract an adapter. Raises ArtifactError where nothing differs that it could express."""
+    """Extract an adapter. Raises ArtifactError if no difference can be expressed by one."""
     require_size(asked.rank, asked.energy)
     require_free_or_adapter(out, overwrite=overwrite)
 

@@ -1,4 +1,4 @@
-"""`loractl generate`: text from a base model, or from a base with an adapter."""
+"""`loractl generate`: text from a base model, with or without an adapter."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def run(
     options: GenerationOptions,
     as_json: bool,
 ) -> int:
-    """Answer every prompt, in order. Rows of a file may name their adapter; null means the base."""
+    """Answer each prompt, in order. Rows of a file may name their adapter; null means the base."""
     options.check()
     directories = parse_adapters(adapters)
     default = next(iter(directories)) if len(directories) == 1 else None
@@ -41,10 +41,10 @@ def run(
     if prompts_file is not None:
         asked += read_prompts(prompts_file, directories, default)
     if not asked:
-        raise ConfigError("no prompt: give --prompt TEXT or --prompts FILE")
+        raise ConfigError("no prompt; give --prompt TEXT or --prompts FILE")
     if len(directories) > 1 and prompts:
         raise ConfigError(
-            "--prompt with several --adapter: use --prompts, whose rows name their adapter"
+            "--prompt: needs a single --adapter; use --prompts, whose rows name their adapter"
         )
 
     answers = _answer_prompts(asked, model, directories, options)
@@ -64,7 +64,7 @@ def run(
 def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> list[Prompt]:
     """Read a JSON-lines file of {"prompt"} or {"messages"} rows, each with an optional "adapter".
 
-    A final assistant message is left out: it is the answer, which the model is asked for. Raises
+    A final assistant message is dropped: it is the answer that the model is asked for. Raises
     DataError.
     """
     from loractl.data import rows, sources
@@ -84,16 +84,16 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
                 conversation = rows.messages(fields)
                 messages, tools = list(conversation.messages), conversation.tools
             else:
-                raise rows.RowError("expected a prompt (text) or messages")
+                raise rows.RowError("found neither, expected prompt (a string) or messages")
         except rows.RowError as error:
             raise DataError(f"{path}:{row.line}: {error}") from None
         if messages[-1].role == "assistant" and len(messages) > 1:
             messages = messages[:-1]
         name = fields.get("adapter", default)
         if name is not None and (not isinstance(name, str) or name not in known):
-            names = ", ".join(known) or "none is given"
+            names = ", ".join(known) or "none was given"
             raise DataError(
-                f"{path}:{row.line}: adapter {name!r}, expected one of --adapter: {names}"
+                f"{path}:{row.line}: adapter: found {name!r}, expected one of --adapter: {names}"
             )
         found.append(Prompt(messages, name, tools))
     return found

@@ -1,4 +1,4 @@
-"""`loractl init`: writes a config with a line of explanation for every key that it sets."""
+"""`loractl init`: write a config with a comment on every key that it sets."""
 
 import os
 from pathlib import Path
@@ -21,98 +21,98 @@ model:
 """
 _DATA = """\
 data:
-  train: {data}  # the rows to learn from: JSON lines or a JSON array
-  # eval: 0.05  # share of the rows, or a file, that is only measured
-  max_length: 1024  # tokens of the longest row; longer ones are an error unless too_long says else
+  train: {data}  # the training data: JSON lines or a JSON array
+  # eval: 0.05  # held-out data: a share of the rows, or a file
+  max_length: 1024  # maximum tokens per row; longer rows are an error unless too_long is set
 
 """
 TEMPLATES = {
     "lora": (
-        "LoRA: a small update is trained beside the frozen model.",
+        "LoRA: train a small update next to the frozen model.",
         """\
 method: lora  # full would train every weight
 
 lora:
-  rank: 16  # r: more learns more, and costs more memory
+  rank: 16  # r: a higher rank learns more and needs more memory
   alpha: 32  # the update is scaled by alpha / rank
-  target_modules: all-linear  # every linear layer but the output head; or a list of names
+  target_modules: all-linear  # all linear layers except the output head; or a list
 
 """,
         """\
 train:
-  epochs: 3  # passes over the rows; or steps: N in its place
-  batch_size: 8  # rows a micro-batch; halve it when memory is short ...
-  gradient_accumulation: 1  # ... and double this: the step stays the same
-  learning_rate: 2e-4  # the peak; LoRA takes about ten times that of full fine-tuning
-  save_every: 100  # steps between checkpoints, from which --resume goes on
+  epochs: 3  # passes over the data; or use steps: N
+  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
+  gradient_accumulation: 1  # ... and double this: the steps stay the same
+  learning_rate: 2e-4  # the peak; about ten times that of full fine-tuning
+  save_every: 100  # steps between checkpoints; --resume continues from the last
 
-seed: 0  # fixes order, dropout and initial values
+seed: 0  # random seed for row order, dropout and initial values
 """,
     ),
     "dora": (
-        "DoRA: LoRA with a trained length for each output, near full fine-tuning at a low rank.",
+        "DoRA: LoRA with one trained length per output, close to full fine-tuning at low rank.",
         """\
-method: dora  # lora would leave the lengths out, and be faster
+method: dora  # lora would leave out the lengths and be faster
 
 lora:
-  rank: 16  # r: more learns more, and costs more memory
+  rank: 16  # r: a higher rank learns more and needs more memory
   alpha: 32  # the update is scaled by alpha / rank
-  target_modules: all-linear  # every linear layer but the output head; or a list of names
+  target_modules: all-linear  # all linear layers except the output head; or a list
 
 """,
         """\
 train:
-  epochs: 3  # passes over the rows; or steps: N in its place
-  batch_size: 8  # rows a micro-batch; halve it when memory is short ...
-  gradient_accumulation: 1  # ... and double this: the step stays the same
-  learning_rate: 1e-4  # the peak; DoRA takes somewhat less than LoRA
-  save_every: 100  # steps between checkpoints, from which --resume goes on
+  epochs: 3  # passes over the data; or use steps: N
+  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
+  gradient_accumulation: 1  # ... and double this: the steps stay the same
+  learning_rate: 1e-4  # the peak; DoRA needs a little less than LoRA
+  save_every: 100  # steps between checkpoints; --resume continues from the last
 
-seed: 0  # fixes order, dropout and initial values
+seed: 0  # random seed for row order, dropout and initial values
 """,
     ),
     "adalora": (
-        "AdaLoRA: the ranks that all modules share go where they matter most.",
+        "AdaLoRA: a shared rank budget goes to the modules where it matters most.",
         """\
 method: adalora  # lora would give every module the same rank
 
 lora:
   alpha: 24  # the update is scaled by alpha / initial_rank
-  target_modules: all-linear  # every linear layer but the output head; or a list of names
+  target_modules: all-linear  # all linear layers except the output head; or a list
   adalora:
-    initial_rank: 12  # of each module at the start
+    initial_rank: 12  # rank of each module at the start
     target_rank: 8  # the average at the end; some modules get more, some none
-    warmup_steps: 50  # with all ranks
-    final_steps: 100  # at the end, with the ranks that were chosen; those between let ranks fall
-    every: 10  # steps between two choices
+    warmup_steps: 50  # steps with all ranks
+    final_steps: 100  # steps at the end with the chosen ranks; ranks fall in between
+    every: 10  # steps between rank reallocations
 
 """,
         """\
 train:
-  steps: 500  # more than warmup_steps and final_steps together
-  batch_size: 8  # rows a micro-batch; halve it when memory is short ...
-  gradient_accumulation: 1  # ... and double this: the step stays the same
-  learning_rate: 1e-3  # the peak; AdaLoRA starts slower than LoRA, and takes more
-  save_every: 100  # steps between checkpoints, from which --resume goes on
+  steps: 500  # must exceed warmup_steps + final_steps
+  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
+  gradient_accumulation: 1  # ... and double this: the steps stay the same
+  learning_rate: 1e-3  # the peak; AdaLoRA starts more slowly and needs more than LoRA
+  save_every: 100  # steps between checkpoints; --resume continues from the last
 
-seed: 0  # fixes order, dropout and initial values
+seed: 0  # random seed for row order, dropout and initial values
 """,
     ),
     "full": (
-        "Full fine-tuning: every weight is trained; takes about 16 bytes a weight.",
+        "Full fine-tuning: train every weight; needs about 16 bytes per weight.",
         """\
-method: full  # lora would train a small update beside the frozen model
+method: full  # lora would train a small update next to the frozen model
 
 """,
         """\
 train:
-  epochs: 1  # passes over the rows; or steps: N in its place
-  batch_size: 4  # rows a micro-batch; halve it when memory is short ...
-  gradient_accumulation: 2  # ... and double this: the step stays the same
-  learning_rate: 2e-5  # the peak; about a tenth of what LoRA takes
+  epochs: 1  # passes over the data; or use steps: N
+  batch_size: 4  # rows per micro-batch; if memory is short, halve this ...
+  gradient_accumulation: 2  # ... and double this: the steps stay the same
+  learning_rate: 2e-5  # the peak; about a tenth of that for LoRA
   save_every: 200  # steps between checkpoints, each as large as the model and its optimizer state
 
-seed: 0  # fixes the order of the rows
+seed: 0  # random seed for the order of the rows
 """,
     ),
 }
@@ -120,7 +120,7 @@ NOT_YET = ("qlora",)
 
 
 def run(template: str, model: str | None, data: str | None, out: Path) -> int:
-    """Write a config to a new file, or to stdout where `out` is `-`."""
+    """Write a config to a new file, or to stdout if `out` is `-`."""
     text = template_text(template, model or DEFAULT_MODEL, data or DEFAULT_DATA)
     if str(out) == "-":
         console.result(text.rstrip("\n"))
@@ -131,7 +131,7 @@ def run(template: str, model: str | None, data: str | None, out: Path) -> int:
 
 
 def template_text(template: str, model: str, data: str) -> str:
-    """The commented config of a template for this model and these rows."""
+    """The commented config from a template, for this model and data."""
     if template in NOT_YET:
         raise ConfigError(f"--template {template}: {template} is not available in this version")
     if template not in TEMPLATES:
@@ -145,13 +145,13 @@ def template_text(template: str, model: str, data: str) -> str:
 
 
 def write_new(path: Path, text: str, *, option: str = "--out") -> None:
-    """Write a file that does not exist yet, as `option` names it; a failed write leaves none."""
+    """Write a new file, named by `option`; a failed write leaves no file."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise ConfigError(printable(f"{path}: exists already; choose another {option}")) from None
+        raise ConfigError(printable(f"{path}: already exists; choose another {option}")) from None
     except (FileNotFoundError, NotADirectoryError):
-        what = f"{path.parent} is no directory"
+        what = f"{path.parent} is not a directory"
         raise ConfigError(
             printable(f"{path}: {what}; create it or choose another {option}")
         ) from None

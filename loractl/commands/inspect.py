@@ -1,6 +1,6 @@
-"""`loractl inspect`: what an adapter is made of, and whether another one changes the same things.
+"""`loractl inspect`: the structure of an adapter, and its overlap with another one.
 
-Reads the adapter's files alone; its base is not needed.
+Reads only the adapter's files; its base is not needed.
 """
 
 import json
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from loractl import console
 from loractl.commands.arguments import require_writable_file
-from loractl.reports.inspect_plot import require_plot
+from loractl.reports.figure import require_plot
 
 
 def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -> int:
-    """Print the measures of an adapter, as tables or JSON. Raises ArtifactError."""
+    """Print measurements of an adapter, as tables or JSON. Raises ArtifactError."""
     if plot is not None:
         require_plot(plot)
         require_writable_file("--plot", plot)

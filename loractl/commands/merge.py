@@ -1,4 +1,4 @@
-"""`loractl merge`: write base + adapter as one model, and prove that it is the same model."""
+"""`loractl merge`: write base + adapter as one model, and verify that it is equivalent."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def run(
     overwrite: bool = False,
     verify: bool = True,
 ) -> int:
-    """Merge an adapter into its base. Raises NumericError when the proof fails; nothing is left."""
+    """Merge an adapter into its base. Raises NumericError, leaving nothing, if the proof fails."""
     if dtype is not None:
         require_word("--dtype", dtype, DTYPES)
     require_free(out, overwrite=overwrite)
@@ -24,7 +24,7 @@ def run(
     from loractl.artifacts.peft import adapter as adapters
 
     adapter = adapters.read(path)
-    libraries.import_()  # an adapter that cannot be read is told before
+    libraries.import_()  # after an unreadable adapter would have been reported
     from loractl.engine.base import find_trained_base
     from loractl.engine.merge import write_merged
 

@@ -17,14 +17,14 @@ from loractl.planning.search import of_memory
 
 
 def run(asked: RecommendRequest, *, as_json: bool) -> int:
-    """Print what is recommended, and write it as a config where that is asked for.
+    """Print the recommendation, and write it as a config if asked to.
 
     Raises ConfigError, DataError or ModelError.
     """
     require_word("--task", asked.task, recommend.RANKS)
     require_word("--dtype", asked.dtype, DTYPES)
     if asked.data is not None and asked.data_size is not None:
-        raise ConfigError("--data-size: found together with --data, which is counted; remove one")
+        raise ConfigError("--data-size: set together with --data, which is counted; remove one")
     from loractl.engine.base import model_path
 
     asked = replace(asked, model=model_path(asked.model))
@@ -92,19 +92,19 @@ def _without_memory(most: int) -> dict[str, Choice]:
     batch = min(8, most)
     why = "no --memory was given"
     return {
-        "method": Choice("lora", f"{why}; the table below says what each needs", recommend.OURS),
+        "method": Choice("lora", f"{why}; the table below has the needs of each", recommend.OURS),
         "gradient_checkpointing": Choice(
-            "auto", f"{why}: training decides by what is free", "the config's default"
+            "auto", f"{why}: training decides by free memory", "the config's default"
         ),
-        "batch_size": Choice(batch, f"{why}: halve it when memory is short", recommend.OURS),
+        "batch_size": Choice(batch, f"{why}: halve it if memory is short", recommend.OURS),
         "gradient_accumulation": Choice(
-            -(-most // batch), f"{batch} rows at a time make {most} a step", recommend.OURS
+            -(-most // batch), f"{batch} rows at a time make {most} per step", recommend.OURS
         ),
     }
 
 
 def _fitting_gpus(shape: ModelShape, request: Request) -> list[dict[str, Any]]:
-    """What each method needs with one row, and the GPUs that hold it."""
+    """The memory each method needs with one row, and the GPUs that have it."""
     rows = []
     ranks = ranks_of(shape, request)
     for method in ("full", "lora", "qlora"):

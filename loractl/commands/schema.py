@@ -17,7 +17,7 @@ def run() -> int:
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a config file, draft 2020-12."""
+    """The schema of a config file, JSON Schema draft 2020-12."""
     schema = RunConfig.model_json_schema(schema_generator=_Generator)
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
@@ -28,7 +28,7 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves out the titles that only repeat the key."""
+    """Omits titles that only repeat the key."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False

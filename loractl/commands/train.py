@@ -1,4 +1,4 @@
-"""`loractl train`: the story of a run, from a config to an adapter."""
+"""`loractl train`: a run from its config to an adapter."""
 
 import gc
 import os
@@ -10,14 +10,15 @@ from loractl import console
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.artifacts.run.lock import RunLock
 from loractl.config import loader
-from loractl.config.settings import RunConfig
+from loractl.config.loader import Loaded
+from loractl.config.settings import UNSET_MEANT, RunConfig
 from loractl.errors import StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
 from loractl.world import ALONE
 
 FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
-"""Settings a resumed run may have otherwise: they do not change what is computed."""
+"""Settings that may change on resume, since they do not affect what is computed."""
 EXTENSIBLE = {"train.steps", "train.epochs"}
 
 
@@ -30,7 +31,7 @@ def run(
     extend: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Train as the config says. What config or run forbid is said before torch is loaded.
+    """Train from a config. Errors in the config or the run are reported before torch is loaded.
 
     Raises Stopped after a signal.
     """
@@ -45,6 +46,7 @@ def run(
     status = directory.require(resume=resume, overwrite=overwrite)
     _require_writable(directory.path)
     if resume and status is not Status.ABSENT:
+        loaded = replace(loaded, config=_as_begun(directory, loaded))
         changed = _changed_settings(directory, loaded.config)
         refused = {
             key: values
@@ -54,7 +56,7 @@ def run(
         if refused:
             raise StateError(*_explain_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
-            if directory.was_killed():  # when all was written
+            if directory.was_killed():  # after everything was written
                 with RunLock(directory.path) as held:
                     held.keep()
                     directory.sweep_()
@@ -63,17 +65,17 @@ def run(
 
     with StopRequest() as stop, RunLock(directory.path) as held:
         if directory.status() is not status:
-            raise StateError(f"{directory.path}: another process changed this run just now")
+            raise StateError(f"{directory.path}: another process has just changed this run")
         try:
             with stop.at_once(), libraries.quickly():
-                # Here, not above: what is wrong with a config is said before torch is loaded.
+                # Here, not above: errors in a config are reported before torch is loaded.
                 libraries.import_transformers()
                 from loractl.engine.train import prepare, train
 
                 prepared = prepare(loaded, directory, ALONE, resume=resume)
-                gc.freeze()  # what is there now stays: looking through it once takes 0.2 s
+                gc.freeze()  # these objects stay, and one scan of them takes 0.2 s
         except Stopped:
-            console.note(f"stopped before a step was done; start again with: {same}")
+            console.note(f"stopped before the first step; start again with: {same}")
             raise
         try:
             held.keep()
@@ -89,7 +91,7 @@ def _command_line(config: Path, overrides: list[str], out: str | None, *flags: s
 
 
 def _is_longer(old: object, new: object) -> bool:
-    """Whether `new` steps or epochs go beyond `old`; where one is not set, the data tells."""
+    """Whether `new` steps or epochs exceed `old`; if one is not set, the data decides."""
     return old is None or new is None or (isinstance(old, int | float) and new > old)  # type: ignore[operator]
 
 
@@ -97,19 +99,33 @@ def _require_writable(path: Path) -> None:
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(
-            f"{path}: cannot be written, {there} is not writable; choose another --out"
+            f"{path}: cannot be written: {there} is not writable; choose another --out"
         )
 
 
 def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
-    """Settings that differ from those the run was started with: key -> (old, new)."""
-    old = _flatten_settings(loader.load(directory.config, paths_exist=False).config.model_dump())
+    """Settings that differ from those at the start of the run: key -> (old, new)."""
+    began = loader.load(directory.config, paths_exist=False)
+    old = _flatten_settings(began.config.model_dump())
+    old |= {key: meant for key, meant in UNSET_MEANT.items() if key not in began.lines}
     new = _flatten_settings(config.model_dump())
     return {
         key: (old.get(key), new.get(key))
         for key in [*new, *(old.keys() - new.keys())]
         if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
     }
+
+
+def _as_begun(directory: RunDir, loaded: Loaded) -> RunConfig:
+    """The config with the old meaning of keys that neither it nor the run's own config sets."""
+    known = loader.load(directory.config, paths_exist=False).lines
+    given = (*loaded.lines, *loaded.overrides)
+    plain = loaded.config.model_dump()
+    for key, meant in UNSET_MEANT.items():
+        if key not in known and key not in given:
+            section, _, name = key.rpartition(".")
+            plain[section][name] = meant
+    return RunConfig.model_validate(plain)
 
 
 def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -123,10 +139,10 @@ def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, 
 
 
 def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:
-    hint = "resume with the settings of the run, or start anew with --overwrite"
+    hint = "resume with the original settings, or start over with --overwrite"
     if changed.keys() <= EXTENSIBLE and all(_is_longer(*values) for values in changed.values()):
         hint = "add --extend to train longer than the run was planned for"
     return [
-        f"{directory.config}: {key}: {old} -> {new} since the run started; {hint}"
+        f"{directory.config}: {key}: changed from {old} to {new} since the run started; {hint}"
         for key, (old, new) in changed.items()
     ]

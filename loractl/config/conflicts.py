@@ -1,4 +1,4 @@
-"""Settings that are right one by one but not together. A part of `loader`."""
+"""Settings that are valid on their own but not together. Part of `loader`."""
 
 from collections.abc import Iterator
 
@@ -6,10 +6,10 @@ from loractl.config.settings import AdaloraSection, LoraSection, RunConfig
 
 
 def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for settings that are right one by one but not together."""
+    """Yield (key, message) for settings that are valid on their own but not together."""
     train, data = config.train, config.data
     if train.steps is not None and train.epochs is not None:
-        yield "train.steps", "found together with train.epochs, expected one of them; remove one"
+        yield "train.steps", "set together with train.epochs, expected only one of them; remove one"
     if train.steps is not None and train.warmup >= 1 and train.warmup > train.steps:
         yield (
             "train.warmup",
@@ -17,65 +17,71 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             "fewer; a value below 1 is a share of the steps",
         )
     if train.eval_every is not None and data.eval is None:
-        yield (
-            "train.eval_every",
-            "set, but data.eval names no held-out rows; set data.eval or remove it",
-        )
+        yield "train.eval_every", "set, but data.eval is not; set data.eval or remove it"
     if train.lora_plus_ratio != 1 and config.method == "full":
-        yield "train.lora_plus_ratio", "is of adapters, and method: full has none; remove it"
+        yield "train.lora_plus_ratio", "applies to adapters, and method: full has none; remove it"
     if train.non_finite_limit != 3 and train.on_non_finite != "skip":
-        yield "train.non_finite_limit", "is of on_non_finite: skip; set that, or remove it"
+        yield (
+            "train.non_finite_limit",
+            "applies only to on_non_finite: skip; set that, or remove it",
+        )
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
     for name in ("rank_pattern", "alpha_pattern"):
         if "" in getattr(config.lora, name):
-            yield f"lora.{name}", "an empty module name, expected a name or a regex"
+            yield f"lora.{name}", "found an empty module name, expected a name or a regex"
     if config.lora.modules_to_save and config.method == "full":
         yield "lora.modules_to_save", "method: full trains every module; remove it"
     yield from _rank_conflicts(config)
 
 
 def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Of the settings by which ranks change during a run."""
+    """Conflicts between settings that change ranks during a run."""
     lora, steps = config.lora, config.train.steps
     if config.method == "adalora":
         if lora.rank != LoraSection.model_fields["rank"].default:
             yield "lora.rank", "method: adalora starts at lora.adalora.initial_rank; set that"
         for name, neutral in (("rank_pattern", {}), ("alpha_pattern", {}), ("init", "default")):
             if getattr(lora, name) != neutral:
-                yield f"lora.{name}", "method: adalora has ranks and a start of its own; remove it"
+                yield (
+                    f"lora.{name}",
+                    "method: adalora has its own ranks and initialization; remove it",
+                )
         if lora.adalora.target_rank > lora.adalora.initial_rank:
             yield (
                 "lora.adalora.target_rank",
-                f"{lora.adalora.target_rank} is more than initial_rank"
-                f" ({lora.adalora.initial_rank}), expected at most that: ranks only fall",
+                f"found {lora.adalora.target_rank}, expected at most initial_rank"
+                f" ({lora.adalora.initial_rank}): ranks only fall",
             )
         if steps is not None and (wrong := adalora_steps(lora.adalora, steps)):
             yield "lora.adalora", wrong
     elif lora.adalora != AdaloraSection():
-        yield "lora.adalora", f"is of method: adalora, but method is {config.method}; remove it"
+        yield (
+            "lora.adalora",
+            f"applies to method: adalora, but method is {config.method}; remove it",
+        )
     if not lora.rank_schedule:
         return
     if config.method in ("adalora", "full"):
         yield "lora.rank_schedule", f"method: {config.method} has no rank to change; remove it"
     if lora.rank_pattern or lora.init in ("pissa", "olora"):
         what = "rank_pattern" if lora.rank_pattern else f"init: {lora.init}"
-        yield "lora.rank_schedule", f"is for one rank that starts at zero, not for {what}"
+        yield "lora.rank_schedule", f"cannot be combined with {what}; remove one of them"
     if steps is not None and max(lora.rank_schedule) > steps:
         yield "lora.rank_schedule", past_the_end(max(lora.rank_schedule), steps)
 
 
 def adalora_steps(section: AdaloraSection, steps: int) -> str | None:
-    """What is wrong with AdaLoRA's phases in a run of so many steps."""
+    """What is wrong with AdaLoRA's phases in a run of this many steps, or None."""
     spent = section.warmup_steps + section.final_steps
     if spent < steps:
         return None
     return (
-        f"warmup_steps and final_steps are {spent} together, which leaves none of the run's {steps}"
-        f" steps for ranks to fall, expected fewer than {steps}; lower them, or train for longer"
+        f"warmup_steps + final_steps is {spent}, which leaves none of the run's {steps} steps for"
+        f" ranks to fall, expected fewer than {steps}; lower them, or train longer"
     )
 
 
 def past_the_end(step: int, steps: int) -> str:
-    """What is wrong with a rank that changes too late."""
-    return f"step {step} is past the run's last, {steps}; remove it, or train for longer"
+    """What is wrong with a rank change that comes too late."""
+    return f"step {step} is past the run's last step, {steps}; remove it, or train longer"

@@ -1,4 +1,4 @@
-"""What a setting expects, in words, from its type."""
+"""Words for the values that a setting accepts, derived from its type."""
 
 import types
 from collections.abc import Iterable, Sequence
@@ -9,14 +9,14 @@ from pydantic import BaseModel
 from loractl.text import listed
 
 Branch = tuple[Any, tuple[Any, ...]]
-"""One alternative of a type, and the bounds that pydantic keeps beside it."""
+"""One alternative of a type, and the bounds that pydantic keeps with it."""
 
-_SINGULAR = {str: "text", int: "an integer", float: "a number", types.NoneType: "null"}
+_SINGULAR = {str: "string", int: "an integer", float: "a number", types.NoneType: "null"}
 _PLURAL = {str: "names", int: "integers", float: "numbers"}
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Say what a setting takes: 'an integer of at least 1', 'auto, true or false'."""
+    """Describe what a setting accepts: 'an integer of at least 1', 'auto, true or false'."""
     found = branches(annotation, metadata)
     if any(kind is float for kind, _ in found):
         found = [(kind, bounds) for kind, bounds in found if kind is not int]
@@ -41,7 +41,7 @@ def branches(annotation: Any, metadata: Sequence[Any] = ()) -> list[Branch]:
 
 
 def choices(annotation: Any) -> list[str]:
-    """List the words that a setting takes, alone or in a list; empty if it takes anything else."""
+    """List the words that a setting accepts, alone or in a list; empty if it accepts none."""
     words: list[str] = []
     for kind, _ in branches(annotation):
         if origin(kind) is Literal:
@@ -54,7 +54,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def origin(annotation: Any) -> Any:
-    """`list` for `list[str]`, `Literal` for `Literal["a"]`, None for what has no brackets."""
+    """`list` for `list[str]`, `Literal` for `Literal["a"]`, None for a type without brackets."""
     return get_origin(annotation)
 
 

@@ -1,6 +1,6 @@
-"""A YAML file and `--set` options -> RunConfig, or all errors that need no model, with their lines.
+"""A YAML file and `--set` options -> RunConfig, or every error that needs no model, with its line.
 
-Also the way back: a resolved RunConfig as a file that reads the same.
+Also the reverse: a resolved RunConfig as a file that reads the same.
 """
 
 import os
@@ -29,28 +29,28 @@ _KEY = re.compile(r"[^\W\d][\w-]*(?:\.[^.\s]+)*")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A config with its defaults filled in, and where each of its settings was written."""
+    """A config with its defaults filled in, and where each setting was written."""
 
     config: RunConfig
     path: Path
     lines: Mapping[str, int]  # of the keys in the file
-    overrides: Mapping[str, str]  # of the keys from --set: the option as typed
+    overrides: Mapping[str, str]  # of the keys set by --set: the option as typed
 
     def error(self, key: str, message: str) -> ConfigError:
-        """An error about a setting, with the file and line of it or of the section it is in."""
+        """An error about a setting, with the file and line of the setting or of its section."""
         return ConfigError(_word_problem(self.path, self.lines, self.overrides, key, message))
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Loaded:
-    """Read and check a config; raise one ConfigError with a message for each thing wrong.
+    """Read and check a config; raise one ConfigError with a message for each problem.
 
-    Without `paths_exist`, files that it names need not be there: so is the record of a run read.
+    Without `paths_exist`, the files that it names need not exist; a run's config.yaml is read so.
     """
     document = _read_document(path)
     data, lines = document.value, document.lines
     messages: list[str] = []
     for key, line in document.repeated:
-        what = f"already set on line {lines[key]}, expected once; remove one of them"
+        what = f"already set on line {lines[key]}, expected once; remove one of the two"
         messages.append(printable(f"{path}:{line}: {key}: {what}"))
     options: dict[str, str] = {}
     for text in overrides:
@@ -69,7 +69,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
 
 
 def dump(config: RunConfig) -> str:
-    """Write every setting as YAML, in the order of `settings`; `load` reads the same from it."""
+    """Write every setting as YAML, in the order of `settings`; `load` reads it back unchanged."""
     return strict_yaml.dump(config.model_dump())
 
 
@@ -112,7 +112,7 @@ def _read_text(path: Path) -> str:
 def _override_value_(
     data: dict[Any, Any], lines: dict[str, int], options: dict[str, str], text: str
 ) -> None:
-    """Set one `key=value` in the values of the file."""
+    """Apply one `key=value` to the values of the file."""
     key, equals, written = (part.strip() for part in text.partition("="))
     option = f"--set {key}={'***' if is_secret(key) else written}" if equals else f"--set {text}"
     if not equals or not _KEY.fullmatch(key):
@@ -141,7 +141,7 @@ def _override_value_(
 def _word_problem(
     path: Path, lines: Mapping[str, int], options: Mapping[str, str], key: str, message: str
 ) -> str:
-    """`FILE:LINE: KEY: message`; the line of the section where the key itself is not set."""
+    """`FILE:LINE: KEY: message`; the line is that of the section if the key itself is not set."""
     here = key
     while here and here not in lines and here not in options:
         here = re.sub(r"(?:\[\d+\]|\.?[^.\[]*)$", "", here)
@@ -150,7 +150,7 @@ def _word_problem(
 
 
 def _line_in(path: Path) -> Any:
-    """A sort key: messages in the order of the file, then those without a line, then --set."""
+    """A sort key: messages in file order, then those without a line, then those about --set."""
     place = re.compile(re.escape(printable(f"{path}:")) + r"(\d+): ")
 
     def order(message: str) -> tuple[bool, float]:
@@ -161,7 +161,7 @@ def _line_in(path: Path) -> Any:
 
 
 def _check_combinations(checked: Checked) -> Iterator[tuple[str, str]]:
-    """What `settings` refuses, unless it speaks of a key that is wrong already."""
+    """Conflicts found by `settings`, except those about a key that is already wrong."""
     if checked.config is None:
         return
     for key, message in (*not_yet(checked.config), *conflicts(checked.config)):
@@ -201,7 +201,7 @@ def _missing_path(key: str, value: str, folder: Path) -> str | None:
             return None
         beside = folder / path
         if beside.exists():
-            rest = f"but {beside} does, beside the config; write that path, or change the directory"
+            rest = f"but {beside} does, next to the config; use that path or run from there"
             return f"{value} does not exist in the working directory{_resolved_hint(path)}, {rest}"
         near = closest(path.name, os.listdir(path.parent), 0.8) if path.parent.is_dir() else None
     except OSError as error:

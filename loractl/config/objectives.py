@@ -1,12 +1,12 @@
-"""What can be trained for, and the kind of rows that it takes. No torch: models/objective builds
-the losses."""
+"""The training objectives and the kind of rows each needs. No torch: models/objective builds the
+losses."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ObjectiveKind:
-    """An objective as far as data and planning see it."""
+    """An objective as seen by data and planning."""
 
     data: str  # "examples": one row, one text with its trained tokens
 

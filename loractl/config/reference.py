@@ -1,6 +1,6 @@
-"""The reference of all settings, as a Markdown table, and its place in a document.
+"""The reference of all settings as a Markdown table, and its place in a document.
 
-It says only what `settings` says: names, types, defaults, descriptions, and what `NOT_YET` refuses.
+Everything comes from `settings`: names, types, defaults, descriptions and what `NOT_YET` refuses.
 """
 
 import json
@@ -12,8 +12,8 @@ from loractl.config.validation import keys
 
 
 def reference_table() -> str:
-    """Every setting as a row of a Markdown table: key, what it takes, default, meaning."""
-    lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    """Every setting as a row of a Markdown table: key, accepted values, default, meaning."""
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for key in keys():
         info = _find_field(key)
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
@@ -27,7 +27,7 @@ def reference_table() -> str:
 
 
 def with_reference(text: str) -> str:
-    """Replace what is between the markers of a Markdown text by the reference table."""
+    """Replace the text between the markers of a Markdown document with the reference table."""
     begin, end = "<!-- config-reference -->", "<!-- /config-reference -->"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
@@ -46,7 +46,7 @@ def _find_field(key: str) -> Any:
 
 
 def _word_absence(key: str) -> str:
-    """' (... not available in this version)' for what no code serves."""
+    """' (... not available in this version)' for values that are not implemented."""
     for refused_key, refused in NOT_YET.items():
         if key == refused_key or key.startswith(f"{refused_key}."):
             what = f"{', '.join(map(str, refused))}: " if refused is not None else ""

@@ -1,7 +1,7 @@
-"""Strict YAML: a text becomes plain values that know their lines, and plain values become a text.
+"""Strict YAML: text to plain values with line numbers, and plain values back to text.
 
-Only text, numbers, true/false, null, lists and mappings exist here. No constructor is inherited, so
-there is nothing that a tag could call; what to make of the values is the business of `loader`.
+Only strings, numbers, true/false, null, lists and mappings exist here. No constructor is inherited,
+so there is nothing that a tag could call. Interpreting the values is left to `loader`.
 """
 
 import re
@@ -18,12 +18,12 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 DEEPEST = 20
-MOST_VALUES = 20_000  # PyYAML composes about 20 000 values a second; a config has less than 200
+MOST_VALUES = 20_000  # PyYAML composes about 20,000 values per second; a config has fewer than 200
 
 _TOO_DEEP = f"found values nested deeper than {DEEPEST} levels"
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_PLAIN = {  # what an unquoted word means; YAML 1.1 would also take yes, on, 1:30, 010 and dates
+_PLAIN = {  # what an unquoted word means; YAML 1.1 also knows yes, on, 1:30, 010 and dates
     "bool": re.compile(r"(?i:true|false)$"),
     "null": re.compile(r"(?:~|null|Null|NULL|)$"),
     "int": re.compile(rf"[-+]?{_DIGITS}$"),
@@ -34,15 +34,15 @@ _PLAIN = {  # what an unquoted word means; YAML 1.1 would also take yes, on, 1:3
 }
 _HINTS = {
     "'\\t'": "indent with spaces, not tabs",
-    "mapping values are not allowed": "check the indentation, or put the text in quotes",
-    "cannot start any token": "put the text in quotes",
+    "mapping values are not allowed": "check the indentation, or put the value in quotes",
+    "cannot start any token": "put the value in quotes",
     "could not find expected ':'": "write `key: value`, and check the indentation",
     "but found '<block mapping start>'": "check the indentation",
 }
 
 
 class YamlProblem(Exception):
-    """What is wrong with the text, and where (both counted from 1; column 0: the whole line)."""
+    """A problem with the text and its position (counted from 1; column 0: the whole line)."""
 
     def __init__(self, message: str, line: int, column: int = 0) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class YamlProblem(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """The value of a text and the line of each key: `lora.rank`, `data.train[0].path`."""
+    """The value of a document and the line of each key: `lora.rank`, `data.train[0].path`."""
 
     value: Any
     lines: dict[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Document:
 
 
 def parse(text: str) -> Document:
-    """Read one YAML document; raise YamlProblem where it is not one, or not a plain one."""
+    """Read one YAML document; raise YamlProblem if it is invalid or uses tags or aliases."""
     try:
         composer = _Composer(text)
         root = composer.compose_only_document()
@@ -73,13 +73,13 @@ def parse(text: str) -> Document:
 
 
 def dump(value: Mapping[str, Any]) -> str:
-    """Write plain values as a text that `parse`, and any YAML 1.1 reader, takes for the same."""
+    """Write plain values as text that `parse`, and any YAML 1.1 reader, reads back unchanged."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     return str(text)
 
 
 def scalar(text: str) -> str:
-    """One text as YAML on one line, quoted where it needs it."""
+    """A string as YAML on one line, quoted if necessary."""
     return dump({"k": text}).partition(": ")[2].strip()
 
 
@@ -124,7 +124,7 @@ class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
         return node
 
     def fetch_flow_collection_start(self, kind: Any) -> None:
-        # the scanner reads ahead of compose_node, in time quadratic in the depth
+        # The scanner reads ahead of compose_node, in time quadratic in the depth.
         scanner: Any = super()
         if self.flow_level > DEEPEST:
             raise YamlProblem(_TOO_DEEP, self.line + 1, self.column + 1)
@@ -132,7 +132,7 @@ class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or our own reading would take for something else."""
+    """Quotes every string that YAML 1.1 or `parse` would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -200,7 +200,7 @@ def _scalar_value(node: ScalarNode) -> Any:
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if "\0" in text or any(0xD800 <= ord(char) <= 0xDFFF for char in text):
-        raise _problem_at("found an escaped character that no text can hold", node)
+        raise _problem_at("found an escaped character that is not allowed in text", node)
     return text
 
 

@@ -1,10 +1,10 @@
-"""What other tools call our settings, and what they have that is no setting here.
+"""Other tools' names for our settings, and their settings that do not exist here.
 
 LLaMA-Factory, axolotl, unsloth, TRL/transformers, PEFT, torchtune, litgpt, mlx-lm and ms-swift, as
-of autumn 2026. These words only lead to a better error message: a setting has one name.
+of autumn 2026. These names only improve error messages: each setting has one name.
 """
 
-KEYS = {  # their word -> "our key", or "our key: the value that means it"
+KEYS = {  # their name -> "our key", or "our key: the equivalent value"
     # the base model
     "model_name_or_path": "model.name_or_path",
     "base_model": "model.name_or_path",
@@ -202,7 +202,7 @@ KEYS = {  # their word -> "our key", or "our key: the value that means it"
     "data_seed": "seed",
 }
 
-NO_SETTING = {  # their word -> what to do in its place
+NO_SETTING = {  # their name -> what to do instead
     "template": "the model's own chat template is used",
     "chat_template": "the model's own chat template is used",
     "chat_template_path": "the model's own chat template is used",
@@ -213,15 +213,15 @@ NO_SETTING = {  # their word -> what to do in its place
     "resume_adapter_file": "continue a run with `loractl train CONFIG --resume`",
     "auto_resume_from_checkpoints": "continue a run with `loractl train CONFIG --resume`",
     "overwrite_output_dir": "replace a run with `loractl train CONFIG --overwrite`",
-    "hub_token": "set HF_TOKEN in the environment; a config holds no secrets",
-    "hf_token": "set HF_TOKEN in the environment; a config holds no secrets",
-    "token": "set HF_TOKEN in the environment; a config holds no secrets",
+    "hub_token": "set HF_TOKEN in the environment; keep secrets out of configs",
+    "hf_token": "set HF_TOKEN in the environment; keep secrets out of configs",
+    "token": "set HF_TOKEN in the environment; keep secrets out of configs",
     "bias": "biases are not trained",
     "lora_bias": "biases are not trained",
     "task_type": "every run trains a causal language model",
 }
 
-VALUES = {  # their value -> ours, where the setting takes it
+VALUES = {  # their value -> ours, where the setting accepts it
     "bf16": "bfloat16",
     "fp16": "float16",
     "half": "float16",

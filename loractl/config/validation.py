@@ -1,7 +1,7 @@
-"""Plain values -> RunConfig, or what is wrong with them: every key at once, in words of our own.
+"""Plain values -> RunConfig, or what is wrong with them: all keys at once, in our own words.
 
-pydantic decides what is wrong; its own messages, which speak of Python types, are never shown.
-Lines and files are the business of `loader`.
+pydantic decides what is wrong; its own messages, which mention Python types, are never shown.
+Lines and files are left to `loader`.
 """
 
 import copy
@@ -24,19 +24,19 @@ Problem = tuple[str, str]
 
 @dataclass
 class Checked:
-    """The settings that are right, with defaults for the others, and the problems."""
+    """The valid settings, with defaults for the others, and the problems."""
 
     config: RunConfig | None = None
     problems: list[Problem] = field(default_factory=list)
     doubtful: set[str] = field(default_factory=set)
 
     def is_doubtful(self, key: str) -> bool:
-        """Whether the value of this key in `config` may not be what the user meant."""
+        """Whether the value of this key in `config` may differ from what the user meant."""
         return any(key == other or key.startswith(f"{other}.") for other in self.doubtful)
 
 
 def check(data: dict[Any, Any]) -> Checked:
-    """Validate the values of a config file; wrong ones are named, and the others still read."""
+    """Validate the values of a config file; report the wrong ones and still read the others."""
     checked = Checked()
     known = copy.deepcopy(data)
     for section, above, name in _take_unknown_(RunConfig, known, ""):
@@ -44,7 +44,7 @@ def check(data: dict[Any, Any]) -> Checked:
         if meant is not None:
             checked.doubtful.add(meant)
             if _is_set(data, meant):
-                message += "; that one is set as well, so remove this one"
+                message += "; that key is set as well, so remove this one"
         checked.problems.append((_join_key(above, name), f"unknown key; {message}"))
     try:
         checked.config = RunConfig.model_validate(known)
@@ -57,7 +57,7 @@ def check(data: dict[Any, Any]) -> Checked:
 
 
 def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[str, str | None]:
-    """Say what to do about an unknown key of a section; the second is the key it stands for."""
+    """Advice about an unknown key of a section, and the key that was probably meant."""
     word = name.lower().replace("-", "_")[:100]
     if word in section.model_fields:
         return f"did you mean {word}?", _join_key(above, word)
@@ -80,7 +80,7 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
 
 
 def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
-    """Every dotted key of a section, and of those in it, in the order of `settings`."""
+    """Every dotted key of a section and its subsections, in the order of `settings`."""
     names: list[str] = []
     for name, info in section.model_fields.items():
         names.append(_join_key(above, name))
@@ -92,7 +92,7 @@ def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
 def _take_unknown_(
     section: type[Section], values: dict[Any, Any], above: str
 ) -> Iterator[tuple[type[Section], str, str]]:
-    """Remove the keys that no section has; yield each with its section and where that is."""
+    """Remove unknown keys; yield each with its section and the path of that section."""
     for name in list(values):
         if name not in section.model_fields:
             del values[name]
@@ -112,7 +112,7 @@ def _take_unknown_(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an error of pydantic is: a key, the setting it is in, and what is expected there."""
+    """The place of a pydantic error: a key, the setting it is in, and what is expected there."""
 
     key: str
     setting: tuple[str, ...]
@@ -125,7 +125,7 @@ class _Place:
 
 
 def _error_places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
-    """One place a key. Of a list that is nearly right only the wrong items are kept."""
+    """One place per key. For a list with some wrong items, only those items are kept."""
     places: dict[str, _Place] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         place = _locate_error(item["loc"], data, is_missing=item["type"] == "missing")
@@ -138,8 +138,8 @@ def _error_places(error: ValidationError, data: dict[Any, Any]) -> list[_Place]:
 
 
 def _locate_error(loc: tuple[int | str, ...], data: dict[Any, Any], *, is_missing: bool) -> _Place:
-    """Follow the location through values and types; names that pydantic gives to the branches of a
-    union are in neither and are passed over."""
+    """Follow the location through values and types, skipping the names that pydantic gives to the
+    branches of a union, which are in neither."""
     place = _Place("", (), data, RunConfig, ())
     for name in loc:
         value, alternatives = place.value, branches(place.kind, place.bounds)
@@ -173,13 +173,13 @@ def _add_problems_(checked: Checked, place: _Place) -> None:
     if not place.is_missing:
         checked.problems.append((place.key, _word_complaint(place, required)))
     for key, info in required.items() if place.is_missing else ():
-        if not checked.is_doubtful(key):  # no other tool's word for it was found
+        if not checked.is_doubtful(key):  # no other tool's name for it was found
             checked.problems.append((key, f"not set, but required: {info.description}"))
     checked.doubtful.add(".".join(place.setting))
 
 
 def _required_settings(place: _Place) -> dict[str, FieldInfo]:
-    """The settings that have no default: this one, or those of this section."""
+    """The settings without a default: this one, or those of this section."""
     section = _as_section(place.kind)
     if section is None:
         return {place.key: place.info} if place.info and place.info.is_required() else {}
@@ -205,13 +205,13 @@ def _suggest_fix(place: _Place, required: dict[str, FieldInfo]) -> str:
         is_plain = not isinstance(default, Section)
         return f"; remove the line to use the default{f', {default}' if is_plain else ''}"
     if isinstance(value, str) and _as_section(place.kind):
-        return f"; write {next(iter(required), place.key)} or its other keys, one a line below"
+        return f"; write {next(iter(required), place.key)} or its other keys, one per line below it"
     if isinstance(value, str):
         return _nearest_choice(value, choices(place.kind)) or _quotes_hint(value, kinds)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return f"; write {value:.0f}"
     if isinstance(value, bool | int | float) and str in kinds:
-        return "; put a text that looks like a number in quotes"
+        return "; put a string that looks like a number in quotes"
     return ""
 
 
@@ -232,7 +232,7 @@ def _quotes_hint(value: str, kinds: list[Any]) -> str:
 
 
 def _without_wrong(data: dict[Any, Any], places: list[_Place]) -> RunConfig | None:
-    """Read the settings again with defaults for the wrong ones, and `?` for those without."""
+    """Read the settings again, with defaults for the wrong ones and `?` where there is none."""
     for place in places:
         values: Any = data
         for name in place.setting[:-1]:
@@ -265,7 +265,7 @@ def _is_set(data: Any, key: str) -> bool:
 
 
 def _unless_served(theirs: str) -> str:
-    """', but not available ...' for the key or `key: value` that stands for another tool's word."""
+    """', but not available ...' if the key or `key: value` is not implemented, else ''."""
     key, _, value = theirs.partition(" (")[0].partition(": ")
     for refused_key, refused in NOT_YET.items():
         if f"{key}.".startswith(f"{refused_key}.") and (refused is None or value in refused):

@@ -1,4 +1,4 @@
-"""What became of the rows that were read: counts, lengths, and lines of those cut or left out."""
+"""What happened to the rows read: counts, lengths, and the lines of those cut or left out."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ BARS = 10
 
 @dataclass
 class Lines:
-    """How many rows something happened to, and where the first thousand of them stand."""
+    """How many rows something happened to, and where the first thousand of them are."""
 
     count: int = 0
     first: list[int | str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Lines:
 
 @dataclass
 class Account:
-    """What became of one source; goes to data.json."""
+    """What happened to one source; goes to data.json."""
 
     path: str
     sha256: str
@@ -44,27 +44,27 @@ class Account:
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0  # tokens of the longest row as read
-    keeps_99_percent: int = 0  # the max_length that leaves 99 % of the rows whole
+    keeps_99_percent: int = 0  # the max_length that keeps 99% of the rows whole
     lengths: list[tuple[int, int]] = field(default_factory=list)  # (up to tokens, rows)
     truncated: Lines = field(default_factory=Lines)
-    lost_answer: Lines = field(default_factory=Lines)  # too long, with trained tokens beyond
+    lost_answer: Lines = field(default_factory=Lines)  # too long: trained tokens past max_length
     dropped: Lines = field(default_factory=Lines)  # longer than max_length
     untrained: Lines = field(default_factory=Lines)  # left out: no trained token
-    weight: float = 1.0  # how often an epoch takes each row
+    weight: float = 1.0  # how often an epoch uses each row
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Account":
-        """Read what `as_dict` gave."""
+        """Rebuild an account from the result of `as_dict`."""
         names = ("truncated", "lost_answer", "dropped", "untrained")
         lines = {name: Lines(**content[name]) for name in names}
         lengths = [(upper, count) for upper, count in content["lengths"]]
         return Account(**{**content, **lines, "lengths": lengths})
 
     def measure_(self, found: Counter[int]) -> None:
-        """Fill in what the lengths of all rows say: length -> how many rows have it."""
+        """Fill in the length statistics of all rows; `found` maps each length to its row count."""
         self.longest = max(found, default=0)
         self.keeps_99_percent = quantile(found, 0.99)
         self.lengths = histogram(found)
@@ -81,7 +81,7 @@ def quantile(found: Counter[int], share: float) -> int:
 
 
 def histogram(found: Counter[int]) -> list[tuple[int, int]]:
-    """(upper length, rows) of at most ten bars of equal, round width."""
+    """At most ten bars of equal, round width, as (upper length, rows)."""
     longest = max(found, default=0)
     if not longest:
         return []
@@ -95,10 +95,10 @@ def histogram(found: Counter[int]) -> list[tuple[int, int]]:
 
 
 def warnings(account: Account, *, max_length: int) -> list[str]:
-    """What a person should know about an account before training: a line each."""
+    """What a user should know about an account before training, one line each."""
     notes = []
     cut = account.lost_answer.count
-    keeps = f"; data.max_length {account.keeps_99_percent} would keep 99 % of the rows whole"
+    keeps = f"; data.max_length {account.keeps_99_percent} would keep 99% of the rows whole"
     for lines, what in (
         (
             account.truncated,
@@ -107,7 +107,7 @@ def warnings(account: Account, *, max_length: int) -> list[str]:
         (account.dropped, f"left out: longer than {max_length} tokens{keeps}"),
         (
             account.untrained,
-            "left out: no trained token (no assistant answer, or it was cut off)",
+            "left out: no trained tokens (no assistant answer, or it was cut off)",
         ),
     ):
         if lines.count:

@@ -1,7 +1,7 @@
 """Order, packing and batching: examples -> windows of micro-batches, resumable at any of them.
 
-A window is what one optimizer step takes: `batch_size * accumulation` rows. Which rows it holds is
-a pure function of (seed, epoch, index) and does not depend on how it is cut into micro-batches.
+A window holds the rows of one optimizer step: `batch_size * accumulation` of them. Which rows they
+are is a pure function of (seed, epoch, index), however the window is cut into micro-batches.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from loractl.records import UNTRAINED, Batch, DataState, Example
 from loractl.world import ALONE, World
 
 BUCKETS = 64
-"""Windows whose rows are sorted by length together where rows are padded."""
+"""How many windows have their rows sorted by length together when rows are padded."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """How examples become windows."""
 
-    batch_size: int  # rows a micro-batch
-    accumulation: int  # micro-batches a window
+    batch_size: int  # rows per micro-batch
+    accumulation: int  # micro-batches per window
     max_length: int
     packing: bool
     seed: int = 0
     parts: tuple[tuple[int, float], ...] = ()
-    """Of a mixture: how many examples each source has, and how often an epoch takes them."""
+    """For a mixture: how many examples each source has, and how often an epoch uses them."""
 
     @property
     def window(self) -> int:
@@ -52,7 +52,7 @@ def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> Rows
 
 
 def _generator_of(seed: int, epoch: int) -> np.random.RandomState:
-    """numpy's legacy generator: its streams are frozen, so an order holds for later versions."""
+    """numpy's legacy generator: its streams are frozen, so later versions keep the same order."""
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, dtype="<u4").astype(np.uint32))
 
@@ -60,7 +60,7 @@ def _generator_of(seed: int, epoch: int) -> np.random.RandomState:
 def _draw_indices(
     count: int, parts: tuple[tuple[int, float], ...], rng: np.random.RandomState
 ) -> Indices:
-    """Indices of an epoch: those of a source of weight 2 twice, of weight 0.5 a random half."""
+    """Indices of an epoch: a source of weight 2 appears twice, of weight 0.5 a random half."""
     if not parts:
         return np.arange(count, dtype=np.int32)
     assert sum(size for size, _ in parts) == count, (parts, count)
@@ -76,10 +76,10 @@ def _draw_indices(
 def _bucket_by_length(
     order: Indices, lengths: Indices, window: int, rng: np.random.RandomState
 ) -> Indices:
-    """Let each window hold examples of like length: little padding, windows in random order.
+    """Give each window examples of similar length, to save padding; windows in random order.
 
-    The examples of `BUCKETS` windows are sorted together; what is left over makes the smaller
-    window at the end of the epoch.
+    The examples of `BUCKETS` windows are sorted together; the remainder makes a smaller window at
+    the end of the epoch.
     """
     whole = len(order) - len(order) % window
     found = [order[whole:]]
@@ -92,8 +92,8 @@ def _bucket_by_length(
 
 
 class Epochs:
-    """`epoch_rows` of some examples, which keeps those of one epoch: a run counts the steps of its
-    epochs before it takes the first of them."""
+    """`epoch_rows` of some examples, with those of one epoch cached: a run counts the steps of all
+    its epochs before it starts the first."""
 
     def __init__(self, examples: Sequence[Example], plan: BatchPlan) -> None:
         self.examples, self.plan = examples, plan
@@ -106,10 +106,10 @@ class Epochs:
 
 
 def count_windows(epochs: Epochs, count: float) -> int:
-    """Optimizer steps that `count` passes take; the last window of a pass may be smaller."""
+    """The optimizer steps in `count` passes; the last window of a pass may be smaller."""
     whole, window = math.floor(count), epochs.plan.window
     steps = 0
-    for epoch in reversed(range(math.ceil(count))):  # the first one last: it is kept
+    for epoch in reversed(range(math.ceil(count))):  # the first one last: it stays cached
         rows = len(epochs.rows(epoch))
         part = 1 if epoch < whole else count - whole
         steps += math.ceil(rows * part / window - 1e-9)
@@ -119,10 +119,10 @@ def count_windows(epochs: Epochs, count: float) -> int:
 def windows(
     epochs: Epochs, start: DataState, world: World = ALONE
 ) -> Iterator[tuple[list[Batch], DataState]]:
-    """Yield windows without end, from `start` on, each with the state right after it.
+    """Yield windows endlessly from `start`, each with the state right after it.
 
-    A process takes its share of the rows of every micro-batch: the states, and all processes' rows
-    together, are the same for any number of them.
+    A process takes its share of the rows of every micro-batch; the states, and the rows of all
+    processes together, are the same for any number of processes.
     """
     examples, plan, state = epochs.examples, epochs.plan, start
     while True:
@@ -137,8 +137,8 @@ def windows(
 
 
 def in_order(examples: Sequence[Example], plan: BatchPlan, world: World = ALONE) -> Iterator[Batch]:
-    """Every example once, or those of this process, longest rows first: for evaluation, so that
-    memory peaks at the start."""
+    """Every example once, or this process's share of them, longest rows first so that memory peaks
+    at the start: for evaluation."""
     lengths = lengths_of(examples)
     by_length = np.argsort(-lengths, kind="stable").astype(np.int32)
     rows = pack(lengths, plan.max_length) if plan.packing else Rows.singles(by_length)
@@ -149,7 +149,7 @@ def in_order(examples: Sequence[Example], plan: BatchPlan, world: World = ALONE)
         for batch in micro_batches(
             examples, rows[start : start + plan.batch_size], plan.batch_size, world
         ):
-            yield replace(batch, examples=())  # these are not numbers in the data that is trained
+            yield replace(batch, examples=())  # its indices are not into the training data
 
 
 def micro_batches(
@@ -158,8 +158,8 @@ def micro_batches(
     batch_size: int,
     world: World = ALONE,
 ) -> list[Batch]:
-    """Cut rows into micro-batches of like length, so that little of them is padding; of each the
-    rows of this process, if it has any there."""
+    """Cut rows into micro-batches of similar length, to save padding, and keep this process's rows
+    of each; micro-batches in which it has none are left out."""
     read = [([examples[index] for index in row], row) for row in rows]
     read.sort(key=lambda one: sum(len(example.ids) for example in one[0]), reverse=True)
     wholes = [read[start : start + batch_size] for start in range(0, len(read), batch_size)]
@@ -179,7 +179,7 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     shape = (len(rows), length)
     input_ids = torch.zeros(
         shape, dtype=torch.int64
-    )  # padding is told by its place, never by its id
+    )  # padding is known by its position, never by its id
     labels = torch.full(shape, UNTRAINED, dtype=torch.int64)
     position_ids = torch.zeros(shape, dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -192,8 +192,8 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
             position_ids[number, start:end] = torch.arange(end - start)
             start = end
         if len(row) == 1:
-            # Counting on through the padding keeps a plain causal mask, the fast one; a real token
-            # never looks ahead at it.
+            # Counting on through the padding keeps the mask plainly causal, which is fastest; no
+            # real token attends ahead to the padding.
             position_ids[number] = torch.arange(length)
         else:
             position_ids[number, start:] = torch.arange(length - start)

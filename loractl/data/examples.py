@@ -1,4 +1,4 @@
-"""A source of rows -> tokenised examples in a store, and an account of what became of them."""
+"""A source of rows -> tokenized examples in a store, and an account of what happened to them."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ from loractl.records import UNTRAINED, Conversation
 
 BATCH = 256
 BATCH_CHARACTERS = 400_000
-"""Rows and text tokenised in one call: enough for the tokenizer's threads, few enough to hold."""
+"""Rows and characters tokenized in one call: enough to keep the tokenizer's threads busy, few
+enough to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Reading:
     train_on: str
     too_long: str
     columns: dict[str, str] = field(default_factory=dict)
-    split: str | None = None  # of a hub data set
-    held_out: float | None = None  # a share of the rows is kept apart by their content
+    split: str | None = None  # of a hub dataset
+    held_out: float | None = None  # share of the rows held out, chosen by content
     part: str = "all"  # with held_out: "train" or "eval"
 
     def takes(self, conversation: Conversation) -> bool:
@@ -44,9 +45,9 @@ class Reading:
 def load(
     name: str, tokenizer: Tokenizer, reading: Reading, *, cache: Cache | None = None
 ) -> tuple[Store, Account]:
-    """Tokenise a source, or take its store from the cache.
+    """Tokenize a source, or take its store from the cache.
 
-    Raises DataError with every bad row, the first ten of them named, or when none can be trained.
+    Raises DataError for bad rows, naming the first ten, or if no row can be trained on.
     """
     print_of_content = sources.fingerprint(name, reading.split)
     account = Account(path=name, sha256=print_of_content, format=reading.format)
@@ -63,11 +64,11 @@ def load(
 
 
 def _store_key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str:
-    """A hash of all that decides about ids and labels: rows, template, settings and this code."""
+    """A hash of all that determines ids and labels: rows, template, settings and this code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = {
         "content": content,
-        "name": name,  # stands in messages and in the index
+        "name": name,  # appears in messages and in the index
         "reading": asdict(reading),
         "tokenizer": backend.to_str() if backend is not None else repr(tokenizer),
         "template": tokenizer.chat_template,
@@ -78,7 +79,7 @@ def _store_key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) 
 
 
 def _code_sha256() -> str:
-    """A hash of this room's own source: a store that older code made is made again."""
+    """A hash of this package's own source: a store made by older code is rebuilt."""
     found = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
@@ -88,9 +89,9 @@ def _code_sha256() -> str:
 def conversations(
     name: str, reading: Reading, on_error: Callable[[str], None]
 ) -> Iterator["Found"]:
-    """Yield (row, conversation, format) of every good row of the part that is read.
+    """Yield (row, conversation, format) for every good row of the part that is read.
 
-    The format of the first row is that of the source. A bad row is told to `on_error`.
+    The first row decides the format of the source. Bad rows are reported to `on_error`.
     """
     format = reading.format
     for row in sources.read(name, reading.split):
@@ -111,7 +112,8 @@ def conversations(
 
 
 def _detect_format(row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
-    """The format of a source, from its first row; of none, every other row would fail alike."""
+    """The format of a source, from its first row. Raises DataError if that has none, since every
+    other row would fail the same way."""
     try:
         return rows.detect(fields, reading.columns)
     except rows.RowError as error:
@@ -119,18 +121,18 @@ def _detect_format(row: sources.Row, fields: Mapping[str, Any], reading: Reading
 
 
 def _other_format(fields: Any, format: str) -> str:
-    """Say when a bad row is a good one of another format than the rows before it."""
+    """A hint for a bad row that would be good in another format than the rows before it."""
     try:
         other = rows.detect(fields)
     except rows.RowError:
         return ""
     if other == format or format == "auto":
         return ""
-    return f"; the row looks like {other}, the file's rows are {format}"
+    return f"; the row looks like {other}, but the file's rows are {format}"
 
 
 class TooLongError(DataError):
-    """Rows are longer than max_length, which is an error; the account says how long all are."""
+    """Rows are longer than max_length, which is an error; the account has the lengths of all."""
 
     def __init__(self, message: str, account: Account) -> None:
         super().__init__(message)
@@ -138,7 +140,7 @@ class TooLongError(DataError):
 
 
 Found = tuple[sources.Row, Conversation, str]
-"""A row, what it holds, and the format in which it was read."""
+"""A row, the conversation it holds, and the format it was read in."""
 
 
 class _BadRows:
@@ -186,7 +188,7 @@ def _tokenise_rows(
 
 
 def in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """Rows to tokenise together: a token takes some 250 bytes there, its place in the text most."""
+    """Rows to tokenize together: a token takes about 250 bytes there, most of them for offsets."""
     batch: list[Found] = []
     characters = 0
     for one in found:
@@ -233,10 +235,10 @@ def _n_trained(labels: list[int]) -> int:
 
 
 def _refuse_empty(account: Account, reading: Reading) -> None:
-    """Refuse what is too long where that is an error, and what leaves nothing to train."""
+    """Raise if rows are too long and that is an error, or if nothing is left to train on."""
     name, dropped = account.path, account.dropped
     over = f"longer than data.max_length {reading.max_length} (the longest has {account.longest}"
-    over += f" tokens; {account.keeps_99_percent} would keep 99 % of the rows)"
+    over += f" tokens; {account.keeps_99_percent} would keep 99% of the rows)"
     if dropped.count and reading.too_long == "error":
         fix = "raise it, or set data.too_long to truncate or drop"
         lost = f"{account.lost_answer.count} of them would lose tokens of an answer"
@@ -247,10 +249,10 @@ def _refuse_empty(account: Account, reading: Reading) -> None:
     if not account.rows and reading.held_out is not None:
         raise DataError(
             f"data.eval: a share of {reading.held_out} leaves no row of {name} to"
-            f" {'evaluate' if reading.part == 'eval' else 'train'}; change it"
+            f" {'evaluate' if reading.part == 'eval' else 'train'} on; change it"
         )
     if not account.examples:
         raise DataError(
             f"{name}: nothing to train on: no row has a trained token (train_on:"
-            f" {reading.train_on} trains what the assistant answers)"
+            f" {reading.train_on} trains assistant answers)"
         )

@@ -1,7 +1,7 @@
-"""Data sets of the datasets library -> rows: ids on the hub, and what `save_to_disk` wrote.
+"""Datasets of the datasets library -> rows: hub ids, and directories written by `save_to_disk`.
 
-The only importer of datasets. No code that a data set brings is ever run: the library has no way to
-do so since version 4.
+The only module that imports datasets. Code shipped with a dataset is never run: since version 4
+the library has no way to do so.
 """
 
 import os
@@ -26,7 +26,7 @@ def is_saved(directory: Path) -> bool:
 def read_saved(directory: Path, split: str | None) -> Iterator[Row]:
     """Yield the rows of a directory that `save_to_disk` wrote, numbered from 1. Raises DataError.
 
-    Without `split`: its split train, or the only one it has.
+    Without `split`: the split train, or the only one there is.
     """
     import datasets  # type: ignore[import-untyped]
 
@@ -36,18 +36,20 @@ def read_saved(directory: Path, split: str | None) -> Iterator[Row]:
         names = list(found)
         wanted = split or (names[0] if len(names) == 1 else "train")
         if wanted not in found:
-            raise DataError(f"{directory}: no split {wanted}, found {', '.join(names)}; set split")
+            raise DataError(
+                f"{directory}: no split {wanted}, found {', '.join(names)}; set split to one"
+            )
         found = found[wanted]
     elif split not in (None, "train"):
-        raise DataError(f"{directory}: no split {split}, the data set has no splits; remove split")
+        raise DataError(f"{directory}: no split {split}, the dataset has no splits; remove split")
     with _errors_worded(directory, _what_failed):
         yield from _number_rows(found, str(directory))
 
 
 def read_streamed(name: str, split: str | None) -> Iterator[Row]:
-    """Yield the rows of a data set on the hub, numbered from 1, as they arrive. Raises DataError.
+    """Yield the rows of a dataset on the hub, numbered from 1, as they arrive. Raises DataError.
 
-    What was downloaded into the cache of datasets before is read from there without a connection.
+    Data already in the cache of datasets is read from there, without a connection.
     """
     import datasets
 
@@ -61,12 +63,12 @@ def read_streamed(name: str, split: str | None) -> Iterator[Row]:
 
 
 def revision(name: str) -> str:
-    """The commit at which a data set on the hub stands. Raises DataError."""
+    """The current commit of a dataset on the hub. Raises DataError."""
     import datasets
 
     identity, configuration = _split_name(name)
     with _errors_worded(name, partial(_way_out, name)):
-        # The hash of a builder is the commit, and of one in the cache the commit it was made from.
+        # A builder's hash is the commit; for a cached one, the commit it was made from.
         return str(datasets.load_dataset_builder(identity, configuration).hash)
 
 
@@ -84,8 +86,8 @@ def _number_rows(found: Any, path: str) -> Iterator[Row]:
 def _errors_worded(name: str | Path, word: Callable[[Exception], str]) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError.
 
-    Caught as broadly as can be, here only: what comes through datasets, its HTTP client, fsspec and
-    pyarrow has no class in common, and none of it is about our own code.
+    Caught this broadly here only: errors raised through datasets, its HTTP client, fsspec and
+    pyarrow have no class in common, and none of them is about our own code.
     """
     try:
         yield
@@ -94,7 +96,7 @@ def _errors_worded(name: str | Path, word: Callable[[Exception], str]) -> Iterat
 
 
 def _way_out(name: str, error: Exception) -> str:
-    """What went wrong, told from the words of datasets 5.2, and what to do about it."""
+    """What went wrong, recognized by the wording of datasets 5.2, and how to fix it."""
     identity, said = _split_name(name)[0], str(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     no_path = f"neither a path here (resolved to {os.path.abspath(name)})"
@@ -103,20 +105,20 @@ def _way_out(name: str, error: Exception) -> str:
         return f"gated: accept its terms at {page}, then run hf auth login"
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         fix = "check the name, or run hf auth login if it is private"
-        return f"{no_path} nor a data set of the hub that you may read; {fix}"
+        return f"{no_path} nor a hub dataset that you can read; {fix}"
     if listed := re.search(r"[Cc]onfig.*vailable[^\[:]*: \[(.*)\]", said, re.DOTALL):
         names = listed[1].replace("'", "")
         return f"its configurations are {names}; name one, as in {identity}:NAME"
     if "Bad split" in said or "Unknown split" in said:
         return f"{said.splitlines()[0]}; set split to one of them"
     if "scripts are no longer supported" in said:
-        return "is made by code of its own, which is never run; use a copy in Parquet or JSON"
+        return "is built by a script of its own, which is never run; use a Parquet or JSON copy"
     if kinds & {"ConnectionError", "TimeoutException", "ConnectError"}:
         offline = " (HF_HUB_OFFLINE is set)" if _is_offline() else ""
         fetch = f"hf download --repo-type dataset {identity} --local-dir DIR"
         return (
             f"{no_path} nor in the cache, and the hub cannot be reached{offline}; check the name,"
-            f" or run {fetch} where it can and give DIR"
+            f" or run {fetch} on a machine that reaches it and use DIR"
         )
     return _what_failed(error)
 

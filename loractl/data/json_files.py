@@ -1,6 +1,6 @@
-"""JSON -> rows, never held all at once: JSON lines, an array, or {"data": an array}.
+"""JSON -> rows, streamed: JSON lines, an array, or {"data": an array}.
 
-What only spoils one row is that row's error; what leaves the rest unreadable raises DataError.
+A fault within one row is that row's error; one that makes the rest unreadable raises DataError.
 """
 
 import codecs
@@ -19,20 +19,20 @@ CHUNK = 1 << 18
 """Characters of an array read at once."""
 
 LONGEST_TOKEN = 16
-"""A fault this near to the end of what is read may be a cut token: -Infinity, \\ud83d\\ude00."""
+"""A fault this close to the end of the text read may be a cut token: -Infinity, \\ud83d\\ude00."""
 
 _WRAPPED = re.compile(
     rb'\s*\{\s*(?:"\w+"\s*:\s*(?:"[^"\\]*"|[-+.\w]+)\s*,\s*)*"data"\s*:\s*\[\s*\{'
 )
-"""{"data": [{..., with nothing but plain values before it. In JSON lines, too, a row may have a
-field named data; a .jsonl file is therefore never taken for this."""
+"""{"data": [{..., with only plain values before it. A row of JSON lines may have a field named data
+too, so a .jsonl file is never taken for this."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class _Repeated(ValueError):
-    """An object in which a key stands twice: which of the two is meant cannot be told."""
+    """An object with a duplicate key: there is no telling which of the two is meant."""
 
 
 def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,21 +41,22 @@ def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Repeated(f"the key {key!r} stands twice in one object; remove one")
+                raise _Repeated(f"the key {key!r} appears twice in one object; remove one")
             seen.add(key)
     return found
 
 
-# NaN and Infinity, which Python's json writes, are read: where a format wants text they are refused
-# there, and elsewhere they do no harm.
+# NaN and Infinity, which Python's json writes, are accepted: a format that expects text refuses
+# them, and elsewhere they do no harm.
 _STRICT = json.JSONDecoder(object_pairs_hook=_strict_object)
 _PLAIN = json.JSONDecoder()
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file of JSON. Raises DataError.
+    """Yield the rows of a JSON file. Raises DataError.
 
-    What it holds is seen from its beginning, since arrays are named .jsonl and JSON lines .json.
+    The layout is detected from its first bytes, since some arrays are named .jsonl and some JSON
+    lines .json.
     """
     with open_rows(path) as file:
         head = file.peek(HEAD)
@@ -74,8 +75,8 @@ def _read_lines(path: Path, file: io.BufferedReader | gzip.GzipFile) -> Iterator
             continue
         if first and stripped == b"{":
             raise DataError(
-                f"{path}:{number}: not JSON lines, where every row is an object on one line; write"
-                ' it so (jq -c . does), as one JSON array, or as {"data": [rows]} in a .json file'
+                f"{path}:{number}: not JSON lines, which have one object per line; convert it with"
+                ' jq -c ., or write one JSON array or, in a .json file, {"data": [rows]}'
             )
         first = False
         fields, error = _parse_line(raw)
@@ -99,15 +100,15 @@ def _parse_line(raw: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _carriage_hint(error: json.JSONDecodeError) -> str:
-    """Explain what a file looks like whose lines end in a lone CR."""
+    """A hint for a file whose lines end in a lone CR."""
     alone = error.msg == "Extra data" and error.doc[error.pos - 1] == "\r"
-    return "; the lines end in CR alone, save the file with LF" if alone else ""
+    return "; the lines end in CR only, save the file with LF" if alone else ""
 
 
 def _say_unreadable(error: RecursionError | ValueError) -> str:
-    """Word what json raises for nesting beyond the stack and numbers beyond Python's limit."""
+    """Reword json's errors for nesting too deep for the stack and numbers past Python's limit."""
     deep = isinstance(error, RecursionError)
-    return f"not valid JSON: {'nested too deep' if deep else str(error).split(';')[0]}"
+    return f"not valid JSON: {'nested too deeply' if deep else str(error).split(';')[0]}"
 
 
 def _check_fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | None]:
@@ -115,7 +116,7 @@ def _check_fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | N
     if not isinstance(value, dict):
         found = "null" if value is None else type(value).__name__
         return {}, f"found {found}, expected a JSON object"
-    if escaped:  # nothing else can bring a lone surrogate, which no tokenizer takes
+    if escaped:  # only an escape can yield a lone surrogate, which no tokenizer accepts
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -124,7 +125,7 @@ def _check_fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | N
 
 
 class _Values:
-    """JSON values read one after the other, of which no more is held than one and a chunk."""
+    """Reads JSON values one after another, holding no more than one value and one chunk."""
 
     def __init__(self, path: Path, file: io.BufferedReader | gzip.GzipFile) -> None:
         self.path, self.file = path, file
@@ -133,16 +134,16 @@ class _Values:
         self.lines, self.counted = 1, 0  # the line of text[counted]
 
     def line(self) -> int:
-        """The line that has been reached."""
+        """The line reached so far."""
         self.lines += self.text.count("\n", self.counted, self.at)
         self.counted = self.at
         return self.lines
 
     def next(self) -> str:
-        """Pass over white space; the character after it, or nothing at the end of the file."""
+        """Skip whitespace; return the character after it, or "" at the end of the file."""
         while True:
             match = _SPACE.match(self.text, self.at)
-            assert match is not None, "the pattern matches nothing, too"
+            assert match is not None, "the pattern also matches the empty string"
             self.at = match.end()
             if self.at < len(self.text):
                 return self.text[self.at]
@@ -150,14 +151,17 @@ class _Values:
                 return ""
 
     def expect(self, char: str) -> None:
-        """Pass over one character. Raises DataError where another one stands."""
+        """Skip this one character. Raises DataError if another one is there."""
         if (found := self.next()) != char:
             what = f"found {found!r}" if found else "the file ends"
             raise self.broken(f"{what}, expected {char!r}")
         self.at += 1
 
     def value(self) -> tuple[Any, str | None]:
-        """Read a value; with the error that spoils it but not what follows it. Raises DataError."""
+        """Read a value; return it with an error if it is bad but the rest can still be read.
+
+        Raises DataError if the rest cannot be read either.
+        """
         self.next()
         decoder, problem = _STRICT, None
         while True:
@@ -171,30 +175,30 @@ class _Values:
                 self.line()
                 self.at = min(error.pos, len(self.text))
                 raise self.broken(error.msg.removesuffix(" at")) from None
-            except _Repeated as error:  # read it again, to know where it ends
+            except _Repeated as error:  # read it again, to find where it ends
                 decoder, problem = _PLAIN, str(error)
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self.path}:{self.line()}: {_say_unreadable(error)}") from None
             else:
                 if end + LONGEST_TOKEN > len(self.text) and self._read_more():
-                    continue  # a number may go on
+                    continue  # a number may continue
                 if problem is None and _HALF.search(self.text, self.at, end):
                     problem = _check_fields(value, escaped=True)[1]
                 self.at = end
                 return value, problem
 
     def broken(self, what: str) -> DataError:
-        """The error about the place that has been reached."""
+        """The error for the position reached so far."""
         return DataError(f"{self.path}:{self.line()}: not valid JSON: {what}")
 
     def _read_more(self) -> bool:
-        """Let go of what has been passed and read on; whether there was more."""
+        """Drop the text already passed and read on; return whether there was more."""
         if self.ended:
             return False
         self.line()
         rest = self.text[self.at :]
-        # A value longer than a chunk is parsed anew with each: twice as much every time keeps the
-        # sum of these below two more readings.
+        # A value longer than a chunk is parsed again with each chunk: doubling the amount each
+        # time keeps the total below two more readings.
         raw = self.file.read(max(CHUNK, len(rest)))
         self.ended = not raw
         try:
@@ -208,7 +212,7 @@ class _Values:
 
 
 def _read_array(values: _Values) -> Iterator[Row]:
-    """The rows of an array with which the file ends."""
+    """The rows of an array, after which the file must end."""
     yield from _read_items(values)
     if values.next():
         raise values.broken("Extra data after the array")
@@ -232,7 +236,7 @@ def _read_items(values: _Values) -> Iterator[Row]:
 
 
 def _read_wrapped(values: _Values) -> Iterator[Row]:
-    """The rows in the field data of an object; its other fields are passed over."""
+    """The rows in the field data of an object; its other fields are skipped."""
     values.expect("{")
     while True:
         key, _ = values.value()

@@ -1,7 +1,7 @@
-"""Limits on a chat template, a program of others: it runs in transformers' sandbox, and it ends.
+"""Limits on a chat template, which is someone else's program: it runs sandboxed, and it ends.
 
-The sandbox keeps a template from files, imports and private attributes, and `range` from more than
-100,000 turns, but loops in loops may take days.
+transformers' sandbox bars files, imports and private attributes and limits `range` to 100,000
+iterations, but nested loops may still take days.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from loractl.errors import DataError
 
 
 class _Expired(BaseException):
-    """The time is over; no Exception, so that nothing within takes it for one of its own."""
+    """Time is up; not an Exception, so that no code inside catches it as one of its own."""
 
 
 def _raise_expired(number: int, frame: FrameType | None) -> None:
@@ -30,13 +30,13 @@ def _raise_expired(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def within_seconds(seconds: float, what: str) -> Iterator[None]:
-    """Raise DataError when the body computes for longer; it is Python code of the main thread.
+    """Raise DataError if the body, Python code of the main thread, computes for longer.
 
-    Time of the processor, not of the clock: a busy machine makes no template endless. The handler
-    stays where it is: to set it each time would take 16 microseconds in place of 6.
+    CPU time, not wall time: a busy machine does not make a template endless. The handler stays
+    installed: setting it each time would take 16 microseconds instead of 6.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no alarm can be had there
+        yield  # no alarms there
         return
     if signal.getsignal(signal.SIGVTALRM) is not _raise_expired:
         signal.signal(signal.SIGVTALRM, _raise_expired)
@@ -44,14 +44,14 @@ def within_seconds(seconds: float, what: str) -> Iterator[None]:
     try:
         yield
     except _Expired:
-        raise DataError(f"{what} did not end within {seconds:g} seconds, and was stopped") from None
+        raise DataError(f"{what} did not finish within {seconds:g} s and was stopped") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def check_powers(template: Any) -> None:
-    """Raise DataError where a template takes a power: 9**9**9 is one long step of C, which no
-    alarm ends. No template that anyone publishes takes one.
+    """Raise DataError if a template uses a power: 9**9**9 is one long step in C, which no alarm
+    can interrupt. No published template uses one.
     """
     texts = template.values() if isinstance(template, dict) else [template]
     for text in texts:
@@ -65,13 +65,13 @@ def _check_powers(text: str) -> None:
     try:
         tree = environment.parse(text)
     except jinja2.TemplateSyntaxError:
-        return  # told when it is rendered
+        return  # reported when it is rendered
     if tree.find(nodes.Pow) is not None:
-        raise DataError("the chat template takes a power (**), which is not allowed: remove it")
+        raise DataError("the chat template uses a power (**), which is not allowed; remove it")
 
 
 class _Generation(Extension):
-    """The block that transformers adds to jinja, as far as it takes to read what is within."""
+    """The block that transformers adds to jinja, just enough of it to parse its body."""
 
     tags = {"generation"}
 

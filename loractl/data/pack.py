@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 WINDOW = 2048
-"""Examples packed together: enough to fill rows to about 99 %, few enough to start at once."""
+"""Examples packed together: enough to fill rows to about 99%, few enough to start quickly."""
 
 SLACKS = (1, 1 / 7, 1 / 8, 1 / 16, 1 / 128)
 """Shares of a row that may stay empty; 1 is plain first-fit decreasing."""
 
 Indices = npt.NDArray[np.int32]
-"""Indices and lengths of examples: 4 bytes each, of millions."""
+"""Indices and lengths of examples: 4 bytes each, since there may be millions."""
 Counts = npt.NDArray[np.int64]
 
 
@@ -22,9 +22,9 @@ Counts = npt.NDArray[np.int64]
 class Rows(Sequence[list[int]]):
     """Rows of example indices, held as arrays: millions of examples cost 4 bytes each."""
 
-    indices: Indices  # of all rows, one after the other
+    indices: Indices  # of all rows, one after another
     starts: Indices  # where each row begins, and the end of the last
-    order: Indices | None = None  # in which the rows are taken; None: as they lie
+    order: Indices | None = None  # in which the rows are taken; None: as stored
 
     @staticmethod
     def of(rows: Sequence[Sequence[int]]) -> "Rows":
@@ -35,7 +35,7 @@ class Rows(Sequence[list[int]]):
 
     @staticmethod
     def singles(order: Indices) -> "Rows":
-        """A row an example."""
+        """One row per example."""
         return Rows(order, np.arange(len(order) + 1, dtype=np.int32))
 
     def __len__(self) -> int:
@@ -56,15 +56,15 @@ class Rows(Sequence[list[int]]):
 
     def reordered(self, order: Indices) -> "Rows":
         """The rows in another order."""
-        assert self.order is None, "these rows have been reordered before"
+        assert self.order is None, "these rows are already reordered"
         return replace(self, order=order)
 
 
 def pack(lengths: Sequence[int] | Indices, max_length: int, *, window: int = WINDOW) -> Rows:
     """Put example indices into rows, the longest first, within each window of `window` examples.
 
-    Every index appears once; no row exceeds max_length tokens. Ties keep the order given, so that
-    the result is a function of its arguments alone.
+    Every index appears once; no row exceeds max_length tokens. Ties keep the given order, so the
+    result is a function of the arguments alone.
     """
     sizes = np.asarray(lengths, dtype=np.int32)
     if not len(sizes):
@@ -81,26 +81,26 @@ def pack(lengths: Sequence[int] | Indices, max_length: int, *, window: int = WIN
 
 
 def _best_slack(sizes: Indices, max_length: int) -> int:
-    """The slack that gives the fewest rows: tried out on one window, held for all.
+    """The slack that gives the fewest rows: tried on one window, used for all.
 
     On 7,473 GSM8K examples first-fit decreasing alone fills rows of 512, 1,024 and 2,048 tokens to
-    96.5, 97.6 and 98.6 %; with the best slack they are filled to 98.5, 99.0 and 99.5 %.
+    96.5, 97.6 and 98.6%; with the best slack they are filled to 98.5, 99.0 and 99.5%.
     """
     slacks = [int(share * max_length) for share in SLACKS]
     return min(slacks, key=lambda slack: len(_fill_rows(sizes, max_length, slack)[1]))
 
 
 def _fill_rows(sizes: Indices, max_length: int, slack: int) -> tuple[Indices, Indices]:
-    """Indices row by row, and how many each row has: first-fit decreasing that looks ahead.
+    """Indices row by row, and how many each row has: first-fit decreasing with lookahead.
 
-    The longest example left begins a row; then the longest follows that can leave, alone or with
-    one more, at most `slack` tokens of the row empty, or else the longest that fits.
+    The longest example left begins a row. Next comes the longest one that, alone or with one more,
+    can leave at most `slack` tokens of the row empty, or else the longest that fits.
     """
     left: dict[int, list[int]] = {}
     for index in range(len(sizes) - 1, -1, -1):
         left.setdefault(int(sizes[index]), []).append(index)
     count = np.bincount(sizes, minlength=max_length + 1)
-    # Of each number of tokens: the longest example left that is not longer, or 0.
+    # For each number of tokens: the longest example left that is no longer, or 0.
     longest = np.maximum.accumulate(np.where(count > 0, np.arange(max_length + 1), 0))
     taken: list[int] = []
     counts: list[int] = []
@@ -120,7 +120,7 @@ def _fill_rows(sizes: Indices, max_length: int, slack: int) -> tuple[Indices, In
 
 
 def _next_size(count: Counts, longest: Counts, space: int, slack: int) -> int:
-    """The length to take next, 0 where none is left that fits."""
+    """The length to take next, or 0 if no example left fits."""
     top = int(longest[space])
     if space - top <= slack:
         return top

@@ -1,4 +1,4 @@
-"""Proof that generation begins an answer with the token ids that training saw before it."""
+"""Checks that generation starts an answer from the token ids that training saw before it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ SHOWN = 60  # characters of a text in a message
 
 @dataclass(frozen=True)
 class Difference:
-    """An answer before which generation and training see other tokens."""
+    """An answer preceded by different tokens in generation and in training."""
 
-    number: int  # of its message
+    number: int  # index of its message
     at: int  # the first token that differs
     prompt: str  # what generation sees from there up to the answer
     trained: str  # what training has there, or the first token of the answer
@@ -38,10 +38,10 @@ def token_parity(
 ) -> list[Difference]:
     """Every trained answer whose prompt is not exactly how its training row begins.
 
-    None, and what is trained follows what generation sees, token for token. Some templates open a
-    generation with a block of thoughts that a rendered answer has not (DeepSeek-R1), and some
-    tokenizers join the end of a prompt with the beginning of an answer. An answer that opens a
-    conversation has no prompt. Raises TemplateError.
+    If there is none, generation sees the tokens that precede each trained answer, one for one. Some
+    templates open a generation with a thinking block that a rendered answer lacks (DeepSeek-R1),
+    and some tokenizers merge the end of a prompt with the start of an answer. An answer that opens
+    a conversation has no prompt. Raises TemplateError.
     """
     rendered = render(tokenizer, messages, train_on=train_on, tools=tools)
     ((ids, offsets),) = tokenize(tokenizer, [rendered.text])
@@ -63,6 +63,6 @@ def token_parity(
 
 
 def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    """Whether the token that begins a sequence stands twice in a row somewhere in these."""
+    """Whether the beginning-of-sequence token occurs twice in a row in these ids."""
     bos = tokenizer.bos_token_id
     return bos is not None and (bos, bos) in pairwise(ids)

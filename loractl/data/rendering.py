@@ -1,4 +1,4 @@
-"""A chat template and a conversation -> text. Where the answers stand in it is for spans.py."""
+"""A chat template and a conversation -> text. Locating the answers in it is left to spans.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from loractl.data.limits import check_powers, within_seconds
 from loractl.records import Message
 
 DATE = date(2024, 7, 26)
-"""What templates are told is today: Llama 3's own default. A row read again tomorrow, or after a
-resume, has the same token ids, and so has the prompt of a generation."""
+"""The date given to templates as today: Llama 3's own default. A row read again tomorrow, or after
+a resume, has the same token ids, and so does a generation prompt."""
 
 LONGEST_RENDERING = 5.0
-"""Seconds that a template may take for a conversation; real ones take well under a millisecond."""
+"""Seconds a template may take for one conversation; real ones take well under a millisecond."""
 
 OTHER_DATE = date(2031, 12, 7)  # differs from DATE in every part
 
-# What jinja, the sandbox and the filters raise when a template cannot take a conversation.
+# What jinja, the sandbox and the filters raise when a template cannot render a conversation.
 REFUSALS = (
     jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
     RecursionError, TypeError, ValueError,
@@ -27,7 +27,7 @@ REFUSALS = (
 
 
 class Tokenizer(Protocol):
-    """What this room needs of a tokenizer."""
+    """The parts of a tokenizer used here."""
 
     chat_template: Any
     eos_token: str | None
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 class TemplateError(ValueError):
-    """A conversation that the chat template cannot render so that its answers can be told."""
+    """A conversation that the chat template cannot render, or not with identifiable answers."""
 
 
 class Renders:
@@ -68,8 +68,8 @@ class Renders:
     ) -> str:
         """The first n messages as the template writes them.
 
-        With `prompt`, and what opens the next answer; with `marked`, and `mark` in place of the
-        content of that message; with `without_calls`, but the tool calls of the last one.
+        `prompt` adds the opening of the next answer; `marked` puts `mark` in place of that
+        message's content; `without_calls` omits the tool calls of the last message.
         """
         key = (n, prompt, marked, without_calls)
         if key not in self._texts:
@@ -87,7 +87,7 @@ class Renders:
 
     @property
     def mark(self) -> str:
-        """A character that stands nowhere in this conversation."""
+        """A character that occurs nowhere in this conversation."""
         if not self._mark:
             known = "".join([self.whole, *(m.content for m in self.messages)])
             self._mark = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in known)
@@ -102,11 +102,11 @@ def apply(
     prompt: bool = False,
     today: date = DATE,
 ) -> str:
-    """Render messages, and with `prompt` what opens the next answer. Raises TemplateError."""
+    """Render messages, with `prompt` also the opening of the next answer. Raises TemplateError."""
     try:
         return _render_text(tokenizer, messages, tools, prompt, today)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template refuses the row: {error}") from None
+        raise TemplateError(f"the chat template rejects the row: {error}") from None
     except REFUSALS as error:
         for n in range(1, len(messages)):
             if str(error) in _refusal_text(tokenizer, messages[:n], tools, today):
@@ -114,7 +114,7 @@ def apply(
         else:
             n = len(messages)
         raise TemplateError(
-            f"messages[{n - 1}]: the chat template refuses the row: {error}"
+            f"messages[{n - 1}]: the chat template rejects the row: {error}"
         ) from None
 
 
@@ -163,9 +163,9 @@ def _plain_message(message: Message) -> dict[str, Any]:
     return plain
 
 
-# transformers gives templates the clock as a global, and turns functions that are passed beside the
-# messages into text ("<function>"), so a macro stands before the template and hides the global.
-# The one newline after the last block is trimmed: nothing is added to the text.
+# transformers gives templates the clock as a global, and turns functions that are passed with the
+# messages into text ("<function>"), so a macro before the template shadows the global. The one
+# newline after the last block is trimmed: nothing is added to the text.
 FIXED_DATE = (
     "{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}"
     "{% for name, value in date_parts %}"
@@ -175,7 +175,7 @@ FIXED_DATE = (
 
 
 def _date_parts(day: date) -> Iterator[tuple[str, str]]:
-    """What each part of a strftime format stands for, the names in English on every machine."""
+    """The value of each part of a strftime format, with English names on every machine."""
     months = "January February March April May June July August September October November December"
     weekdays = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
     month, weekday = months.split()[day.month - 1], weekdays.split()[day.weekday()]
@@ -195,7 +195,7 @@ def writes_date(
 ) -> bool:
     """Whether the template writes today's date into this conversation. Raises TemplateError.
 
-    Here it writes DATE instead; other programs that serve the model will write their own.
+    Here it writes DATE instead; other programs that serve the model will write the current date.
     """
     if "strftime_now" not in str(tokenizer.chat_template):
         return False
@@ -206,8 +206,8 @@ def writes_date(
 def writes_tools(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Whether the template tells the model of the tools of this conversation.
+    """Whether the template tells the model about the tools of this conversation.
 
-    Many templates know no tools and silently leave them out. Raises TemplateError.
+    Many templates do not support tools and silently leave them out. Raises TemplateError.
     """
     return apply(tokenizer, messages, tools) != apply(tokenizer, messages)

@@ -1,6 +1,6 @@
-"""Opening a file of rows: plain or gzipped, and what is wrong with one that cannot be read.
+"""Opens a file of rows, plain or gzipped, and says why one cannot be read.
 
-What stands in it is read by `json_files` and `tables`.
+Its contents are parsed by `json_files` and `tables`.
 """
 
 import gzip
@@ -16,25 +16,25 @@ from typing import Any
 from loractl.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-HEAD = 8192  # bytes; what `peek` gives of a file that is not shorter
+HEAD = 8192  # bytes that `peek` gives, unless the file is shorter
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row: its fields, or the error that keeps it from having any, and where it stands."""
+    """One raw row: its fields, or the error that kept them from being read, and its location."""
 
-    line: int  # 1-based line on which it begins; of formats without lines, its number
+    line: int  # 1-based line on which it begins; in formats without lines, its number
     fields: dict[str, Any]
-    path: str  # file in which it stands, or id of a hub data set
+    path: str  # the file it is in, or the id of its hub dataset
     error: str | None = None
 
 
 @contextmanager
 def open_rows(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
-    """Open a file for reading bytes, unpacked if gzipped, after its UTF-8 byte-order mark.
+    """Open a file for reading bytes, unpacked if gzipped, after any UTF-8 byte-order mark.
 
-    Whether it is gzipped is seen from its first bytes, not its name. Raises DataError, for faults
-    that come up while it is read too.
+    Gzip is recognized by the first bytes, not the name. Raises DataError, also for faults that
+    come up during reading.
     """
     try:
         with path.open("rb") as plain:
@@ -67,6 +67,6 @@ def _skip_mark_(path: Path, file: io.BufferedReader | gzip.GzipFile) -> None:
 
 
 def missing_file(path: Path) -> DataError:
-    """The error about a path where nothing is."""
+    """The error for a path that does not exist."""
     resolved = "" if path.is_absolute() else f" (resolved to {os.path.abspath(path)})"
     return DataError(f"{path}: does not exist{resolved}")

@@ -1,6 +1,6 @@
-"""The fields of a row -> a conversation, a function a format; which format, and renamed columns.
+"""The fields of a row -> a conversation: one function per format, detection, renamed columns.
 
-An error names the field, what was found and what it should be; single messages are read by `turns`.
+Errors name the field, what was found and what was expected; single messages are read by `turns`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,19 +17,19 @@ Fields = Mapping[str, Any]
 
 
 def messages(fields: Fields) -> Conversation:
-    """{"messages": [{"role", "content"}, ...]}, as OpenAI has it."""
+    """{"messages": [{"role", "content"}, ...]}, OpenAI's form."""
     return _as_conversation(fields, _turns_of(fields, "messages"))
 
 
 def sharegpt(fields: Fields) -> Conversation:
-    """{"conversations": [{"from", "value"}, ...]}; role and content do as well."""
+    """{"conversations": [{"from", "value"}, ...]}; role and content are read too."""
     return _as_conversation(fields, _turns_of(fields, "conversations"))
 
 
 def prompt_completion(fields: Fields) -> Conversation:
-    """{"prompt", "completion"}: two texts, or two lists of messages, as TRL has it.
+    """{"prompt", "completion"}: two texts, or two lists of messages, TRL's form.
 
-    Answers that stand in a list of prompts are not trained: only the completion is.
+    Answers within a prompt list are not trained on: only the completion is.
     """
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
@@ -38,7 +38,7 @@ def prompt_completion(fields: Fields) -> Conversation:
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, list):
             found = kind(value) if name in fields else "missing"
-            raise RowError(f"{name} is {found}, expected a list of messages as the other field is")
+            raise RowError(f"{name} is {found}, expected a list of messages, like the other field")
     given = [
         replace(message, train=message.train and message.role != "assistant")
         for message in _turns_of(fields, "prompt")
@@ -47,9 +47,9 @@ def prompt_completion(fields: Fields) -> Conversation:
 
 
 def alpaca(fields: Fields) -> Conversation:
-    """{"instruction", "output"}, and maybe input, which follows the instruction after a blank line.
+    """{"instruction", "output"}, and optionally input, put after the instruction and a blank line.
 
-    "history": [[question, answer], ...] goes before, as LLaMA-Factory has it.
+    "history": [[question, answer], ...] goes before them, as in LLaMA-Factory.
     """
     instruction, output = _text_of(fields, "instruction"), _text_of(fields, "output")
     asked = "\n\n".join(filter(None, [instruction, _optional_text(fields, "input")]))
@@ -81,7 +81,7 @@ SIGNS = {
 """The fields that a row of each format must have; the more structured formats come first."""
 
 FIELDS = frozenset().union(*SIGNS.values(), {"input", "history", "system", "tools"})
-"""Every field that some format reads: what a column may be renamed to."""
+"""Every field that some format reads: the names a column may be given."""
 
 
 def _text_of(fields: Fields, name: str) -> str:
@@ -111,13 +111,13 @@ def _turns_of(fields: Fields, name: str) -> list[Message]:
 
 
 def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
-    """Put what every format of conversations may have beside them to the messages of a row."""
+    """Combine the messages of a row with the system text and the tools given beside them."""
     system = _optional_text(fields, "system")
     own = found[0].content if found[0].role == "system" else None
     if system and own is None:
         found = [Message("system", system), *found]
     elif system and own != system:
-        raise RowError("system stands beside the messages and among them, expected it once")
+        raise RowError("system is both beside the messages and among them, expected only one")
     return Conversation(tuple(found), turns.tools(fields.get("tools")))
 
 
@@ -137,9 +137,9 @@ def _history_turns(fields: Fields) -> list[Message]:
 
 
 def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Give columns our names: `columns` is our field -> their column, inner ones as a.b.
+    """Give columns our names: `columns` maps our field to their column, nested ones as a.b.
 
-    A column that got a name of ours loses its own. Raises RowError for one that is not there.
+    A renamed column loses its old name. Raises RowError for a column that is missing.
     """
     if not columns:
         return dict(fields)
@@ -165,10 +165,10 @@ def _find_column(fields: Fields, ours: str, theirs: str) -> Any:
 
 
 def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
-    """The format whose fields this row has, the first of `SIGNS` where several fit.
+    """The format whose fields this row has, the first in `SIGNS` if several fit.
 
-    One that reads a field in `mapped` (those that columns were renamed to) goes before all others.
-    Raises RowError with the columns to rename, where that can be guessed.
+    One that reads a field in `mapped` (the new names of renamed columns) takes precedence. Raises
+    RowError, with the columns to rename if they can be guessed.
     """
     filled = {name for name, value in fields.items() if value is not None}
     for present in (filled, set(fields)):
@@ -178,7 +178,7 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
             return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
     guess = _guess_columns(fields)
-    hint = f"; name them in the config: data.columns: {guess}" if guess else ""
+    hint = f"; map them in the config: data.columns: {guess}" if guess else ""
     raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
 
 
@@ -190,13 +190,13 @@ _ALSO = {
     "instruction": (),
     "output": ("response", "answer", "completion"),
     "text": ("content", "document", "body"),
-    "input": ("context",),  # the one that a format may leave out, and would be lost unseen
+    "input": ("context",),  # optional in its format, so it would be lost unnoticed
 }
-"""What others call the fields of our formats, the likelier first."""
+"""Other names for the fields of our formats, the likeliest first."""
 
 
 def _guess_columns(fields: Fields) -> str:
-    """The `data.columns` that make a format of these fields, if one can be seen in them."""
+    """The `data.columns` that turn these fields into a format, if one can be recognized."""
     for format in ("messages", "sharegpt", "alpaca", "prompt-completion", "text"):
         found = {ours: _find_called(fields, ours) for ours in sorted(SIGNS[format], reverse=True)}
         if format in ("messages", "sharegpt"):

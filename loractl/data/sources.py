@@ -1,7 +1,7 @@
-"""A path or the id of a data set on the hub -> rows with the place where each stands.
+"""A path or the id of a hub dataset -> rows, each with its location.
 
-Also what decides about them by content: a source's fingerprint, and which rows are held out. What
-a row means is for `rows`.
+Also decisions based on content: a source's fingerprint, and which rows are held out. Interpreting
+a row is left to `rows`.
 """
 
 import hashlib
@@ -28,37 +28,37 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".tsv": tables.read_separated,
     ".parquet": tables.read_parquet,
 }
-"""By a file's ending; all but .parquet may be followed by .gz."""
+"""By file extension; all but .parquet may be followed by .gz."""
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
-"""Files that datasets wrote: what stands before is the whole name of the split, as train_sft."""
+"""Shards written by datasets: the part before is the full name of the split, such as train_sft."""
 
 NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-"""Files that stand beside the rows of a data set and describe them."""
+"""Files that describe a dataset and hold none of its rows."""
 
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in the names of files that say which split they are: those of the hub."""
+"""Words in file names that identify a split, the same as on the hub."""
 
 
 def read(source: str | Path, split: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a file, a directory or a data set on the hub, one at a time.
+    """Yield the rows of a file, a directory or a dataset on the hub, one at a time.
 
-    A directory is one that `save_to_disk` wrote, or the data files in it, or those in its `data/`
-    where it has none itself, as clones from the hub do; of files named by split those of `split`.
-    Blank lines are skipped; a row that cannot be read comes with an error and without fields.
-    Without `split`: train, where there are splits. Raises DataError for what cannot be read whole,
-    and where there are no rows.
+    A directory is read as `save_to_disk` wrote it, or as the data files in it, or those in its
+    `data/` if it has none itself, as in clones from the hub; if file names identify splits, only
+    those of `split`. Blank lines are skipped; an unreadable row has an error and no fields.
+    Without `split`: train, if there are splits. Raises DataError if a source cannot be read to the
+    end, or has no rows.
     """
     empty = True
     for row in _read_rows(source, split):
         empty = False
         yield row
     if empty:
-        raise DataError(f"{source}: no examples in it, expected rows")
+        raise DataError(f"{source}: found no rows, expected at least one")
 
 
 def _read_rows(source: str | Path, split: str | None) -> Iterator[Row]:
@@ -79,7 +79,7 @@ def _choose_reader(path: Path, split: str | None) -> Callable[[Path], Iterator[R
     if not exists(str(path)):
         raise missing_file(path)
     if _ending_of(path) not in READERS:
-        found = path.suffix or "no ending"
+        found = path.suffix or "no file extension"
         raise DataError(f"{path}: found {found}, expected {', '.join(READERS)} or a directory")
     if split not in (None, "train"):
         raise DataError(f"{path}: no split {split}, a file has no splits; remove split")
@@ -87,14 +87,14 @@ def _choose_reader(path: Path, split: str | None) -> Callable[[Path], Iterator[R
 
 
 def exists(source: str) -> bool:
-    """Whether a source is a path at which something is. Reads nothing."""
+    """Whether a source is an existing path. Reads nothing."""
     return os.path.exists(source)
 
 
 def fingerprint(source: str | Path, split: str | None = None) -> str:
-    """A hash of all the bytes that `read` would read; of a data set on the hub, of its revision.
+    """A hash of all the bytes that `read` would read; for a hub dataset, of its revision.
 
-    Of a single file it is the file's SHA-256. Raises DataError.
+    For a single file it is the file's SHA-256. Raises DataError.
     """
     path = Path(source)
     if path.is_dir():
@@ -123,10 +123,10 @@ def file_hash(path: Path) -> str:
 
 
 def held_out(conversation: Conversation, fraction: float) -> bool:
-    """Whether a conversation is among the share that is kept from training.
+    """Whether a conversation belongs to the share held out from training.
 
-    Its content alone decides, so duplicates stay together whatever else their rows hold and in
-    whatever format they are, and a row stays where it is when others come.
+    Its content alone decides, so duplicates stay together whatever else their rows hold and
+    whatever their format, and a row keeps its part when others are added.
     """
     parts: list[Any] = [_content_of(message) for message in conversation.messages]
     text = json.dumps([parts, list(conversation.tools)], sort_keys=True, default=str)
@@ -135,13 +135,13 @@ def held_out(conversation: Conversation, fraction: float) -> bool:
 
 
 def _content_of(message: Message) -> list[Any]:
-    # The id of a call is another one in every recording of the same conversation.
+    # The id of a call differs between recordings of the same conversation.
     calls = [{k: v for k, v in call.items() if k != "id"} for call in message.tool_calls]
     return [message.role, message.content.replace("\r\n", "\n").strip(), calls]
 
 
 def _ending_of(path: Path) -> str:
-    """The ending in `READERS` that a file has, or nothing."""
+    """The extension of a file if it is in `READERS`, else ""."""
     name = path.name.lower()
     plain = name.removesuffix(".gz")
     ending = os.path.splitext(plain)[1]
@@ -158,7 +158,7 @@ def _data_files(directory: Path, split: str | None) -> list[Path]:
     except OSError as error:
         raise DataError(f"{directory}: cannot be read: {error.strerror}") from None
     if not found:
-        inside = f"; it has the folders {', '.join(folders[:8])}: give one" if folders else ""
+        inside = f"; it has the folders {', '.join(folders[:8])}: use one" if folders else ""
         raise DataError(f"{directory}: no data files in it ({', '.join(READERS)}){inside}")
     return _of_split(directory, found, split)
 
@@ -175,23 +175,25 @@ def _data_files_here(directory: Path) -> list[Path]:
 
 
 def _of_split(directory: Path, files: list[Path], split: str | None) -> list[Path]:
-    """The files of one split where their names tell splits; all of them where none does."""
+    """The files of one split if file names identify splits, else all of them."""
     splits = {file: split_of(file.name) for file in files}
     named = sorted({name for name in splits.values() if name})
     wanted = _split_named([split or "train"]) or split
     if not named and wanted == "train":
         return files
     if wanted not in named:
-        found = f"its files are of {', '.join(named)}" if named else "its files name no splits"
-        raise DataError(f"{directory}: no split {split or 'train'}, {found}; set split")
+        found = "its file names contain no split; remove split"
+        if named:
+            found = f"found files of {', '.join(named)}; set split to one of them"
+        raise DataError(f"{directory}: no split {split or 'train'}, {found}")
     if unnamed := [file.name for file in files if not splits[file]]:
-        what = f"{', '.join(unnamed[:3])} names no split as the other files do"
+        what = f"unlike the other files, {', '.join(unnamed[:3])} names no split"
         raise DataError(f"{directory}: {what}; move it away, or list the files one by one")
     return [file for file in files if splits[file] == wanted]
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name tells: train-00000-of-00001.parquet, my_test.csv."""
+    """The split in a file name, such as train-00000-of-00001.parquet or my_test.csv."""
     if shard := _SHARD.match(name):
         return _split_named([shard[1]]) or shard[1]
     return _split_named(re.split(r"[^a-z]+", name.lower()))

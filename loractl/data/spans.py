@@ -1,8 +1,8 @@
-"""Where the answers of a conversation stand in its rendered text, for any chat template.
+"""Locates the answers of a conversation in its rendered text, for any chat template.
 
-An answer begins where the generation prompt ends and goes up to what ends its turn. Most templates
-render earlier turns alike whatever follows, and a difference of texts tells. For those that do not
-(Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows where it stands.
+An answer begins where the generation prompt ends and includes what ends its turn. Most templates
+render earlier turns alike whatever follows, so comparing renderings is enough. For those that do
+not (Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows where it is.
 """
 
 import os
@@ -16,14 +16,14 @@ from loractl.data.rendering import Renders, TemplateError
 class Span:
     """The characters of one answer in the whole text."""
 
-    number: int  # of its message
+    number: int  # index of its message
     start: int
     end: int
     ended: bool  # False: the template writes nothing after an answer that would end it
 
 
 def find_answer(renders: Renders, number: int) -> Span:
-    """Where the answer messages[number] stands. Raises TemplateError where that cannot be told."""
+    """The span of the answer messages[number]. Raises TemplateError if it cannot be determined."""
     text, until = renders.whole, renders.text(number + 1)
     if number:
         before = renders.text(number, prompt=True)
@@ -37,8 +37,8 @@ def find_answer(renders: Renders, number: int) -> Span:
         ending = _turn_end(renders, number)
     else:
         start, end, ending = _find_in_whole(renders, number)
-    # Space after an end-of-turn token is the template's; space that itself ends the turn is the
-    # model's.
+    # Whitespace after an end-of-turn token belongs to the template; whitespace that itself ends
+    # the turn belongs to the model.
     if ending.strip():
         end = start + len(text[start:end].rstrip())
     return Span(number, start, end, ended=ending != "")
@@ -50,13 +50,13 @@ def is_ended(renders: Renders, number: int) -> bool:
 
 
 def check_all_is_written(renders: Renders) -> None:
-    """Raise TemplateError if the template silently leaves out what a message says or calls."""
+    """Raise TemplateError if the template silently leaves out a message's content or calls."""
     for number, message in enumerate(renders.messages):
         n = len(renders.messages)
         if message.content.strip() not in renders.whole:
             shown = renders.text(n, marked=number)
             if renders.mark not in shown:
-                what = f"what this {message.role} message says"
+                what = f"the content of this {message.role} message"
                 raise _message_error(number, f"the chat template leaves out {what}")
         if message.tool_calls and renders.text(number + 1) == renders.text(
             number + 1, without_calls=True
@@ -67,33 +67,35 @@ def check_all_is_written(renders: Renders) -> None:
 
 
 def _turn_end(renders: Renders, number: int) -> str:
-    """What the template writes after messages[number] as the last: "" only if that is nothing."""
+    """What the template writes after messages[number] as the last; "" only if it is nothing."""
     message, n = renders.messages[number], number + 1
     if message.tool_calls:
-        # Calls stand after the content: an answer without them shows what ends a turn.
+        # Calls come after the content: the answer without them shows what ends a turn.
         bare = renders.text(n, marked=number, without_calls=True)
         return bare.rpartition(renders.mark)[2]
     until, answer = renders.text(n), message.content.strip()
     closing = until.rstrip()[-1:]
     if answer and closing != answer[-1]:
-        return closing  # the usual case, and cheap: whatever this is of, it is not the answer
+        return closing  # the usual case, and cheap: it is not part of the answer
     return until[_content_span(renders, number, n)[1] :]
 
 
 def _content_span(
     renders: Renders, number: int, n: int, *, prompt: bool = False
 ) -> tuple[int, int]:
-    """From where to where the content of messages[number] stands in the first n as text.
+    """(start, end) of the content of messages[number] in the text of the first n messages.
 
-    Where the template adds to a content or takes from it (thoughts), what differs is within.
+    If the template adds to the content or removes from it (thoughts), the difference is inside.
     """
     text = renders.text(n, prompt=prompt)
     marked = renders.text(n, prompt=prompt, marked=number)
     count = marked.count(renders.mark)
     if count != 1:
-        times = "leaves out what this message says" if not count else "repeats what it says"
+        times = "leaves out" if not count else "repeats"
         raise _message_error(
-            number, f"the chat template {times}, so what is trained cannot be told"
+            number,
+            f"the chat template {times} the content of this message, so its trained span cannot be"
+            " determined",
         )
     prefix, _, suffix = marked.partition(renders.mark)
     start = (
@@ -103,8 +105,8 @@ def _content_span(
     if start < len(prefix) and tail < len(suffix):
         raise _message_error(
             number,
-            "the chat template renders the messages around this one otherwise, as its content is,"
-            " so what is trained cannot be told",
+            "the chat template renders the messages around this one differently depending on its"
+            " content, so its trained span cannot be determined",
         )
     if start == len(prefix):
         return start, max(len(text) - tail, start)
@@ -112,13 +114,13 @@ def _content_span(
 
 
 def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
-    """(start, end, what ends it) of an answer that is rendered otherwise when others follow."""
+    """(start, end, ending) of an answer that is rendered differently when messages follow it."""
     text = renders.whole
     start, end = _content_span(renders, number, len(renders.messages))
     tail = _find_ending(renders, number, text[end:])
     if number:
-        # Between the message before and the content stands what prompts the answer, and then what
-        # the template adds to it (an empty block of thoughts), which generation has to write too.
+        # Between the previous message and the content come the generation prompt and then what
+        # the template adds (an empty thinking block), which generation has to write too.
         opening = _text_after(renders, number - 1, number, prompt=True)
         after = _content_span(renders, number - 1, len(renders.messages))[1]
         common = _common_start(opening, text[after:start])
@@ -130,18 +132,18 @@ def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
             raise _message_error(
                 number,
                 f"the chat template prompts an answer with {opening!r} and begins this one with"
-                f" {text[after:start]!r}, so what is trained cannot be told",
+                f" {text[after:start]!r}, so its trained span cannot be determined",
             )
         start = after + len(common)
     return start, end + len(tail), tail
 
 
 def _find_ending(renders: Renders, number: int, following: str) -> str:
-    """What ends an answer, of the text that follows its content in the whole conversation."""
+    """What ends an answer; `following` is the text after its content in the whole conversation."""
     alone = _text_after(renders, number, number + 1)
     if following.startswith(alone):
         return alone
-    # A token that ends every text may stand after the last answer's own end (Phi-3). The end is
+    # A token that ends every text may follow the last answer's own ending (Phi-3). The ending is
     # then what precedes the next prompt.
     prompted = _text_after(renders, number, number + 1, prompt=True)
     prompt = _prompt_text(renders, number) if number else ""
@@ -154,15 +156,15 @@ def _find_ending(renders: Renders, number: int, following: str) -> str:
     ):
         raise _message_error(
             number,
-            f"the chat template ends this answer with {alone[:40]!r} where it is the last and goes"
-            f" on with {following[:40]!r} here, so what ends it cannot be told; use train_on: last,"
+            f"the chat template ends this answer with {alone[:40]!r} when it is last but continues"
+            f" with {following[:40]!r} here, so its end cannot be determined; use train_on: last,"
             " or split the row",
         )
     return ending
 
 
 def _prompt_text(renders: Renders, number: int) -> str:
-    """What asks for the answer messages[number], without the end of the message before it."""
+    """What prompts the answer messages[number], without the end of the previous message."""
     asked = _text_after(renders, number - 1, number, prompt=True)
     plain = _text_after(renders, number - 1, number)
     common = _common_start(asked, plain)
@@ -180,7 +182,7 @@ def _common_start(a: str, b: str) -> str:
 
 
 def _whole_marks(text: str) -> str:
-    """A common beginning, without the part of a role marker that two markers happen to share."""
+    """A common prefix, without the part of a role marker that two markers happen to share."""
     found = re.match(r".*[\s>\]:]", text, re.DOTALL)
     return found[0] if found else ""
 

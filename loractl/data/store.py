@@ -1,9 +1,9 @@
-"""Tokenised examples on disk: one writer, one reader that holds lengths alone in memory.
+"""Tokenized examples on disk: one writer, and one reader that holds only lengths in memory.
 
-A store is a directory of `tokens` (int32 a token: its id, or ~id where it is not trained), `index`
-(where each example begins, and where its row stands) and `lengths`, with `account.json` beside
-them. It is published by one rename and verified by its hashes, so that a half-written or damaged
-one is made again, never read.
+A store is a directory of `tokens` (one int32 per token: its id, or ~id if it is not trained),
+`index` (where each example begins, and where its row is) and `lengths`, with `account.json` beside
+them. It is published by one rename and verified by its hashes, so a half-written or damaged one is
+rebuilt, never read.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
 UNUSED_DAYS = 30
 KEY_LENGTH = 32
 _STORE = re.compile(rf"\.?[0-9a-f]{{{KEY_LENGTH}}}(-.*)?")
-"""A store by its key, or what an older version was making of one."""
+"""A store by its key, or an unfinished one of an older version."""
 
 Lengths = npt.NDArray[np.int32]
 
 
 class Writer:
-    """Appends examples to a store that is being made; memory stays at 4 bytes an example."""
+    """Appends examples to a store that is being made; none of them are held in memory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -53,7 +53,7 @@ class Writer:
         self.paths: list[str] = []
 
     def append(self, ids: list[int], labels: list[int], path: str, line: int) -> None:
-        """Add one example; its row stands on `line` of `path`."""
+        """Add one example; its row is on `line` of `path`."""
         if not self.paths or self.paths[-1] != path:
             self.paths.append(path)
         values = np.array(ids, dtype="<i4")
@@ -72,7 +72,7 @@ class Writer:
             file.close()
 
     def finish(self) -> dict[str, Any]:
-        """Bring the files to disk; return what `account.json` must say of them."""
+        """Flush the files to disk; return what `account.json` must record about them."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -83,10 +83,10 @@ class Writer:
 
 
 class Store(Sequence[Example]):
-    """The examples of a finished store, read one at a time as they are asked for."""
+    """The examples of a finished store, each read when it is asked for."""
 
     def __init__(self, directory: Path, *, named: bool = False) -> None:
-        """`named` lets every example carry the path of its file, for runs that read several."""
+        """`named` gives every example the path of its file, for runs that read several."""
         self.account: dict[str, Any] = json.loads((directory / "account.json").read_text())
         self.lengths: Lengths = np.fromfile(directory / "lengths", dtype="<i4")
         self.named = named or len(self.account["paths"]) > 1
@@ -119,14 +119,14 @@ class Store(Sequence[Example]):
 
 
 def _open_until_gone(owner: object, path: Path) -> int:
-    """A descriptor that is closed when its owner goes."""
+    """A file descriptor that is closed when its owner is garbage-collected."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(owner, os.close, descriptor)
     return descriptor
 
 
 class Mixture(Sequence[Example]):
-    """Several stores one after the other; how often an epoch takes each is for `batches`."""
+    """Several stores one after another; `batches` decides how often an epoch uses each."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.stores = stores
@@ -149,7 +149,7 @@ class Mixture(Sequence[Example]):
 
 
 def tokens_sha256(stores: Sequence[Store]) -> str:
-    """A hash of the tokens of stores, by those that their accounts give of the files."""
+    """A hash of the tokens of stores, computed from the file hashes in their accounts."""
     found = hashlib.sha256()
     for store in stores:
         for name in ("tokens", "lengths"):
@@ -158,7 +158,7 @@ def tokens_sha256(stores: Sequence[Store]) -> str:
 
 
 def lengths_of(examples: Sequence[Example]) -> Lengths:
-    """Tokens of each example, without reading those that lie in a store."""
+    """The number of tokens of each example, without reading the tokens in a store."""
     if isinstance(examples, Store | Mixture):
         return examples.lengths
     return np.array([len(example.ids) for example in examples], dtype=np.int32)
@@ -166,7 +166,7 @@ def lengths_of(examples: Sequence[Example]) -> Lengths:
 
 @dataclass(frozen=True)
 class Cache:
-    """The directory in which stores are kept from run to run, by a key of all that made them."""
+    """The directory where stores are kept between runs, keyed by all that went into them."""
 
     root: Path
 
@@ -176,10 +176,10 @@ class Cache:
         return Cache(cache_home() / "tokens")
 
     def open(self, key: str, make: Callable[[Writer], dict[str, Any]]) -> Path:
-        """The directory of the store of this key, made by `make` where there is no whole one.
+        """The directory of the store with this key, built by `make` if there is no complete one.
 
-        `make` appends to the writer and returns what account.json says. Raises StorageError where
-        neither the cache nor the temporary directory can be written.
+        `make` appends to the writer and returns the content of account.json. Raises StorageError
+        if the cache cannot be written.
         """
         place = self.root / key[:KEY_LENGTH]
         if is_whole(place):
@@ -209,7 +209,7 @@ class Cache:
         except OSError as error:
             raise StorageError(
                 f"{self.root}: the token cache cannot be written: {error.strerror}; set"
-                " LORACTL_CACHE to a directory that can"
+                " LORACTL_CACHE to a writable directory"
             ) from None
         try:
             yield working
@@ -222,16 +222,16 @@ class Cache:
             shutil.rmtree(working, ignore_errors=True)
 
     def _forget_unused(self) -> None:
-        """Remove stores that no run has opened for a month, and what killed runs left."""
+        """Remove stores that no run has opened for a month, and leftovers of killed runs."""
         leftovers.sweep_cache(self.root)
         for entry in self.root.iterdir():
             is_old = time.time() - entry.stat().st_mtime > UNUSED_DAYS * 86400
-            if is_old and _STORE.fullmatch(entry.name):  # not what else somebody keeps here
+            if is_old and _STORE.fullmatch(entry.name):  # nothing else kept here
                 shutil.rmtree(entry, ignore_errors=True)
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether a store is complete and its files are those that were written."""
+    """Whether a store is complete and its files are as they were written."""
     try:
         account = json.loads((directory / "account.json").read_text())
         return all(file_sha256(directory / name) == account["sha256"][name] for name in FILES)

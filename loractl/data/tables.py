@@ -11,24 +11,24 @@ from loractl.data.row_files import HEAD, Row, open_rows
 from loractl.errors import DataError
 
 LONGEST_CELL = 2**31 - 1
-"""Characters. The csv module stops at 131072 unless told otherwise, which long texts pass."""
+"""Characters. The csv module's own limit of 131072 is too low for long texts."""
 
 BATCH = 64
-"""Rows of Parquet turned into Python objects at once."""
+"""Parquet rows converted to Python objects at once."""
 
 BUFFER = 1 << 20
-"""Bytes of a column of Parquet read at once. Without it a whole row group is: reading one of 190 MB
-took 218 MB of memory, and takes 38 MB."""
+"""Bytes of a Parquet column read at once. Otherwise a whole row group is read: one of 190 MB took
+218 MB of memory, and takes 38 MB with this buffer."""
 
 
 def read_separated(path: Path) -> Iterator[Row]:
     """Yield the rows of a CSV or TSV file, every value as text; names come from its first row.
 
-    A row that cannot be read has an error of its own. Raises DataError.
+    A row that cannot be read carries its own error. Raises DataError.
     """
     with open_rows(path) as file:
         delimiter = _find_delimiter(path, file.peek(HEAD))
-        # Bytes that are not UTF-8 come as half characters, so that they spoil only their own row.
+        # Bytes that are not UTF-8 become lone surrogates, so that they spoil only their own row.
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         csv.field_size_limit(LONGEST_CELL)
         reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -55,7 +55,7 @@ def read_separated(path: Path) -> Iterator[Row]:
 
 
 def _find_delimiter(path: Path, head: bytes) -> str:
-    """A tab in TSV; in CSV what the header has: spreadsheets of half Europe write semicolons."""
+    """A tab for TSV; for CSV the header's: spreadsheets in much of Europe write semicolons."""
     if path.name.lower().endswith((".tsv", ".tsv.gz")):
         return "\t"
     header = head.lstrip().splitlines()[:1]
@@ -66,7 +66,7 @@ def _check_header(path: Path, line: int, cells: list[str]) -> list[str]:
     names = [name.strip() for name in cells]
     twice = {name for name in names if name and names.count(name) > 1}
     if twice:
-        what = f"two columns have the name {min(twice)!r}; rename or remove one"
+        what = f"two columns are named {min(twice)!r}; rename or remove one"
         raise DataError(f"{path}:{line}: {what}")
     if not _is_utf8(names):
         raise DataError(f"{path}:{line}: the header is not UTF-8; convert the file to UTF-8")
@@ -74,10 +74,11 @@ def _check_header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _row_problem(header: list[str], cells: list[str]) -> str | None:
-    """Why a row cannot be read, if so."""
+    """Why a row cannot be read, or None."""
     if len(cells) != len(header):
         columns = f"{len(cells)} column{'s' if len(cells) > 1 else ''}"
-        return f"found {columns}, expected {len(header)} as in the header; quote cells with commas"
+        expected = f"expected {len(header)} as in the header; quote cells that contain commas"
+        return f"found {columns}, {expected}"
     if not _is_utf8(cells):
         name = next(name for name, cell in zip(header, cells, strict=True) if not _is_utf8([cell]))
         return f"{name or 'a cell'} is not UTF-8; convert the file to UTF-8"
@@ -97,7 +98,7 @@ def _say_unreadable(error: csv.Error) -> str:
         case "unexpected end of data":
             return "a quote that opens in this row is never closed"
         case text if "expected after" in text:
-            return "text follows a closing quote; inside a quoted cell a quote is written twice"
+            return "text follows a closing quote; inside a quoted cell, write a quote twice"
         case text:
             return f"cannot be read as a row: {text}"
 
@@ -107,7 +108,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-    with open_rows(path):  # says what is wrong with a path, or a clone without its large files
+    with open_rows(path):  # reports a bad path, or a clone without its large files
         pass
     try:
         numbers = count(1)
@@ -117,14 +118,14 @@ def read_parquet(path: Path) -> Iterator[Row]:
                     yield Row(next(numbers), without_nulls(fields), str(path))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
+        raise DataError(f"{path}: not a readable Parquet file: {reason}") from None
 
 
 def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     """Leave out the nulls inside the values of a row.
 
     Arrow gives every object of a column the keys of all of them: a message without `tool_calls`,
-    or a tool without some parameter, comes back with null for it, and would be rendered so.
+    or a tool without some parameter, comes back with a null there, and would be rendered with it.
     """
     return {name: _drop_nulls(value) for name, value in fields.items()}
 

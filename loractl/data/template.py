@@ -1,8 +1,8 @@
 """[Message] -> text -> token ids, and which of them are trained, for any chat template.
 
-One tokenisation of the whole text gives the ids, and the offsets of its tokens say which of them
-stand in a trained span (spans.py), so no template needs `{% generation %}` marks. Prompts for
-generation are rendered here too: training and generation share one path to token ids.
+The whole text is tokenized once, and the offsets of its tokens show which of them are in a trained
+span (spans.py), so no template needs `{% generation %}` marks. Prompts for generation are rendered
+here too: training and generation share one path to token ids.
 """
 
 import copy
@@ -48,7 +48,7 @@ class Rendered:
 
     text: str
     spans: tuple[tuple[int, int], ...]  # (start, end)
-    numbers: tuple[int, ...] = ()  # the message of each span, where it is one answer's
+    numbers: tuple[int, ...] = ()  # the message of each span, if spans are single answers
 
 
 def encode(
@@ -72,10 +72,10 @@ def encode(
 def encode_many(
     tokenizer: Tokenizer, conversations: Sequence[Conversation], *, train_on: str
 ) -> list[Encoded | TemplateError]:
-    """What `encode` gives for each row, or why a row has none, in one call of the tokenizer.
+    """The result of `encode` for each row, or its error, with one call of the tokenizer.
 
     A row of GSM8K (215 tokens) takes 0.62 ms of one core in batches of 256 and 0.77 ms alone;
-    a third of it is rendering, and most of the rest the tokenizer's, whose threads share it.
+    a third of it is rendering, and most of the rest is the tokenizer, whose threads share it.
     """
     rows = [_render_or_error(tokenizer, row, train_on) for row in conversations]
     texts = [row.text for row in rows if isinstance(row, Rendered)]
@@ -95,29 +95,29 @@ def _render_or_error(
         require_offsets(tokenizer)
         return render(tokenizer, row.messages, train_on=train_on, tools=row.tools)
     except TemplateError as error:
-        return TemplateError(str(error))  # without what led to it, which keeps the texts alive
+        return TemplateError(str(error))  # without its cause, which keeps the texts alive
 
 
 def require_offsets(tokenizer: Tokenizer) -> None:
-    """Raise TemplateError if the tokenizer cannot say where its tokens stand in the text."""
+    """Raise TemplateError if the tokenizer gives no offsets of its tokens in the text."""
     if not getattr(tokenizer, "is_fast", False):
         raise TemplateError(
-            f"the tokenizer ({type(tokenizer).__name__}) cannot say where its tokens stand in the"
-            " text, so what is trained cannot be told; use a model that has a tokenizer.json"
+            f"the tokenizer ({type(tokenizer).__name__}) gives no token offsets, so trained spans"
+            " cannot be determined; use a model that has a tokenizer.json"
         )
 
 
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str]
 ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Yield (ids, offsets) of each text as it stands: no token is added to it."""
+    """Yield (ids, offsets) of each text as it is: no tokens are added."""
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,  # the template has written them
         return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # rows longer than the model allows are dealt with, and named, elsewhere
+        verbose=False,  # rows longer than the model allows are handled and reported elsewhere
     )
     yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
@@ -136,12 +136,12 @@ def _label_tokens(
 def token_range(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """(first, last + 1) of the tokens that begin within a span of the text.
 
-    A token that begins before the span holds a part of the prompt too, so a model that is asked
-    with that prompt never writes it: it is not of the span.
+    A token that begins before the span also holds part of the prompt, so a model given that
+    prompt never writes it: it is not in the span.
     """
     first, last = bisect_left(offsets, (start,)), bisect_left(offsets, (end,))
     while first < last and offsets[first] == (start, start):
-        first += 1  # of no width: a marker that some tokenizers add, or trimmed space before it
+        first += 1  # zero width: a marker that some tokenizers add, or trimmed space before it
     return first, last
 
 
@@ -178,9 +178,9 @@ def render(
 
 
 def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> tuple[int, int]:
-    """The span, and what ends it where the template writes nothing for that.
+    """The span, extended by what ends the answer if the template writes nothing for that.
 
-    That is the eos token after the last answer, and before another turn (GLM) the role's token
+    After the last answer this is the eos token; before another turn (GLM) it is the role token
     that opens it: the model stops by writing it.
     """
     if span.ended:
@@ -189,7 +189,7 @@ def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> tuple[int, i
     length = max((len(end) for end in ends if text.startswith(end, span.end)), default=0)
     if not length:
         raise TemplateError(
-            f"messages[{span.number}]: the chat template writes nothing that ends this answer, so"
+            f"messages[{span.number}]: the chat template writes nothing to end this answer, so"
             " a model would not learn to stop; use train_on: last, or split the row"
         )
     return span.start, span.end + length
@@ -211,9 +211,9 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
 
 
 def with_template(tokenizer: AnyTokenizer, chat_template: str | None) -> AnyTokenizer:
-    """The same tokenizer with another chat template, or with its own where that is empty.
+    """The same tokenizer with another chat template, or with its own if that is empty.
 
-    The one given stays as it is for whoever else holds it.
+    The given tokenizer is left unchanged for anyone else who holds it.
     """
     if not chat_template:
         return tokenizer
@@ -236,7 +236,7 @@ def prompt_ids(
 
 
 def _with_bos(tokenizer: Tokenizer, text: str) -> str:
-    """Text after the beginning-of-sequence token, where this tokenizer puts one before text."""
+    """The text after a beginning-of-sequence token, if this tokenizer puts one before text."""
     bos = tokenizer.bos_token or ""
     if text.startswith(bos) or list(tokenizer("")["input_ids"])[:1] != [tokenizer.bos_token_id]:
         return text
@@ -244,6 +244,6 @@ def _with_bos(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _with_eos(tokenizer: Tokenizer, text: str) -> str:
-    """Text with one eos token at its end."""
+    """The text with one eos token at its end."""
     eos = tokenizer.eos_token or ""
     return text if text.endswith(eos) else text + eos

@@ -1,6 +1,6 @@
 """One message of a row, and the tools it declares -> records; errors name the path inside the row.
 
-Which messages make a row is for `rows`.
+Combining messages into a conversation is left to `rows`.
 """
 
 import json
@@ -32,11 +32,11 @@ SHAREGPT_ROLES = {
 _MEANT = {**SHAREGPT_ROLES, "function": "tool", "ipython": "tool", "bot": "assistant"}
 
 _RENDERED = ("reasoning_content", "reasoning", "thinking")
-"""Fields of a message that some chat templates write out and that are not carried there."""
+"""Message fields that some chat templates render but that are not passed to them here."""
 
 
 class RowError(ValueError):
-    """A row that does not have the form of its format; the caller adds file and line."""
+    """A row that does not match its format; the caller adds file and line."""
 
 
 def kind(value: Any) -> str:
@@ -44,7 +44,7 @@ def kind(value: Any) -> str:
 
 
 def names(fields: Mapping[Any, Any]) -> str:
-    """The first few names of an object, each of bounded length."""
+    """The first few field names of an object, each of bounded length."""
     short = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, fields)]
     return ", ".join(short[:8]) + (", ..." if len(short) > 8 else "") or "nothing"
 
@@ -52,26 +52,26 @@ def names(fields: Mapping[Any, Any]) -> str:
 def message(turn: Any, where: str) -> Message:
     """Read {"role", "content"} or {"from", "value"}; `where` is its path in the row.
 
-    "train": false or "weight": 0 leave it untrained. Raises RowError.
+    "train": false or "weight": 0 leaves it untrained. Raises RowError.
     """
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind(turn)}, expected an object with role and content")
     sharegpt = "from" in turn and "role" not in turn
     role = _read_role(turn, where, "from" if sharegpt else "role")
-    # Some rows mix the spellings, as {"role", "value"}: what holds the text is then still plain.
+    # Some rows mix the spellings, as {"role", "value"}: which one holds the text is still clear.
     name, other = ("value", "content") if sharegpt else ("content", "value")
     name = other if name not in turn and other in turn else name
     for lost in _RENDERED:
         if turn.get(lost):
             raise RowError(
-                f"{where}.{lost} is not handed to the chat template in this version; write it into"
+                f"{where}.{lost} is not passed to the chat template in this version; write it into"
                 " content as the model writes it, or remove it"
             )
     if turn.get("function_call") is not None:
         raise RowError(f"{where}.function_call is OpenAI's old form, expected tool_calls")
     calls = _tool_calls(turn, where)
     if calls and role != "assistant":
-        raise RowError(f"{where}.tool_calls stands in a message of {role}, expected assistant")
+        raise RowError(f"{where}.tool_calls is in a {role} message, expected assistant")
     content = "" if calls and turn.get(name) is None else _read_content(turn, where, name)
     return Message(role, content, _is_trained(turn, where), calls)
 
@@ -110,11 +110,11 @@ def _read_content(turn: Mapping[str, Any], where: str, name: str) -> str:
 
 
 def _part_text(part: Any, where: str) -> str:
-    """The text of {"type": "text", "text": ...}; parts follow each other without a space."""
+    """The text of {"type": "text", "text": ...}; parts are joined without a space."""
     if not isinstance(part, Mapping):
         raise RowError(f"{where} is {kind(part)}, expected an object with type and text")
     if part.get("type") != "text":
-        raise RowError(f"{where}.type is {part.get('type')!r}, expected 'text': only text is read")
+        raise RowError(f"{where}.type is {part.get('type')!r}, expected 'text', the only type read")
     if not isinstance(part.get("text"), str):
         found = kind(part["text"]) if "text" in part else "missing"
         raise RowError(f"{where}.text is {found}, expected text")
@@ -128,7 +128,7 @@ def _is_trained(turn: Mapping[str, Any], where: str) -> bool:
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError(f"{where}.weight is {weight!r}, expected 0 or 1")
     if train is not None and weight is not None and train != bool(weight):
-        raise RowError(f"{where} has train {train} and weight {weight}, expected one of them")
+        raise RowError(f"{where} has train {train} and weight {weight}, expected only one")
     return train is not False and weight != 0
 
 
@@ -142,10 +142,10 @@ def _tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any],
 
 
 def _read_call(call: Any, where: str) -> Mapping[str, Any]:
-    """A call as it stands, with the JSON text of its arguments read.
+    """A call as given, with its arguments parsed if they are JSON text.
 
-    OpenAI writes arguments as JSON text; chat templates write them out with tojson, which would
-    quote a text once more, so that the model would learn to answer with escaped quotes.
+    OpenAI writes arguments as JSON text; chat templates render them with tojson, which would quote
+    a text again, so that the model would learn to answer with escaped quotes.
     """
     if not isinstance(call, Mapping):
         raise RowError(f"{where} is {kind(call)}, expected an object with function")
@@ -171,7 +171,7 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         text = value.strip()
         value = as_list(text) if text else None
         if value is None and text:
-            raise RowError("tools is text that is no JSON list, expected a list of tools")
+            raise RowError("tools is text but not a JSON list, expected a list of tools")
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -190,7 +190,7 @@ def _read_tool(tool: Any, where: str) -> Mapping[str, Any]:
 
 
 def as_list(text: str) -> list[Any] | None:
-    """The list of which a text is the JSON: so do tables hold what is no text."""
+    """The list that a JSON text encodes, or None: tables store lists this way."""
     try:
         value = json.loads(text) if text.lstrip().startswith("[") else None
     except (RecursionError, ValueError):

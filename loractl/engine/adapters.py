@@ -1,4 +1,4 @@
-"""What a config makes of a base model: adapters, modules trained whole, and how ranks change."""
+"""What a config adds to a base model: adapters, modules trained in full, and changes of rank."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What was put into a model; empty for method: full."""
+    """What was added to a model; empty for method: full."""
 
     layers: dict[str, LoraLayer]
     whole: dict[str, WholeModule]
-    module_names: tuple[str, ...]  # of the plain base, by which files name what they adapt
+    module_names: tuple[str, ...]  # of the plain base, as adapter files use them
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by PEFT's names."""
+        """The trained parameters, by PEFT's names."""
         return peft_names.parameters(self.layers, self.whole)
 
 
 def rank_spec(config: RunConfig) -> RankSpec:
-    """The part of the config that decides where adapters go, and how large they are at first."""
+    """The part of the config that decides where adapters go and how large they start."""
     lora = config.lora
     assert lora.alpha is not None, "resolve() fills alpha in"
     return RankSpec(
@@ -56,7 +56,7 @@ def rank_spec(config: RunConfig) -> RankSpec:
 
 
 def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
-    """Put fresh adapters, and modules to be trained whole, into a model. Raises ConfigError."""
+    """Add fresh adapters, and modules to train in full, to a model. Raises ConfigError."""
     config = loaded.config
     kinds = adaptable(model)
     names = tuple(name for name, _ in model.named_modules())
@@ -70,7 +70,7 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
         key = "method" if out_of_reach else "lora.rank_schedule"
         raise loaded.error(
             key,
-            f"does not reach fused experts such as {first}; name the other modules in"
+            f"does not support fused experts such as {first}; leave them out of"
             " lora.target_modules, or use method: lora with one rank",
         )
     whole = _whole(model, loaded, ranks)
@@ -87,7 +87,7 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
 
 
 def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank]) -> list[str]:
-    """The paths that lora.modules_to_save means, all of them apart from what is adapted."""
+    """The paths selected by lora.modules_to_save, none of which may overlap with an adapter."""
     found: list[str] = []
     for name, paths in matching(model, loaded.config.lora.modules_to_save).items():
         if not paths:
@@ -101,15 +101,15 @@ def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank
         inside = next((n for n in ranks if f"{n}.".startswith(f"{path}.")), None)
         outer = next((other for other in found if path.startswith(f"{other}.")), None)
         if inside or outer:
-            what = f"holds {inside}, which gets an adapter" if inside else f"stands inside {outer}"
-            raise loaded.error("lora.modules_to_save", f"{path} {what}; take one of them out")
+            what = f"contains {inside}, which gets an adapter" if inside else f"is inside {outer}"
+            raise loaded.error("lora.modules_to_save", f"{path} {what}; remove one of them")
     return found
 
 
 def _check_widths(
     loaded: Loaded, ranks: dict[str, ModuleRank], matrices: dict[str, MatrixSize]
 ) -> None:
-    """Say where an adapter is as large as its weight; refuse a start that has too few parts."""
+    """Note where an adapter is as large as its weight; refuse an init that needs a higher rank."""
     weights = {name: (matrix.d_out, matrix.d_in) for name, matrix in matrices.items()}
     largest = max([0, *loaded.config.lora.rank_schedule.values()])
     grown = {name: replace(size, rank=max(size.rank, largest)) for name, size in ranks.items()}
@@ -117,22 +117,22 @@ def _check_widths(
         name = found[0]
         d, k = weights[name]
         console.note(
-            f"note: {len(found)} adapters hold no fewer values than their weights, the first:"
-            f" {name} of rank {grown[name].rank}, which saves only below {d * k / (d + k):.4g};"
-            " lower lora.rank, or its own in lora.rank_pattern"
+            f"note: {len(found)} adapters have at least as many values as their weights, the first:"
+            f" {name} at rank {grown[name].rank}, where only ranks below {d * k / (d + k):.4g} save"
+            " any; lower lora.rank, or its rank in lora.rank_pattern"
         )
     init = loaded.config.lora.init
     for name, shape in weights.items():
         if init in PART_INITS and ranks[name].rank > min(shape):
             raise loaded.error(
                 "lora.init",
-                f"{init} starts at parts of the weights, and that of {name} has a lower rank than"
-                f" {ranks[name].rank}; lower lora.rank, or its own in lora.rank_pattern",
+                f"{init} decomposes each weight, and {name} has a lower rank than"
+                f" {ranks[name].rank}; lower lora.rank, or its rank in lora.rank_pattern",
             )
 
 
 def check_phases(loaded: Loaded, total_steps: int) -> None:
-    """Refuse changes of rank for which the run is too short. Raises ConfigError."""
+    """Refuse changes of rank that the run is too short for. Raises ConfigError."""
     config = loaded.config
     if config.method == "adalora" and (wrong := adalora_steps(config.lora.adalora, total_steps)):
         raise loaded.error("lora.adalora", wrong)
@@ -147,7 +147,7 @@ def rank_policy(
     optimizer: torch.optim.Optimizer,
     total_steps: int,
 ) -> RankPolicy | None:
-    """What changes ranks during the run; None where nothing does."""
+    """The policy that changes ranks during the run; None if there is none."""
     if config.method == "adalora":
         triplets = {n: layer for n, layer in layers.items() if isinstance(layer, AdaloraLayer)}
         return Allocator(
@@ -169,7 +169,7 @@ def rank_policy(
 
 
 def budget(config: RunConfig, modules: int, total_steps: int) -> Budget:
-    """AdaLoRA's budget over a run, for so many modules together."""
+    """AdaLoRA's rank budget over a run, summed over `modules` modules."""
     adalora = config.lora.adalora
     return Budget(
         initial=adalora.initial_rank * modules,

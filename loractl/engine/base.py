@@ -1,5 +1,5 @@
-"""Which base a command works on, where it lies, whether it is the one its adapters were trained on,
-and in which dtype it is loaded: one answer for all commands. Torch comes when something is loaded.
+"""Which base model a command uses, where it is, whether the adapters were trained on it, and in
+which dtype it is loaded: one answer for all commands. Torch is imported only to load something.
 """
 
 import threading
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 def model_path(name: str) -> str:
-    """What a name means as a model: a run of method: full means the model in it."""
+    """What a name refers to as a model: a run of method: full refers to the model in it."""
     inside = Path(name).expanduser() / "model"
     return str(inside) if name and (inside / "config.json").is_file() else name
 
 
 def find_model(name: str) -> "Source":
-    """The model of a name, a directory or a run. Raises ModelError."""
+    """Find a model by hub id, directory or run. Raises ModelError."""
     from loractl.models import load
 
     return load.locate(model_path(name))
 
 
 def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> "Source":
-    """The base as named, or the one that all adapters and models record. Raises ModelError."""
+    """The named base, or the one that all adapters and models record. Raises ModelError."""
     if named is not None:
         return find_model(named)
     names = sorted({name for name in recorded if name})
@@ -46,9 +46,9 @@ def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> "Sour
 
 
 def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
-    """The base as named, or the one that the adapter was trained on, bytes compared.
+    """The named base, or the one that the adapter was trained on; bytes are compared.
 
-    Raises ArtifactError or ModelError; other bytes of a base that is named are a note.
+    Raises ArtifactError or ModelError; if a named base differs in its bytes, that is a note.
     """
     from loractl.models import load
 
@@ -71,7 +71,7 @@ def _locate_recorded(name: str, option: str) -> "Source":
     try:
         return load.locate(name)
     except ModelError as error:
-        hint = f"if the base lies elsewhere now, name it with {option}"
+        hint = f"if the base has moved, name it with {option}"
         raise ModelError(f"{error}; {hint}") from None
 
 
@@ -83,22 +83,22 @@ def require_same_bytes(
     named: str | None,
     option: str,
 ) -> None:
-    """Raise ModelError for a base other than an adapter was trained on; one that was named by its
-    flag may be, with a note."""
+    """Raise ModelError if an adapter was trained on a different base; if the base was named with
+    its flag, print a note instead."""
     for adapter in adapters:
         if adapter.trained_on and adapter.trained_on != fingerprint:
             trained = f"the base that {adapter.directory} was trained on"
-            message = f"{source.name}: not the bytes of {trained}"
+            message = f"{source.name}: differs from {trained}"
             if not named:
-                raise ModelError(f"{message}; name the base with {option} if this is meant")
+                raise ModelError(f"{message}; name the base with {option} if this is intended")
             console.note(f"note: {message}")
 
 
 def load_base(
     source: "Source", dtype: str, adapters: Iterable["Adapter"] = (), *, named: str | None = None
 ) -> "PreTrainedModel":
-    """Load a base whole, in a dtype or auto, on the best device; meanwhile its bytes are compared
-    with those that adapters were trained on. Raises ModelError."""
+    """Load a whole base, in a dtype or auto, on the best device, while its bytes are compared with
+    the base that the adapters were trained on. Raises ModelError."""
     from loractl.models import load
     from loractl.models.device import choose_device, choose_dtype
 
@@ -112,7 +112,7 @@ def load_base(
 
 
 def compute_beside(work: Callable[[], str]) -> "Future[str]":
-    """Do it while all else is loaded, in a thread that no exit waits for."""
+    """Do the work while everything else is loaded, in a thread that does not delay exit."""
     found: Future[str] = Future()
 
     def run() -> None:
@@ -126,12 +126,12 @@ def compute_beside(work: Callable[[], str]) -> "Future[str]":
 
 
 def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
-    """Load a base once and put every adapter beside it. Raises ArtifactError or ModelError."""
+    """Load a base once and attach every adapter to it. Raises ArtifactError or ModelError."""
     from loractl.artifacts.peft import adapter as adapters
     from loractl.artifacts.peft import attach
 
     read = {name: adapters.read(path) for name, path in directories.items()}
-    libraries.import_()  # an adapter that cannot be read is told before
+    libraries.import_()  # after the adapters, so that an unreadable one is reported first
     from loractl.data.template import with_template
     from loractl.generation.hub_model import HubModel
     from loractl.lora.hub import Hub
@@ -143,7 +143,7 @@ def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> 
     hub = Hub(model)
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     for name in directories:
-        adapter = read.pop(name)  # what was read goes as soon as it is in the hub
+        adapter = read.pop(name)  # freed as soon as it is in the hub
         attach.add_to_hub_(hub, model, name, adapter)
         tokenizers[name] = with_template(tokenizer, adapter.chat_template)
     return HubModel(model, hub, tokenizers)

@@ -1,4 +1,4 @@
-"""Room for a run, on the disk and in memory: what it needs, what there is, and what to change."""
+"""Room for a run, on disk and in memory: what it needs, what is available, what to change."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,38 +14,44 @@ from loractl.errors import ConfigError, is_out_of_memory
 from loractl.training.state import TrainState
 
 BESIDE = 64 << 10
-"""Bytes of a checkpoint's JSON files and headers, and of the blocks that a disk fills up."""
+"""Bytes for a checkpoint's JSON files and headers, and for partly filled disk blocks."""
 
 
 def of_checkpoint(session: Session) -> int:
-    """Bytes of a checkpoint: what is written of the model and of the optimizer, in float32."""
+    """Bytes of a checkpoint: the tensors written for model and optimizer, in float32."""
     kept = len(OPTIMIZERS[session.config.train.optimizer].shaped)
+    trained = sum(parameter.numel() for parameter in session.parameters.values())
+    return 4 * kept * trained + of_weights(session)
+
+
+def of_weights(session: Session) -> int:
+    """Bytes of a checkpoint without the state of the optimizer."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     written = sum(
         tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
     )
-    return 4 * (kept * trained + (written or trained)) + BESIDE
+    return 4 * (written or trained) + BESIDE
 
 
 def require(session: Session, directory: RunDir, state: TrainState) -> None:
-    """Raise StorageError where not one checkpoint fits on the disk; note where the run will not."""
+    """Raise StorageError if not one checkpoint fits on disk; note if the whole run does not fit."""
     train, one = session.config.train, of_checkpoint(session)
     if state.step >= session.total_steps:
         return
     files.require_space(directory.checkpoints, one)
     saves = -(-(session.total_steps - state.step) // train.save_every)
-    kept = min(saves, train.keep_checkpoints + 1)  # one more while the newest is written
+    kept = min(saves, train.keep_checkpoints + 1)  # one extra while the newest is written
     left, needed = files.free_bytes(directory.path), one * kept
     if left < needed:
         console.note(
-            f"note: {directory.path}: {kept} checkpoints of {text.size(one)} take more than the"
-            f" {text.size(left)} that are free"
+            f"note: {directory.path}: {kept} checkpoints of {text.size(one)} each do not fit in the"
+            f" free space of {text.size(left)}"
         )
 
 
 @contextlib.contextmanager
 def shortage_explained(session: Session) -> Iterator[None]:
-    """Turn running out of memory in a step into a ConfigError that says what to set instead."""
+    """Turn an out-of-memory failure in a step into a ConfigError that says what to set instead."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -65,20 +71,20 @@ def _name_remedy(session: Session) -> str:
             beside_the_weights(model, config, size, fast=fast, checkpointing=checkpointing)
         )
 
-    asked = f"{rows} rows of {length} tokens take about {taken(rows)} in a step"
+    asked = f"a step on {rows} rows of {length} tokens needs about {taken(rows)}"
     if rows > 1:
         fewer = next(n for n in range(rows // 2, 0, -1) if rows % n == 0)
         return (
-            f"train.batch_size: {asked}, more than there is; set it to {fewer} and"
-            f" train.gradient_accumulation to {windows * rows // fewer}: the same steps in about"
+            f"train.batch_size: {asked}, more than is available; set it to {fewer} and"
+            f" train.gradient_accumulation to {windows * rows // fewer} for the same steps in about"
             f" {taken(fewer)}"
         )
     if not recomputes(model):
         return (
-            f"train.gradient_checkpointing: {asked}, more than there is; set it to true, which"
-            f" takes about {taken(rows, True)} for a backward pass a third longer"
+            f"train.gradient_checkpointing: {asked}, more than is available; set it to true, which"
+            f" needs about {taken(rows, True)} and makes the backward pass a third longer"
         )
     return (
-        f"data.max_length: a row of {length} tokens takes more than there is; set it to"
-        f" {length // 2}, which takes half, or train a smaller base or a lower model.dtype"
+        f"data.max_length: a row of {length} tokens needs more than is available; set it to"
+        f" {length // 2}, which needs half, or use a smaller base model or model.dtype"
     )

@@ -1,4 +1,4 @@
-"""The heavy half of `loractl adapters combine`: the updates of each module put together."""
+"""The heavy half of `loractl adapters combine`: the updates of each module are combined."""
 
 import hashlib
 import math
@@ -24,9 +24,9 @@ from loractl.lora.spectrum import Factors, distance, norm
 def write_combined(
     out: Path, read: Mapping[str, Adapter], shares: Mapping[str, float], recipe: Recipe
 ) -> dict[str, Any]:
-    """Write the combination; returns ranks, norms and how far it is from the exact sum.
+    """Write the combination; return its ranks, norms and distance from the exact sum.
 
-    Raises ArtifactError for adapters that do not go together.
+    Raises ArtifactError for adapters that cannot be combined.
     """
     _require_one_base(read)
     copied = _copies_of_all(read)
@@ -57,7 +57,7 @@ def write_combined(
 
 @dataclass(frozen=True)
 class Combined:
-    """The combined update of one module, and how far it is from the exact sum of the updates."""
+    """The combined update of one module, and its distance from the exact sum of the updates."""
 
     kind: str
     factors: Factors
@@ -89,13 +89,13 @@ def _require_one_base(read: Mapping[str, Adapter]) -> None:
         same_bytes = one.trained_on and one.trained_on == other.trained_on
         if one.trained_on and other.trained_on and not same_bytes:
             raise ArtifactError(
-                f"{other.directory}: {name} was trained on another base than {first}: {other.base},"
-                f" not {one.base} (their bytes differ)"
+                f"{other.directory}: {name} was trained on a different base than {first}:"
+                f" {other.base}, not {one.base} (their bytes differ)"
             )
         if not same_bytes and one.base != other.base:
             console.note(
-                f"note: {first} names the base {one.base}, {name} names {other.base}; whether they"
-                " are the same cannot be seen from the adapters"
+                f"note: {first} names the base {one.base}, {name} names {other.base}; the adapters"
+                " do not show whether these are the same"
             )
 
 
@@ -105,8 +105,8 @@ def _copies_of_all(read: Mapping[str, Adapter]) -> dict[str, torch.Tensor]:
         for name, tensor in updates.copies(adapter, doing="combined").items():
             if name in together and not torch.equal(together[name], tensor):
                 raise ArtifactError(
-                    f"{adapter.directory}: {name} differs from that of another adapter; they belong"
-                    " to different bases"
+                    f"{adapter.directory}: {name} differs from the one in another adapter; they"
+                    " belong to different bases"
                 )
             together[name] = tensor
     return together
@@ -120,7 +120,7 @@ def _combine_module(
     *,
     largest: int,
 ) -> Combined:
-    """The combination of one module, from the adapters that have it."""
+    """Combine one module over the adapters that have it."""
     shapes = {
         name: (part.kind, part.factors.A.shape[1], part.factors.B.shape[0])
         for name, part in parts.items()
@@ -128,7 +128,7 @@ def _combine_module(
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {kind} {i} -> {o}" for name, (kind, i, o) in shapes.items())
         raise ArtifactError(f"{module}: the adapters were made for different models ({listed})")
-    # Each module draws by its own name, so that the result does not depend on their order.
+    # The seed depends on the module's name, so that the order of modules does not matter.
     digest = hashlib.sha256(f"{recipe.seed}:{module}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     updates = [part.factors for part in parts.values()]
@@ -144,7 +144,7 @@ def _combine_module(
         )
     except ValueError as error:
         raise ArtifactError(
-            f"{module}: {error}; use --how cat or svd, or adapters resize first"
+            f"{module}: {error}; use --how cat or svd, or run adapters resize first"
         ) from None
     exact = combine(updates, shares, "cat")
     kind = next(iter(parts.values())).kind
@@ -152,7 +152,7 @@ def _combine_module(
 
 
 def _combined_config(read: Mapping[str, Adapter], modules: Sequence[str]) -> dict[str, Any]:
-    """The first adapter's config; it targets the modules of all, by whole paths if they differ."""
+    """The first adapter's config, targeting the modules of all: by full path if they differ."""
     configs = [updates.config_of(adapter) for adapter in read.values()]
     config = dict(configs[0])
 
@@ -171,5 +171,5 @@ def _first_template(read: Mapping[str, Adapter]) -> str | None:
     found = {adapter.chat_template: name for name, adapter in read.items() if adapter.chat_template}
     if len(found) > 1:
         first = next(name for name, adapter in read.items() if adapter.chat_template)
-        console.note(f"note: the adapters' chat templates differ; that of {first} is kept")
+        console.note(f"note: the adapters' chat templates differ; the one of {first} is kept")
     return next((one.chat_template for one in read.values() if one.chat_template), None)

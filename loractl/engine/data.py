@@ -1,4 +1,4 @@
-"""From the `data` section to examples: every source tokenised, held-out rows kept apart."""
+"""From the `data` section to examples: every source tokenized, held-out rows kept apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from loractl.text import closest
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenised rows and the account of where they came from."""
+    """Tokenized rows and the account of where they came from."""
 
     train: Sequence[Example]
     held_out: Sequence[Example]  # may be empty
-    retain: Sequence[Example]  # general text, trained on nowhere; may be empty
-    accounts: dict[str, Account]  # "train" and "eval"; of a mixture "train[0]", "train[1]", ...
-    parts: tuple[tuple[int, float], ...]  # of a mixture: (examples, weight) of each source
-    tokens_sha256: str  # of all ids, and of which of them are trained
+    retain: Sequence[Example]  # general text, never trained on; may be empty
+    accounts: dict[str, Account]  # "train" and "eval"; in a mixture "train[0]", "train[1]", ...
+    parts: tuple[tuple[int, float], ...]  # in a mixture: (examples, weight) of each source
+    tokens_sha256: str  # of all ids, and of which ones are trained
 
     def of_train(self) -> list[Account]:
         return [one for name, one in self.accounts.items() if name.startswith("train")]
 
 
 def sources_of(data: DataSection) -> list[SourceSection]:
-    """What is trained on, as a list: one path is a source of weight 1."""
+    """The training sources as a list; a single path is one source of weight 1."""
     if isinstance(data.train, list):
         return data.train
     return [SourceSection(path=data.train, format=data.format)]
 
 
 def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
-    """Read and tokenise training rows and held-out ones, or take them from the cache.
+    """Read and tokenize the training and held-out rows, or take them from the cache.
 
     Raises DataError.
     """
@@ -99,6 +99,6 @@ def _require_fields(columns: dict[str, str]) -> None:
             near = closest(name, rows.FIELDS)
             hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(
-                f"data.columns: {name} is no field of ours, expected one of"
+                f"data.columns: {name} is not a loractl field, expected one of"
                 f" {', '.join(sorted(rows.FIELDS))}{hint}"
             )

@@ -1,4 +1,4 @@
-"""The heavy half of `loractl eval`: models loaded in turn, rows measured one by one."""
+"""The heavy half of `loractl eval`: load the models in turn, measure the rows one by one."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ Losses = dict[int | str, tuple[float, int]]
 
 @dataclass
 class Evaluated:
-    """What one model made of the rows."""
+    """The results of one model on the rows."""
 
     name: str
     where: list[int | str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Evaluated:
         return {"model": self.name, "rows": len(self.where), **_figures_as_dict(self.figures)}
 
     def rows_as_dicts(self) -> Iterator[dict[str, Any]]:
-        """The figures of each row; a row that has no loss was too long for it."""
+        """The figures of each row; a row without a loss was too long."""
         for number, where in enumerate(self.where):
             row: dict[str, Any] = {"model": self.name, "row": where}
             if where in self.losses:
@@ -65,13 +65,13 @@ class Evaluated:
 def evaluate(
     paths: Mapping[str, Path], asked: EvalRequest, *, model: str | None
 ) -> list[Evaluated]:
-    """The base first, then each adapter over it, then each fully trained model.
+    """Evaluate the base, then each adapter on it, then each fully trained model.
 
     Raises DataError, ModelError or ArtifactError; NumericError for a loss that is not finite.
     """
     full = {name: path for name, path in paths.items() if _is_model(path)}
     read = {name: adapters.read(path) for name, path in paths.items() if name not in full}
-    libraries.import_()  # an adapter that cannot be read is told before
+    libraries.import_()  # after the adapters, so that an unreadable one is reported first
     recorded = [*(one.base for one in read.values()), *map(_recorded_base, full.values())]
     source = find_shared_base(model, recorded)
     loaded = _load_frozen(source, asked, list(read.values()), named=model)
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a path is a model directory, or a run whose final product is one."""
+    """Whether a path is a model directory, or a run that produced one."""
     return (Path(model_path(str(path))) / "config.json").is_file()
 
 
@@ -114,7 +114,7 @@ def _load_frozen(
     named: str | None = None,
 ) -> "PreTrainedModel":
     model = load_base(source, asked.dtype, trained, named=named)
-    return model.requires_grad_(False)  # or its layers were taken for trained ones, and not fast
+    return model.requires_grad_(False)  # trained layers would not use the fast implementation
 
 
 def _measure_model(
@@ -171,7 +171,7 @@ def _answer_rows_(
     asked: EvalRequest,
     conversations: Sequence[Conversation],
 ) -> None:
-    """Let the model answer the last turn of each row, and compare."""
+    """Let the model write the last turn of each row, and compare."""
     prompts = []
     for where, row in zip(found.where, conversations, strict=True):
         if len(row.messages) < 2 or row.messages[-1].role != "assistant":
@@ -192,7 +192,7 @@ def _answer_rows_(
 
 
 def _fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
-    """Fill in the table's figures, in the order asked for; forgetting against the base."""
+    """Fill in the table's figures in the requested order; forgetting is relative to the base."""
     for name in asked.metrics:
         if name in one.scores:
             one.figures[name] = ratio(one.scores[name], [1.0] * len(one.scores[name]))
@@ -215,15 +215,15 @@ def _fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
 
 
 def _no_answers(data: Path, matches: Sequence[str]) -> DataError:
-    """What is said when rows without answers are to be compared with answers."""
+    """The error for metrics that compare answers on rows that have none."""
     return DataError(
-        f"{data}: its rows are no conversations that end with an answer, which {matches[0]} needs;"
+        f"{data}: its rows are not conversations that end with an answer, which {matches[0]} needs;"
         " use --metrics loss,perplexity"
     )
 
 
 def _figures_as_dict(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """Figures as JSON has them."""
+    """Figures as they appear in JSON."""
     return {
         name: {"value": figure.value, "low": figure.low, "high": figure.high}
         for name, figure in figures.items()

@@ -1,4 +1,4 @@
-"""The GGUF exports of `loractl export`: what is written, and the proof in llama.cpp."""
+"""The GGUF exports of `loractl export`: writing the files, and the proof in llama.cpp."""
 
 import tempfile
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ TEXTS = (
 
 
 class Exporting:
-    """One export to GGUF: what is known before a byte is written. Raises LoractlError."""
+    """One export to GGUF; everything is checked before a byte is written. Raises LoractlError."""
 
     def __init__(
         self, adapter: Adapter, source: Source, out: Path, *, dtype: str | None, verify: bool
@@ -71,7 +71,7 @@ class Exporting:
         )
 
     def _render_conversations(self) -> list[str]:
-        """Conversations as training renders them; those that the template refuses are left out."""
+        """Conversations as training renders them, without those that the template rejects."""
         found = []
         for messages in CONVERSATIONS if self.tokenizer.chat_template else ():
             try:
@@ -85,7 +85,7 @@ class Exporting:
         return ollama.find(self.source.name, self.tokenizer, adds_bos=adds_bos)
 
     def write_adapter(self, path: Path) -> None:
-        """Write the adapter alone, and prove it over a float32 GGUF of the base."""
+        """Write only the adapter, and prove it on a float32 GGUF of the base."""
         dtype = self.dtype or "f32"
         pieces = gguf.halves(self.adapter, self.layout, self.skeleton, dtype)
         gguf.write_adapter(path, self.adapter, self.layout, pieces)
@@ -94,7 +94,7 @@ class Exporting:
         expected = gguf_proof.expect(
             self.source, self.adapter, self.layout, dtype=dtype, model_file=None
         )
-        with tempfile.TemporaryDirectory(dir=path.parent) as name:  # where there is room for it
+        with tempfile.TemporaryDirectory(dir=path.parent) as name:  # a disk with room
             base = Path(name) / "base.gguf"
             self._write_weights(base, Plan({}, {}, {}, False), "f32")
             self._require_proof(expected, dtype, base, path)
@@ -104,14 +104,14 @@ class Exporting:
         dtype = self.dtype or short_word(own_dtype(self.source)) or "f32"
         plan = plan_merge(self.source, load_skeleton(self.source), self.adapter)
         if plan is None:
-            raise ModelError(f"{self.source.name}: its files name tensors in a way of their own")
+            raise ModelError(f"{self.source.name}: its files use tensor names unknown to loractl")
         self._write_weights(path, plan, dtype)
         if plan.untie:
             self.lines.append("the output head no longer shares the embedding's weight (untied)")
         if self.layout.context_cut:
             context = self.layout.fields[f"{self.layout.family.architecture}.context_length"]
             self.lines.append(
-                f"note: the context is cut to {context} tokens: llama.cpp knows no window of"
+                f"note: the context is limited to {context} tokens: llama.cpp has no sliding-window"
                 f" attention for {self.layout.family.architecture}"
             )
         if self._can_prove():
@@ -150,6 +150,6 @@ class Exporting:
         self.lines.append(str(proof))
         if proof.drowned:
             self.lines.append(
-                f"note: {dtype} moves logits about as much as the adapter does; --dtype f32 keeps"
-                " its effect whole"
+                f"note: rounding to {dtype} changes logits about as much as the adapter does;"
+                " --dtype f32 keeps the adapter's full effect"
             )

@@ -15,9 +15,9 @@ from loractl.models.torch_dtypes import FILE_DTYPES
 def write_portable(
     out: Path, adapter: Adapter, source: Source, *, dtype: str | None, verify: bool
 ) -> list[str]:
-    """Write the adapter as PEFT and vLLM load it; returns what to tell.
+    """Write the adapter in the form that PEFT and vLLM load; return the lines to print.
 
-    Raises NumericError when the proof fails; nothing is left then.
+    Raises NumericError if the proof fails, and leaves nothing behind.
     """
     kind = FILE_DTYPES[dtype or "f32"]
     skeleton = load_skeleton(source)

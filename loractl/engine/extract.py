@@ -1,5 +1,4 @@
-"""The change between two models as an adapter: looked at tensor by tensor, written as PEFT reads
-it."""
+"""The difference between two models as an adapter: compared tensor by tensor, written for PEFT."""
 
 import math
 import time
@@ -23,11 +22,11 @@ from loractl.models import load
 from loractl.reports.extract import Change, Findings
 
 STRIP = 1 << 22
-"""Values of a tensor that are in float64 at a time: 32 MiB."""
+"""Values of a tensor that are held in float64 at a time: 32 MiB."""
 
 
 def find_changes(pair: ModelPair, asked: ExtractRequest) -> Findings:
-    """Go through both models once; a tensor of each is in memory, and their difference."""
+    """Go through both models once, with one tensor of each and their difference in memory."""
     found = Findings({}, {}, {}, 0, set(), 0.0, 0.0)
     names, began = pair.names, time.perf_counter()
     with console.Progress(len(names), log_every=max(1, len(names) // 4)) as progress:
@@ -36,7 +35,7 @@ def find_changes(pair: ModelPair, asked: ExtractRequest) -> Findings:
                 found.dtypes.add(f"{old.dtype} -> {new.dtype}".replace("torch.", ""))
             change = _measure_change(old, new)
             if not math.isfinite(change.norm) or not math.isfinite(change.base_norm):
-                raise ArtifactError(f"{name}: holds values that are not finite (NaN or Inf)")
+                raise ArtifactError(f"{name}: contains values that are not finite (NaN or Inf)")
             _add_tensor(found, pair, asked, name, old, new, change)
             progress.step(
                 step, name, seconds_left=(time.perf_counter() - began) / step * (len(names) - step)
@@ -45,7 +44,7 @@ def find_changes(pair: ModelPair, asked: ExtractRequest) -> Findings:
 
 
 def _measure_change(old: Tensor, new: Tensor) -> Change:
-    """Norms of the difference and of the old tensor, in strips."""
+    """Norms of the difference and of the old tensor, computed in strips."""
     moved = size = 0.0
     olds, news = old.flatten(), new.flatten()
     for start in range(0, len(olds), STRIP):
@@ -71,7 +70,7 @@ def _add_tensor(
     module = name.removesuffix(".weight")
     kind = pair.kinds.get(module) if name.endswith(".weight") else None
     if kind is None or (kind == "embedding" and not asked.embeddings):
-        reason = "an embedding: --embeddings takes it in" if kind else "no matrix of a linear layer"
+        reason = "an embedding: --embeddings includes it" if kind else "not a linear layer's matrix"
         found.rest[name] = change, reason
         return
 
@@ -83,7 +82,7 @@ def _add_tensor(
     found.modules[module] = _report_row(kind, delta, change, cut)
     head = pair.head
     if module == pair.table and pair.base.tied and pair.tuned.tied and head is not None:
-        # The head multiplies by the same table: its update is the transposed one.
+        # The head multiplies by the same table, so its update is the transpose.
         A, B = cut.factors.B.T.contiguous(), cut.factors.A.T.contiguous()
         found.updates[head] = "linear", Factors(A, B)
         found.modules[head] = _report_row("linear", delta.T, change, cut)
@@ -99,25 +98,25 @@ def _report_row(kind: str, delta: Tensor, change: Change, cut: Cut) -> dict[str,
         "rank": cut.factors.rank,
         "kept_energy": cut.kept,
         "error": cut.error,
-        # Of a projection the spectrum is not known whole.
+        # A randomized projection does not give the whole spectrum.
         "effective_rank": None if sigma is None else effective_rank(sigma),
         "rank_90": None if sigma is None else rank_keeping(sigma, 0.9),
     }
 
 
 def nothing_found(tuned: str, base: str, found: Findings) -> str:
-    """Why there is no adapter, in words."""
+    """Explain why there is no adapter."""
     if not found.rest:
         return f"{tuned}: no tensor differs from {base}; there is nothing to extract"
     reasons = sorted({reason for _, reason in found.rest.values()})
     return (
-        f"{tuned}: differs from {base} only in what no adapter was asked to express:"
+        f"{tuned}: differs from {base} only in tensors that this adapter would not cover:"
         f" {', '.join(list(found.rest)[:3])} ({'; '.join(reasons)})"
     )
 
 
 def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found: Findings) -> None:
-    """Write what was found as an adapter of the base."""
+    """Write the findings as an adapter of the base."""
     ranks = {name: ModuleRank(one.rank, one.rank, 1.0) for name, (_, one) in found.updates.items()}
     top = max(size.rank for size in ranks.values())
     config = peft_config.content(
@@ -150,7 +149,7 @@ def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found
 
 
 def _find_template(directory: Path) -> str | None:
-    """The chat template that lies with a model, by either of its two places."""
+    """The chat template stored with a model, in either of its two places."""
     path, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if path.is_file():
         return files.read_text(path)

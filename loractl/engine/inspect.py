@@ -1,4 +1,4 @@
-"""The heavy half of `loractl inspect`: spectra of an adapter's updates, and how alike two are."""
+"""The heavy half of `loractl inspect`: spectra of an adapter's updates, and comparison of two."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from loractl.reports.inspect import SHARES
 
 
 def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
-    """The measures of an adapter by module, and against another one. Raises ArtifactError."""
+    """Measure an adapter by module, and compare it with another one. Raises ArtifactError."""
     found = updates.updates(adapter)
     modules = {name: measure_update(update) for name, update in found.items()}
     report: dict[str, Any] = {
@@ -31,12 +31,12 @@ def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
 
 
 def kind_of(module: str) -> str:
-    """The last name of a module's path, which layers, and experts, share: q_proj."""
+    """The last part of a module's path, shared by all layers and experts: q_proj."""
     return module.rpartition(".")[2].partition("[")[0]
 
 
 def measure_update(update: Update) -> dict[str, Any]:
-    """Sizes, norms and spectrum of the update of one module."""
+    """Sizes, norms and spectrum of one module's update."""
     factors = update.factors
     sigma = spectrum.svd(factors)[1]
     return {
@@ -58,7 +58,7 @@ def measure_update(update: Update) -> dict[str, Any]:
 
 
 def summarize_kinds(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same by kind of module: means, and the largest of each rank that keeps a share."""
+    """The same by kind of module: means, and the largest rank needed to keep each share."""
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for name, one in modules.items():
         kinds[kind_of(name)].append(one)
@@ -80,8 +80,8 @@ def compare_adapters(
 ) -> dict[str, Any]:
     """Module by module: the angle between the updates, and how their subspaces overlap.
 
-    phi is that of section 7.2 of LoRA (arXiv 2106.09685): entry [i - 1][j - 1] compares the first
-    i directions of the one with the first j of the other.
+    phi is defined in section 7.2 of LoRA (arXiv 2106.09685): entry [i - 1][j - 1] compares the
+    first i directions of one with the first j of the other.
     """
     others = updates.updates(other)
     both = [name for name in found if name in others]
@@ -97,7 +97,7 @@ def compare_adapters(
         if shapes[0] != shapes[1]:
             sizes = " and ".join(f"{d_in} -> {d_out}" for d_in, d_out in shapes)
             raise ArtifactError(
-                f"{other.directory}: {name} is of another size ({sizes}): the bases differ"
+                f"{other.directory}: {name} differs in size ({sizes}): the bases are not the same"
             )
         modules[name] = _compare_updates(one, two)
     cosines = [m["cosine"] for m in modules.values() if m["cosine"] is not None]

@@ -1,4 +1,4 @@
-"""How a run gets its hidden states: by fast layers where they fit, frozen ones once an example."""
+"""How a run computes hidden states: with fast layers if possible, frozen ones once per example."""
 
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,11 @@ def trunk_of_(
     total_steps: int,
     run: ProvingRun,
 ) -> Trunk | None:
-    """The way to hidden states of a run with adapters; None where transformers' own is taken.
+    """The trunk that computes a run's hidden states; None if transformers' own layers do.
 
-    Where transformers' own layers are to run, they attend by segments if they can, with
-    activations in one operation each. Raises ModelError where packed examples would change each
-    other; the fast layers keep them apart. `run` is of this model as it is.
+    When transformers' own layers run, they attend by segments if they can, with activations in
+    one operation each. Raises ModelError if packed examples would affect each other; the fast
+    layers keep them apart. `run` belongs to this model as it is now.
     """
     kernels, device = config.train.kernels, next(model.parameters()).device
     trunk = Trunk(model, run) if config.method != "full" and kernels == "auto" else None
@@ -60,17 +60,18 @@ def trunk_of_(
 def _keep_(
     trunk: Trunk, model: "PreTrainedModel", frozen: int, examples: "Sequence[Example]"
 ) -> None:
-    """Let the frozen layers be computed once an example, where the disk has room for it."""
+    """Compute the frozen layers only once per example, if the disk has room for the results."""
     lengths, hidden = lengths_of(examples), model.config.get_text_config().hidden_size
     room = cache_home()
     room.mkdir(parents=True, exist_ok=True)
     needed = n_bytes(int(lengths.sum()), hidden, model.dtype)
-    what = f"what the lowest {frozen} layers compute ({text.size(needed)})"
+    layers = f"{frozen} layers" if frozen > 1 else "layer"
+    what = f"the output of the lowest {layers} ({text.size(needed)})"
     left = files.free_bytes(room)
     if needed > left // 2:
         console.note(
-            f"note: {what} is not kept for later epochs: {text.size(left)} are free in {room}"
+            f"note: {what} is not kept for later epochs: only {text.size(left)} free in {room}"
         )
         return
     trunk.keep_(TrunkCache(lengths, layers=frozen, hidden=hidden, dtype=model.dtype, room=room))
-    console.note(f"note: {what} is computed once an example and kept in {room} for this run")
+    console.note(f"note: {what} is computed once per example and kept in {room} for this run")

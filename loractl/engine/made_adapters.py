@@ -1,4 +1,4 @@
-"""What is said of an adapter that was made from others, and what is never made."""
+"""What is recorded about an adapter made from others, and the check that it does something."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def require_effect(where: Path, norms: Sequence[float]) -> None:
 def about_made(
     command: str, sources: Mapping[str, Adapter], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """loractl.json of an adapter made from others: from which bytes, how, for which base."""
+    """loractl.json of an adapter made from others: their hashes, the settings, the base."""
     first = next(iter(sources.values()))
     return {
         "loractl": __version__,

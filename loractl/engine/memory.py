@@ -1,4 +1,4 @@
-"""What planning predicts of a run whose model is loaded: for `check`, and before a run starts."""
+"""What planning predicts for a run with its model loaded: for `check`, and before a run starts."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """What decides the memory of a micro-batch; what is not known is taken to be the most."""
+    """What determines the memory of a micro-batch; unknown values count as the largest possible."""
 
     rows: int
-    length: int  # tokens of a row, padding among them
+    length: int  # tokens per row, padding included
     trained_share: float = 1.0  # of those tokens
-    real: int | None = None  # tokens that fast layers compute: no padding, a shared start once
+    real: int | None = None  # tokens that fast layers compute: no padding, a shared prefix once
     longest: int | None = None  # tokens of the longest example
 
     @staticmethod
     def of(batch: Batch) -> "Size":
-        """That of a batch at hand."""
+        """The size of a given batch."""
         rows, length = batch.input_ids.shape
         share = int((batch.labels != UNTRAINED).sum()) / batch.labels.numel()
         flat = batch.without_padding()
@@ -47,11 +47,11 @@ def beside_the_weights(
     fast: bool = True,
     checkpointing: bool | None = None,
 ) -> int:
-    """Bytes that a step takes at its peak beside the weights, which are there already.
+    """Peak bytes that a step needs in addition to the weights, which are already loaded.
 
-    `fast` is False where the hand-written layers are known not to serve; `checkpointing` stands in
-    for what the model does now. An architecture whose shape cannot be derived gets a rough figure:
-    its activations alone, and without checkpointing.
+    `fast` is False if the hand-written layers are known not to apply; `checkpointing` overrides
+    the model's present setting. An architecture whose shape cannot be derived gets a rough figure:
+    its activations only, without checkpointing.
     """
     device = next(model.parameters()).device.type
     planned = of_settings(
@@ -83,7 +83,7 @@ def beside_the_weights(
 
 
 def recomputes(model: "PreTrainedModel") -> bool:
-    """Whether gradient checkpointing is on; before transformers 5.23 the name was another."""
+    """Whether gradient checkpointing is on; transformers before 5.23 used another name."""
     now = getattr(type(model), "is_activation_checkpointing", None)
     name = "is_activation_checkpointing" if now is not None else "is_gradient_checkpointing"
     return bool(getattr(model, name))

@@ -17,8 +17,8 @@ from loractl.models.torch_dtypes import DTYPES
 def write_merged(
     out: Path, source: load.Source, adapter: Adapter, *, dtype: str | None, verify: bool
 ) -> list[str]:
-    """Write the merged model; returns what to tell. Raises NumericError when the proof fails;
-    nothing is left then."""
+    """Write the merged model; return the lines to print. Raises NumericError if the proof fails,
+    and leaves nothing behind."""
     target = DTYPES[dtype] if dtype else None
     lines: list[str] = []
 
@@ -35,8 +35,8 @@ def write_merged(
         lines.append(str(proof))
         if proof.drowned:
             lines.append(
-                f"note: rounding to {proof.dtype} moves logits about as much as the adapter does;"
-                " --dtype float32 keeps its effect whole"
+                f"note: rounding to {proof.dtype} changes logits about as much as the adapter does;"
+                " --dtype float32 keeps the adapter's full effect"
             )
 
     files.publish(out, write, needs=_bytes_on_disk(source, target))
@@ -44,12 +44,12 @@ def write_merged(
 
 
 def _bytes_on_disk(source: load.Source, dtype: torch.dtype | None) -> int | None:
-    """Bytes that a merge takes on disk; None for a GGUF, and for a base that is damaged."""
+    """Bytes that a merge needs on disk; None for a GGUF or a damaged base."""
     if source.gguf:
         return None
     try:
         widest = max((kind.itemsize for kind in merged.float_dtypes(source)), default=1)
         total = sum(path.stat().st_size for path in merged.shards(source))
     except SafetensorError:
-        return None  # told when it is read
+        return None  # reported when it is read
     return total if dtype is None else total * dtype.itemsize // widest

@@ -1,4 +1,4 @@
-"""What commands ask the engine to make of adapters and models. No torch: flags are read into it."""
+"""What commands ask the engine to do with adapters and models, parsed from flags without torch."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ RANDOM = ("dare", "dare_ties")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How adapters are combined; what is None has its default or does not apply."""
+    """How adapters are combined; None means the default, or not applicable."""
 
     how: str
     rank: int | None = None
@@ -19,7 +19,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ExtractRequest:
-    """What to extract: a rank or a share of the energy, of tables too or not."""
+    """What to extract: up to a rank or a share of the energy, with or without embeddings."""
 
     rank: int | None
     energy: float | None
@@ -27,5 +27,5 @@ class ExtractRequest:
 
     @property
     def size(self) -> dict[str, float | None]:
-        """The one of rank and energy that was asked for, by its name."""
+        """Whichever of rank and energy was asked for, by name."""
         return {"rank": self.rank} if self.rank else {"energy": self.energy}

@@ -1,4 +1,4 @@
-"""The heavy half of `loractl adapters resize`: every update cut to its best of a rank."""
+"""The heavy half of `loractl adapters resize`: the best approximation of every update by rank."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from loractl.lora.algebra import Cut, resize
 def write_resized(
     out: Path, adapter: Adapter, *, rank: int | None, energy: float | None
 ) -> dict[str, Any]:
-    """Write the resized adapter; returns what was kept, module by module. Raises ArtifactError."""
+    """Write the resized adapter; return what was kept of each module. Raises ArtifactError."""
     copied = updates.copies(adapter, doing="resized")
     found = updates.updates(adapter)
     cuts = {

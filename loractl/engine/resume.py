@@ -1,4 +1,4 @@
-"""How a resumed run comes back to its newest valid checkpoint, and when it may not."""
+"""How a resumed run returns to its newest valid checkpoint, and when it may not."""
 
 import torch
 
@@ -18,9 +18,9 @@ from loractl.training.steps import RankPolicy
 
 
 def inputs(session: Session) -> dict[str, str]:
-    """Hashes of what a run was made from; resuming with others is refused.
+    """Hashes of the inputs of a run; resuming with different ones is refused.
 
-    Of the tokenizer and its chat template, what they make of the rows.
+    Tokenizer and chat template count through the tokens that they make of the rows.
     """
     data = {f"data.{name}": account.sha256 for name, account in session.data.accounts.items()}
     return {
@@ -31,11 +31,10 @@ def inputs(session: Session) -> dict[str, str]:
 
 
 def never_saved(directory: RunDir) -> bool:
-    """Whether a run was killed before its first checkpoint: then it starts again, and loses as
-    little.
+    """Whether a run was killed before its first checkpoint: then it starts over, losing little.
 
-    A run that trained for longer than to its first checkpoint has lost its checkpoints; that is no
-    case for a silent start from the first step.
+    A run that got past its first checkpoint has lost its checkpoints; it must not silently start
+    over from the first step.
     """
     if checkpoint.published(directory.checkpoints) or directory.status() is Status.FINISHED:
         return False
@@ -57,7 +56,7 @@ def restore_(
     directory: RunDir,
     ranks: RankPolicy | None = None,
 ) -> TrainState:
-    """Bring model and optimizer to the newest valid checkpoint. Raises StateError."""
+    """Restore model and optimizer from the newest valid checkpoint. Raises StateError."""
     found, wrong = checkpoint.newest_valid(directory.checkpoints)
     for line in wrong:
         console.note(f"note: skipped a damaged checkpoint: {line}")
@@ -68,33 +67,37 @@ def restore_(
         raise StateError(
             *[
                 f"{directory.path}: {key}: the content changed since the run started: sha256"
-                f" {_shorten_hash(old.get(key))} -> {_shorten_hash(new.get(key))}; put it back, or"
-                " start anew with --overwrite"
+                f" {_shorten_hash(old.get(key))} -> {_shorten_hash(new.get(key))}; restore it, or"
+                " start over with --overwrite"
                 for key in changed
             ]
         )
     state = TrainState.restored(plain["train"])
     if state.step > session.total_steps:
         raise StateError(
-            f"{directory.path}: {state.step} steps are done already, more than the"
-            f" {session.total_steps}"
-            " of this config; train for longer"
+            f"{directory.path}: {state.step} steps are already done, more than the"
+            f" {session.total_steps} of this config; train for longer"
         )
-    if session.layers:
-        attach.restore_(session.layers, found.tensors(adapters.WEIGHTS), session.whole)
-        if ranks is not None and (found.directory / adalora_files.STATE).is_file():
-            ranks.restore_(found.tensors(adalora_files.STATE))
-    else:
-        tensors = found.tensors(MODEL)
-        with torch.no_grad():
-            for name, parameter in session.parameters.items():
-                parameter.copy_(tensors[name])
+    restore_weights_(session, found)
+    if ranks is not None and (found.directory / adalora_files.STATE).is_file():
+        ranks.restore_(found.tensors(adalora_files.STATE))
     kind = OPTIMIZERS[session.config.train.optimizer]
     restore_state_(optimizer, session.parameters, found.optimizer, kind)
     if state.loss_scale:
         scaler.load_state_dict(state.loss_scale)
     console.note(f"resuming after step {state.step} from {found.directory}")
     return state
+
+
+def restore_weights_(session: Session, found: checkpoint.Checkpoint) -> None:
+    """Give the trained parameters the values of a checkpoint."""
+    if session.layers:
+        attach.restore_(session.layers, found.tensors(adapters.WEIGHTS), session.whole)
+        return
+    tensors = found.tensors(MODEL)
+    with torch.no_grad():
+        for name, parameter in session.parameters.items():
+            parameter.copy_(tensors[name])
 
 
 def _shorten_hash(sha256: str | None) -> str:

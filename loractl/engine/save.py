@@ -1,7 +1,7 @@
-"""Trained layers as the files of an adapter: in a checkpoint, and as every reader takes it.
+"""Trained layers as adapter files: in a checkpoint, and in the form that every reader loads.
 
-What is trained comes as layers and what they were made by, whoever trained them; a session's are
-gathered in `trained`.
+The input is a set of layers and the settings that made them, whoever trained them; `trained`
+collects those of a session.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from loractl.lora.whole import WholeModule
 
 @dataclass(frozen=True)
 class Allocation:
-    """How AdaLoRA spreads ranks, which its checkpoints tell PEFT."""
+    """How AdaLoRA distributes ranks, which its checkpoints record for PEFT."""
 
-    initial_rank: int  # of one module, as `target_rank`
+    initial_rank: int  # per module, like `target_rank`
     target_rank: int
     budget: Budget
     smoothing: Smoothing
@@ -34,19 +34,19 @@ class Allocation:
 
 @dataclass(frozen=True)
 class TrainedAdapter:
-    """Trained layers, and all that their files say of them."""
+    """Trained layers, and everything that their files say about them."""
 
     layers: Mapping[str, LoraLayer]
     whole: Mapping[str, WholeModule]
     module_names: Sequence[str]  # of the plain base
-    spec: RankSpec  # of the ranks as they are now; for AdaLoRA of the first ones
+    spec: RankSpec  # of the present ranks; for AdaLoRA, of the initial ones
     base: str
     formula: str
     init: str
     dropout: float
     about: Mapping[str, Any]
     chat_template: str | None
-    allocation: Allocation | None = None  # of AdaLoRA alone
+    allocation: Allocation | None = None  # AdaLoRA only
 
     @property
     def triplets(self) -> dict[str, AdaloraLayer]:
@@ -55,13 +55,13 @@ class TrainedAdapter:
 
 
 def write_checkpoint(directory: Path, trained: TrainedAdapter) -> None:
-    """Write what brings the layers back to the last bit; of AdaLoRA in PEFT's own layout."""
+    """Write what restores the layers bit for bit; for AdaLoRA in PEFT's own layout."""
     tensors = peft_names.checkpoint_tensors(trained.layers, trained.whole)
     _write_files(directory, trained, tensors, _checkpoint_config(trained))
 
 
 def write_final(directory: Path, trained: TrainedAdapter) -> None:
-    """Write the adapter as every reader takes it, on the plain base."""
+    """Write the adapter in the form that every reader loads onto the plain base."""
     if trained.triplets:
         tensors, config = _plain_triplets(trained)
     else:
@@ -120,7 +120,7 @@ def _checkpoint_config(trained: TrainedAdapter) -> dict[str, Any]:
 
 
 def _plain_triplets(trained: TrainedAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """AdaLoRA's update as plain LoRA of the final ranks."""
+    """AdaLoRA's update as plain LoRA with the final ranks."""
     triplets = trained.triplets
     pairs, rank, alpha = adalora_files.plain_of(triplets)
     tensors: dict[str, Tensor] = {

@@ -1,4 +1,4 @@
-"""From a config to all that a run needs: base, tokenizer, data, adapters. Nothing is written."""
+"""From a config to everything a run needs: base, tokenizer, data, adapters. Writes nothing."""
 
 import math
 import platform
@@ -22,7 +22,7 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.errors import ModelError, NumericError
-from loractl.evaluation.loss import mean_loss
+from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
@@ -31,7 +31,7 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ProvingRun
 from loractl.models.torch_dtypes import dtype_word
-from loractl.records import Batch, DataState, Example
+from loractl.records import Batch, DataState, Example, HeldOutLoss
 from loractl.training.distributed import sum_over_ranks
 from loractl.training.heap import HUGE, LARGE, hold_mmap_threshold_
 from loractl.training.optim import LearningRate
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """A model ready to be trained, and what it is trained on."""
+    """A model ready to be trained, and the data it is trained on."""
 
     config: RunConfig
     source: load.Source
@@ -52,45 +52,45 @@ class Session:
     model: "PreTrainedModel"
     tokenizer: Tokenizer
     device: torch.device
-    dtype: torch.dtype  # of the products; weights that are trained rest in float32
+    dtype: torch.dtype  # of the products; trained weights are stored in float32
     layers: dict[str, LoraLayer]  # empty for method: full
-    whole: dict[str, WholeModule]  # trained whole, beside the adapters
+    whole: dict[str, WholeModule]  # trained in full, alongside the adapters
     module_names: tuple[str, ...]  # of the plain base
-    parameters: dict[str, nn.Parameter]  # what is trained, by name
+    parameters: dict[str, nn.Parameter]  # the trained parameters, by name
     data: Data
     plan: batches.BatchPlan
     epochs: batches.Epochs
     total_steps: int
-    trunk: Trunk | None  # None where every weight is trained
+    trunk: Trunk | None  # None if every weight is trained
     loss: Loss
     world: World = ALONE
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
         return batches.windows(self.epochs, start, self.world)
 
-    def eval_loss(self) -> float:
-        """Mean loss on the held-out rows. Raises NumericError when it is not finite."""
-        return self._mean_loss(self.data.held_out, "the held-out rows")
+    def eval_loss(self) -> HeldOutLoss:
+        """The loss on the held-out rows. Raises NumericError if it is not finite."""
+        return self._loss_on(self.data.held_out, "the held-out rows")
 
-    def retain_loss(self) -> float:
-        """Mean loss on general text, over all its tokens. Raises NumericError likewise."""
-        return self._mean_loss(self.data.retain, "data.retain")
+    def retain_loss(self) -> HeldOutLoss:
+        """The loss on general text, over all its tokens. Raises NumericError likewise."""
+        return self._loss_on(self.data.retain, "data.retain")
 
-    def _mean_loss(self, examples: Sequence[Example], what: str) -> float:
-        value = mean_loss(
+    def _loss_on(self, examples: Sequence[Example], what: str) -> HeldOutLoss:
+        found = held_out_loss(
             self.model,
-            self.loss,
+            self.loss.of_rows,
             batches.in_order(examples, self.plan, self.world),
             self.device,
             partial(sum_over_ranks, self.world),
         )
-        if not math.isfinite(value):
-            raise NumericError(f"the loss on {what} is {value}")
-        return value
+        if not math.isfinite(found.mean):
+            raise NumericError(f"the loss on {what} is {found.mean}")
+        return found
 
     @property
     def is_fast(self) -> bool:
-        """Whether hand-written layers compute, in place of transformers' own."""
+        """Whether hand-written layers are used in place of transformers' own."""
         return self.trunk is not None and not self.trunk.fallback_reason
 
     @property
@@ -99,7 +99,7 @@ class Session:
         return LearningRate(train.learning_rate, train.schedule, train.warmup, self.total_steps)
 
     def about(self) -> dict[str, Any]:
-        """What loractl.json says of where an adapter comes from."""
+        """The provenance of an adapter, as loractl.json records it."""
         return {
             "loractl": __version__,
             "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
@@ -115,7 +115,7 @@ class Session:
 
 
 def assemble(loaded: Loaded, world: World = ALONE) -> Session:
-    """Load and check everything. Cheap faults come first: names, then data, then weights.
+    """Load and check everything, cheapest checks first: names, then data, then weights.
 
     Raises ConfigError, DataError or ModelError.
     """
@@ -133,7 +133,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     device = choose_device()
     dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
-    # Weights that are trained rest in float32: an AdamW update is often too small for bfloat16.
+    # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
         source,
         dtype=torch.float32 if full else dtype,
@@ -179,7 +179,7 @@ def _prove_ways_(
     total_steps: int,
     dtype: torch.dtype,
 ) -> tuple[Trunk | None, TokenLoss]:
-    """How hidden states and losses are computed, both proven on one run of the plain model."""
+    """How hidden states and losses are computed, both verified in one run of the plain model."""
     run = ProvingRun(model)
     trunk = trunk_of_(model, config, epochs, total_steps, run)
     wide = config.method == "full" and dtype != torch.float32
@@ -212,14 +212,14 @@ def _locate_base(loaded: Loaded) -> load.Source:
         raise loaded.error("model.name_or_path", str(error)) from None
     if not model.trust_remote_code and base_directory.brings_code(source.directory):
         console.note(
-            "note: the base brings Python code of its own (auto_map), which is not run; only"
+            "note: the base model has Python code of its own (auto_map), which is not run; only"
             " model.trust_remote_code: true would run it"
         )
     return source
 
 
 def _max_length(config: RunConfig, positions: int | None) -> int:
-    """Tokens of the longest row: data.max_length, or what the model has positions for."""
+    """Tokens of the longest row: data.max_length, or as many as the model has positions."""
     wanted = config.data.max_length
     if positions is None or positions >= wanted:
         return wanted
@@ -240,7 +240,7 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
         raise loaded.error(
             "train.warmup",
             f"{train.warmup:g} warmup steps are more than the {total} steps of the run; a value"
-            " below 1 is a share of the steps",
+            " below 1 is a fraction of the steps",
         )
     return total
 
@@ -248,8 +248,8 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
 def _set_checkpointing_(
     model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
 ) -> None:
-    """Turn gradient checkpointing on where it is asked for, or where memory is short; there freed
-    memory goes back to the system too: of 8,192 tokens the heap kept a gigabyte."""
+    """Turn gradient checkpointing on if asked for, or if memory is tight. In both cases freed CPU
+    memory is also returned to the system: with 8,192 tokens the heap kept a gigabyte."""
     wanted = config.train.gradient_checkpointing
     need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
     short = need > 0.5 * free_memory(device)

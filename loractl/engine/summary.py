@@ -1,15 +1,18 @@
-"""What a run says of itself before its first step and after its last."""
+"""What a run prints before its first step and after its last."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from loractl import console, text
+from loractl.engine.publish import Published
 from loractl.engine.session import Session
+from loractl.evaluation.loss import is_below
 from loractl.models.torch_dtypes import dtype_word
+from loractl.records import HeldOutLoss
 
 
 def introduce(session: Session) -> None:
-    """Say what is about to be trained, on what."""
+    """Print what is about to be trained, and on what."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
     read = session.data.of_train()
@@ -34,9 +37,9 @@ def introduce(session: Session) -> None:
 
 def _describe_kernels(session: Session) -> str:
     if session.trunk is None:
-        return f"as transformers has them (train.kernels: {session.config.train.kernels})"
+        return f"those of transformers (train.kernels: {session.config.train.kernels})"
     why = session.trunk.fallback_reason
-    return f"as transformers has them ({why})" if why else "fast ones"
+    return f"those of transformers ({why})" if why else "loractl's own"
 
 
 def _kinds_of_layers(session: Session) -> str:
@@ -48,20 +51,56 @@ def _kinds_of_layers(session: Session) -> str:
 
 
 def conclude(
-    session: Session,
-    final: Path,
-    losses: Sequence[float],
-    eval_losses: Sequence[float],
-    seconds: float,
+    session: Session, published: Published, losses: Sequence[float], seconds: float
 ) -> None:
-    """Say what came of the run, and what can be done with it."""
+    """Print the result of the run, and what to do with it next."""
     if losses:
         console.note(f"done in {text.duration(seconds)}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    if len(eval_losses) > 1:
-        console.note(f"held-out loss {eval_losses[0]:.4f} -> {eval_losses[-1]:.4f}")
+    for line in _held_out_lines(session, published):
+        console.note(line)
+    final = published.path
     console.note(f"wrote {final}")
     if session.config.method == "full":
         console.note(f"try it: loractl generate --model {final} --prompt TEXT")
     else:
         console.note(f"try it: loractl generate --adapter tuned={final} --prompt TEXT")
         console.note(f"merge it: loractl merge {final} --out DIR")
+
+
+def _held_out_lines(session: Session, published: Published) -> Iterator[str]:
+    base, loss, last = published.base_loss, published.loss, published.last_loss
+    if loss is None:
+        return
+    if base is not None:
+        yield f"held-out loss {base.mean:.4f} -> {loss.mean:.4f}"
+    if published.step != published.last_step and last is not None:
+        yield (
+            f"published the weights of step {published.step}, whose held-out loss is the lowest;"
+            f" after the last step, {published.last_step}, it was {last.mean:.4f}"
+            " (train.keep: last publishes those)"
+        )
+    if base is not None and not is_below(loss, base):
+        causes = " or ".join(islice(_causes_of_nothing(session, base, loss, published), 2))
+        yield (
+            "learned nothing: the held-out loss is no lower than before training, within its"
+            f" error; likely causes: {causes}"
+        )
+
+
+FEW_STEPS = 50
+
+
+def _causes_of_nothing(
+    session: Session, base: HeldOutLoss, loss: HeldOutLoss, published: Published
+) -> Iterator[str]:
+    """Why a run may have learned nothing, likeliest first, each with the setting to change."""
+    train = session.config.train
+    if published.last_step < FEW_STEPS:
+        yield f"only {published.last_step} optimizer steps (raise train.epochs or train.steps)"
+    worst = published.last_loss or loss
+    rate = train.learning_rate
+    if worst.mean > base.mean:
+        yield f"train.learning_rate {rate:g} is too high (try {rate / 5:.1g})"
+    else:
+        yield f"train.learning_rate {rate:g} is too low (try {rate * 5:.1g})"
+    yield "the held-out rows differ in kind from the training rows (data.eval)"

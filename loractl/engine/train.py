@@ -1,16 +1,14 @@
-"""The heavy half of `loractl train`, which brings torch: assemble, train, evaluate, save."""
+"""The heavy half of `loractl train`, which imports torch: assemble, train, evaluate, save."""
 
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from loractl import console, text
 from loractl.artifacts import files
-from loractl.artifacts.model import merge as merged
 from loractl.artifacts.run import checkpoint, metrics
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
@@ -18,9 +16,10 @@ from loractl.config.loader import Loaded
 from loractl.engine import capacity
 from loractl.engine import resume as resuming
 from loractl.engine.adapters import rank_policy
+from loractl.engine.publish import publish_
 from loractl.engine.session import Session, assemble
 from loractl.engine.summary import conclude, introduce
-from loractl.engine.trained import write_final, write_trained
+from loractl.engine.trained import write_trained
 from loractl.errors import NumericError, Stopped
 from loractl.models.device import peak_memory
 from loractl.signals import StopRequest
@@ -31,7 +30,7 @@ from loractl.world import World
 
 
 def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) -> "_Run":
-    """Load everything, and bring it to the newest valid checkpoint; nothing is written yet."""
+    """Load everything and restore the newest valid checkpoint when resuming; write nothing yet."""
     console.speak_as(world)
     config = loaded.config
     extended = resume and directory.status() is Status.FINISHED
@@ -59,15 +58,15 @@ def prepare(loaded: Loaded, directory: RunDir, world: World, *, resume: bool) ->
     )
     capacity.require(session, directory, state)
     run = _Run(session, directory, optimizer, state, recipe, resumed=resume)
-    # A kill may have come between the last step of a run that stopped early and its adapter.
+    # A run that stopped early may have been killed before it wrote its adapter.
     run.stopped_early = resume and not extended and run.is_patience_over()
     return run
 
 
 def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
-    """Train to the end and publish what was trained. Raises Stopped after a signal.
+    """Train to the end and publish the result. Raises Stopped after a signal.
 
-    `again` is the command that goes on with a run that was stopped.
+    `again` is the command that continues a stopped run.
     """
     session, directory, state = run.session, run.directory, run.state
     if session.world.is_first:
@@ -85,26 +84,26 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     is_done = state.step >= session.total_steps or run.stopped_early
     if stop.exit_code is not None and (state.eval_pending or not is_done):
         after = f"after step {state.step}, saved" if state.step else "before the first step"
-        console.note(f"stopped {after}; go on with: {again}")
+        console.note(f"stopped {after}; continue with: {again}")
         raise Stopped(stop.exit_code)
     if state.skipped == state.step:
         raise NumericError(
             f"none of the {state.step} steps had a finite loss and gradient: nothing was trained;"
-            f" try a lower learning_rate than {run.recipe.learning_rate.peak:g}"
+            f" try a learning_rate below {run.recipe.learning_rate.peak:g}"
         )
-    final = _publish_final(session, directory, state)
+    published = publish_(session, directory, state)
     if run.stopped_early:
         console.note(
             f"stopped early: no better held-out loss than {state.best_eval_loss:.4f} in the last"
             f" {state.evals_without_better} evaluations"
         )
-    conclude(session, final, run.losses, run.eval_losses, time.perf_counter() - began)
+    conclude(session, published, run.losses, time.perf_counter() - began)
     return 0
 
 
 @dataclass
 class _Run:
-    """A run in progress: the step after the step, and what is written of it."""
+    """A run in progress: takes step after step and writes what there is to record."""
 
     session: Session
     directory: RunDir
@@ -113,11 +112,10 @@ class _Run:
     recipe: Recipe
     resumed: bool
     stopped_early: bool = False
-    losses: list[float] = field(default_factory=list)  # of the steps that were taken
-    eval_losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of the steps taken
 
     def train(self, progress: console.Progress, stop: StopRequest) -> None:
-        """Step until the end, a signal, or no better evaluation for too long; then save."""
+        """Train until the end, a signal, or too many evaluations without progress; then save."""
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
             return
@@ -141,7 +139,7 @@ class _Run:
             progress.step(step.step, _progress_line(step), seconds_left=left)
             if step.skipped:
                 progress.say(
-                    f"step {step.step}: skipped, the weights are as before: {step.skipped}"
+                    f"step {step.step}: skipped, the weights are unchanged: {step.skipped}"
                 )
             last = step.step == total
             if evaluates and (last or _is_due(step.step, train.eval_every)):
@@ -154,7 +152,7 @@ class _Run:
                 return
 
     def is_patience_over(self) -> bool:
-        """Whether as many evaluations as train.early_stopping allows brought nothing better."""
+        """Whether the last train.early_stopping evaluations brought no improvement."""
         patience = self.session.config.train.early_stopping
         return patience is not None and self.state.evals_without_better >= patience
 
@@ -166,7 +164,7 @@ class _Run:
             "epoch": round(step.epoch, 4),
             "loss": step.loss if math.isfinite(step.loss) else None,
             "lr": step.lr,
-            # In fp16 a step whose gradients overflow is skipped: it has no norm.
+            # In fp16 a step whose gradients overflow is skipped and has no norm.
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
             "tokens": step.tokens,
             "trained_tokens": step.trained_tokens,
@@ -178,45 +176,68 @@ class _Run:
         self._append_row(row)
 
     def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
-        """Evaluate and log it; after a signal `state.eval_pending` says that it is to be done."""
-        began = time.perf_counter()
-        self.state.eval_pending = True
-        row: dict[str, Any] = {"step": self.state.step}
+        """Evaluate and log the result; after a signal, `state.eval_pending` marks it as due."""
+        began, state = time.perf_counter(), self.state
+        state.eval_pending = True
+        row: dict[str, Any] = {"step": state.step}
+        held_out, is_best = None, False
         try:
             with stop.at_once():
                 if self.session.data.held_out:
-                    row["eval_loss"] = self.session.eval_loss()
+                    held_out = self.session.eval_loss()
                 if self.session.data.retain:
-                    row["retain_loss"] = self.session.retain_loss()
+                    row["retain_loss"] = self.session.retain_loss().mean
         except Stopped:
             return
-        self.state.eval_pending = False
+        state.eval_pending = False
         said = []
-        if "eval_loss" in row:
-            self.eval_losses.append(row["eval_loss"])
-            self.state.note_eval(row["eval_loss"])
-            said.append(f"held-out loss {row['eval_loss']:.4f}")
+        if held_out is not None:
+            row["eval_loss"] = held_out.mean
+            ranks = self.recipe.ranks
+            settled = ranks is None or state.step >= ranks.settled
+            is_best = state.note_eval(held_out, is_candidate=settled)
+            said.append(f"held-out loss {held_out.mean:.4f}")
         if "retain_loss" in row:
             said.append(f"loss on general text {row['retain_loss']:.4f}")
         self._append_row(row)
         seconds = text.duration(time.perf_counter() - began)
-        progress.say(f"step {self.state.step}: {', '.join(said)} ({seconds})")
+        progress.say(f"step {state.step}: {', '.join(said)} ({seconds})")
+        train = self.session.config.train
+        if is_best and train.keep == "best" and train.eval_every is not None:
+            self._save_best()
 
     def _append_row(self, row: dict[str, Any]) -> None:
         if self.session.world.is_first:
             metrics.append(self.directory.metrics, row)
 
-    def _save_checkpoint(self) -> None:
-        session = self.session
-        for name, parameter in session.parameters.items():
+    def _require_finite(self) -> None:
+        for name, parameter in self.session.parameters.items():
             if not torch.isfinite(parameter).all():
                 raise NumericError(
-                    f"step {self.state.step}: {name} is no longer finite after the step, and not"
-                    f" saved; try a lower learning_rate than {self.recipe.learning_rate.peak:g}"
+                    f"step {self.state.step}: {name} is no longer finite after the step and is not"
+                    f" saved; try a learning_rate below {self.recipe.learning_rate.peak:g}"
                 )
+
+    def _save_best(self) -> None:
+        """Keep these weights for the end. Before the checkpoint of the same step, whose state says
+        that they are there."""
+        session = self.session
+        self._require_finite()
+        if session.world.is_first:
+            checkpoint.save_best(
+                self.directory.checkpoints,
+                self.state.step,
+                write_model=lambda path: write_trained(session, path, self.state),
+                state={"train": self.state.snapshot()},
+                needs=capacity.of_weights(session),
+            )
+
+    def _save_checkpoint(self) -> None:
+        session = self.session
+        self._require_finite()
         if not session.world.is_first:
             return
-        # First, so that no checkpoint knows of steps that the log lacks
+        # First, so that no checkpoint has steps that the log lacks
         files.sync(self.directory.metrics)
         checkpoint.save(
             self.directory.checkpoints,
@@ -239,11 +260,11 @@ def _progress_line(step: Step) -> str:
 
 
 def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed: bool) -> None:
-    """Write what stands in a run directory from its start; of its metrics keep what is still so."""
+    """Write the files that a run directory has from the start; keep the metrics that still hold."""
     directory.sweep_()
     if resumed:
         metrics.keep_until(directory.metrics, state.step, evaluated=not state.eval_pending)
-        # A kill may have come between a save and the removal of the oldest one.
+        # The run may have been killed between a save and the removal of the oldest checkpoint.
         keep = session.config.train.keep_checkpoints
         checkpoint.rotate(directory.checkpoints, state.step, keep)
     else:
@@ -254,21 +275,3 @@ def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed
     files.replace_text(directory.config, loader.dump(session.config))
     accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
     files.replace_text(directory.data, files.as_json(accounts))
-
-
-def _publish_final(session: Session, directory: RunDir, state: TrainState) -> Path:
-    """Write the final adapter, or for method: full the complete model; return where it lies."""
-    final = directory.adapter if session.layers else directory.model
-    if not session.world.is_first:
-        return final
-    if session.layers:
-        files.publish(final, lambda path: write_final(session, path, state))
-        return final
-    about: dict[str, Any] = {**session.about(), "step": state.step}
-    files.publish(
-        final,
-        lambda path: merged.write_model_(
-            path, session.model, session.tokenizer, dtype=session.dtype, about=about
-        ),
-    )
-    return final

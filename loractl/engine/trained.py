@@ -1,4 +1,4 @@
-"""What a session has trained, written: in a checkpoint, and when the run is done."""
+"""Writes what a session has trained: in a checkpoint, and when the run is done."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ MODEL = "model.safetensors"
 def write_trained(
     session: Session, directory: Path, state: TrainState, ranks: RankPolicy | None = None
 ) -> None:
-    """Write what is trained, as a checkpoint keeps it: the adapter, or every weight in float32."""
+    """Write the trained tensors for a checkpoint: the adapter, or every weight in float32."""
     if not session.layers:
         files.write_tensors(directory / MODEL, {n: p.cpu() for n, p in session.parameters.items()})
         return
@@ -28,12 +28,12 @@ def write_trained(
 
 
 def write_final(session: Session, directory: Path, state: TrainState) -> None:
-    """Write the adapter as every reader takes it, on the plain base."""
+    """Write the adapter in the form that every reader loads onto the plain base."""
     save.write_final(directory, trained_adapter(session, state))
 
 
 def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
-    """The session's layers as they are now, and what its config says of them."""
+    """The session's layers as they are now, and what its config says about them."""
     config, template = session.config, session.tokenizer.chat_template
     return save.TrainedAdapter(
         layers=session.layers,
@@ -51,7 +51,7 @@ def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
 
 
 def _present_spec(session: Session) -> RankSpec:
-    """The ranks as they are now: by a schedule one for all, at the scale of the first one."""
+    """The present ranks: a schedule has one for all layers, at the scale of the first layer."""
     spec = rank_spec(session.config)
     layer = next(iter(session.layers.values()))
     if not session.config.lora.rank_schedule or layer.rank == spec.rank:

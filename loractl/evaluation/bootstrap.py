@@ -1,8 +1,8 @@
-"""How uncertain a figure is that comes from some rows: the bootstrap over rows.
+"""The uncertainty of a figure computed from rows: the bootstrap over rows.
 
-Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979): the rows
-are drawn again with repetition, the figure computed from each draw; the middle 95 % is its
-interval.
+Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979): resample
+the rows with replacement and compute the figure from each sample; the middle 95% of the results is
+the interval.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and its 95 % interval."""
+    """A figure and its 95% interval."""
 
     value: float
     low: float
@@ -29,10 +29,10 @@ def ratio(
     less: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Figure:
-    """The sum of `sums` over the sum of `counts`: a mean weighted by counts, one pair a row.
+    """The sum of `sums` divided by the sum of `counts`, one pair per row: a mean weighted by count.
 
-    With `less`, that mean less the mean of `less` over the same rows and counts: a paired
-    difference, in which what varies from row to row in both falls out.
+    With `less`, that mean minus the mean of `less` over the same rows and counts: a paired
+    difference, in which the row-to-row variation common to both cancels.
     """
     top = np.asarray(sums, dtype=np.float64)
     if less is not None:

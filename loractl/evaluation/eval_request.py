@@ -1,4 +1,4 @@
-"""What `loractl eval` is asked to measure. No torch."""
+"""What `loractl eval` is asked to measure, without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ MATCHES = ("exact_match", "contains", "json_match", "regex")
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What is measured, on what, and how answers are made."""
+    """What to measure, on which rows, and how to generate answers."""
 
     data: Path
     metrics: tuple[str, ...] = ("loss", "perplexity", "exact_match")

@@ -1,35 +1,52 @@
-"""Loss on held-out rows: one number over all their trained tokens."""
+"""Loss on held-out rows: one number over all trained tokens, and its parts for comparisons."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from loractl.records import Batch
+from loractl.evaluation.bootstrap import ratio
+from loractl.records import Batch, HeldOutLoss
+
+GROUPS = 200
+"""Sums that an evaluation keeps at most: enough to estimate an error, and small in a file."""
 
 
-def mean_loss(
+def is_below(one: HeldOutLoss, other: HeldOutLoss) -> bool:
+    """Whether the first loss is lower beyond its error: the 95% interval of the paired difference
+    excludes zero.
+
+    A single group does not tell its error; then any lower loss counts.
+    """
+    if len(one.sums) == 1:
+        return one.mean < other.mean
+    return ratio(one.sums, one.counts, less=other.sums).high < 0
+
+
+def held_out_loss(
     model: nn.Module,
-    loss: Callable[[Batch], tuple[Tensor, float]],
+    loss_of_rows: Callable[[Batch], Sequence[tuple[float, float]]],
     batches: Iterable[Batch],
     device: torch.device,
     gather: Callable[[Sequence[float]], list[float]] = list,
-) -> float:
-    """Mean cross-entropy in nats a trained token: sum over sum, dropout off, no gradients kept.
+) -> HeldOutLoss:
+    """The loss of a model without dropout or gradients; `loss_of_rows` gives (sum, count) by row.
 
-    `gather` adds up what all processes have, where this is one of several.
+    `gather` adds up the sums of all processes, if this is one of several.
     """
     was_training = model.training
     model.eval()
-    loss_sum, n_tokens = 0.0, 0.0
+    sums, counts, row = [0.0] * GROUPS, [0.0] * GROUPS, 0
     with torch.no_grad():
         for batch in batches:
-            batch_sum, n = loss(batch.to(device))
-            loss_sum += float(batch_sum)
-            n_tokens += n
+            for loss_sum, count in loss_of_rows(batch.to(device)):
+                sums[row % GROUPS] += loss_sum
+                counts[row % GROUPS] += count
+                row += 1
     model.train(was_training)
-    total_sum, total = gather([loss_sum, n_tokens])
-    return total_sum / total
+    found = gather([*sums, *counts])
+    pairs = [pair for pair in zip(found[:GROUPS], found[GROUPS:], strict=True) if pair[1]]
+    return HeldOutLoss([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def row_losses(
@@ -37,9 +54,9 @@ def row_losses(
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, tuple[float, int]]:
-    """(sum of the losses, their number) of each row, by where it stands.
+    """(sum of the losses, their number) of each row, keyed by its line.
 
-    `loss_of_rows` gives those of a batch, row by row; each batch row is one example.
+    `loss_of_rows` returns them for a batch, row by row; each batch row is one example.
     """
     found: dict[int | str, tuple[float, int]] = {}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whether an answer is the expected one: a function a metric, each from 0 to 1."""
+"""Whether an answer is the expected one: one function per metric, each from 0 to 1."""
 
 import json
 import re
@@ -7,19 +7,19 @@ from typing import Any
 
 
 def exact_match(answer: str, expected: str) -> float:
-    """Whether both are the same text, space around them apart."""
+    """Whether both texts are the same, ignoring surrounding whitespace."""
     return float(answer.strip() == expected.strip())
 
 
 def contains(answer: str, expected: str) -> float:
-    """Whether the expected text stands somewhere in the answer."""
+    """Whether the expected text occurs anywhere in the answer."""
     return float(expected.strip() in answer)
 
 
 def json_match(answer: str, expected: str) -> float:
-    """The share of the expected JSON object's fields that the answer has with the same value.
+    """The fraction of the fields of both JSON objects together that have the same value in both.
 
-    An answer that is no JSON object has none of them; one that has more fields loses as many.
+    An answer that is not a JSON object scores 0; extra fields lower the score.
     """
     wanted, found = _parse_object(expected), _parse_object(answer)
     if wanted is None or found is None:
@@ -37,7 +37,7 @@ def _parse_object(text: str) -> dict[str, Any] | None:
 
 
 def matching(pattern: str) -> Callable[[str, str], float]:
-    """A metric: whether a regular expression matches somewhere in the answer. Raises re.error."""
+    """A metric: whether a regular expression matches anywhere in the answer. Raises re.error."""
     compiled = re.compile(pattern)
     return lambda answer, expected: float(compiled.search(answer) is not None)
 

@@ -1,4 +1,4 @@
-"""A chat with a base and its adapters, which may change between two turns."""
+"""A chat with a base and its adapters, which may be switched between turns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,10 +10,10 @@ from loractl.records import Message
 
 @dataclass
 class ChatSession:
-    """What was said so far, and who answers next: an adapter, or the base (None).
+    """The conversation so far, and who answers next: an adapter, or the base (None).
 
-    Whoever answers sees the whole of it, rendered with the chat template of its own training. Each
-    answer is drawn with a seed of its own, so that a conversation comes again as a whole.
+    Whoever answers sees the whole conversation, rendered with the chat template it was trained
+    with. Each answer has its own seed, so that a whole conversation can be reproduced.
     """
 
     speakers: HubModel
@@ -23,11 +23,11 @@ class ChatSession:
     _n_answers: int = 0
 
     def ask(self, text: str, tell: Callable[[str], None]) -> None:
-        """Say something, and have the answer told in pieces.
+        """Add a user turn, and stream the answer to `tell`.
 
-        An answer that is interrupted (KeyboardInterrupt) stays as far as it came, and the exception
-        goes on. When nothing came, or the answer fails (TemplateError, ModelError), the
-        conversation is as it was.
+        An interrupted answer (KeyboardInterrupt) is kept as far as it got, and the exception is
+        passed on. If there is no text yet, or the answer fails (TemplateError, ModelError), the
+        conversation stays as it was.
         """
         asked = [*self.messages, Message("user", text)]
         told: list[str] = []
@@ -48,10 +48,10 @@ class ChatSession:
                 self.messages = [*asked, Message("assistant", "".join(told))]
 
     def compare(self, text: str | None = None) -> dict[str | None, str]:
-        """The answers of the base and of every adapter to `text`, said next, or to the last turn.
+        """The answers of the base and of every adapter to `text`, or to the last user turn.
 
-        The conversation stays as it was. Raises ValueError when nothing has been said, and
-        TemplateError or ModelError as `ask`.
+        The conversation stays as it was. Raises ValueError if there is no user turn yet, and
+        TemplateError or ModelError like `ask`.
         """
         asked = [*self.messages]
         if text is not None:
@@ -66,7 +66,7 @@ class ChatSession:
         return {name: one.text for name, one in zip(names, answers, strict=True)}
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget the conversation."""
         self.messages = []
 
     def _next_sampling(self) -> Sampling:

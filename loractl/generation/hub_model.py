@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubModel:
-    """What answers prompts: a model and its adapters by name; None names the base."""
+    """A model that answers prompts, with its adapters by name; None names the base."""
 
     model: "PreTrainedModel"
     hub: Hub
@@ -25,7 +25,7 @@ class HubModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the base; what text is made of ids does not depend on the template."""
+        """The base's tokenizer; decoding does not depend on the template."""
         return self.tokenizers[None]
 
     def prompt_ids(
@@ -43,7 +43,7 @@ class HubModel:
     def answers(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str | None], sampling: Sampling
     ) -> list[Answer]:
-        """The answer with which each prompt's own adapter continues it, all in shared batches.
+        """The continuation of each prompt by its own adapter, all in shared batches.
 
         Raises ModelError.
         """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the likeliest at temperature 0, else drawn."""
+    """How the next token is chosen: the most likely one at temperature 0, else sampled."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -30,11 +30,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of one prompt."""
+    """A model's answer to one prompt."""
 
-    text: str  # special tokens left out
-    ids: tuple[int, ...]  # up to the token that ended it, which is not among them
-    finish_reason: str  # "stop": it ended by itself; "length": there was no room for more
+    text: str  # without special tokens
+    ids: tuple[int, ...]  # up to, but without, the token that ended it
+    finish_reason: str  # "stop": it ended by itself; "length": it reached the limit
     prompt_tokens: int
 
 
@@ -54,12 +54,12 @@ def generate(
     *,
     per_row: PerRow | None = None,
 ) -> list[Answer]:
-    """The model's continuation of each prompt, in the order given.
+    """The model's continuation of each prompt, in the given order.
 
-    Prompts of like length share a batch, padded on the left, whichever adapters answer them; where
-    the model cannot mix adapters in a batch, those of one adapter do. A draw depends on seed and
-    batch alone. An answer ends at the latest where the model's positions do. Raises ModelError for
-    a prompt that leaves none of them, or that has no tokens.
+    Prompts of similar length share a batch, padded on the left, whichever adapters answer them; if
+    the model cannot mix adapters in a batch, each batch has one adapter. Sampling depends only on
+    seed and batch. An answer ends at the latest where the model's positions do. Raises ModelError
+    for a prompt that leaves no positions, or that has no tokens.
     """
     _require_room(model, prompts)
     if per_row is None:
@@ -73,7 +73,7 @@ def generate(
             sampling,
             lambda batch: hub.use_rows([names[i] for i in batch]),
         )
-    except MixedRowsError:  # by the first mixed batch, at its first token
+    except MixedRowsError:  # raised by the first mixed batch, at its first token
         found: dict[int, Answer] = {}
         for name in dict.fromkeys(names):
             places = [i for i, one in enumerate(names) if one == name]
@@ -92,7 +92,7 @@ def _in_batches(
     sampling: Sampling,
     announce: Callable[[Sequence[int]], None],
 ) -> list[Answer]:
-    """Continue each prompt; the numbers of the prompts of each batch are announced before it."""
+    """Continue each prompt; `announce` is called with the prompt indices before each batch."""
     found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with draw_from_seed(model.device, sampling.seed):
@@ -106,9 +106,9 @@ def _in_batches(
 
 @contextmanager
 def draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw from a seed, and leave the generators of the process as they were.
+    """Sample from a seed, and leave the process's random generators as they were.
 
-    transformers knows no generator but those: the CPU's, and that of the device the model is on.
+    transformers uses only those: the CPU's, and the one of the model's device.
     """
     own = None if device.type == "cpu" else torch.get_device_module(device)
     before = own.get_rng_state() if own else None
@@ -155,7 +155,7 @@ def _answer_batch(
 def _answer_of(
     tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[int]
 ) -> Answer:
-    """What was drawn up to the first token that ends an answer; what follows is padding."""
+    """The sampled tokens up to the first that ends an answer; the rest is padding."""
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     reason = "length" if end == len(ids) else "stop"
     return Answer(_decode_text(tokenizer, ids[: end + 1]), tuple(ids[:end]), reason, len(prompt))
@@ -168,9 +168,9 @@ def stream(
     sampling: Sampling,
     tell: Callable[[str], None],
 ) -> Answer:
-    """One prompt's continuation, as `generate` gives it, told in pieces while it comes.
+    """Continue one prompt like `generate`, and pass the text to `tell` piece by piece.
 
-    The pieces joined are the text of the answer. Raises ModelError as `generate` does.
+    The joined pieces are the text of the answer. Raises ModelError like `generate`.
     """
     _require_room(model, [prompt])
     pieces = _Pieces(tokenizer, tell)
@@ -180,7 +180,7 @@ def stream(
 
 
 class _Pieces(BaseStreamer):
-    """Tells the text of one answer as far as it stands, whatever tokens may follow."""
+    """Streams the part of an answer's text that no later token can change."""
 
     def __init__(self, tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
         self.told = ""
@@ -230,7 +230,7 @@ def _require_room(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) ->
 
 
 def stop_ids(model: "PreTrainedModel", tokenizer: Tokenizer) -> list[int]:
-    """Ids that end an answer: what the model's generation config names, and the tokenizer's own."""
+    """Ids that end an answer: those of the model's generation config, and the tokenizer's own."""
     named = getattr(model.generation_config, "eos_token_id", None)
     ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
     return sorted(i for i in ids if isinstance(i, int))
@@ -243,8 +243,8 @@ def _generation_config(
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = stops[0] if stops else 0
-    # What is not set here comes from the model's generation_config.json, which may penalise or
-    # search.
+    # Anything not set here comes from the model's generation_config.json, which may ask for a
+    # penalty or a beam search.
     plain = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
-"""AdaLoRA: y = W x + s * B diag(E) A x, where all modules share one budget of ranks that falls.
+"""AdaLoRA: y = W x + s * B diag(E) A x, where all modules share one decreasing rank budget.
 
 From "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv 2303.10512: A
-and B stand for the singular vectors Q and P of an update and E for its singular values, kept
-orthogonal by a penalty; the triplets (column of B, value of E, row of A) that matter least are
-switched off by setting their E to zero. Where the paper and its authors' code differ, this is the
-code, whose numbers PEFT 0.21.2 has too.
+and B play the role of an update's singular vectors Q and P, kept near orthogonal by a penalty, and
+E that of its singular values; the least important triplets (column of B, value of E, row of A) are
+switched off by setting their E to zero. Where the paper and its authors' code differ, this follows
+the code, whose numbers PEFT 0.21.2 reproduces.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
 
 
 class AdaloraLayer(LoraLayer):
-    """What the three kinds of layer share: the values E (r, 1), zero at the start."""
+    """Shared by the three kinds of layer: the values E (r, 1), initially zero."""
 
     def __init__(
         self, base: nn.Module, A: Tensor, B: Tensor, *, scale: float, dropout: float = 0.0
@@ -48,18 +48,18 @@ class AdaloraEmbedding(AdaloraLayer, LoraEmbedding):
 
 @dataclass(frozen=True)
 class Budget:
-    """How many triplets of all modules together may be on after each step, counted from 1."""
+    """How many triplets of all modules may be active after each step; steps count from 1."""
 
     initial: int
     target: int
-    warmup: int  # steps with the whole budget
-    final: int  # steps at the end with the target, in which no triplet changes sides
+    warmup: int  # steps with the full budget
+    final: int  # steps at the end with the target budget and a fixed choice of triplets
     total: int  # steps of the run
     every: int  # steps between two allocations
 
     @property
     def settled(self) -> int:
-        """The step after which the choice of triplets stands."""
+        """The step after which the choice of triplets is fixed."""
         return self.total - self.final
 
     def at(self, step: int) -> int:
@@ -72,23 +72,23 @@ class Budget:
         return int((self.initial - self.target) * left**3 + self.target)
 
     def is_due(self, step: int) -> bool:
-        """Whether triplets are chosen anew after a step."""
+        """Whether triplets are reselected after a step."""
         falling = self.warmup < step < self.settled and step % self.every == 0
         return falling or step == self.settled
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Weights of the past in the averages of importance (beta1) and of its uncertainty (beta2)."""
+    """Decay rates of the averages of importance (beta1) and of its uncertainty (beta2)."""
 
     beta1: float = 0.85
     beta2: float = 0.85
 
 
 class Allocator:
-    """Scores the triplets of a model's AdaLoRA layers, and switches off those beyond the budget.
+    """Scores the triplets of a model's AdaLoRA layers and switches off those beyond the budget.
 
-    What it knows is in `tensors`, so that a resumed run chooses as the uninterrupted one.
+    Its whole state is in `tensors`, so a resumed run chooses as an uninterrupted one would.
     """
 
     def __init__(
@@ -106,14 +106,19 @@ class Allocator:
         # By "<module>.<A, B or E>": |w g|, smoothed, and the smoothed distance from it.
         self.importance: dict[str, Tensor] = {}
         self.uncertainty: dict[str, Tensor] = {}
-        self.on: dict[str, Tensor] = {}  # by module, (r,) of bool, once the choice stands
+        self.on: dict[str, Tensor] = {}  # by module, (r,) of bool, once the choice is fixed
+
+    @property
+    def settled(self) -> int:
+        """The step after which no rank changes any more."""
+        return self.budget.settled
 
     def penalty(self) -> Tensor | None:
-        """What keeps A and B near orthogonal, added to the mean loss of a step; None at weight 0.
+        """The orthogonality penalty on A and B, added to the mean loss of a step; None at weight 0.
 
-        The mean of |A A^T - I| and |B^T B - I| (Frobenius) over all of them, times its weight. The
-        paper squares the norms and sums; its authors' code and PEFT do not, and the usual weights
-        (0.1 to 0.5) are for this form.
+        The mean of |A A^T - I| and |B^T B - I| (Frobenius) over all layers, times the weight. The
+        paper sums the squared norms; its authors' code and PEFT do not, and the usual weights
+        (0.1 to 0.5) are meant for this form.
         """
         if self.orthogonality == 0:
             return None
@@ -126,9 +131,10 @@ class Allocator:
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Learn from the gradients of a step that has just been applied, and keep to the budget.
+        """Update the scores from the gradients of the step just applied, and enforce the budget.
 
-        As in the authors' code and in PEFT, w is the weight after the step, g its gradient before.
+        As in the authors' code and in PEFT, w is the weight after the step and g the gradient
+        before it.
         """
         if step < self.budget.settled:
             self._observe()
@@ -140,10 +146,10 @@ class Allocator:
                 self.importance.clear()
                 self.uncertainty.clear()
         elif step > self.budget.settled:
-            self._switch_off(self.on)  # the optimizer's momentum has moved them
+            self._switch_off(self.on)  # the optimizer's momentum has moved them again
 
     def _observe(self) -> None:
-        """I = |w g|; its average, and the average of its distance from it: equations 8 to 10."""
+        """I = |w g|, its average, and the average of its distance from that: equations 8 to 10."""
         beta1, beta2 = self.smoothing.beta1, self.smoothing.beta2
         for name, layer in self.layers.items():
             for letter, w in layer.triplets().items():
@@ -157,8 +163,8 @@ class Allocator:
                 spread.mul_(beta2).add_((sensitivity - mean).abs(), alpha=1 - beta2)
 
     def scores(self) -> dict[str, Tensor]:
-        """The score of every triplet by module, (r,): that of E, plus the means over its row of A
-        and its column of B (equation 7; each the product of the two averages, equation 11)."""
+        """The score of every triplet by module, (r,): that of E plus the means over its row of A
+        and its column of B (equation 7; each is the product of the two averages, equation 11)."""
         found = {}
         for name, layer in self.layers.items():
             of = {
@@ -171,7 +177,7 @@ class Allocator:
         return found
 
     def _choose(self, budget: int) -> dict[str, Tensor]:
-        """The triplets with the highest scores of all modules; the first of equal ones."""
+        """The triplets with the highest scores over all modules; ties go to the first."""
         scores = self.scores()
         ranked = torch.cat(list(scores.values())).argsort(descending=True, stable=True)
         on = torch.zeros(len(ranked), dtype=torch.bool, device=ranked.device)
@@ -184,7 +190,7 @@ class Allocator:
             self.layers[name].E.masked_fill_(~kept[:, None], 0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: the averages, and the choice once it stands."""
+        """What a checkpoint keeps: the averages, and the choice once it is fixed."""
         parts = {"importance": self.importance, "uncertainty": self.uncertainty, "on": self.on}
         return {
             f"{part}.{name}": tensor
@@ -193,7 +199,7 @@ class Allocator:
         }
 
     def restore_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         parts = {"importance": self.importance, "uncertainty": self.uncertainty, "on": self.on}
         device = next(iter(self.layers.values())).A.device
         for full, tensor in tensors.items():

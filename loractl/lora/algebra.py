@@ -1,10 +1,11 @@
-"""Arithmetic with updates: into the weights and out again, to another rank, several into one.
+"""Arithmetic with updates: merge and unmerge them, change their rank, combine several into one.
 
-In memory, a module at a time; files and names are left to others. What is exact: `unmerge_` after
-`merge_` (bitwise), and `resize` to at least the rank that is there; to less it is the best of its
-rank (Eckart and Young). Of `combine`, "cat" is the exact sum of the updates, and "svd" the best of
-a rank for it, exact from the sum of the ranks on. All else mixes A and B apart and is no sum: the
-product of B1 + B2 and A1 + A2 also has B1 A2 and B2 A1.
+Works in memory, one module at a time; files and names are handled elsewhere. Exact are `unmerge_`
+after `merge_` (bitwise) and `resize` to at least the present rank; a smaller rank gives the best
+approximation of that rank (Eckart and Young). In `combine`, "cat" is the exact sum of the updates,
+and "svd" its best approximation, exact once the rank reaches the sum of the ranks. Every other
+method mixes A and B separately and is not a sum: the product of B1 + B2 and A1 + A2 also contains
+B1 A2 and B2 A1.
 """
 
 import math
@@ -22,28 +23,28 @@ Kept = Mapping[str, nn.Parameter]
 
 
 def merge_(model: nn.Module) -> Kept:
-    """Put the update of every adapted layer into its weight, each rounded once to its dtype, and
-    every module that is trained whole in the place of the frozen one.
+    """Add the update of every adapted layer to its weight, rounded once to the weight's dtype, and
+    replace every frozen module by the one that is trained in full.
 
-    The layers then cost what plain ones do. Returns the weights as they were, which `unmerge_`
-    puts back. That is the price: the bytes of the adapted weights once more. (W + dW) - dW would
-    need none, and be a rounding off.
+    The layers then cost no more than plain ones. Returns the original weights, which `unmerge_`
+    puts back, so the adapted weights take their memory twice. (W + dW) - dW would need no copy, but
+    would be off by rounding.
     """
     kept: dict[str, nn.Parameter] = {}
     for name, layer in adapters(model).items():
-        assert layer.enabled, f"{name} is merged or switched off already"
+        assert layer.enabled, f"{name} is already merged or switched off"
         merged = nn.Parameter(layer.merged_weight(), requires_grad=False)
         kept[name] = layer.swap_weight_(merged)
         layer.enabled = False
     for name, module in wholes(model).items():
-        assert module.enabled, f"{name} is merged or switched off already"
+        assert module.enabled, f"{name} is already merged or switched off"
         kept |= {f"{name}:{inner}": old for inner, old in module.swap_weights_().items()}
         module.enabled = False
     return kept
 
 
 def unmerge_(model: nn.Module, kept: Kept) -> None:
-    """Put back what `merge_` returned: the same tensors, so bitwise, and shared where they were."""
+    """Put back what `merge_` returned: the same tensors, so exact, and shared where they were."""
     layers, modules = adapters(model), wholes(model)
     for name, weight in kept.items():
         path, _, inner = name.partition(":")
@@ -57,12 +58,12 @@ def unmerge_(model: nn.Module, kept: Kept) -> None:
 
 @dataclass(frozen=True)
 class Cut:
-    """Factors of scale 1, in float32, that stand in place of another matrix."""
+    """Factors of scale 1, in float32, that approximate another matrix."""
 
     factors: Factors
-    norm: float  # Frobenius, of what they stand for
-    lost: float  # share of the squared norm that is gone
-    sigma: Tensor | None  # every singular value of what they stand for, where all were computed
+    norm: float  # Frobenius norm of that matrix
+    lost: float  # share of the squared norm that is lost
+    sigma: Tensor | None  # every singular value of that matrix, if all were computed
 
     @property
     def kept(self) -> float:
@@ -70,15 +71,15 @@ class Cut:
 
     @property
     def error(self) -> float:
-        """|original - factors| / |original|, Frobenius."""
+        """|original - factors| / |original| in the Frobenius norm."""
         return math.sqrt(self.lost)
 
 
 def resize(factors: Factors, *, rank: int | None = None, energy: float | None = None) -> Cut:
     """The best factors of a rank, or of the smallest rank that keeps a share of the energy.
 
-    Energy is the sum of the squared singular values. From the thin factors alone. A rank above that
-    of `factors`, or above what the weight's shape allows, is cut down to it.
+    Energy is the sum of the squared singular values. Uses the thin factors alone. A rank above that
+    of `factors`, or above what the weight's shape allows, is reduced to it.
     """
     U, sigma, Vh = svd(factors)
     k = size(sigma, rank, energy)
@@ -97,9 +98,9 @@ def size(sigma: Tensor, rank: int | None, energy: float | None) -> int:
 
 
 def balanced(U: Tensor, sigma: Tensor, rows: Tensor) -> Factors:
-    """B = U sqrt(sigma) and A = rows / sqrt(sigma), rows (k, d_in) being U^T times the matrix.
+    """B = U sqrt(sigma) and A = rows / sqrt(sigma), where rows (k, d_in) is U^T times the matrix.
 
-    A and B come out of equal size, so that training on treats them alike.
+    A and B get the same norm, so further training treats them alike.
     """
     root = sigma.double().clamp(min=torch.finfo(torch.float64).tiny).sqrt()  # (k,)
     A, B = rows.double() / root[:, None], U.double() * root
@@ -119,21 +120,21 @@ def _linear(
 def _ties(
     tensors: Sequence[Tensor], weights: Tensor, density: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Keep the largest values of each, elect a sign, average what has it: arXiv 2306.01708."""
+    """Trim each to its largest values, elect signs, average values that agree: arXiv 2306.01708."""
     return _disjoint([_largest(one, density) for one in tensors], weights)
 
 
 def _dare(
     tensors: Sequence[Tensor], weights: Tensor, density: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Drop values at random, and scale the rest up to the same expectation: arXiv 2311.03099."""
+    """Drop values at random and rescale the rest to keep the expectation: arXiv 2311.03099."""
     return _weighted([_random(one, density, generator) for one in tensors], weights).sum(0)
 
 
 def _dare_ties(
     tensors: Sequence[Tensor], weights: Tensor, density: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Drop at random as `_dare`, then elect signs as `_ties`."""
+    """Drop at random like `_dare`, then elect signs like `_ties`."""
     return _disjoint([_random(one, density, generator) for one in tensors], weights)
 
 
@@ -143,8 +144,8 @@ MIXES: dict[str, Mix] = {
     "dare": _dare,
     "dare_ties": _dare_ties,
 }
-"""How A's are mixed with A's and B's with B's; the numbers of PEFT 0.21.2's functions of these
-names in utils/merge_utils.py ("dare" is its dare_linear)."""
+"""How the A's are mixed, and the B's; same numbers as PEFT 0.21.2's functions of these names in
+utils/merge_utils.py ("dare" is its dare_linear)."""
 EXACT = ("cat", "svd")
 
 
@@ -157,12 +158,12 @@ def combine(
     density: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Factors:
-    """One update from several, as PEFT 0.21.2's `add_weighted_adapter` makes it.
+    """Combine several updates into one, as PEFT 0.21.2's `add_weighted_adapter` does.
 
-    "cat" is sum of w s B A exactly, at the sum of the ranks; "svd" the best of `rank` for that sum,
-    by default the largest rank of the parts. The `MIXES` work on A and B by themselves, each part
-    weighted by sqrt(|w s|) with the sign of w s on A; they need equal ranks, else ValueError.
-    `density` is the share of values that "ties" and "dare" keep.
+    "cat" is exactly the sum of w s B A, at the sum of the ranks; "svd" is the best approximation of
+    rank `rank` to that sum, by default the largest rank of the parts. The `MIXES` work on A and B
+    separately, each part weighted by sqrt(|w s|) with the sign of w s on A; they raise ValueError
+    for unequal ranks. `density` is the share of values that "ties" and "dare" keep.
     """
     if how in EXACT:
         A = torch.cat([part.A.float() * (w * part.scale) for part, w in _zip(parts, weights)])
@@ -171,11 +172,11 @@ def combine(
         at_most = rank or max(part.rank for part in parts)
         return both if how == "cat" else resize(both, rank=at_most).factors
     if len(found := sorted({part.rank for part in parts})) > 1:
-        raise ValueError(f"ranks {', '.join(map(str, found))}: {how} needs equal ones")
+        raise ValueError(f"ranks {', '.join(map(str, found))}: {how} needs equal ranks")
     shares = [w * part.scale for part, w in _zip(parts, weights)]
     on_B = torch.tensor([math.sqrt(abs(share)) for share in shares])
     on_A = torch.tensor([math.copysign(math.sqrt(abs(share)), share) for share in shares])
-    # A before B: the order of PEFT's draws for "dare".
+    # A before B: the order in which PEFT draws for "dare".
     A = MIXES[how]([part.A.float() for part in parts], on_A, density, generator)
     B = MIXES[how]([part.B.float() for part in parts], on_B, density, generator)
     return Factors(A, B)
@@ -186,12 +187,12 @@ def _zip(parts: Sequence[Factors], weights: Sequence[float]) -> list[tuple[Facto
 
 
 def _weighted(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """(n, rows, columns), each times its weight."""
+    """Each tensor times its weight: (n, rows, columns)."""
     return torch.stack(list(tensors)) * weights[:, None, None]
 
 
 def _largest(tensor: Tensor, density: float) -> Tensor:
-    """The values of largest magnitude, the rest zero."""
+    """Keep the values of largest magnitude, set the rest to zero."""
     if density >= 1:
         return tensor
     mask = torch.zeros_like(tensor).flatten()
@@ -200,7 +201,7 @@ def _largest(tensor: Tensor, density: float) -> Tensor:
 
 
 def _random(tensor: Tensor, density: float, generator: torch.Generator | None) -> Tensor:
-    """Values drawn at random with this probability and divided by it, the rest zero."""
+    """Keep each value with this probability and divide it by that, set the rest to zero."""
     if density >= 1:
         return tensor
     mask = torch.bernoulli(torch.full_like(tensor, density), generator=generator)
@@ -208,7 +209,7 @@ def _random(tensor: Tensor, density: float, generator: torch.Generator | None) -
 
 
 def _disjoint(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """At each place the weighted mean over the parts that have the sign of the sum of all."""
+    """Elementwise weighted mean over the parts whose sign is that of the sum of all parts."""
     stacked = torch.stack(list(tensors))  # (n, rows, columns)
     elected = torch.where(stacked.sum(0) >= 0, 1, -1)
     agree = stacked.sign() == elected

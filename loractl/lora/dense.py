@@ -1,7 +1,7 @@
 """Sizes of the layers that carry adapters, and their weights as plain numbers.
 
-A packed weight (4 bits, say) has neither the shape nor the values of the matrix that it stands for:
-sizes come from what a module says of itself, and the matrix from its own `dense_weight`.
+A packed weight (in 4 bits, say) has neither the shape nor the values of the matrix it represents:
+sizes come from the attributes of the module, and the matrix from its `dense_weight` method.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class MatrixSize:
-    """What a layer maps: d_in inputs to d_out outputs, `stack` times in fused experts."""
+    """A layer maps d_in inputs to d_out outputs, `stack` times in fused experts."""
 
     d_in: int
     d_out: int
@@ -20,7 +20,7 @@ class MatrixSize:
 
 
 def size_of(module: nn.Module, kind: str, parameter: str = "weight") -> MatrixSize:
-    """The size of a layer of a kind; of an embedding d_in is the vocabulary, d_out the width."""
+    """The size of a layer; for an embedding, d_in is the vocabulary and d_out the width."""
     if kind == "linear":
         assert isinstance(module, nn.Linear), type(module)
         return MatrixSize(module.in_features, module.out_features)
@@ -29,22 +29,22 @@ def size_of(module: nn.Module, kind: str, parameter: str = "weight") -> MatrixSi
         return MatrixSize(module.num_embeddings, module.embedding_dim)
     if kind == "conv1d":
         return MatrixSize(int(getattr(module, "nx")), int(getattr(module, "nf")))  # noqa: B009
-    # No backend packs fused experts: their parameter is the only one that tells its sizes.
+    # No backend packs fused experts, and only their parameter tells the sizes.
     weight = getattr(module, parameter)
     return MatrixSize(*matrix_sizes(kind, weight), weight.shape[0])
 
 
 def matrix_sizes(kind: str, weight: torch.Tensor) -> tuple[int, int]:
-    """(d_in, d_out) of a dense matrix that lies as the weight of a layer of this kind."""
+    """(d_in, d_out) of a dense matrix laid out as the weight of a layer of this kind."""
     rows, columns = weight.shape[-2:]
     return (columns, rows) if kind in ("linear", "experts") else (rows, columns)
 
 
 def dense_weight_of(module: nn.Module, parameter: str = "weight") -> torch.Tensor:
-    """The frozen weight as a matrix of floating point numbers, laid out as the layer's own.
+    """The frozen weight as a matrix of floating-point numbers, laid out as the layer's own.
 
-    A module whose weight is packed unpacks it by a method `dense_weight`; of any other it is the
-    weight itself, and no copy.
+    A module whose weight is packed unpacks it in its `dense_weight` method; for any other module
+    this is the weight itself, not a copy.
     """
     unpack = getattr(module, "dense_weight", None)
     weight = unpack() if unpack is not None else getattr(module, parameter)

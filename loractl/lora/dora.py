@@ -1,8 +1,8 @@
-"""DoRA: y = m (W x + s B A x) / ||W + s B A|| + bias, with one norm and one m for each output.
+"""DoRA: y = m (W x + s B A x) / ||W + s B A|| + bias, with one norm and one m per output.
 
 From "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, equations 5 and 11: the norm
 is over the inputs, is a constant in the backward pass (section 4.3), and m starts at ||W||. Bias
-and dropout as in PEFT.
+and dropout are handled as in PEFT.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ _Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
 
 
 class DoraLayer(LoraLayer):
-    """What the three kinds of layer share: m (d_out,), in float32 as A and B, and the norm.
+    """Shared by the three kinds of layer: m (d_out,), in float32 like A and B, and the norm.
 
-    While A and B are where they start the layer answers bit for bit as its base: m is the norm by
-    the same computation, and what is added to the base's answer is zero.
+    While A and B have their initial values the output is bit for bit that of the base: m is the
+    norm from the same computation, and what is added to the base's output is zero.
     """
 
     def __init__(
@@ -29,19 +29,19 @@ class DoraLayer(LoraLayer):
         self._seen: _Seen = []
         self._norm: Tensor | None = None
         self._squares: Tensor | None = None
-        hollow = self.weight.is_meta  # m is then read from a file
+        hollow = self.weight.is_meta  # m is read from a file later
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
-        """The layer's output from its input and the base's answer y = base(x)."""
+        """The layer's output from its input and the base's output y = base(x)."""
         h = self.dropped(x)
-        # With dropout, all that DoRA adds to the base's answer is made from the dropped input.
+        # With dropout, everything DoRA adds to the base's output comes from the dropped input.
         plain = y if h is x else self.base(h)
         whole = self.added(h, plain)  # W x + s B A x + bias
         alone = whole if self.bias is None else whole - self.bias
         # g (Wx + u) = Wx + u + (g - 1)(Wx + u): exact at the start, where g is 1 and u is 0, and
-        # in bfloat16 a g near 1 keeps its digits.
+        # a g near 1 keeps its digits in bfloat16.
         less_one = (self.gain() - 1).to(y.dtype)
         return torch.addcmul(whole if h is x else self.added(h, y), less_one, alone)
 
@@ -50,7 +50,7 @@ class DoraLayer(LoraLayer):
         return plain + self.update(h) * self.scale
 
     def gain(self) -> Tensor:
-        """m / ||W + s B A|| (d_out,), the norm without gradient; 1 where the norm is zero."""
+        """m / ||W + s B A|| (d_out,), the norm detached; 1 where the norm is zero."""
         norm = self.norm()
         positive = norm > 0
         ratio = self.m / torch.where(positive, norm, torch.ones_like(norm))
@@ -58,7 +58,7 @@ class DoraLayer(LoraLayer):
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """||W + s B A|| over the inputs (d_out,), kept until A, B or their start change."""
+        """||W + s B A|| over the inputs (d_out,), cached until A, B or their start change."""
         now: _Seen = [
             (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
             for tensor in (self.A, self.B, self.A0, self.B0, self.weight)
@@ -75,8 +75,8 @@ class DoraLayer(LoraLayer):
     def _thin_norm(self) -> Tensor:
         """The root of ||W||^2 + 2 s <W, B A> + s^2 ||B A||^2, from products as thin as A and B.
 
-        W + s B A is never formed. Each term is off by about 1e-7 of itself in float32, so that the
-        norm is exact to 1e-6 unless the update takes away more than nine tenths of W.
+        W + s B A is never formed. Each term has a relative error of about 1e-7 in float32, so the
+        norm is exact to 1e-6 unless the update cancels more than nine tenths of W.
         """
         A, B = self.factors()
         cross = (self._weight_times(A.T) * B).sum(dim=1)
@@ -101,7 +101,7 @@ class DoraLayer(LoraLayer):
         return product
 
     def _square_sums(self) -> Tensor:
-        """||W||^2 over the inputs (d_out,), computed once for a dtype and device of A."""
+        """||W||^2 over the inputs (d_out,), computed once per dtype and device of A."""
         known = self._squares
         if known is None or (known.dtype, known.device) != (self.A.dtype, self.A.device):
             W = self.dense_weight().detach()
@@ -129,21 +129,21 @@ class DoraLayer(LoraLayer):
 
 
 class DoraLinear(DoraLayer, LoraLinear):
-    """DoRA on nn.Linear: m has one value for each row of the weight."""
+    """DoRA on nn.Linear: m has one value per row of the weight."""
 
     def added(self, h: Tensor, plain: Tensor) -> Tensor:
         return self.with_update(h, plain)
 
 
 class DoraConv1D(DoraLayer, LoraConv1D):
-    """DoRA on GPT-2's Conv1D: m has one value for each column of the weight."""
+    """DoRA on GPT-2's Conv1D: m has one value per column of the weight."""
 
     def added(self, h: Tensor, plain: Tensor) -> Tensor:
         return self.with_update(h, plain)
 
 
 class DoraEmbedding(DoraLayer, LoraEmbedding):
-    """DoRA on nn.Embedding: m has one value for each place of the width; the norm is over all ids.
+    """DoRA on nn.Embedding: m has one value per embedding dimension; the norm is over all ids.
 
-    `embed_scale` multiplies what comes out, as in PEFT, and takes no part in the norm.
+    `embed_scale` multiplies the output, as in PEFT, and does not enter the norm.
     """

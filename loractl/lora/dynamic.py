@@ -1,8 +1,8 @@
-"""A rank that changes while training goes on, without scores: larger by directions that do nothing
-yet, smaller by the truncated SVD of the update. The sums that an optimizer keeps follow.
+"""Change ranks during training, without scores: grow by directions that do nothing yet, shrink by
+the truncated SVD of the update. The optimizer's moments are carried over.
 
-Growing leaves the function as it is. Shrinking to k leaves the best update of rank k (Eckart and
-Young). A layer keeps its scale s, so that a change of rank is no change of size.
+Growing leaves the function unchanged. Shrinking to k keeps the best update of rank k (Eckart and
+Young). A layer keeps its scale s, so a change of rank does not change the size of the update.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,16 +15,16 @@ NOISE = 1e-6
 """Share of the largest singular value below which a direction is float32 rounding."""
 
 Fresh = Callable[[int], tuple[Tensor, Tensor]]
-"""k -> A (k, d_in) and B (d_out, k) whose product is zero, as the init of the layer draws them."""
+"""k -> A (k, d_in) and B (d_out, k) with a zero product, drawn by the layer's init."""
 
 
 Pair = tuple[Tensor, Tensor]
-"""Of A (r, d_in) and of B (d_out, r)."""
+"""One tensor for A (r, d_in), one for B (d_out, r)."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What an optimizer keeps of the gradients of A and B: averages of g, and of g^2."""
+    """An optimizer's moments for A and B: averages of g and of g^2."""
 
     averages: tuple[Pair, ...]
     squares: tuple[Pair, ...]
@@ -32,7 +32,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Resized:
-    """The factors at the new rank, and their moments where there were any."""
+    """The factors at the new rank, and their moments if there were any."""
 
     A: Tensor
     B: Tensor
@@ -40,11 +40,11 @@ class Resized:
 
 
 def resized(A: Tensor, B: Tensor, rank: int, fresh: Fresh, moments: Moments | None) -> Resized:
-    """A (r, d_in) and B (d_out, r) at another rank, with the product B A kept or cut to its best.
+    """A (r, d_in) and B (d_out, r) at another rank, with B A kept or cut to its best approximation.
 
-    Directions that the product does not have are drawn by `fresh`. Their first moments are zero;
-    their second ones are the mean of the old directions': zeros there would make their first step
-    about three times as long as the rate says (0.1 g over sqrt(0.001 g^2)).
+    Missing directions are drawn by `fresh`. Their first moments are zero; their second moments are
+    the mean over the old directions: zeros would make the first step about three times as long as
+    the learning rate says (0.1 g over sqrt(0.001 g^2)).
     """
     old = moments
     if rank < A.shape[0]:
@@ -66,12 +66,12 @@ def resized(A: Tensor, B: Tensor, rank: int, fresh: Fresh, moments: Moments | No
 
 
 def _joined(pair: Pair, more: Pair) -> Pair:
-    """Directions beside others."""
+    """Append directions."""
     return torch.cat([pair[0], more[0]]), torch.cat([pair[1], more[1]], dim=1)
 
 
 def _typical(pair: Pair, count: int) -> Pair:
-    """The mean of all directions, so many times."""
+    """The mean of all directions, repeated `count` times."""
     A, B = pair
     return (
         A.mean(dim=0, keepdim=True).expand(count, -1),
@@ -82,12 +82,12 @@ def _typical(pair: Pair, count: int) -> Pair:
 def _cut(
     A: Tensor, B: Tensor, rank: int, moments: Moments | None
 ) -> tuple[Tensor, Tensor, Moments | None]:
-    """At most `rank` directions of B A, the largest, in equal shares for A and B.
+    """The at most `rank` largest directions of B A, split evenly between A and B.
 
     With B = Q_B R_B, A^T = Q_A R_A and R_B R_A^T = U S V^T, the new factors are B X and Y A for
     X = R_A^T V S^-1/2 and Y = S^-1/2 U^T R_B. By the chain rule the gradient of Y A is X^T times
-    that of A, and that of B X is that of B times Y^T; averages of gradients go the same way, those
-    of squares by the squares of X and Y, as if the entries were independent.
+    that of A, and that of B X is that of B times Y^T; averages of gradients transform the same way,
+    and averages of squares by the squares of X and Y, as if the entries were independent.
     """
     _, R_B = torch.linalg.qr(B.double())  # (k_B, r)
     _, R_A = torch.linalg.qr(A.double().T)  # (k_A, r)
@@ -106,16 +106,16 @@ def _cut(
 
 
 def set_values_(parameter: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter other values, of another shape even; its gradient goes."""
+    """Give a parameter new values, possibly of another shape; its gradient is dropped."""
     parameter.grad = None
     parameter.data = values.to(parameter, copy=True).contiguous()
     count_versions_([parameter])
 
 
 def count_versions_(parameters: Iterable[nn.Parameter]) -> None:
-    """Let autograd know that parameters have other values now.
+    """Tell autograd that the values of parameters have changed.
 
-    Fused optimizers, compiled code and `.data` write to them behind its back; DoRA keeps a norm for
-    as long as the versions of A and B stay what they were.
+    Fused optimizers, compiled code and `.data` write to them unnoticed; DoRA caches a norm for as
+    long as the versions of A and B stay the same.
     """
     torch.autograd.graph.increment_version(list(parameters))

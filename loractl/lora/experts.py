@@ -1,11 +1,11 @@
-"""LoRA on the experts of a mixture, whose weights stand in one parameter of three dimensions.
+"""LoRA on the experts of a mixture, whose weights share one three-dimensional parameter.
 
-Expert e answers W_e x + s * B_e (A_e x). A model's experts module does two such products with an
-activation between them, in one forward; so the module that stands in its place here does them with
-the thin products beside, where PEFT 0.21.2 adds s * B A, as large as all experts, to the weight.
+Expert e computes W_e x + s * B_e (A_e x). A model's experts module computes two such products with
+an activation between them in one forward pass, so the module that replaces it here adds the thin
+products to each of them. PEFT 0.21.2 instead adds s * B A, as large as all experts, to the weight.
 
-A and B rest as PEFT's files have them: A (E r, d_in), B (d_out, r E), the number of the expert
-being the outer index of A's rows and the inner one of B's columns.
+A and B are stored as in PEFT's files: A (E r, d_in), B (d_out, r E). The expert number is the outer
+index of A's rows and the inner index of B's columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from loractl.lora.dense import size_of
 from loractl.lora.layer import LoraLayer
 
 PRODUCTS = ("gate_up_proj", "up_proj", "down_proj")
-"""The parameters of an experts module that can carry an adapter, under transformers' names."""
+"""The parameters of an experts module that can carry an adapter, by their transformers names."""
 
 
 class LoraExperts(LoraLayer):
@@ -41,7 +41,7 @@ class LoraExperts(LoraLayer):
         super().__init__(base, A, B, scale=scale, dropout=dropout)
 
     def attach_(self, base: nn.Module) -> None:
-        """Know the experts module without owning it: `AdaptedExperts` does."""
+        """Refer to the experts module without owning it; `AdaptedExperts` owns it."""
         object.__setattr__(self, "base", base)
 
     @property
@@ -76,7 +76,7 @@ class LoraExperts(LoraLayer):
         return self.A.shape[0] // self.n_experts
 
     def stacks(self) -> tuple[Tensor, Tensor]:
-        """A (E, k, d_in) and B (E, d_out, k), k being r, or 2 r with a start (`factors`)."""
+        """A (E, k, d_in) and B (E, d_out, k); k is r, or 2 r with a start (`factors`)."""
         A, B = unpacked(self.A, self.B, self.n_experts)
         if self.A0 is None or self.B0 is None:
             return A, B
@@ -84,11 +84,11 @@ class LoraExperts(LoraLayer):
         return torch.cat([A, A - A0], dim=1), torch.cat([B - B0, B0], dim=2)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`stacks` as files have them: A (E k, d_in), B (d_out, k E)."""
+        """`stacks` in the layout of the files: A (E k, d_in), B (d_out, k E)."""
         return packed(*self.stacks())
 
     def forward(self, x: Tensor, counts: Sequence[int] = ()) -> Tensor:
-        """B A x without its scale, for rows (tokens, d_in) of which each expert has `counts`."""
+        """B A x without its scale, for rows (tokens, d_in); `counts` are the rows per expert."""
         A, B = (factor.to(x.dtype) for factor in self.stacks())
         parts = zip(torch.split(x, list(counts)), A, B, strict=True)
         return torch.cat([F.linear(F.linear(rows, A_e), B_e) for rows, A_e, B_e in parts])
@@ -101,14 +101,14 @@ class LoraExperts(LoraLayer):
 
 
 class LoraExpertsTransposed(LoraExperts):
-    """The same on a parameter that lies as (E, d_in, d_out)."""
+    """The same for a parameter stored as (E, d_in, d_out)."""
 
     kind = "experts-transposed"
     transposed = True
 
 
 class AdaptedExperts(nn.Module):
-    """Stands in the place of an experts module; its `LoraExperts` have the parameters' names."""
+    """Replaces an experts module; its `LoraExperts` are named after the parameters."""
 
     def __init__(self, base: nn.Module, layers: Mapping[str, LoraExperts]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class AdaptedExperts(nn.Module):
             setattr(self, name, layer)
 
     def __getattr__(self, name: str) -> Any:
-        """What models ask of their experts beside the forward pass."""
+        """Attributes that models read from their experts besides the forward pass."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -128,8 +128,8 @@ class AdaptedExperts(nn.Module):
     def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden (tokens, d), experts and weights of each token (tokens, k) -> (tokens, d).
 
-        Sorted by expert and summed as transformers 5.23's grouped form does, so that an adapter
-        that adds nothing changes no bit.
+        Rows are sorted by expert and summed in the order of transformers 5.23's grouped form, so
+        that an adapter that adds nothing leaves the result identical bit for bit.
         """
         base: Any = self.base
         k = top_k_index.shape[-1]
@@ -168,8 +168,8 @@ class AdaptedExperts(nn.Module):
 def products_of(module: nn.Module) -> dict[str, str]:
     """The parameters of a module that are fused experts, in its order, each with its kind.
 
-    The attributes asked for are those by which transformers' own experts functions work; a module
-    that lacks one computes in another way.
+    The attributes checked are those that transformers' own experts functions use; a module that
+    lacks one computes something else.
     """
     asked = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
     if not all(hasattr(module, name) for name in asked):

@@ -1,4 +1,4 @@
-"""A low-rank update out of the difference of two full weights, with what it keeps of it."""
+"""Extract a low-rank update from the difference of two full weights, and measure what is lost."""
 
 import math
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from loractl.lora.algebra import Cut, balanced, size
 from loractl.lora.spectrum import Factors, energy_by_rank, lost_energy
 
 EXACT_UP_TO = 2048
-"""Smaller side of a matrix up to which all its singular values are found: 8 s at
+"""Smaller side of a matrix up to which all its singular values are computed: 8 s at
 2048 x 8192 on one core, where projecting takes less than 1 s."""
 OVERSAMPLING, POWER_STEPS = 16, 3
 STRIP = 1 << 22
-"""Values that are in float64 at a time: 32 MiB."""
+"""Values held in float64 at a time: 32 MiB."""
 
 
 def extract(delta: Tensor, *, rank: int | None = None, energy: float | None = None) -> Cut:
     """The best factors of a rank, or of the smallest rank that keeps a share of the energy.
 
-    `delta` is W' - W as (d_out, d_in), not zero everywhere. Where its smaller side is at most
-    EXACT_UP_TO: the truncated SVD, by the eigenvectors of D D^T in float64, which leaves singular
-    values under 1e-8 of the largest uncertain. Beyond: a randomized range finder (Halko, Martinsson
-    and Tropp, arXiv 0909.4061, algorithm 4.4). What it loses is measured, not estimated; its
-    expected error is at most sqrt(1 + rank / 15) times the best one (theorem 10.6), and the power
-    steps bring it to within 4e-3 of it (measured: 1024 x 1024, ranks 8 to 64, sigma_i = i^-0 to
-    i^-1, and Gaussian).
+    `delta` is W' - W as (d_out, d_in), not zero everywhere. If its smaller side is at most
+    EXACT_UP_TO, this is the truncated SVD from the eigenvectors of D D^T in float64, in which
+    singular values below 1e-8 of the largest are uncertain. Above that, a randomized range finder
+    is used (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4). Its loss is measured, not
+    estimated; its expected error is at most sqrt(1 + rank / 15) times the optimum (theorem 10.6),
+    and the power steps bring it to within 4e-3 of the optimum (measured: 1024 x 1024, ranks 8 to
+    64, sigma_i = i^-0 to i^-1, and Gaussian).
     """
     tall = delta.shape[0] > delta.shape[1]
     D = delta.T if tall else delta  # (m, n), m <= n
@@ -39,7 +39,7 @@ def extract(delta: Tensor, *, rank: int | None = None, energy: float | None = No
 
 
 def _exact(D: Tensor, rank: int | None, energy: float | None) -> Cut:
-    values, vectors = torch.linalg.eigh(_gram(D))  # from the smallest
+    values, vectors = torch.linalg.eigh(_gram(D))  # ascending
     sigma = values.flip(0).clamp(min=0).sqrt()  # (m,)
     k = size(sigma, rank, energy)
     U = vectors.flip(1)[:, :k]  # (m, k)
@@ -48,7 +48,7 @@ def _exact(D: Tensor, rank: int | None, energy: float | None) -> Cut:
 
 
 def _randomized(D: Tensor, rank: int | None, energy: float | None) -> Cut | None:
-    """None where so many directions are asked for that looking at all of them costs no more."""
+    """None if so many directions are requested that computing all of them costs no more."""
     m = D.shape[0]
     total = sum(float(strip.square().sum()) for strip in _strips(D))
     wanted = rank or 48
@@ -70,7 +70,7 @@ def _randomized(D: Tensor, rank: int | None, energy: float | None) -> Cut | None
 
 
 def _range(D: Tensor, columns: int) -> Tensor:
-    """An orthonormal basis (m, columns) of about the first left-singular vectors, in float64."""
+    """An orthonormal basis (m, columns) close to the leading left singular vectors, in float64."""
     generator = torch.Generator().manual_seed(0)
     Y = D @ torch.randn(D.shape[1], columns, generator=generator, dtype=D.dtype)
     for _ in range(POWER_STEPS):

@@ -1,8 +1,8 @@
-"""One base in memory and many adapters: which of them answers is one assignment.
+"""One base in memory with many adapters: switching between them is one assignment.
 
-The base stays as it is: its modules keep their places and are never written to. A hook on each
-module that some adapter touches adds to its output the update of the adapter in use, which may be
-another one for each row of a batch. For inference alone.
+The base is unchanged: its modules stay in place and are never written to. A hook on each module
+that some adapter touches adds the update of the active adapter to its output; each row of a batch
+may use a different adapter. For inference only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,30 +18,30 @@ from loractl.lora.layer import LoraLayer
 from loractl.lora.whole import WholeModule
 
 StandIn = LoraLayer | AdaptedExperts | WholeModule
-"""What an adapter has in the place of a module of the base, its `base`."""
+"""What an adapter puts in place of a module of the base, its `base`."""
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class MixedRowsError(ValueError):
-    """A module does not see the rows of the batch as rows, so each cannot have its own adapter."""
+    """A module does not see the rows of the batch as rows, so they must share one adapter."""
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a batch by the adapter that answers them; the base answers the others."""
+    """The rows of a batch grouped by adapter; the base serves the rest."""
 
     n_rows: int
-    groups: tuple[tuple[str, Tensor], ...]  # name and its rows (k,)
+    groups: tuple[tuple[str, Tensor], ...]  # adapter name and its rows (k,)
 
 
 class Hub:
-    """The adapters of one model by name. None stands for the base, which is what answers at first.
+    """The adapters of one model by name. None means the base, which is active at first.
 
-    Adapters may differ in rank, scale, formula and in the modules they touch.
+    Adapters may differ in rank, scale, formula and target modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        assert not stand_ins(model), "the model has an adapter of its own already"
+        assert not stand_ins(model), "the model already has an adapter of its own"
         self._model = model
         self._adapters: dict[str, Mapping[str, StandIn]] = {}  # name -> module -> layer
         self._layers: dict[str, dict[str, StandIn]] = {}  # module -> name -> layer
@@ -53,22 +53,22 @@ class Hub:
         return tuple(self._adapters)
 
     def layers(self, name: str) -> Mapping[str, StandIn]:
-        """What an adapter brings, by the path of the module that each stands for."""
+        """The layers of an adapter, by the path of the module that each replaces."""
         return self._adapters[name]
 
     def ranks(self, name: str) -> list[int]:
-        """The different ranks of an adapter's layers, the lowest first."""
+        """The distinct ranks of an adapter's layers, lowest first."""
         inner = (module for one in self._adapters[name].values() for module in one.modules())
         return sorted({module.rank for module in inner if isinstance(module, LoraLayer)})
 
     def add_(self, name: str, layers: Mapping[str, StandIn]) -> None:
-        """Take in an adapter: what would stand in for modules of this model, by path.
+        """Add an adapter: the layers that would replace modules of this model, by path.
 
-        It costs the memory of its own tensors; see `n_bytes`. Raises ValueError for a name that is
+        It costs the memory of its own tensors; see `n_bytes`. Raises ValueError if the name is
         taken.
         """
         if name in self._adapters:
-            raise ValueError(f"an adapter named {name!r} is there already")
+            raise ValueError(f"an adapter named {name!r} is already loaded")
         for path, layer in layers.items():
             assert layer.base is self._model.get_submodule(path), f"{path} has another base"
         self._adapters[name] = layers
@@ -81,7 +81,7 @@ class Hub:
                 self._hooks[path] = layer.base.register_forward_hook(hook, with_kwargs=True)
 
     def remove_(self, name: str) -> None:
-        """Let go of an adapter and its memory. If it is in use, the base answers from now on."""
+        """Drop an adapter and free its memory. If it is active, the base takes over."""
         for path in self._adapters.pop(name):
             del self._layers[path][name]
             if not self._layers[path]:
@@ -93,17 +93,17 @@ class Hub:
             self._active = None
 
     def use(self, name: str | None) -> None:
-        """Let this adapter, or the base, answer every row from now on."""
+        """Use this adapter, or the base, for every row from now on."""
         if name is not None and name not in self._adapters:
             raise KeyError(name)
         self._active = name
 
     def use_rows(self, names: Sequence[str | None]) -> None:
-        """Let each row of the next batches be answered by its own adapter.
+        """Use one adapter per row in the following batches.
 
         A batch must have as many rows as there are names, and the input of every adapted module
-        these rows first, (rows, seq, d_in) or ids (rows, seq): else its forward pass raises
-        MixedRowsError.
+        must have these rows as its first dimension, (rows, seq, d_in) or ids (rows, seq);
+        otherwise the forward pass raises MixedRowsError.
         """
         distinct = list(dict.fromkeys(names))
         if len(distinct) == 1:
@@ -124,13 +124,13 @@ class Hub:
         return next(self._model.parameters()).device
 
     def n_bytes(self, name: str) -> int:
-        """Bytes of an adapter's tensors in memory, which rest in float32."""
+        """Bytes of an adapter's tensors in memory, which are in float32."""
         return sum(tensor.nbytes for tensor in own_tensors(self._adapters[name]))
 
     def _hook(self, path: str, base: nn.Module, layers: Mapping[str, StandIn]) -> Hook:
         def adapt(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
             active = self._active
-            if module is not base:  # a copy of it, which takes the hook along
+            if module is not base:  # a copy of it, which carries the hook along
                 return None
             if isinstance(active, _Rows):
                 groups = [(layers[name], rows) for name, rows in active.groups if name in layers]
@@ -142,7 +142,7 @@ class Hub:
 
 
 def stand_ins(model: nn.Module) -> dict[str, StandIn]:
-    """What stands in a model for modules of its base, by path."""
+    """The layers that replace modules of the base in a model, by path."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -151,17 +151,17 @@ def stand_ins(model: nn.Module) -> dict[str, StandIn]:
 
 
 def own_tensors(layers: Mapping[str, StandIn]) -> Iterator[Tensor]:
-    """The tensors that an adapter brings, those of the base apart."""
+    """The tensors of an adapter, without those of the base."""
     for layer in layers.values():
         own = [*layer.named_parameters(), *layer.named_buffers()]
         yield from (tensor for name, tensor in own if not name.startswith("base."))
 
 
 def _adapt(layer: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
-    """What a layer answers where the base answers y."""
+    """The output of a layer where that of the base is y."""
     if isinstance(layer, LoraLayer):
         return layer.adapt(args[0], y)
-    return layer(*args, **kwargs)  # not from y: the products of experts, or another module's own
+    return layer(*args, **kwargs)  # y is of no use to experts and modules trained in full
 
 
 def _adapt_rows(
@@ -172,20 +172,20 @@ def _adapt_rows(
     kwargs: dict[str, Any],
     y: Any,
 ) -> Any:
-    """Write the outputs of adapted rows over those of the base, a group of rows at a time."""
+    """Overwrite the base's outputs of the adapted rows, one group of rows at a time."""
     if not groups:
         return None
     x = args[0]
-    # An input without the dimension of tokens is none of rows, also where its length happens to
-    # be their number: the tokens that a router sends to an expert, say.
+    # An input without a token dimension does not consist of rows, even if its length happens to be
+    # their number: for example the tokens that a router sends to an expert.
     least = 3 if x.is_floating_point() else 2
     if len(args) + len(kwargs) > 1 or x.dim() < least or x.shape[0] != n_rows:
         raise MixedRowsError(
-            f"{path}: an input of shape {list(x.shape)}, expected {n_rows} rows first; the rows of"
-            " one batch cannot have different adapters here"
+            f"{path}: found an input of shape {list(x.shape)}, expected {n_rows} rows as its first"
+            " dimension; the rows of one batch cannot use different adapters here"
         )
     for layer, rows in groups:
         rows = rows.to(x.device)
         adapted = _adapt(layer, (x.index_select(0, rows),), {}, y.index_select(0, rows))
-        y.index_copy_(0, rows, adapted)  # y is the module's fresh output, which nobody else holds
+        y.index_copy_(0, rows, adapted)  # y is the module's fresh output, which nothing else holds
     return y

@@ -1,4 +1,4 @@
-"""Put adapters into a model and take them out; find what can carry one. Works on any nn.Module."""
+"""Put adapters into a model and remove them; find what can carry one. Works on any nn.Module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,8 +41,9 @@ FORMULAS: dict[str, dict[str, type[LoraLayer]]] = {
 def kind_of(module: nn.Module) -> str | None:
     """The kind of layer that could carry an adapter, or None.
 
-    Conv1D belongs to transformers, which this room does not know: it is told by its name and shape.
-    An embedding that does more than look up and scale (OPT's positions are given a mask) is none.
+    Conv1D belongs to transformers, which this package does not import: it is recognized by its name
+    and attributes. An embedding that does more than look up and scale (OPT's positions take a mask)
+    does not count.
     """
     if isinstance(module, nn.Linear):
         return "linear"
@@ -68,7 +69,7 @@ def adaptable(model: nn.Module) -> dict[str, str]:
 
 
 def module_of(model: nn.Module, name: str, kind: str) -> tuple[nn.Module, str]:
-    """The module that an adapter of this name is for, and the parameter of it."""
+    """The module that an adapter of this name applies to, and the name of the parameter."""
     if kind not in EXPERTS:
         return model.get_submodule(name), "weight"
     path, _, parameter = name.rpartition(".")
@@ -76,7 +77,7 @@ def module_of(model: nn.Module, name: str, kind: str) -> tuple[nn.Module, str]:
 
 
 def sizes_of(model: nn.Module, names: Mapping[str, str]) -> dict[str, MatrixSize]:
-    """What each name (to its kind) maps: of fused experts, each one of them."""
+    """The size of each layer, given names mapped to kinds; for fused experts, of one expert."""
     found = {}
     for name, kind in names.items():
         module, parameter = module_of(model, name, kind)
@@ -101,8 +102,8 @@ def inject_(
 ) -> dict[str, LoraLayer]:
     """Freeze the model and swap an adapted layer in for each module that `ranks` names.
 
-    Initial values depend on the seed and the order of the modules alone, not on device or dtype;
-    those of PiSSA and OLoRA on the weights instead. Returns the new layers by path.
+    Initial values depend only on the seed and the order of the modules, not on device or dtype;
+    those of PiSSA and OLoRA depend on the weights instead. Returns the new layers by path.
     """
     freeze_(model)
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +134,7 @@ def inject_(
 def _parts(
     layer_class: type[LoraLayer], weight: torch.Tensor, init: PartInit, size: ModuleRank
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B as parts of a weight, or of each expert's."""
+    """A and B as parts of a weight, or of each expert's weight."""
     W = weight.mT if layer_class.transposed else weight
     if W.dim() == 2:
         return init(W, size.rank, size.scale)
@@ -142,7 +143,7 @@ def _parts(
 
 
 def _stand_in_(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
-    """Put each layer in its place; those of one experts module into one module in its place."""
+    """Put each layer in place; those of one experts module go into one `AdaptedExperts`."""
     experts: dict[str, dict[str, LoraExperts]] = {}
     for name, layer in layers.items():
         if isinstance(layer, LoraExperts):
@@ -155,14 +156,14 @@ def _stand_in_(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
 
 
 def random_start(formula: str, init: str, kind: str) -> Init:
-    """How A and B of a fresh layer, or of fresh directions of one, are drawn."""
+    """How A and B of a new layer, or of new directions in one, are drawn."""
     if formula == "adalora":
         return triplets
     return embedding if kind == "embedding" else INITS[init]
 
 
 def adapters(model: nn.Module) -> dict[str, LoraLayer]:
-    """The adapted layers of a model by the path of the layer they stand for."""
+    """The adapted layers of a model by the path of the layer they replace."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -170,13 +171,13 @@ def remove_(model: nn.Module) -> None:
     """Put every base module back in its place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraExperts):
-            continue  # its AdaptedExperts goes
+            continue  # removed with its AdaptedExperts
         if isinstance(module, LoraLayer | AdaptedExperts | WholeModule):
             _put(model, name, module.base)
 
 
 def merge_(model: nn.Module) -> None:
-    """Put every base module back with the update in its weight, rounded once to its dtype.
+    """Put every base module back with the update merged, rounded once to its dtype.
 
     A weight that another module shares (a tied head) is replaced on this layer alone.
     """

@@ -1,11 +1,11 @@
-"""LoRA on one bare layer: y = W x + s * B (A x), with A (r, d_in), B (d_out, r) and W frozen.
+"""LoRA on a single layer: y = W x + s * B (A x), with A (r, d_in), B (d_out, r) and W frozen.
 
 From "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. The product
-B A, as large as W, is never formed in training: B (A x) costs r (d_in + d_out) a token, not
-d_in d_out. Merging and exporting see only `delta` and `merged_weight`.
+B A, as large as W, is never formed in training: B (A x) costs r (d_in + d_out) per token instead of
+d_in d_out. Merging and exporting use only `delta` and `merged_weight`.
 
-A layer that starts at parts of its own weight (PiSSA, OLoRA) counts its update from there:
-s (B A - B0 A0), so that W rests as it is.
+A layer initialized from parts of its own weight (PiSSA, OLoRA) counts its update from there:
+s (B A - B0 A0), so W stays unchanged.
 """
 
 import math
@@ -19,17 +19,17 @@ from loractl.lora.dense import dense_weight_of
 from loractl.ops.lora_linear import Linear, lora_linear
 
 STRIP = 1 << 22
-"""Values of a weight that are merged at a time: 32 MiB in float64."""
+"""Values of a weight merged at a time: 32 MiB in float64."""
 
 
 class LoraLayer(nn.Module):
-    """A frozen layer and its update. A and B rest in float32 and compute in their input's dtype.
+    """A frozen layer and its update. A and B are kept in float32 and compute in the input's dtype.
 
-    Subclasses say how A and B are applied, and how the update lies in the layer's own weight.
+    Subclasses define how A and B are applied and how the update is laid out in the layer's weight.
     """
 
     kind = ""
-    transposed = False  # whether the weight lies as (d_in, d_out)
+    transposed = False  # whether the weight is stored as (d_in, d_out)
     A0: Tensor | None
     B0: Tensor | None
 
@@ -39,10 +39,10 @@ class LoraLayer(nn.Module):
         super().__init__()
         self.attach_(base)
         weight = self.weight
-        # Over a base without values (meta) A and B stay where they are: merging needs only B A.
+        # On a base without values (meta) A and B stay where they are: merging needs only B A.
         device = A.device if weight.is_meta else weight.device
-        # Contiguous: parts of a decomposition lie otherwise, and fused optimizers refuse a gradient
-        # or a moment that lies otherwise than its parameter.
+        # Contiguous: parts of a decomposition are not, and fused optimizers reject a gradient or a
+        # moment whose layout differs from that of its parameter.
         self.A = nn.Parameter(A.to(device=device, dtype=torch.float32).contiguous())  # (r, d_in)
         self.B = nn.Parameter(B.to(device=device, dtype=torch.float32).contiguous())  # (d_out, r)
         self.register_buffer("A0", None, persistent=False)
@@ -56,15 +56,15 @@ class LoraLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, under the name by which models look at their own layers."""
+        """The frozen weight, under the name that models read on their own layers."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
     def swap_weight_(self, weight: nn.Parameter) -> nn.Parameter:
-        """Put another weight in the place of the frozen one, on this layer alone; return that.
+        """Replace the frozen weight on this layer alone; return the old one.
 
-        A packed layer would unpack the new one: it is for its backend to replace.
+        A packed layer would unpack the new weight, so only its backend can replace it.
         """
         assert not hasattr(self.base, "dense_weight"), f"{type(self.base).__name__} is packed"
         old = self.base.weight
@@ -83,7 +83,7 @@ class LoraLayer(nn.Module):
 
     @property
     def d_in(self) -> int:
-        """Inputs; of an embedding the vocabulary. Not from the weight, which may be packed."""
+        """Inputs; for an embedding, the vocabulary. Not from the weight, which may be packed."""
         return self.A.shape[1]
 
     @property
@@ -92,18 +92,18 @@ class LoraLayer(nn.Module):
 
     @property
     def laid_shape(self) -> tuple[int, ...]:
-        """The shape of the dense weight as it lies in the layer."""
+        """The shape of the dense weight as the layer stores it."""
         return (self.d_in, self.d_out) if self.transposed else (self.d_out, self.d_in)
 
     def dense_weight(self) -> Tensor:
-        """The frozen weight as plain numbers, in `laid_shape`; unpacked where it is packed."""
+        """The frozen weight as plain numbers, in `laid_shape`, unpacked if it is packed."""
         return dense_weight_of(self.base)
 
     def count_from_(self, A0: Tensor, B0: Tensor) -> None:
-        """Let the update be s (B A - B0 A0): zero while A and B are where they start.
+        """Make the update s (B A - B0 A0): zero while A and B have their initial values.
 
-        PiSSA and OLoRA are written with a residual base W - s B0 A0 in place of W. That is the same
-        function; but in bfloat16 the residual is rounded, and the sum no longer W.
+        The papers on PiSSA and OLoRA replace W by a residual W - s B0 A0. That is the same
+        function, but in bfloat16 the residual is rounded and the sum is no longer W.
         """
         self.A0 = torch.empty_like(self.A).copy_(A0)
         self.B0 = torch.empty_like(self.B).copy_(B0)
@@ -111,8 +111,8 @@ class LoraLayer(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (k, d_in) and B (d_out, k) of the update s * B A; k is r, or 2 r with a start.
 
-        B A - B0 A0 = (B - B0) A + B0 (A - A0): differences first, since the two products are as
-        large as W and would lose the update's digits to their own.
+        B A - B0 A0 = (B - B0) A + B0 (A - A0): the differences come first, since subtracting two
+        products as large as W would cancel the digits of the update.
         """
         if self.A0 is None or self.B0 is None:
             return self.A, self.B
@@ -120,7 +120,7 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
-        # A compiler fuses the formula better than it sees through a function of our own.
+        # A compiler fuses the plain formula, but cannot see through our autograd function.
         linear = None if torch.compiler.is_compiling() else self.as_linear()
         if linear is not None and x.dtype == linear.weight.dtype:
             return lora_linear(x, linear)
@@ -128,16 +128,16 @@ class LoraLayer(nn.Module):
         return self.adapt(x, y) if self.enabled else y
 
     def as_linear(self) -> Linear | None:
-        """The layer as one product with a thin update, None where it is more than that: a trained
-        or quantized weight, a hook, another formula."""
+        """The layer as one product with a thin update; None if it is more than that: a trained or
+        quantized weight, a hook, another formula."""
         return None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
-        """The layer's output from its input and the base's answer y = base(x)."""
+        """The layer's output from its input and the base's output y = base(x)."""
         return torch.add(y, self.update(self.dropped(x)), alpha=self.scale)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """The input with dropout, in train mode."""
+        """The input, with dropout in train mode."""
         return F.dropout(x, self.dropout, self.training)
 
     def update(self, x: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ class LoraLayer(nn.Module):
     ) -> Tensor:
         """W + s * B A as the nearest float32, rounded once to `dtype` or to that of W.
 
-        `weight` stands for the layer's own W when that has no values (meta). The sum is in float64,
-        strip by strip: sums in float32 put up to 8e-4 of float16's values one step off.
+        `weight` replaces the layer's own W when that has no values (meta). The sum is computed in
+        float64, strip by strip: with float32 sums up to 8e-4 of float16 values are one step off.
         """
         W = (self.dense_weight() if weight is None else weight).detach()
         merged = torch.empty_like(W, dtype=dtype or W.dtype)
@@ -204,8 +204,8 @@ class LoraLinear(LoraLayer):
         return self.with_update(self.dropped(x), y)
 
     def with_update(self, x: Tensor, y: Tensor) -> Tensor:
-        """y + s B A x in one product, that of `lora_linear`: in a hub an adapter answers with the
-        same bits."""
+        """y + s B A x in one product, as `lora_linear` does it, so that an adapter in a hub gives
+        bit for bit the same output."""
         A, B = (factor.to(y.dtype) for factor in self.factors())
         t = F.linear(x, A)  # (..., r)
         rows, out = t.reshape(-1, t.shape[-1]), y.reshape(-1, y.shape[-1])
@@ -213,7 +213,7 @@ class LoraLinear(LoraLayer):
 
 
 class LoraConv1D(LoraLinear):
-    """LoRA on GPT-2's Conv1D, a linear layer whose weight lies as (d_in, d_out)."""
+    """LoRA on GPT-2's Conv1D, a linear layer whose weight is stored as (d_in, d_out)."""
 
     kind = "conv1d"
     transposed = True
@@ -222,8 +222,8 @@ class LoraConv1D(LoraLinear):
 class LoraEmbedding(LoraLayer):
     """LoRA on nn.Embedding: weight (vocabulary, width), A (r, vocabulary), B (width, r).
 
-    Ids have no dropout. Some models (Gemma) multiply their embeddings by `embed_scale`, and the
-    update with them.
+    There is no dropout on ids. Some models (Gemma) multiply their embeddings by `embed_scale`,
+    which then applies to the update too.
     """
 
     kind = "embedding"
@@ -231,7 +231,7 @@ class LoraEmbedding(LoraLayer):
 
     @property
     def embed_scale(self) -> Tensor:
-        """What the layer multiplies its rows by after looking them up, in the weight's dtype."""
+        """The factor the layer applies to rows after the lookup, in the weight's dtype."""
         scale = getattr(self.base, "embed_scale", 1.0)
         return torch.as_tensor(scale, dtype=self.weight.dtype, device=self.weight.device)
 

@@ -1,6 +1,6 @@
-"""Which modules get an adapter, of which rank, alpha and scale: from names and settings, no torch.
+"""Which modules get an adapter, and its rank, alpha and scale: from names and settings, no torch.
 
-Training, the memory estimate and the readers of adapter files all ask here, so that they agree.
+Training, the memory estimate and the readers of adapter files all use this, so that they agree.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-EXPERTS = ("experts", "experts-transposed")  # parameters that hold the weights of all experts
+EXPERTS = ("experts", "experts-transposed")  # one parameter holds the weights of all experts
 LINEAR = ("linear", "conv1d", *EXPERTS)
 SEPARATE_QV = {"q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"}
 FUSED_QKV = {"c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "in_proj_qkv", "att_proj"}
@@ -26,7 +26,7 @@ def alpha_of(scale: float, rank: int, scaling: str) -> float:
 
 
 class UnmatchedError(ValueError):
-    """A setting names modules or layers that the model does not have; `key` says which setting."""
+    """A setting names modules or layers that the model does not have; `key` is the setting."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -58,12 +58,12 @@ class RankSpec:
 def resolve(
     spec: RankSpec, modules: Mapping[str, str], *, head: str | None = None
 ) -> dict[str, ModuleRank]:
-    """Decide the adapters of a model.
+    """Determine the adapters of a model.
 
     `modules` maps the path of every module that can carry one to its kind: linear, conv1d or
     embedding; `head` is the path of the output head, which `all-linear` leaves out. Raises
-    UnmatchedError when a name, pattern or layer of `spec` matches nothing: a part that is silently
-    not trained is the commonest fault of this field.
+    UnmatchedError when a name, pattern or layer of `spec` matches nothing: modules that are
+    silently left untrained are the most common mistake in this field.
     """
     chosen = _in_layers(spec.layers, _targets(spec.target_modules, modules, head))
     for field in ("rank_pattern", "alpha_pattern"):
@@ -74,9 +74,9 @@ def resolve(
 
 
 def sizes(spec: RankSpec, names: Iterable[str]) -> dict[str, ModuleRank]:
-    """Rank, alpha and scale of each module: those of the first pattern that fits, else the spec's.
+    """Rank, alpha and scale of each module: from the first matching pattern, else the spec's own.
 
-    Raises UnmatchedError for a pattern that is no regex.
+    Raises UnmatchedError for a pattern that is not a valid regex.
     """
     resolved = {}
     for name in names:
@@ -87,7 +87,7 @@ def sizes(spec: RankSpec, names: Iterable[str]) -> dict[str, ModuleRank]:
 
 
 def not_low(ranks: Mapping[str, ModuleRank], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
-    """The modules where A and B hold no fewer values than the weight: r >= d k / (d + k).
+    """The modules whose A and B hold at least as many values as the weight: r >= d k / (d + k).
 
     `shapes` gives the (d, k) of each weight.
     """
@@ -104,7 +104,7 @@ def _first_fit(patterns: Mapping[str, float] | None, name: str, default: float, 
 
 
 def _fits(pattern: str, name: str, key: str) -> bool:
-    """Whether a pattern describes the end of a module's path, as PEFT reads its pattern keys."""
+    """Whether a pattern matches the end of a module's path, as PEFT reads its pattern keys."""
     return _compiled(rf"(.*\.)?({pattern})$", pattern, key).match(name) is not None
 
 
@@ -112,7 +112,7 @@ def _compiled(regex: str, written: str, key: str) -> re.Pattern[str]:
     try:
         return re.compile(regex)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UnmatchedError(key, f"{written!r} is no valid regex: {error}") from None
+        raise UnmatchedError(key, f"{written!r} is not a valid regex: {error}") from None
 
 
 def _targets(
@@ -142,7 +142,7 @@ def _targets(
 
 
 def is_named(module: str, name: str) -> bool:
-    """Whether a listed name means this module: its whole path or its end, as PEFT reads lists."""
+    """Whether a listed name is this module's whole path or its end, as PEFT reads lists."""
     return module == name or module.endswith("." + name)
 
 
@@ -161,7 +161,7 @@ def _no_match(wanted: str, modules: Mapping[str, str], presets: Iterable[str]) -
     listed = ", ".join(names)
     if wanted in names:
         return (
-            f"{wanted!r} as a text is a regex for whole paths; write [{wanted}] to name the modules"
+            f"{wanted!r} as a string is a regex for whole paths; to name modules, write [{wanted}]"
         )
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{wanted!r} matches no module of the model, which has: {listed}{hint}"
@@ -174,24 +174,26 @@ def _in_layers(layers: Sequence[int] | str | None, names: list[str]) -> list[str
     if not wanted:
         raise UnmatchedError("lora.layers", "found an empty list, expected block numbers")
     there = {layer for name in names if (layer := layer_of(name)) is not None}
-    # A range is walked only to its first block that is missing, however far it reaches.
+    # A range is walked only up to its first missing block, however large it is.
     missing = next((layer for layer in wanted if layer not in there), None)
     if missing is not None:
-        most = f"0 to {max(there)}" if there else "no numbered blocks"
-        raise UnmatchedError("lora.layers", f"no block {missing}, the targeted modules have {most}")
+        most = f"blocks 0 to {max(there)}" if there else "no numbered blocks"
+        raise UnmatchedError("lora.layers", f"no block {missing}; the targeted modules have {most}")
     return [name for name in names if layer_of(name) in wanted]
 
 
 def layer_of(path: str) -> int | None:
-    """The number of the block a module stands in: the first number in its path."""
+    """The number of the block a module belongs to: the first number in its path."""
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
 def parse_layers(layers: Sequence[int] | str) -> Sequence[int]:
-    """Read a list of block numbers, or a range with both ends included: '8-15'."""
+    """Read a list of block numbers or an inclusive range such as '8-15'."""
     if not isinstance(layers, str):
         return layers
     match = re.fullmatch(r"\s*(\d{1,18})\s*-\s*(\d{1,18})\s*", layers)
     if match is None or int(match[1]) > int(match[2]):
-        raise UnmatchedError("lora.layers", f"{layers!r}, expected a list or a range such as 8-15")
+        raise UnmatchedError(
+            "lora.layers", f"found {layers!r}, expected a list or a range such as 8-15"
+        )
     return range(int(match[1]), int(match[2]) + 1)

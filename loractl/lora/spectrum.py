@@ -1,5 +1,5 @@
-"""What one low-rank update is made of: its singular values, how many of them matter, and how the
-update lies to another. Nothing as large as the weight is formed: all comes from the thin factors.
+"""Analyze a low-rank update: its singular values, how many of them matter, and how it relates to
+another update. Everything comes from the thin factors; nothing as large as the weight is formed.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NOISE = 1e-14
-"""Share of the energy that float32 factors cannot hold anyway: (1e-7)^2 of the largest value."""
+"""Share of the energy that float32 factors cannot represent: (1e-7)^2 of the largest value."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Factors:
 def svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
     """The thin SVD of s * B A in float64: U (d_out, k), sigma (k), Vh (k, d_in), k at most r.
 
-    B = Q_B R_B and A^T = Q_A R_A leave the SVD of the r x r matrix s R_B R_A^T.
+    B = Q_B R_B and A^T = Q_A R_A reduce it to the SVD of the r x r matrix s R_B R_A^T.
     """
     Q_B, R_B = torch.linalg.qr(factors.B.double())  # (d_out, k_B), (k_B, r)
     Q_A, R_A = torch.linalg.qr(factors.A.double().T)  # (d_in, k_A), (k_A, r)
@@ -41,7 +41,7 @@ def svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def energy_by_rank(sigma: Tensor) -> Tensor:
-    """Share of the squared Frobenius norm in the first 1, 2, ... singular values; zeros if none."""
+    """Share of the squared Frobenius norm in the first 1, 2, ... values; zeros if that is zero."""
     energy = sigma.double().square().cumsum(0)
     return energy / energy[-1] if float(energy[-1]) > 0 else torch.zeros_like(energy)
 
@@ -57,7 +57,7 @@ def rank_keeping(sigma: Tensor, energy: float) -> int:
     """The smallest rank, from 1, that keeps this share of the squared singular values."""
     squares = sigma.double().square()
     allowed = (1 - energy + NOISE) * float(squares.sum())
-    tails = squares.flip(0).cumsum(0).flip(0)  # tails[k]: what ranks from k + 1 hold
+    tails = squares.flip(0).cumsum(0).flip(0)  # tails[k]: energy of ranks from k + 1 on
     return max(1, int((tails > allowed).sum()))
 
 
@@ -86,7 +86,7 @@ def distance(one: Factors, other: Factors) -> float:
 
 
 def cosine(one: Factors, other: Factors) -> float | None:
-    """<dW1, dW2> / (|dW1| |dW2|), None where one is zero.
+    """<dW1, dW2> / (|dW1| |dW2|), None if one is zero.
 
     <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T), which is r1 x r2.
     """
@@ -100,9 +100,9 @@ def cosine(one: Factors, other: Factors) -> float | None:
 
 
 def subspaces(factors: Factors) -> tuple[Tensor, Tensor]:
-    """Right-singular vectors, as columns (d_in, k): of A, and of the update s * B A.
+    """Right singular vectors as columns (d_in, k): those of A, and those of the update s * B A.
 
-    Directions of no weight, of which any choice is as good, are left out.
+    Directions with a zero singular value are arbitrary and left out.
     """
     _, sigma_A, of_A = torch.linalg.svd(factors.A.double(), full_matrices=False)
     _, sigma, of_update = svd(factors)
@@ -116,8 +116,8 @@ def _with_weight(Vh: Tensor, sigma: Tensor) -> Tensor:
 def similarity(U1: Tensor, U2: Tensor) -> Tensor:
     """phi(i, j) = |U1_i^T U2_j|_F^2 / min(i, j) for all i and j from 1, (k1, k2), from 0 to 1.
 
-    LoRA, arXiv 2106.09685, section 7.2, equation 4; U_i: the first i columns of U (d, k). Random
-    subspaces of d dimensions have about max(i, j) / d.
+    LoRA, arXiv 2106.09685, section 7.2, equation 4; U_i is the first i columns of U (d, k). For
+    random subspaces in d dimensions it is about max(i, j) / d.
     """
     overlap = (U1.T @ U2).square().cumsum(0).cumsum(1)  # (k1, k2)
     i = torch.arange(1, U1.shape[1] + 1).unsqueeze(1)

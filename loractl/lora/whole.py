@@ -1,4 +1,4 @@
-"""Modules that are trained whole beside an adapter (`lora.modules_to_save`): a norm, a head."""
+"""Modules trained in full alongside an adapter (`lora.modules_to_save`), e.g. a norm or head."""
 
 import copy
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from loractl.lora.ranks import is_named
 
 
 class WholeModule(nn.Module):
-    """Stands in the place of a module: the frozen one, and a copy in float32 that is trained.
+    """Replaces a module: holds the frozen one and a float32 copy that is trained.
 
-    The copy computes in the dtypes of the frozen module. A weight that the frozen module shares (a
-    tied head) is not shared by the copy.
+    The copy computes in the dtypes of the frozen module. It does not share weights that the frozen
+    module shares (a tied head).
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -22,11 +22,11 @@ class WholeModule(nn.Module):
         self.base = base
         self.tuned = copy.deepcopy(base).float().requires_grad_(True)
         if any(parameter.is_meta for parameter in base.parameters()):
-            self.tuned.to_empty(device="cpu")  # values are then read from a file
+            self.tuned.to_empty(device="cpu")  # the values are read from a file later
         self.enabled = True
 
     def __getattr__(self, name: str) -> Any:
-        """What models ask of the module beside the forward pass, such as its weight."""
+        """Attributes that models read besides the forward pass, such as the weight."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -38,7 +38,7 @@ class WholeModule(nn.Module):
             return value
 
     def rounded(self) -> dict[str, Tensor]:
-        """The tuned parameters, each in the dtype of the frozen one, with their gradients."""
+        """The tuned parameters in the dtypes of the frozen ones, differentiable."""
         dtypes = {name: parameter.dtype for name, parameter in self.base.named_parameters()}
         return {name: p.to(dtypes[name]) for name, p in self.tuned.named_parameters()}
 
@@ -48,7 +48,7 @@ class WholeModule(nn.Module):
         return functional_call(self.tuned, self.rounded(), args, kwargs)
 
     def swap_weights_(self) -> dict[str, nn.Parameter]:
-        """Put copies of the tuned values into the frozen module; return what stood there."""
+        """Put copies of the tuned values into the frozen module; return the previous ones."""
         old = dict(self.base.named_parameters())
         for name, values in self.rounded().items():
             set_parameter_(self.base, name, nn.Parameter(values.detach().clone(), False))
@@ -56,13 +56,13 @@ class WholeModule(nn.Module):
 
 
 def set_parameter_(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Put a parameter in the place of the one of this name, on this module alone."""
+    """Replace the parameter of this name, on this module alone."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, parameter)
 
 
 def matching(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """For each name the paths of the modules with parameters that it means: whole, or the end."""
+    """For each name, the paths of modules with parameters that are or end with this name."""
     paths = [path for path, module in model.named_modules() if path and any_parameter(module)]
     return {name: [path for path in paths if is_named(path, name)] for name in names}
 
@@ -72,8 +72,8 @@ def any_parameter(module: nn.Module) -> bool:
 
 
 def as_peft_matches(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """The paths that PEFT 0.21.2 takes for these `modules_to_save`: those that end so, dot or no
-    dot. One within another is the outer one's."""
+    """The paths that PEFT 0.21.2 selects for these `modules_to_save`: those that end with a name,
+    dot or no dot. A module inside a selected one belongs to that one."""
     found: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in found)
@@ -83,7 +83,7 @@ def as_peft_matches(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def train_whole_(model: nn.Module, paths: Iterable[str]) -> dict[str, WholeModule]:
-    """Put a WholeModule in the place of each module named by its path; return them by path."""
+    """Replace each module at these paths by a WholeModule; return them by path."""
     found = {path: WholeModule(model.get_submodule(path)) for path in paths}
     for path, module in found.items():
         parent, _, last = path.rpartition(".")
@@ -92,5 +92,5 @@ def train_whole_(model: nn.Module, paths: Iterable[str]) -> dict[str, WholeModul
 
 
 def wholes(model: nn.Module) -> dict[str, WholeModule]:
-    """The modules of a model that are trained whole, by the path of the one they stand for."""
+    """The modules of a model that are trained in full, by the path of the one they replace."""
     return {path: m for path, m in model.named_modules() if isinstance(m, WholeModule)}

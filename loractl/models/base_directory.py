@@ -1,6 +1,6 @@
-"""What the directory of a base model must be before anything in it is loaded.
+"""Checks of a base model's directory before anything in it is loaded.
 
-It comes from others: nothing in it may run code, be applied unseen, or lead to files elsewhere.
+It comes from others: nothing in it may run code, be applied silently, or refer to files elsewhere.
 """
 
 import json
@@ -13,7 +13,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def check(name: str, directory: Path) -> None:
-    """Raise ModelError unless this is a model in safetensors that keeps to its directory."""
+    """Raise ModelError unless this is a safetensors model whose files stay in its directory."""
     config = directory / "config.json"
     if not config.is_file():
         raise ModelError(f"model {name}: {config} not found; a base model has a config.json")
@@ -26,23 +26,23 @@ def check(name: str, directory: Path) -> None:
         return
     if pickles := sorted(directory.glob("*.bin")):
         raise ModelError(
-            f"model {name}: {pickles[0].name} is a pickle, which can run code and is not read;"
-            " convert to safetensors first"
+            f"model {name}: {pickles[0].name} is a pickle, which can run code, so it is not read;"
+            " convert it to safetensors first"
         )
     raise ModelError(f"model {name}: no *.safetensors in {directory}; the weights are missing")
 
 
 def require_no_adapter(name: str, directory: Path) -> None:
-    """Raise ModelError where transformers would find an adapter beside the base, and apply it."""
+    """Raise ModelError if transformers would find an adapter next to the base and apply it."""
     if (directory / "adapter_config.json").exists():
         raise ModelError(
-            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the model; it"
-            " would be applied unseen. Move it away, or name its base model here"
+            f"model {name}: {directory} holds an adapter (adapter_config.json) beside the"
+            " model, which would be applied silently; move it away, or name its base model here"
         )
 
 
 def _require_inside(name: str, directory: Path) -> None:
-    """Raise ModelError where the index of the weights leads out of the directory."""
+    """Raise ModelError if the index of the weights points outside the directory."""
     index = directory / INDEX
     if index.is_file():
         content = _read(name, index)
@@ -52,7 +52,7 @@ def _require_inside(name: str, directory: Path) -> None:
         for shard in sorted({str(value) for value in shards.values()}):
             if Path(shard).name != shard or shard in ("", ".", ".."):
                 raise ModelError(
-                    f"model {name}: {index}: names the shard {shard[:100]!r}, expected the name of"
+                    f"model {name}: {index}: found the shard {shard[:100]!r}, expected the name of"
                     " a file in the same directory"
                 )
 
@@ -64,9 +64,9 @@ def brings_code(directory: Path) -> bool:
 
 
 def is_inside(path: Path, directory: Path) -> bool:
-    """Whether a path, links followed, stays in a directory or leads to a blob of the hub's cache.
+    """Whether a path, after following links, is in a directory or is a blob of the hub cache.
 
-    There a snapshot, `models--a--b/snapshots/HASH`, is links to `models--a--b/blobs`.
+    There a snapshot, `models--a--b/snapshots/HASH`, consists of links to `models--a--b/blobs`.
     """
     target = path.resolve()
     is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")

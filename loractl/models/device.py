@@ -1,4 +1,4 @@
-"""What is computed on, in which dtype, and how much memory there is and was taken."""
+"""The device and dtype to compute with, and how much memory is free and was used."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from loractl.models.torch_dtypes import DTYPES
 
 
 def choose_device() -> torch.device:
-    """CUDA where there is one, then Apple's MPS, then the CPU."""
+    """CUDA if available, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -19,7 +19,7 @@ def choose_device() -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of the frozen base: as asked, or the one that computes fast on this device.
+    """The dtype of the frozen base: the requested one, or the one that is fast on this device.
 
     bfloat16 matrix products run 2 to 2.5 times as fast as float32 ones on a CPU with avx512_bf16,
     and far slower on one without.
@@ -35,7 +35,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on this device."""
+    """Bytes that can still be allocated on this device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

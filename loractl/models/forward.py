@@ -1,5 +1,5 @@
-"""Run a causal LM on a batch: hidden states, or logits where tokens are trained; and the test of
-isolation."""
+"""Run a causal LM on a batch: hidden states, or logits where tokens are trained. Also checks that
+packed examples are isolated."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     """The logits that predict the trained tokens of a batch, and the ids of those tokens.
 
     Returns logits (n_trained, vocabulary) and targets (n_trained,). No mask is passed and no cache
-    is kept: with `attention_mask=None` transformers keeps apart the examples of a row by their
+    is kept: with `attention_mask=None` transformers separates the examples of a row by their
     positions (with an all-ones mask, or with a cache, they would see each other), and padding
-    stands behind every real token.
+    comes after every real token.
     """
     targets, trained = _next_labels(batch)
     columns = trained.any(dim=0).nonzero().squeeze(1)  # positions where any row needs its logits
@@ -30,8 +30,7 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     if "position_ids" in accepted:
         options["position_ids"] = batch.position_ids
     if "logits_to_keep" in accepted:
-        # The head is the largest product of a small model: only rows that are trained go through
-        # it.
+        # The head is the largest product of a small model: only trained rows go through it.
         options["logits_to_keep"] = columns
     logits = model(
         input_ids=batch.input_ids, attention_mask=None, use_cache=False, **options
@@ -42,18 +41,18 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
 
 
 def _next_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The label that each position predicts, and whether it is trained: (rows, length - 1) both.
+    """The label that each position predicts, and whether it is trained: both (rows, length - 1).
 
-    This is the one place that shifts: position t predicts the label at t + 1.
+    This is the only place that shifts: position t predicts the label at t + 1.
     """
     targets = batch.labels[:, 1:]
     return targets, targets != UNTRAINED
 
 
 def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
-    """What the head of a model is given, (rows, length, hidden): after the final norm.
+    """The input of a model's head, (rows, length, hidden): after the final norm.
 
-    Mask and cache as in `trained_logits`.
+    Mask and cache are as in `trained_logits`.
     """
     trunk = trunk_of(model)
     assert trunk is not None, f"{type(model).__name__} has no trunk of its own"
@@ -62,7 +61,7 @@ def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
 
 
 def trunk_options(model: "PreTrainedModel", trunk: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The keywords beside `input_ids` with which `hidden_states` calls the trunk of a model."""
+    """The keywords besides `input_ids` with which `hidden_states` calls the trunk of a model."""
     given = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
     accepted = inspect.signature(trunk.forward).parameters
     options = {name: value for name, value in given.items() if name in accepted}
@@ -70,7 +69,7 @@ def trunk_options(model: "PreTrainedModel", trunk: nn.Module, batch: Batch) -> d
 
 
 def trunk_of(model: "PreTrainedModel") -> nn.Module | None:
-    """The part of a causal LM that gives the hidden states, where it can be called by itself."""
+    """The part of a causal LM that returns the hidden states, if it can be called on its own."""
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
     # Llama 4's text model has a base_model_prefix that is not its own.
     for trunk in (model.base_model, decoder, getattr(model, "model", model)):
@@ -88,13 +87,13 @@ def trained_rows(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def check_isolation(model: "PreTrainedModel") -> None:
-    """Prove on two short random examples that packed ones neither see nor shift each other.
+    """Verify on two short random examples that packed ones neither see nor shift each other.
 
-    Raises ModelError where a model leaks. Costs three short forward passes.
+    Raises ModelError if a model leaks. Costs three short forward passes.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ModelError(
-            "data.packing: this model takes no position_ids; set data.packing to false"
+            "data.packing: this model does not accept position_ids; set data.packing to false"
         )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +103,7 @@ def check_isolation(model: "PreTrainedModel") -> None:
     positions = torch.arange(12, device=device)
 
     def last(*parts: Tensor) -> Tensor:
-        """Logits of the last part, (12, vocabulary), as training computes them."""
+        """Logits of the last part, (12, vocabulary), computed as in training."""
         position_ids = torch.cat([positions] * len(parts))[None]
         logits: Tensor = model(
             input_ids=torch.cat(parts)[None],
@@ -120,25 +119,24 @@ def check_isolation(model: "PreTrainedModel") -> None:
     scale = alone.square().mean().sqrt()
     leak = (packed - changed).square().mean().sqrt() / scale
     shift = (packed - alone).square().mean().sqrt() / scale
-    # bfloat16 rounding moves logits by under 2 % of their size; a leak or a shifted position by far
-    # more.
+    # bfloat16 rounding moves logits by under 2 % of their size; a leak or a shifted position moves
+    # them by far more.
     if leak > 1e-3 or shift > 0.05:
         raise ModelError(
-            f"data.packing: examples of a packed row change each other in this model (by"
-            f" {leak:.1%} and"
-            f" {shift:.1%} of the logits' size); set data.packing to false"
+            f"data.packing: examples in a packed row change each other's logits in this model (by"
+            f" {leak:.1%} and {shift:.1%} of their size); set data.packing to false"
         )
 
 
 def recompute_activations_(model: "PreTrainedModel") -> None:
-    """Keep only what enters each block for the backward pass, and compute the block again there."""
+    """Keep only each block's input for the backward pass, and recompute the block there."""
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(options)
     else:  # its name before transformers 5.23
         model.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]
-    # transformers lets gradients flow down to the embeddings then, through all the layers below the
-    # lowest adapter. Only its reentrant way needs that.
+    # transformers then lets gradients flow down to the embeddings, through all the layers below the
+    # lowest adapter. Only reentrant checkpointing needs that.
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
@@ -146,8 +144,8 @@ def activation_bytes(model: "PreTrainedModel", rows: int, length: int) -> int:
     """A rough size of what one micro-batch keeps for its backward pass, without checkpointing.
 
     Per token and layer about 34 values of the hidden size (Korthikanti et al., arXiv 2205.05198,
-    table 2, attention scores apart), and about 10 bytes a vocabulary entry for the logits and their
-    softmax: all of them, since an unknown architecture may have no plain head.
+    table 2, without attention scores), and about 10 bytes per vocabulary entry for the logits and
+    their softmax: all of them, since an unknown architecture may not have a plain head.
     """
     config = model.config.get_text_config()
     hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size

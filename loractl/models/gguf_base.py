@@ -1,4 +1,4 @@
-"""What a base model in a GGUF file needs beyond what transformers 5.23 does with it."""
+"""What a base model in a GGUF file needs beyond what transformers 5.23 does."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,22 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from loractl.errors import ModelError
 
 GPT2_SPLITTING = (None, "gpt-2", "default")
-"""Names of splitting rules in GGUF files that are those of GPT-2."""
+"""Names of pre-tokenizer rules in GGUF files that are GPT-2's."""
 
 
 def unpacking() -> dict[str, Any]:
-    """Options that load plain weights; without them some layers may stay in their packed blocks."""
+    """Options that load plain weights; without them some layers may stay packed."""
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def restore_splitting_(tokenizer: Tokenizer, path: Path) -> None:
-    """Put back how a tokenizer made from a GGUF file splits text before it merges bytes.
+    """Restore how a tokenizer built from a GGUF file splits text before it merges bytes.
 
     transformers gives every byte-pair tokenizer of a GGUF file the rules of GPT-2, whatever rules
-    the file names; with others the token ids would be wrong in silence. Raises ModelError for rules
-    that cannot be put back here.
+    the file names; if they differ, the token ids would be silently wrong. Raises ModelError for
+    rules that cannot be restored here.
     """
-    from gguf import GGUFReader  # an extra; transformers has asked for it before this is reached
+    from gguf import GGUFReader  # an extra; transformers has already required it at this point
 
     reader = GGUFReader(path)
     kind, rules = (
@@ -36,8 +36,8 @@ def restore_splitting_(tokenizer: Tokenizer, path: Path) -> None:
         return
     if rules != "smollm":
         raise ModelError(
-            f"model {path}: its tokenizer splits text by the rules {rules!r}, which are lost in"
-            " loading a GGUF file; put the model's own tokenizer.json and tokenizer_config.json"
+            f"model {path}: its tokenizer splits text by the rules {rules!r}, which are lost when"
+            " a GGUF file is loaded; put the model's own tokenizer.json and tokenizer_config.json"
             " beside it"
         )
     core: Any = tokenizer

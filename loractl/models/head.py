@@ -1,4 +1,4 @@
-"""The output head of a model as the formula of `ops/cross_entropy.py`, proven on the model."""
+"""The output head of a model as the formula of `ops/cross_entropy.py`, verified on the model."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -21,7 +21,7 @@ SCALES = {
     "lm_head_multiplier": (1,),  # Falcon H1
     "output_multiplier": (1,),  # MuseSpark
 }
-"""Settings that scale logits after the head, and the powers with which they do."""
+"""Settings that scale logits after the head, and the powers to which they are raised."""
 SOFTCAPS = (
     "final_logit_softcapping",  # Gemma 2, 3 and 4, VaultGemma, nanochat
     "logits_soft_cap",  # RecurrentGemma
@@ -30,18 +30,18 @@ SOFTCAPS = (
 
 
 def head_of(model: "PreTrainedModel", run: ProvingRun | None = None) -> Head | None:
-    """The head of a model, where it is a plain linear layer, scaled and capped as its config says.
+    """The head of a model if it is a plain linear layer, scaled and capped as its config says.
 
-    A model may do anything with its logits, so this is proven: on the random tokens of `run` the
-    head applied to `hidden_states` must give the model's own logits. None where it does not, or
-    where the head carries an adapter, a copy that is trained whole, or hooks. A run that was made
-    already costs nothing more.
+    A model may do anything with its logits, so this is verified: on the random tokens of `run`, the
+    head applied to `hidden_states` must give the model's own logits. None if it does not, or if the
+    head carries an adapter, a copy trained in full, or hooks. Passing a run that has already been
+    made costs nothing more.
     """
     layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(layer) is not nn.Linear or trunk_of(model) is None or _hooked(layer) or _hooked(model):
         return None
     shown = (run or ProvingRun(model)).shown
-    if shown.hidden.shape[-1] != layer.in_features:  # ELECTRA: a projection stands between
+    if shown.hidden.shape[-1] != layer.in_features:  # ELECTRA: a projection comes between
         return None
     with torch.no_grad():
         heads = _candidates(layer, model.config.get_text_config())
@@ -49,7 +49,7 @@ def head_of(model: "PreTrainedModel", run: ProvingRun | None = None) -> Head | N
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether more than its own forward runs when a module is called, or that with segments."""
+    """Whether calling a module runs more than its own forward, apart from segment hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     others = [one for kind in hooks for one in kind.values() if not carries_segments(one)]
     own = "forward" in vars(module)  # replaced on this object alone, as accelerate does
@@ -57,7 +57,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:
-    """Heads that the config could mean: with what it names first, then without."""
+    """Heads the config could mean: first with the settings it names, then without."""
     scales = [
         value**power
         for name, powers in SCALES.items()
@@ -70,7 +70,7 @@ def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:
 
 
 def _agree(found: Tensor, own: Tensor) -> bool:
-    """Equal up to the rounding of the model's dtype, which steps after the head repeat."""
+    """Equal up to rounding in the model's dtype, which each step after the head repeats."""
     if found.shape != own.shape:
         return False
     tolerance = max(4 * torch.finfo(found.dtype).eps, 1e-5)

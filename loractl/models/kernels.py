@@ -1,7 +1,6 @@
-"""Other ways to compute the layers that transformers wrote: compiled one by one, or with Liger's
-kernels.
+"""Other ways to compute transformers' layers: compiled one by one, or with Liger's kernels.
 
-None of it has been run on a GPU yet.
+None of this has been run on a GPU yet.
 """
 
 import importlib.util
@@ -18,9 +17,9 @@ BACKEND = "inductor"
 
 
 def compile_layers_(model: "PreTrainedModel") -> None:
-    """Let torch compile each decoder layer at its first step; layers of one shape share the code.
+    """Let torch compile each decoder layer at its first step; layers of equal shape share the code.
 
-    Whole models took minutes to compile on a CPU, for about a tenth of a step.
+    Whole models took minutes to compile on a CPU and saved about a tenth of a step.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,12 +36,11 @@ def compile_layers_(model: "PreTrainedModel") -> None:
 def use_liger_(model: "PreTrainedModel", device: torch.device) -> None:
     """Put Liger's norms, rotary embeddings and gated activations into a model. Raises ModelError.
 
-    The loss stays ours: it makes no logits either.
+    The loss stays loractl's, which does not materialize the logits either.
     """
     if device.type != "cuda":
         raise ModelError(
-            f"train.kernels: liger is for a GPU, and this run is on the {device.type}; set it to"
-            " auto"
+            f"train.kernels: liger needs a GPU, but this run uses the {device.type}; set it to auto"
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise ModelError(
@@ -58,5 +56,5 @@ def use_liger_(model: "PreTrainedModel", device: torch.device) -> None:
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise ModelError(f"train.kernels: liger knows no {kind} models; set it to auto")
+        raise ModelError(f"train.kernels: liger does not support {kind} models; set it to auto")
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)

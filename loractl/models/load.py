@@ -1,7 +1,7 @@
 """Find, check and load a base model and its tokenizer, from a directory, a .gguf file or the hub.
 
-The one place where errors of transformers and the hub become ours. Nothing is loaded in part: a
-tensor that the files lack is an error here, where transformers would start it at random.
+The one place where errors of transformers and the hub become ours. Nothing is loaded partially: a
+tensor missing from the files is an error here; transformers would initialize it at random.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from loractl.models import base_directory, gguf_base
 from loractl.models.torch_dtypes import dtype_word
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # takes 2.5 s, which errors in data need not wait for
+    from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a base model lies: a directory and, for a GGUF base, the file in it."""
+    """Where a base model is: a directory and, for a GGUF base, the file in it."""
 
     name: str  # as the user wrote it
     directory: Path
@@ -40,7 +40,7 @@ class Source:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """What transformers' loaders need beside the directory."""
+        """Keyword arguments that transformers' loaders need besides the directory."""
         return {"gguf_file": self.gguf} if self.gguf else {}
 
     def weight_files(self) -> list[Path]:
@@ -50,14 +50,14 @@ class Source:
 
 
 def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
-    """Find a base model on this machine, or bring it from the hub.
+    """Find a base model on this machine, or download it from the hub.
 
-    Raises ModelError when it is not there, or is no complete causal LM in safetensors or GGUF.
+    Raises ModelError if it is not there, or is not a complete causal LM in safetensors or GGUF.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{name_or_path}: a file, expected a directory or a .gguf file")
+            raise ModelError(f"{name_or_path}: found a file, expected a directory or a .gguf file")
         base_directory.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
     directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
@@ -77,10 +77,10 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError:
-        raise ModelError(f"model {name}: no such directory, and no valid hub id") from None
+        raise ModelError(f"model {name}: no such directory, and not a valid hub id") from None
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"model {name}: no such directory, not in the hub's cache, and the hub is out of reach"
+            f"model {name}: no such directory, not in the hub's cache, and the hub is unreachable"
         ) from None
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else "no"
@@ -90,33 +90,33 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
         ) from None
     except OSError as error:
         raise ModelError(
-            f"model {name}: no such directory, and the hub is out of reach ({type(error).__name__})"
+            f"model {name}: no such directory, and the hub is unreachable ({type(error).__name__})"
         ) from None
 
 
 @contextmanager
 def _translated(source: Source, what: str) -> Iterator[None]:
-    """Turn what transformers raises for bad files into a ModelError with one line of it."""
+    """Turn what transformers raises for bad files into a ModelError with the first line of it."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (SafetensorError, struct.error) as error:  # struct.error: a GGUF file that ends early
-        raise ModelError(f"model {source.name}: {what} truncated or corrupt: {error}") from None
+    except (SafetensorError, struct.error) as error:  # struct.error: a truncated GGUF file
+        raise ModelError(f"model {source.name}: {what}: truncated or corrupt: {error}") from None
     except (
         OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, MemoryError
     ) as error:  # fmt: skip
         if is_out_of_memory(error):
             on_disk = text.size(sum(path.stat().st_size for path in source.weight_files()))
             raise ModelError(
-                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the memory there"
-                " is; model.dtype: bfloat16 takes half of what float32 takes, or name a smaller"
-                " model"
+                f"model {source.name}: {what} ({on_disk} on disk) do not fit into the available"
+                " memory; set model.dtype: bfloat16, which takes half as much as float32, or use a"
+                " smaller model"
             ) from None
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"model {source.name}: {what} needs Python code that the model brings, which is not"
-                " run; if you trust it, train with model.trust_remote_code: true"
+                f"model {source.name}: {what} needs Python code that comes with the model, which is"
+                " not run; if you trust it, train with model.trust_remote_code: true"
             ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelError(
@@ -125,16 +125,16 @@ def _translated(source: Source, what: str) -> Iterator[None]:
 
 
 def _code(trusted: bool) -> dict[str, bool]:
-    """Options of transformers' loaders: False is said, since on a terminal None asks the user.
+    """Options of transformers' loaders: an explicit False, since None prompts on a terminal.
 
-    All files lie here; only code that is trusted may stand in another repository.
+    All files are local; only trusted code may come from another repository.
     """
     return {"trust_remote_code": trusted, "local_files_only": not trusted}
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokenizer:
-    """Load the tokenizer, with the chat template that lies beside it. Raises ModelError."""
-    # A tokenizer.json beside a .gguf file is the model's own; what a GGUF holds is less.
+    """Load the tokenizer with the chat template next to it. Raises ModelError."""
+    # A tokenizer.json next to a .gguf file is the model's own; the one inside holds less.
     rebuilt = bool(source.gguf) and not (source.directory / "tokenizer.json").is_file()
     with _translated(source, "the tokenizer"):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
@@ -153,7 +153,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
 
 
 def positions(source: Source, *, trust_remote_code: bool = False) -> int | None:
-    """Tokens of the longest sequence that the model has positions for, where its config says so."""
+    """Tokens of the longest sequence the model has positions for, if its config says so."""
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
             source.directory, **_code(trust_remote_code), **source.keywords
@@ -181,10 +181,11 @@ def load_model(
     trust_remote_code: bool = False,
     finite: bool = True,
 ) -> "PreTrainedModel":
-    """Load a causal LM whole, with every weight in `dtype`, on `device`, in eval mode.
+    """Load a complete causal LM, with every weight in `dtype`, on `device`, in eval mode.
 
-    Raises ModelError when a tensor is missing, of the wrong shape, or not finite. Training passes
-    `finite=False`: there the first loss tells, with step, rows and the exit code of a bad number.
+    Raises ModelError if a tensor is missing, has the wrong shape, or is not finite. Training passes
+    `finite=False`: there the first loss reveals it, with step, rows and the exit code of a
+    non-finite number.
     """
     loaded: Any
     with _translated(source, "the weights"):
@@ -201,7 +202,7 @@ def load_model(
     _require_tensors(source, loaded[1])
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if source.gguf and quantizer is not None:
-        # The weights were unpacked: without these marks it is a plain model, which can be saved.
+        # The weights were unpacked: without these marks it is a plain model that can be saved.
         quantizer.remove_quantization_config(model)
     model.to(device)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
@@ -216,7 +217,7 @@ def load_model(
 def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"model {source.name}: {len(missing)} tensors are missing from its files, the first:"
+            f"model {source.name}: tensors missing from its files: {len(missing)}; the first is"
             f" {missing[0]}"
         )
     if mismatched := sorted(found["mismatched_keys"]):
@@ -232,7 +233,7 @@ def head_name(model: "PreTrainedModel") -> str | None:
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 over the bytes of config and weight files: the same base, wherever it lies."""
+    """SHA-256 of the config and weight files: identifies a base wherever it is stored."""
     digest = hashlib.sha256()
     config = source.directory / "config.json"
     for path in [

@@ -1,4 +1,4 @@
-"""Batch -> (loss_sum, n_tokens): divided once, by whoever knows all the tokens of a step. Or the
+"""Batch -> (loss_sum, n_tokens), divided once by the caller that knows all tokens of a step. Or the
 loss of each token."""
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class TokenLoss:
-    """The loss of `sft`: sum of the cross-entropies of a batch's trained tokens and their number,
-    as `loss_sum` gives them, without the logits ever being there whole.
+    """The loss of `sft`: the sum of the cross-entropies of a batch's trained tokens and their
+    number, as in `loss_sum`, but without ever materializing all logits.
 
-    `autocast` is the dtype of the products where the weights themselves rest in float32. `trunk`
-    is another way to `hidden_states`, which may lay the batch out anew. The head is looked for
-    once, on `run`: where it is not a plain one, or under autocast, `loss_sum` does the work.
+    `autocast` is the dtype of the products when the weights themselves are in float32. `trunk` is
+    another way to compute `hidden_states`, which may rearrange the batch. The head is determined
+    once, on `run`: if it is not a plain one, or under autocast, `loss_sum` does the work.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TokenLoss:
         self.head = head_of(model, run) if autocast is None else None
 
     def count(self, batch: Batch) -> int:
-        """What the sum of a batch is divided by, before it is computed: its trained tokens."""
+        """The divisor of a batch's sum, known before it is computed: its trained tokens."""
         return batch.n_trained
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
@@ -63,9 +63,9 @@ class TokenLoss:
         return [(float(part.sum()), len(part)) for part in parts]
 
     def _rows_and_targets(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
-        """What the head turns into logits, (n, hidden) in its dtype, and the ids meant, (n,)."""
+        """The inputs of the head, (n, hidden) in its dtype, and the target ids, (n,)."""
         rows, targets = trained_rows(*self.trunk(batch))
-        # Mamba's hidden states may be in float32 before a head in 16 bit.
+        # Mamba's hidden states may be in float32 before a 16-bit head.
         return rows.to(head.weight.dtype), targets
 
 
@@ -75,8 +75,8 @@ def loss_sum(
     """Sum of the cross-entropies of the trained tokens in nats, as a float32 scalar, and their
     number: the plain form, from all their logits.
 
-    `autocast` is the dtype of the products where the weights themselves rest in float32. The
-    softmax is in float32 whatever the model computes in.
+    `autocast` is the dtype of the products when the weights themselves are in float32. The softmax
+    is in float32 whatever the model computes in.
     """
     found = losses(model, batch, autocast=autocast)
     return found.sum(), found.numel()
@@ -85,7 +85,7 @@ def loss_sum(
 def losses(
     model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """As `loss_sum`, the cross-entropy of each trained token, (n,) float32."""
+    """Like `loss_sum`, but the cross-entropy of each trained token, (n,) float32."""
     device = batch.input_ids.device.type
     with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         logits, targets = trained_logits(model, batch)

@@ -1,5 +1,5 @@
-"""One short run of a model as transformers wrote it: what the fast layers and the head are proven
-on. It knows nothing of either."""
+"""One short run of transformers' own model, against which the fast layers and the head are checked.
+It knows nothing about either."""
 
 import inspect
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LENGTHS = (5, 7, 4)
-"""Tokens of the examples packed into the first row; the second holds one example of all of them."""
+"""Tokens of the examples packed into the first row; the second row is one example of their sum."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a model made of a batch."""
+    """What a model computed from a batch."""
 
     batch: Batch
-    hidden: Tensor  # (rows, length, hidden): `hidden_states` of it
+    hidden: Tensor  # (rows, length, hidden): as `hidden_states`
     logits: Tensor  # (rows, length, vocabulary): of the whole model
 
 
 class ProvingRun:
-    """A run that is made when it is first asked for, and kept for who asks next."""
+    """A run that is made on first use and kept for later ones."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
@@ -37,8 +37,8 @@ class ProvingRun:
 
     @property
     def shown(self) -> Shown:
-        """Of a model that has a trunk (`trunk_of`). Costs one short forward pass, or two where the
-        model calls its trunk otherwise than `hidden_states` does."""
+        """Needs a model with a trunk (`trunk_of`). Costs one short forward pass, or two if the
+        model calls its trunk differently from `hidden_states`."""
         if self._shown is None:
             model, was_training = self._model, self._model.training
             model.eval()  # type: ignore[no-untyped-call]
@@ -48,12 +48,12 @@ class ProvingRun:
         return self._shown
 
     def forget_(self) -> None:
-        """Run anew when asked again: the model computes in another way now."""
+        """Run again on next use: the model now computes in another way."""
         self._shown = None
 
 
 class _Calls:
-    """A hook that notes with what a module is called, and what it gives."""
+    """A hook that records the arguments and the output of a module."""
 
     def __init__(self) -> None:
         self.noted: list[tuple[dict[str, Any], Any]] = []
@@ -85,7 +85,7 @@ def _run(model: "PreTrainedModel") -> Shown:
 
 
 def _are_equal(given: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two calls have the same options, apart from those that are None."""
+    """Whether two calls have the same options, ignoring those that are None."""
     given = {name: value for name, value in given.items() if value is not None}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     return given.keys() == wanted.keys() and all(
@@ -95,7 +95,7 @@ def _are_equal(given: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def _batch(model: "PreTrainedModel") -> Batch:
-    """Two rows of random tokens: examples packed, and one alone."""
+    """Two rows of random tokens: packed examples, and a single one."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     length, vocabulary = sum(LENGTHS), model.config.get_text_config().vocab_size

@@ -1,24 +1,24 @@
-"""torch's dtypes by the words that people and files have for them."""
+"""torch's dtypes by the names that users and files have for them."""
 
 import torch
 
 from loractl.dtypes import SHORT, WIDTHS
 
 DTYPES: dict[str, torch.dtype] = {word: getattr(torch, word) for word in WIDTHS}
-"""By the words of settings and flags."""
+"""By the names in settings and flags."""
 
 FILE_DTYPES = {short: DTYPES[word] for word, short in SHORT.items()}
-"""By the words of GGUF files, which `export` takes too."""
+"""By the names in GGUF files, which `export` accepts too."""
 
 STORED_FLOATS = {"F64": torch.float64} | {w.upper(): dtype for w, dtype in FILE_DTYPES.items()}
-"""The floating dtypes of safetensors files; those of eight bits and fewer stand beside scales."""
+"""The floating-point dtypes of safetensors files; those of eight bits or fewer come with scales."""
 
 
 def dtype_word(dtype: torch.dtype) -> str:
-    """float32 and the like, as torch.float32 is called elsewhere."""
+    """The name without the prefix: float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def short_word(dtype: torch.dtype) -> str | None:
-    """f32 and the like; None for what the words of files do not name."""
+    """f32 for torch.float32; None for a dtype without a name in files."""
     return next((word for word, found in FILE_DTYPES.items() if found == dtype), None)

@@ -1,43 +1,43 @@
-"""How many rows of logits and of attention scores exist at a time: for what computes them, and for
-who predicts its memory."""
+"""How many rows of logits and attention scores exist at a time, for the code that computes them and
+for the memory estimate."""
 
 CHUNK = 96 * 1024**2
-"""Bytes of logits that exist at a time, where the vocabulary lets CHUNK_ROWS of them be so few.
+"""Bytes of logits that exist at a time, unless CHUNK_ROWS rows of the vocabulary take more.
 
-512 rows of 49,152 in float32: the products forward and backward reach 258 and 243 GFLOP/s, against
-240 and 231 in chunks of 341 rows and 210 and 203 in those of 170 (two cores with AVX-512)."""
+512 rows of 49,152 in float32: the forward and backward products reach 258 and 243 GFLOP/s, against
+240 and 231 in chunks of 341 rows, and 210 and 203 in chunks of 170 (two cores with AVX-512)."""
 CHUNK_ROWS = 64
-"""Fewer rows would read the weight more often than its product is worth."""
+"""With fewer rows, reading the weight for each chunk would cost more than its product."""
 STRIP_ROWS = 32
-"""Rows whose softmax is taken at a time: 96-98 us a row of 49,152 on one AVX2 core, against 102-109
-in strips of 8 or 64, and 411 for `F.cross_entropy` forward alone."""
+"""Rows whose softmax is computed at a time: 96-98 us per row of 49,152 on one AVX2 core, against
+102-109 in strips of 8 or 64, and 411 for the forward pass of `F.cross_entropy` alone."""
 
 
 def chunk_rows(n: int, vocabulary: int, width: int) -> int:
-    """Rows of a chunk when n rows are cut into equal ones; `width` is the bytes of a value."""
+    """Rows per chunk when n rows are split evenly; `width` is the bytes per value."""
     most = max(CHUNK_ROWS, CHUNK // (vocabulary * width))
     chunks = max(1, -(-n // most))
     return max(1, -(-n // chunks))
 
 
 def query_rows(width: int) -> int:
-    """Queries of an example whose scores exist at a time; `width` is the bytes of a value.
+    """Queries of an example whose scores exist at a time; `width` is the bytes per value.
 
-    They see keys up to their own end only, so that long examples cost half. Forward and backward of
-    1,024 tokens in float32 on AVX2, one thread, 9 heads of 64 on 3: 22 ms with examples of 128 and
-    48 with those of 512; blocks of 128 took 24 and 54, of 32 25 and 49. Products in bfloat16 want
-    128.
+    They see keys only up to the end of their block, so long examples cost half. Forward and
+    backward of 1,024 tokens in float32 on AVX2, one thread, 9 heads of 64 on 3 kv heads: 22 ms with
+    examples of 128 tokens and 48 with 512; blocks of 128 took 24 and 54, blocks of 32 25 and 49.
+    Products in bfloat16 are best with 128.
     """
     return 64 if width == 4 else 128
 
 
 SCORES = 4 * 1024**2
-"""Bytes of scores of a group that exist at a time. Forward and backward, 9 heads of 64 on 3, two
-threads, one by one / in groups of 2 / 4 / 8 MiB: 4 examples of 256 tokens 20 / 17 / 15 / 15 ms, 30
-of 64 tokens 34 / 19 / 19 / 19, chats of 170 to 280 tokens 37 / 32 / 32 / 32."""
+"""Bytes of a group's scores that exist at a time. Forward and backward, 9 heads of 64 on 3 kv
+heads, two threads, one by one / in groups of 2 / 4 / 8 MiB: 4 examples of 256 tokens 20 / 17 / 15
+/ 15 ms, 30 of 64 tokens 34 / 19 / 19 / 19, chats of 170 to 280 tokens 37 / 32 / 32 / 32."""
 
 
 def examples_together(scores: int, examples: int) -> int:
-    """How many of some examples of one length are computed together; `scores` are those of one, a
-    block of queries, in bytes."""
+    """How many of `examples` of equal length are computed together; `scores` is the bytes of scores
+    of one example for a block of queries."""
     return max(1, min(examples, SCORES // scores))

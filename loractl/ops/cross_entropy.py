@@ -1,9 +1,9 @@
-"""The output head and its cross-entropy in one pass, so that the logits of a batch never exist.
+"""The output head and its cross-entropy in one pass, without ever materializing a batch's logits.
 
-The vocabulary is the widest thing of a small model: float32 `logsumexp` over 49k columns costs more
-than both products of the head (450-610 us a token against 310, two Zen 4 cores). So logits are made
-in chunks of rows, turned into their own gradient by strips that fit the cache, and multiplied back
-at once; what is kept for the backward pass is the gradient of the hidden states.
+The vocabulary is the widest dimension of a small model: float32 `logsumexp` over 49k columns costs
+more than both products of the head (450-610 us per token against 310, two Zen 4 cores). So logits
+are computed in chunks of rows, turned into their own gradient in strips that fit the cache, and
+multiplied back at once; only the gradient of the hidden states is kept for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from loractl.ops.gemm import Term, products
 from loractl.ops.pieces import softmax_loss_
 
 FLOAT16_FACTOR = 1024.0
-"""Float16 loses what is below 6e-8: gradients of logits are multiplied by this before they are
-rounded, which is undone in float32. The largest are then about 1024, and sums of them times weights
-stay below 65504."""
+"""Float16 loses values below 6e-8, so gradients of logits are multiplied by this before rounding,
+which is undone in float32. The largest are then about 1024, and sums of them times weights stay
+below 65504."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """softcap * tanh(scale * (W h + b) / softcap), or without a cap scale * (W h + b).
+    """softcap * tanh(scale * (W h + b) / softcap), or scale * (W h + b) without a cap.
 
-    The cap comes after the scale: Gemma 2 caps what the head gives, MuseSpark what it has scaled.
+    The cap comes after the scale: Gemma 2 caps the head's output, MuseSpark the scaled output.
     """
 
     weight: Tensor  # (vocabulary, hidden)
@@ -37,7 +37,7 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Those of hidden states (..., hidden), in their dtype, as transformers computes them."""
+        """The logits of hidden states (..., hidden), as transformers computes them."""
         found = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         found = found * self.scale if self.scale != 1 else found
         if self.softcap is None:
@@ -48,8 +48,8 @@ class Head:
 def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies in nats, a float32 scalar.
 
-    hidden (n, hidden) in the dtype of the head's weight, targets (n,) ids; n may be 0. Gradients
-    are computed on the way, of what requires one; without any, or under `no_grad`, none are.
+    hidden (n, hidden) in the dtype of the head's weight, targets (n,) ids; n may be 0. The
+    gradients of inputs that require one are computed along the way; none under `no_grad`.
     """
     assert hidden.dtype == head.weight.dtype, (hidden.dtype, head.weight.dtype)
     given = (hidden, head.weight, head.bias)
@@ -61,13 +61,13 @@ def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def head_losses(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """The cross-entropy of each row in nats, (n,) float32; as `head_loss`, without gradients."""
+    """The cross-entropy of each row in nats, (n,) float32; like `head_loss`, without gradients."""
     return _run_chunks(hidden, head, targets, _Gradients())
 
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Where gradients of the sum are added up; None where none is asked for."""
+    """Where gradients of the sum are accumulated; None where none is requested."""
 
     hidden: Tensor | None = None  # (n, hidden)
     weight: Tensor | None = None  # (vocabulary, hidden) float32
@@ -84,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        # What FLOAT16_FACTOR saved would be lost again if it were undone in float16.
+        # What FLOAT16_FACTOR saves would be lost again if it were undone in float16.
         exact = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         gradients = _Gradients(
             torch.empty_like(hidden, dtype=exact) if of_hidden else None,
@@ -100,11 +100,11 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        assert ctx.of_head is not None, "head_loss goes backward once"
+        assert ctx.of_head is not None, "head_loss supports only one backward pass"
         (of_hidden,), (of_weight, of_bias) = ctx.saved_tensors, ctx.of_head
-        ctx.of_head = None  # so that the gradient of a weight is not there twice
+        ctx.of_head = None  # so that the gradient of a weight does not exist twice
         if of_hidden is not None:
-            # In float32: a GPU would round the factor, 1 over the tokens of a step, to bfloat16.
+            # In float32: a GPU would round the factor, 1 / tokens per step, to bfloat16.
             of_hidden = (of_hidden.float() * upstream).to(ctx.dtype)
         if of_weight is not None:
             of_weight = of_weight.mul_(upstream).to(ctx.dtype)
@@ -114,11 +114,11 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
-    """The loss of each row, chunk by chunk; writes or adds up the gradients that are asked for."""
+    """The loss of each row, chunk by chunk; writes or accumulates the requested gradients."""
     n, vocabulary = len(hidden), len(head.weight)
     losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
     rows = chunk_rows(n, vocabulary, hidden.element_size())
-    buffer = _logits_space(hidden, min(n, rows), vocabulary)  # of all chunks, one after the other
+    buffer = _logits_space(hidden, min(n, rows), vocabulary)  # reused by all chunks
     factor = FLOAT16_FACTOR / head.scale if hidden.dtype == torch.float16 else 1.0
     for start in range(0, n, rows):
         chunk = slice(start, start + rows)
@@ -144,14 +144,14 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
 
 
 def _logits_space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
-    if like.device.type != "cpu":  # whose memory torch keeps itself
+    if like.device.type != "cpu":  # torch caches its memory itself
         return like.new_empty(rows, vocabulary)
     return held_memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
 
 
 def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: float) -> None:
-    """Add what a chunk brings to the gradients of weight and bias, summed in float32."""
-    # 16-bit values by strips: their float32 copies stay small.
+    """Add a chunk's contribution to the gradients of weight and bias, in float32."""
+    # 16-bit values in strips, so that their float32 copies stay small.
     step = len(h) if h.dtype == torch.float32 else STRIP_ROWS
     for at in range(0, len(h), step):
         rows = slice(at, at + step)

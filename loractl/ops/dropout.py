@@ -1,10 +1,10 @@
-"""Dropout whose mask is not kept: which values fall follows from a seed and from where they stand,
-and is computed again where the gradient needs it.
+"""Dropout without a stored mask: a seed and the position of a value decide whether it is dropped,
+and the mask is recomputed for the gradient.
 
-On the CPU a value falls by a hash of its place: drawing 2,048 x 576 values takes torch's generator
-12 ms, the loop in kernels.c 0.3 ms, of which 0.2 ms are reading and writing. The formula here gives
-the same bits where there is no such loop. Elsewhere torch's own generator draws: on a GPU it is as
-fast as memory, and the hash would be ten operations.
+On the CPU a hash of the position decides: drawing 2,048 x 576 values takes torch's generator 12 ms
+and the loop in kernels.c 0.3 ms, of which 0.2 ms are reading and writing. The formula here gives
+the same bits when that loop is not available. On other devices torch's own generator draws the
+mask: on a GPU it is as fast as memory, and the hash would take ten operations.
 """
 
 from collections.abc import Sequence
@@ -21,32 +21,32 @@ WORD = 1 << 32
 
 @dataclass(frozen=True)
 class Mask:
-    """Which values of an input (N, d) fall."""
+    """Which values of an input (N, d) are dropped."""
 
-    share: float  # of the values, that fall: 0 < share < 1
+    share: float  # of dropped values: 0 < share < 1
     seed: int  # 63 bits
 
     @property
     def scale(self) -> float:
-        """What the others are multiplied by, so that the mean stays."""
+        """The factor on the remaining values, which preserves the mean."""
         return 1 / (1 - self.share)
 
     @property
     def bound(self) -> int:
-        """Values fall whose hash, as an int32, is below this."""
+        """Values whose hash, as an int32, is below this are dropped."""
         return min(round(self.share * WORD), WORD - 1) - WORD // 2
 
 
 def draw(shares: Sequence[float]) -> list[Mask | None]:
-    """A new mask for each share, None where that is 0; seeds come from torch's generator for the
-    CPU, in order."""
+    """A new mask for each share, None where that is 0; seeds come from torch's CPU generator, in
+    order."""
     count = sum(share > 0 for share in shares)
     seeds = iter(torch.randint(2**63 - 1, (count,), device="cpu").tolist() if count else ())
     return [Mask(share, next(seeds)) if share > 0 else None for share in shares]
 
 
 def dropped(x: Tensor, mask: Mask | None) -> Tensor:
-    """x (N, d) with zeros where the mask says and the rest scaled, as torch's dropout; x itself
+    """x (N, d) with dropped values set to zero and the rest scaled, like torch's dropout; x itself
     without a mask."""
     if mask is None:
         return x
@@ -75,7 +75,7 @@ def _call_loop(found: CDLL, x: Tensor, y: Tensor, mask: Mask, *, add: bool) -> N
 
 
 def fallen(mask: Mask, n: int, d: int, *, device: torch.device) -> Tensor:
-    """The mask itself, (n, d) of bool: True where a value falls."""
+    """The mask itself, (n, d) of bool: True where a value is dropped."""
     if device.type != "cpu":
         generator = torch.Generator(device).manual_seed(mask.seed)
         found = torch.empty(n, d, dtype=torch.bool, device=device)
@@ -87,7 +87,7 @@ def fallen(mask: Mask, n: int, d: int, *, device: torch.device) -> Tensor:
 
 
 def _mix_bits(x: Tensor) -> Tensor:
-    """`mixed` of kernels.c on words (int32), whose products wrap around."""
+    """`mixed` of kernels.c on int32 words, whose products wrap around."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
     x = x ^ ((x >> 15) & 0x1FFFF)
@@ -95,5 +95,5 @@ def _mix_bits(x: Tensor) -> Tensor:
 
 
 def _as_signed(word: int) -> int:
-    """The int32 of the same bits."""
+    """The int32 with the same bits."""
     return word - WORD if word >= WORD // 2 else word

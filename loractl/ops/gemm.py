@@ -1,12 +1,12 @@
 """Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ...: a frozen layer and its update, or
 the gradient of an input that several layers share.
 
-On AMD processors gemm.c calculates the sum in one pass: in float32 1.1 to 1.6 times as fast as
-torch's products, which also read y again for each term, and in bfloat16, where they have
-instructions for it, 0.97 to 1.15 times. In float32 on Intel's with AVX-512 it is as fast as
-torch's, and serves because whole layers in C are built on it. Without instructions for bfloat16 it
-widens the numbers, and is about as fast as in float32, where torch is 5 to 50 times slower
-(scripts/LOG.md). Elsewhere it is torch's products, one after the other.
+On AMD processors gemm.c computes the sum in one pass. In float32 it is 1.1 to 1.6 times as fast as
+torch's products, which read y again for each term; in bfloat16, on processors with instructions for
+it, 0.97 to 1.15 times. In float32 on Intel processors with AVX-512 it is as fast as torch, and is
+used because whole layers in C are built on it. Without instructions for bfloat16 it widens the
+numbers and is about as fast as in float32, where torch is 5 to 50 times slower (scripts/LOG.md).
+Everywhere else torch's products run one after the other.
 """
 
 import ctypes
@@ -21,10 +21,10 @@ from loractl.ops import held_memory, native
 from loractl.ops.native import INT, POINTER, REAL, SIZE
 
 FEW_ROWS = 4
-"""With one row gemm.c takes twice the time of torch, which has another way for it; with four it is
-faster."""
+"""With one row gemm.c takes twice as long as torch, which has a special case for it; with four it
+is faster."""
 SMALL = 256 * 256
-"""Values of the weights below which calling it costs what it gains."""
+"""Number of weight values below which the call costs as much as it saves."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def products(
 ) -> Tensor:
     """start + the sum of the terms, (m, n) in their dtype; `out` may be `start`.
 
-    start (m, n), or (n,) for every row; None: 0. Without gradients. Where gemm.c serves a sum in
-    bfloat16 is rounded once, and a row comes out the same whatever rows stand beside it.
+    start is (m, n), or (n,) for every row, or None for 0. No gradients. With gemm.c a bfloat16 sum
+    is rounded once, and a row does not depend on the other rows.
     """
     if found := _library_for(terms, start, out):
         y = out if out is not None else terms[0].x.new_empty(_product_shape(terms))
@@ -67,12 +67,12 @@ def products(
 
 @functools.cache
 def serves_here(dtype: torch.dtype) -> bool:
-    """Whether gemm.c, and what is built on it, is faster than torch on processors like this one."""
+    """Whether gemm.c and the code built on it are faster than torch on this processor."""
     words = set(native.processor().split())
     is_amd, is_intel = (
         words >= {maker, "avx2", "fma"} for maker in ("AuthenticAMD", "GenuineIntel")
     )
-    if dtype == torch.bfloat16:  # Intel's instructions for it, AMX above all, torch uses well
+    if dtype == torch.bfloat16:  # torch uses Intel's instructions for it well, above all AMX
         return is_amd or (is_intel and not words & {"avx512_bf16", "amx_bf16"})
     return dtype == torch.float32 and (is_amd or (is_intel and "avx512f" in words))
 

@@ -1,9 +1,9 @@
-"""Compiles the C files of this room with the machine's own compiler at their first use, and keeps
-the library.
+"""Compiles the C files of this package with the machine's own compiler on first use, and caches the
+library.
 
-What it does not know is what the functions calculate: that is for those who call them, whose
-plain formulas serve wherever `compiled` has nothing to give. Against torch.compile this spares
-seconds of imports and tracing at each start: the compiler takes some 3 s once, a later start 5 ms.
+It knows nothing about what the functions compute; their callers do, and fall back to plain formulas
+where `compiled` returns None. Compared with torch.compile this saves seconds of imports and tracing
+at each start: the compiler takes about 3 s once, a later start 5 ms.
 """
 
 import ctypes
@@ -25,20 +25,20 @@ SOURCES = ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c")
 INCLUDED = ("real.h", "calls.h", "panels.h", "arena.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
-    # Lets loops with a choice in them be vectorised. Nothing of -ffast-math: NaN must come through.
+    # Lets loops with a conditional be vectorized. No -ffast-math: NaN must propagate.
     *("-fno-math-errno", "-fno-trapping-math"),
-    # No second vector loop for the rest of a row: 0.6 s instead of 1.1 s to compile.
+    # No second vector loop for the tail of a row: 0.6 s instead of 1.1 s to compile.
     *("--param", "vect-epilogues-nomask=0"),
 )
 WIDER = "-mprefer-vector-width=512"
-"""On Intel's processors with AVX-512, of which GCC would use half: gates are 1.2 times as fast so,
-the loss 1.45 times, norms no faster (scripts/LOG.md)."""
+"""For Intel processors with AVX-512, of which GCC would use only half the width: it makes gates 1.2
+times as fast, the loss 1.45 times, and norms no faster (scripts/LOG.md)."""
 DEFINES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
 POINTER, SIZE, REAL, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 WORD = ctypes.c_uint32
-MATRIX = (POINTER, SIZE)  # and the stride of its rows
-HEADS = (POINTER, SIZE, SIZE)  # and the strides of its rows and of the heads in them
+MATRIX = (POINTER, SIZE)  # address and row stride
+HEADS = (POINTER, SIZE, SIZE)  # address, row stride, head stride
 ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rms_norm": (*HEADS, POINTER, *HEADS, POINTER, *[SIZE] * 3, REAL, REAL, INT, INT),
     "rms_norm_backward": (*HEADS * 3, POINTER, POINTER, *[SIZE] * 3, REAL, INT),
@@ -66,23 +66,23 @@ COUNTS = (
     *("workspace", "thin_workspace", "attention_space"),
     *("layer_kept", "layer_space", "layer_step"),
 )
-"""Those that return something: how many numbers another one needs."""
+"""The functions that return a value: how many numbers another function needs."""
 
 KEYS = (("vendor_id", "CPU implementer"), ("flags", "Features"))
-"""How lines of /proc/cpuinfo begin that say who made a processor, and what it knows."""
+"""Prefixes of the /proc/cpuinfo lines that give a processor's maker and its features."""
 
 
 class NotBuilt(Exception):
-    """Why there is no library here; pieces.py goes on without."""
+    """Why there is no library here; pieces.py works without it."""
 
 
 def compiled(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for rows of one dtype, or None: `why_missing` says why."""
+    """The functions for rows of one dtype, or None; `why_missing` gives the reason."""
     return find_library(dtype)[0]
 
 
 def why_missing(dtype: torch.dtype) -> str:
-    """Why there is no library for a dtype, in a line; empty where there is one."""
+    """Why there is no library for a dtype, in one line; empty if there is one."""
     return find_library(dtype)[1]
 
 
@@ -92,7 +92,7 @@ def find_library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         if os.environ.get("LORACTL_NATIVE") == "0":
             raise NotBuilt("LORACTL_NATIVE is 0")
         if dtype not in DEFINES:
-            raise NotBuilt(f"the C files know float32 and bfloat16, not {dtype}")
+            raise NotBuilt(f"the C kernels support float32 and bfloat16, not {dtype}")
         return _declare_functions(_open_library(dtype)), ""
     except NotBuilt as reason:
         return None, str(reason)
@@ -106,7 +106,7 @@ def _declare_functions(found: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _open_library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The library of these sources, compiler and processor: from the cache, or built into it."""
+    """The library for these sources, compiler and processor, from the cache or newly built."""
     _need_the_openmp_of_torch()
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if compiler is None:
@@ -122,12 +122,12 @@ def _open_library(dtype: torch.dtype) -> ctypes.CDLL:
             place, tuple(ARGUMENTS), lambda working: _compile_library(command, working)
         )
     except OSError as error:
-        raise NotBuilt(f"no library can be written or loaded: {error}") from None
+        raise NotBuilt(f"the library cannot be written or loaded: {error}") from None
 
 
 def _need_the_openmp_of_torch() -> None:
-    """kernels.c asks for libgomp.so.1 by name and gets torch's where that is loaded already; with a
-    second one the two would each hold their own threads, and fight for the cores."""
+    """The library needs libgomp.so.1 by name and gets torch's if that is already loaded; with a
+    second copy each would have its own threads, and they would compete for the cores."""
     try:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except (OSError, AttributeError):
@@ -141,7 +141,7 @@ def _compile_library(command: list[str], working: Path) -> Path:
 
 
 def _compiler_output(command: list[str]) -> str:
-    """What a run of the compiler says; raises NotBuilt with its first complaint where it fails."""
+    """The output of a compiler run; raises NotBuilt with the first error message if it fails."""
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -149,14 +149,14 @@ def _compiler_output(command: list[str]) -> str:
     if done.returncode != 0:
         complaints = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         first = (complaints or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
-        raise NotBuilt(f"{command[0]} does not compile {HERE}: {first.strip()}")
+        raise NotBuilt(f"{command[0]} cannot compile {HERE}: {first.strip()}")
     return done.stdout
 
 
 @functools.cache
 def processor() -> str:
-    """The machine's kind, its maker and the instructions it knows, for which -march=native writes
-    the code: words with a space before and behind."""
+    """The machine's architecture, maker and instruction sets, for which -march=native generates
+    code: words separated by spaces, with one at the end."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

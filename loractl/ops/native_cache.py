@@ -1,8 +1,8 @@
-"""The compiled library on disk: loaded only where nobody else can have written it.
+"""The compiled library on disk: loaded only if nobody else can have written it.
 
-It is code that will run. Directory and file are this user's alone, and owner, mode and hash are
-checked on the one descriptor that is then loaded; a new library is written by the descriptor of its
-directory. Whoever puts another file, or another directory, in its place in between has no effect.
+It is code that will run. The directory and the file belong to this user alone, and owner, mode and
+hash are checked on the same descriptor that is then loaded; a new library is written through the
+descriptor of its directory. Swapping the file or the directory in between has no effect.
 """
 
 import contextlib
@@ -22,27 +22,28 @@ from loractl.paths import (
 )
 
 ENDING_BYTES = 32
-"""A library ends with the SHA-256 of what is before, which a loader does not read: of a file cut
-short, mapping it might kill the process instead of raising an error."""
+"""A library ends with the SHA-256 of everything before it, which a loader does not read. Mapping a
+truncated file might kill the process instead of raising an error."""
 
 Compile = Callable[[Path], Path]
-"""Compiles into a directory that is empty, and returns the library."""
+"""Compiles into an empty directory and returns the path of the library."""
 
 
 def load_library(place: Path, names: tuple[str, ...], compile_into: Compile) -> ctypes.CDLL:
-    """The library at `place`, which has functions of these names; compiled where it is not there,
-    damaged, or may have been written by others.
+    """The library at `place`, with functions of these names; compiled if it is missing, damaged, or
+    possibly written by others.
 
-    Where nothing can be kept it is compiled for this process alone. Raises OSError where it cannot
-    be written or loaded at all.
+    If nothing can be cached, it is compiled for this process only. Raises OSError if it cannot be
+    written or loaded at all.
     """
     try:
         with open_directory(place.parent) as directory:
             return _open_trusted(directory, place, names)
     except OSError:
         pass
-    # Not compiled beside `place`: whoever can rename a directory above it could have the compiler
-    # write elsewhere. The system's directory for such files lets nobody rename what is another's.
+    # Not compiled next to `place`: anyone who can rename a directory above it could make the
+    # compiler write elsewhere. In the system's temporary directory nobody can rename the files of
+    # another user.
     with tempfile.TemporaryDirectory(prefix="loractl-kernels-") as working:
         made = _seal_library(compile_into(Path(working)))
         with contextlib.suppress(OSError):
@@ -55,7 +56,7 @@ def load_library(place: Path, names: tuple[str, ...], compile_into: Compile) -> 
 
 
 def _seal_library(library: Path) -> Path:
-    """Append the hash, and take the file from everybody else, whatever the umask was."""
+    """Append the hash and remove all access for other users, whatever the umask was."""
     with library.open("r+b") as file:
         os.fchmod(file.fileno(), 0o600)
         digest = hashlib.file_digest(file, "sha256").digest()
@@ -65,7 +66,7 @@ def _seal_library(library: Path) -> Path:
 
 
 def _publish(made: Path, directory: int, place: Path) -> None:
-    """Copy the library into an open directory, under its name by one rename."""
+    """Copy the library into an open directory; a single rename gives it its final name."""
     _require_private(os.fstat(directory), place.parent)
     sweep_name(place)
     name = being_made(place).name
@@ -82,10 +83,10 @@ def _publish(made: Path, directory: int, place: Path) -> None:
 
 
 def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of an open directory. Raises OSError where it is absent, damaged, or somebody
-    else can have written it."""
+    """The library of an open directory. Raises OSError if it is absent or damaged, or if somebody
+    else may have written it."""
     _require_private(os.fstat(directory), place.parent)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # of a pipe
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # in case it is a pipe
     descriptor = os.open(place.name, flags, dir_fd=directory)
     try:
         content = read_checked(descriptor, place)
@@ -95,12 +96,12 @@ def _open_trusted(directory: int, place: Path, names: tuple[str, ...]) -> ctypes
     library = _map_library(descriptor, content)
     for name in names:
         if not hasattr(library, name):
-            raise OSError(f"{place}: lacks {name}")
+            raise OSError(f"{place}: {name} is missing")
     return library
 
 
 def read_checked(descriptor: int, place: Path) -> bytes:
-    """The content of what is open, once it is known to be ours and whole. Raises OSError."""
+    """The content of the open file, once it is known to be ours and intact. Raises OSError."""
     _require_private(os.fstat(descriptor), place)
     with open(descriptor, "rb", closefd=False) as file:
         content = file.read()
@@ -112,12 +113,12 @@ def read_checked(descriptor: int, place: Path) -> bytes:
 def _require_private(found: os.stat_result, path: Path) -> None:
     require_own(found, path)
     if is_open_to_others(found):
-        raise OSError(f"{path}: others may write to it")
+        raise OSError(f"{path}: other users can write to it")
 
 
 def _map_library(descriptor: int, content: bytes) -> ctypes.CDLL:
     """Load what was checked. The descriptor stays open for the life of the process: the loader
-    knows libraries by their names, and this one's must not come to mean another file."""
+    identifies libraries by name, and this name must not come to refer to another file."""
     by_descriptor = Path(f"/proc/self/fd/{descriptor}")
     if by_descriptor.exists():
         return ctypes.CDLL(str(by_descriptor))

@@ -1,12 +1,12 @@
-"""The memory-bound pieces of a transformer layer, forward and backward, for whoever writes the
-gradient of a whole layer: no autograd here, and weights of norms get no gradient.
+"""The memory-bound pieces of a transformer layer, forward and backward, for code that writes out
+the gradient of a whole layer: there is no autograd here, and norm weights get no gradient.
 
-Each calls its loop in kernels.c where native.py has a library for the tensors, and is the plain
-torch formula elsewhere (CUDA, other dtypes, mixed dtypes, no compiler): the same numbers within
-rounding. Calculations are in float32, rounded where transformers rounds.
+Each function calls its loop in kernels.c if native.py has a library for the tensors, and is
+otherwise the plain torch formula (CUDA, other dtypes, mixed dtypes, no compiler): the same numbers
+up to rounding. Everything is computed in float32 and rounded where transformers rounds.
 
-A name that ends in _ writes into its arguments. Rows may be views of a wider buffer: strides are
-free but for the last, which is 1 for the fast way. `out` may be one of the inputs.
+A name ending in _ writes into its arguments. Rows may be views of a wider buffer: strides are
+arbitrary except the last, which must be 1 for the fast path. `out` may be one of the inputs.
 """
 
 from ctypes import CDLL
@@ -20,11 +20,11 @@ from loractl.ops import native
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu")
-"""In the order of kernels.c."""
+"""In the order used in kernels.c."""
 
 
 def _library_for(first: Tensor, *others: Tensor | None) -> CDLL | None:
-    """kernels.c, where all are of one dtype on the CPU and the numbers of a row side by side."""
+    """kernels.c, if all are on the CPU, of one dtype, and contiguous within a row."""
     dtype = first.dtype
     for x in (first, *others):
         if x is not None and (x.dtype != dtype or not x.is_cpu or x.stride(-1) != 1):
@@ -33,7 +33,7 @@ def _library_for(first: Tensor, *others: Tensor | None) -> CDLL | None:
 
 
 def _head_strides(x: Tensor) -> tuple[int, int, int]:
-    """Where the rows of x (N, h) or (N, heads, h) lie: address and two strides."""
+    """Address and two strides of x (N, h) or (N, heads, h)."""
     assert x.dim() in (2, 3), x.shape
     return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0
 
@@ -48,9 +48,10 @@ def rms_norm(
     """Scale each row to a root mean square of 1, then by the weight.
 
     x (N, h), or (N, heads, h) for the norms of queries and keys; weight (h,), of x's dtype.
-    Returns y like x, and rstd (N,) or (N, heads), float32: 1 / sqrt(mean(x^2) + eps). With
-    `offset` 0 the row is rounded to its dtype before the weight (LlamaRMSNorm of transformers);
-    with another the weight is offset + weight and all is float32 until y (GemmaRMSNorm: 1).
+    Returns y like x, and rstd (N,) or (N, heads), float32: 1 / sqrt(mean(x^2) + eps). With `offset`
+    0 the row is rounded to its dtype before it is multiplied by the weight (transformers'
+    LlamaRMSNorm); otherwise the weight is offset + weight and all is float32 until y (GemmaRMSNorm:
+    1).
     """
     if found := _library_for(x, weight, out):
         rstd = torch.empty(x.shape[:-1], dtype=torch.float32)
@@ -62,7 +63,7 @@ def rms_norm(
 def rms_norm_again(
     x: Tensor, rstd: Tensor, weight: Tensor, *, offset: float = 0.0, out: Tensor | None = None
 ) -> Tensor:
-    """y of `rms_norm` once more, bit for bit, from the rstd that it returned."""
+    """Recompute y of `rms_norm` bit for bit from the rstd that it returned."""
     if found := _library_for(x, weight, out):
         return _rms_norm(found, x, rstd, weight, offset=offset, out=out, eps=None)
     normed = x.float() * rstd.unsqueeze(-1)  # (N, h)
@@ -80,7 +81,7 @@ def _rms_norm(
     out: Tensor | None,
     eps: float | None,
 ) -> Tensor:
-    """Without eps, rstd is read and not written."""
+    """Without eps, rstd is read instead of written."""
     y = _out_like(x, out)
     assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
     assert rstd.shape == x.shape[:-1] and rstd.is_contiguous(), (rstd.shape, x.shape)
@@ -95,10 +96,10 @@ def _rms_norm(
 def rms_norm_backward_(
     dx: Tensor, dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, *, offset: float = 0.0
 ) -> None:
-    """Add to dx what comes through the norm of x when its result has the gradient dy.
+    """Add to dx the gradient that flows through the norm of x when its output has the gradient dy.
 
-    dx, dy, x (N, h) or (N, heads, h); rstd of `rms_norm`. dx holds the residual's gradient
-    already, or zeros. With v = dy * weight: dx += rstd * (v - x * rstd^2 * mean(v * x)).
+    dx, dy, x (N, h) or (N, heads, h); rstd is from `rms_norm`. dx already holds the residual's
+    gradient, or zeros. With v = dy * weight: dx += rstd * (v - x * rstd^2 * mean(v * x)).
     """
     assert dx.shape == dy.shape == x.shape, (dx.shape, dy.shape, x.shape)
     if found := _library_for(dx, dy, x, weight):
@@ -123,16 +124,16 @@ def rms_norm_backward_(
 
 
 def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> None:
-    """Turn the first `rot` numbers of each head by its row's angles, halves against each other.
+    """Rotate the first `rot` numbers of each head by its row's angles, pairing the two halves.
 
-    x (N, heads, d); cos, sin (N, rot), rot <= d and even, as transformers' rotary embeddings give
-    them; x * cos + rotate_half(x) * sin of its apply_rotary_pos_emb. `inverse` applies the
-    transpose, which takes the gradient of the turned x to that of x.
+    x (N, heads, d); cos, sin (N, rot), rot <= d and even, as transformers' rotary embeddings return
+    them: x * cos + rotate_half(x) * sin, as in its apply_rotary_pos_emb. `inverse` applies the
+    transpose, which maps the gradient of the rotated x to that of x.
     """
     (n, heads, width), half = x.shape, cos.shape[1] // 2
     assert cos.shape == sin.shape == (n, 2 * half), (cos.shape, sin.shape, x.shape)
     assert 2 * half <= width, (cos.shape, x.shape)
-    cos, sin = cos.float(), sin.float()  # exact, and nothing where the caller keeps float32
+    cos, sin = cos.float(), sin.float()  # exact, and a no-op if the caller keeps float32
     if cos.stride(1) == sin.stride(1) == 1 and cos.is_cpu and (found := _library_for(x)):
         found.rotary(
             *(*_head_strides(x), *_matrix_place(cos), *_matrix_place(sin), n, heads, half),
@@ -151,7 +152,7 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> No
 
 
 def gated(gate: Tensor, up: Tensor, *, activation: Activation, out: Tensor | None = None) -> Tensor:
-    """act(gate) * up (N, m); act(gate) is rounded to the dtype first, as transformers does."""
+    """act(gate) * up (N, m); act(gate) is rounded to the dtype first, as in transformers."""
     assert gate.shape == up.shape, (gate.shape, up.shape)
     if found := _library_for(gate, up, out):
         y, (n, m) = _out_like(gate, out), gate.shape
@@ -164,10 +165,10 @@ def gated(gate: Tensor, up: Tensor, *, activation: Activation, out: Tensor | Non
 
 
 def gated_backward_(dact: Tensor, gate: Tensor, up: Tensor, *, activation: Activation) -> None:
-    """From dact, the gradient of act(gate) * up, the gradients of gate and up, in their places.
+    """From dact, the gradient of act(gate) * up, compute the gradients of gate and up in place.
 
-    All (N, m). gate <- its gradient, up <- its gradient, and dact <- act(gate) * up, the bits of
-    `gated` again: the gradient of what follows needs it, and it need not have been kept.
+    All (N, m). gate <- its gradient, up <- its gradient, and dact <- act(gate) * up, bit for bit as
+    in `gated`: the gradient of the following layer needs it, so it need not have been kept.
     """
     assert dact.shape == gate.shape == up.shape, (dact.shape, gate.shape, up.shape)
     if found := _library_for(dact, gate, up):
@@ -200,7 +201,7 @@ def activated(x: Tensor, *, activation: Activation, out: Tensor | None = None) -
 def activated_backward(
     dy: Tensor, x: Tensor, *, activation: Activation, out: Tensor | None = None
 ) -> Tensor:
-    """The gradient of x (N, m) from that of act(x); `out` may be either of the two."""
+    """The gradient of x (N, m) from that of act(x); `out` may be either input."""
     assert dy.shape == x.shape, (dy.shape, x.shape)
     if found := _library_for(dy, x, out):
         dx, (n, m) = _out_like(x, out), x.shape
@@ -237,12 +238,12 @@ def softmax_loss_(
     gradient: bool = True,
     factor: float = 1.0,
 ) -> Tensor:
-    """The cross entropy of each row, and in the place of the logits its gradient.
+    """The cross-entropy of each row; overwrites the logits with its gradient.
 
-    logits (n, V); targets (n,) int64 in 0..V-1 (rows that are not trained are not given). Returns
-    losses (n,) float32, in nats. The softmax is over scale * logits (Cohere, Granite), and where
-    `softcap` is given over cap * tanh(scale * logits / cap) (Gemma 2). With `gradient`, logits
-    become factor * d(loss) / d(logits); without, they stay.
+    logits (n, V); targets (n,) int64 in 0..V-1 (only trained rows are passed). Returns losses (n,)
+    float32, in nats. The softmax is over scale * logits (Cohere, Granite) or, with `softcap`, over
+    cap * tanh(scale * logits / cap) (Gemma 2). With `gradient`, logits become
+    factor * d(loss) / d(logits); without it they are unchanged.
     """
     n, vocabulary = logits.shape
     assert targets.shape == (n,) and targets.dtype == torch.int64, (targets.shape, targets.dtype)
@@ -257,7 +258,7 @@ def softmax_loss_(
             *(scale, softcap or 0.0, factor, gradient, torch.get_num_threads()),
         )
         return losses
-    x = logits.float()  # (n, V), float32 logits themselves, a copy of others
+    x = logits.float()  # (n, V): float32 logits themselves, else a copy
     if not gradient and x is logits:
         x = x.clone()
     if scale != 1:
@@ -265,7 +266,7 @@ def softmax_loss_(
     slope = None
     if softcap is not None:
         x.div_(softcap).tanh_()
-        slope = x.square().neg_().add_(1) if gradient else None  # of tanh
+        slope = x.square().neg_().add_(1) if gradient else None  # derivative of tanh
         x.mul_(softcap)
     chosen = targets[:, None]  # (n, 1)
     x.sub_(x.amax(dim=1, keepdim=True))
@@ -273,7 +274,7 @@ def softmax_loss_(
     total = x.exp_().sum(dim=1, keepdim=True)
     losses = (total.log() - of_target).squeeze(1)
     if gradient:
-        x.mul_(factor * scale / total)  # the softmax, and of the target one less
+        x.mul_(factor * scale / total)  # the softmax; one less at the target
         x.scatter_add_(1, chosen, torch.full_like(of_target, -factor * scale))
         if slope is not None:
             x.mul_(slope)
@@ -283,7 +284,7 @@ def softmax_loss_(
 
 
 def _out_like(x: Tensor, out: Tensor | None) -> Tensor:
-    """`out`, or a new tensor of x's shape whose rows follow each other."""
+    """`out`, or a new contiguous tensor of x's shape."""
     if out is None:
         return torch.empty(x.shape, dtype=x.dtype)
     assert out.shape == x.shape, (out.shape, x.shape)

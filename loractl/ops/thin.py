@@ -1,9 +1,9 @@
-"""Thin products, of which a factor or the result has as many columns as an adapter has ranks:
-x A' for the update, and backward for its gradient, and t' x for the gradients of the factors.
+"""Thin products, in which one factor or the result is only as wide as an adapter's rank: x A' for
+the update and, in the backward pass, its gradient; t' x for the gradients of the factors.
 
-They read much and calculate little. On the processors of gemm.py thin.c reads x once for both: with
-eight ranks 2.0 to 2.9 times as fast as torch's two products in float32, 1.2 to 1.8 times in
-bfloat16 (scripts/LOG.md). Elsewhere they are torch's.
+They read a lot and compute little. On the processors listed in gemm.py, thin.c reads x once for
+both: at rank 8 it is 2.0 to 2.9 times as fast as torch's two products in float32, and 1.2 to 1.8
+times in bfloat16 (scripts/LOG.md). Everywhere else torch's products are used.
 """
 
 import ctypes
@@ -14,15 +14,15 @@ from torch import Tensor
 from loractl.ops import gemm, native
 
 FEW_RANKS = 4
-"""With fewer, thin.c is no faster than torch."""
+"""At a lower rank, thin.c is no faster than torch."""
 MOST_ACROSS, MOST_DOWN, MOST_OF_BOTH = 16, 32, 64
-"""Nor with more."""
+"""Nor at a higher rank."""
 SMALL, SMALL_FOR_BOTH = 128 * 1024, 16 * 1024
-"""Values of x below which calling it costs what it gains."""
+"""Number of values of x below which the call costs as much as it saves."""
 
 
 def across(x: Tensor, A: Tensor) -> Tensor:
-    """x A': x (n, d), A (r, d) -> (n, r), in their dtype. Without gradients, as all here."""
+    """x A': x (n, d), A (r, d) -> (n, r), in their dtype. No gradients, here and below."""
     if found := _library_for(x, A, rank=len(A), most=MOST_ACROSS):
         u = x.new_empty(len(x), len(A))
         call_thin(found, x, len(A), A=A, u=u)
@@ -31,7 +31,7 @@ def across(x: Tensor, A: Tensor) -> Tensor:
 
 
 def down(x: Tensor, t: Tensor) -> Tensor:
-    """t' x: x (n, d), t (n, r) -> (r, d), in their dtype or, by thin.c, in float32."""
+    """t' x: x (n, d), t (n, r) -> (r, d), in their dtype, or in float32 from thin.c."""
     if found := _library_for(x, t, rank=t.shape[1], most=MOST_DOWN):
         y = torch.empty(t.shape[1], x.shape[1])
         call_thin(found, x, len(y), t=t, y=y)
@@ -40,7 +40,7 @@ def down(x: Tensor, t: Tensor) -> Tensor:
 
 
 def both(x: Tensor, A: Tensor, t: Tensor, *, u: Tensor, scale: float) -> Tensor:
-    """`down`; and scale * `across` is written to u (n, r), which may be part of wider rows."""
+    """`down`, and write scale * `across` to u (n, r), which may be part of wider rows."""
     if found := _library_for(x, A, t, u, rank=len(A), most=MOST_OF_BOTH):
         y = torch.empty(A.shape)
         call_thin(found, x, len(A), A=A, u=u, t=t, y=y, scale=scale)

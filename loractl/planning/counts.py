@@ -1,4 +1,4 @@
-"""What can be counted exactly: trained parameters, the size of an adapter's file, products."""
+"""What can be counted exactly: trained parameters, the size of an adapter file, matrix products."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from loractl.lora.ranks import ModuleRank, is_named
 from loractl.models.shape.types import ModelShape, Module
 
-LARGEST_HEADER_FIELD = 8  # bytes: safetensors writes the length of its header before it
+LARGEST_HEADER_FIELD = 8  # bytes: safetensors writes the header's length in front of it
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The adapted modules of one name."""
+    """The adapted modules that share a name."""
 
     modules: int
     parameters: int
@@ -20,21 +20,21 @@ class Kind:
 
 
 def of_module(module: Module, rank: int, formula: str = "lora") -> int:
-    """Values that an adapter trains: r (d_in + d_out), with DoRA's d_out, with AdaLoRA's r; of
-    fused experts that for each one."""
+    """Values that an adapter trains: r (d_in + d_out), plus d_out for DoRA or r for AdaLoRA; for
+    fused experts, that many per expert."""
     extra = {"lora": 0, "dora": module.d_out, "adalora": rank}[formula]
     return module.stack * (rank * (module.d_in + module.d_out) + extra)
 
 
 def trained(shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora") -> int:
-    """Values that all adapters train."""
+    """Values that all adapters train together."""
     return sum(of_module(shape.by_path[path], size.rank, formula) for path, size in ranks.items())
 
 
 def by_kind(
     shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora"
 ) -> dict[str, Kind]:
-    """The same by the last part of the modules' names: q_proj, down_proj, ..."""
+    """The same, grouped by the last part of the module names: q_proj, down_proj, ..."""
     found: dict[str, list[tuple[Module, int]]] = {}
     for path, size in ranks.items():
         module = shape.by_path[path]
@@ -50,17 +50,17 @@ def by_kind(
 
 
 def saved_whole(shape: ModelShape, names: tuple[str, ...]) -> int:
-    """Parameters of the modules that lora.modules_to_save trains whole."""
+    """Parameters of the modules that lora.modules_to_save trains in full."""
     return sum(m.parameters for m in shape.modules if any(is_named(m.path, n) for n in names))
 
 
 def file_bytes(
     shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora", *, width: int = 4
 ) -> int:
-    """Bytes of adapter_model.safetensors: values, and the header that names and places them.
+    """Bytes of adapter_model.safetensors: the values, and the header that names and places them.
 
-    The layout is that of the safetensors format: eight bytes, JSON padded to a multiple of eight
-    with the tensors by dtype and name, values.
+    The layout is that of the safetensors format: eight bytes for the header's length, JSON padded
+    to a multiple of eight that lists the tensors by dtype and name, then the values.
     """
     tensors: dict[str, tuple[int, ...]] = {}
     for path, size in ranks.items():
@@ -93,21 +93,21 @@ def _product_of(sizes: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating point operations of one training step: a product of n by m counts 2 n m a token."""
+    """Floating-point operations of one training step: an n by m product counts 2 n m per token."""
 
     forward: int  # of the base
-    full: int  # forward, gradients of inputs and of weights
-    lora: int  # forward, gradients of inputs, and all of the adapters
+    full: int  # forward pass, gradients of inputs and of weights
+    lora: int  # forward pass, gradients of inputs, and everything that the adapters compute
     low_rank: int  # B (A x) of every adapter, forward
     product: int  # (B A) x, forward: B A formed once, then a product as large as W
-    recomputed: int  # what checkpointing adds
+    recomputed: int  # added by checkpointing
 
 
 def flops(shape: ModelShape, ranks: Mapping[str, ModuleRank], *, batch: int, length: int) -> Flops:
-    """Count the products of a step over `batch` rows of `length` tokens, causal attention halved.
+    """Count the products of a step over `batch` rows of `length` tokens; causal attention is half.
 
-    A frozen weight needs no gradient of its own: two thirds of the products of full fine-tuning,
-    and slightly more for the adapters ("LoRA Without Regret", Schulman 2025).
+    A frozen weight needs no gradient, which leaves two thirds of the products of full fine-tuning,
+    plus a little for the adapters ("LoRA Without Regret", Schulman 2025).
     """
     tokens = batch * length
     weights = 2 * shape.active_parameters * tokens
@@ -115,7 +115,7 @@ def flops(shape: ModelShape, ranks: Mapping[str, ModuleRank], *, batch: int, len
     forward = weights + scores
     active = shape.experts.active if shape.experts else 1
     modules = [(shape.by_path[path], size.rank) for path, size in ranks.items()]
-    sizes = [  # with how often a token goes through each
+    sizes = [  # with the number of times that a token goes through each
         (m, rank, active if m.stack > 1 else 1) for m, rank in modules if m.kind != "embedding"
     ]
     low_rank = sum(2 * rank * (m.d_in + m.d_out) * uses for m, rank, uses in sizes) * tokens

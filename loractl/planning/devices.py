@@ -1,16 +1,16 @@
-"""GPUs by memory, and which of them hold a run."""
+"""GPUs by memory size, and which of them a run fits on."""
 
 from dataclasses import dataclass
 
 GIB = 1024**3
 USABLE = 0.95
-"""Share of a GPU that a run may fill: what is left covers what the allocator cannot use again."""
+"""Share of a GPU that a run may fill: the rest allows for memory lost to fragmentation."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    gib: int  # as sold in GB, which vendors count as GiB
+    gib: int  # the advertised GB, which vendors count as GiB
 
     @property
     def label(self) -> str:
@@ -33,10 +33,10 @@ GPUS = (
 
 
 def fits(n_bytes: int, memory: float) -> bool:
-    """Whether a run of `n_bytes`, CUDA's context included, fits a memory of so many bytes."""
+    """Whether a run of `n_bytes`, CUDA context included, fits into `memory` bytes."""
     return n_bytes <= USABLE * memory
 
 
 def fitting(n_bytes: int) -> list[Gpu]:
-    """The GPUs that hold a run, from the smallest."""
+    """The GPUs that a run fits on, smallest first."""
     return [gpu for gpu in GPUS if fits(n_bytes, gpu.gib * GIB)]

@@ -1,4 +1,4 @@
-"""The numbers of `loractl estimate`, as one plain mapping: full fine-tuning, LoRA, QLoRA."""
+"""The numbers of `loractl estimate` as one plain mapping: full fine-tuning, LoRA and QLoRA."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,11 +20,11 @@ from loractl.planning.request import METHODS, Request, chosen, memory_of, plan_o
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a machine was measured to train, how much there is to train, and its price."""
+    """The measured training speed of a machine, the tokens to train on, and the price."""
 
     tokens_per_s: float
     tokens: int
-    price: float | None = None  # an hour
+    price: float | None = None  # per hour
 
     def as_dict(self) -> dict[str, Any]:
         hours = self.tokens / self.tokens_per_s / 3600
@@ -35,7 +35,7 @@ class Pace:
 def report(
     name: str, shape: ModelShape, request: Request, *, tasks: int = 1, pace: Pace | None = None
 ) -> dict[str, Any]:
-    """Everything that can be said of a request before torch is loaded. Bytes are plain integers."""
+    """Everything that is known about a request without torch. Byte counts are plain integers."""
     methods = {method: _describe_method(shape, request, method) for method in METHODS}
     found: dict[str, Any] = {
         "model": _describe_model(name, shape),
@@ -55,9 +55,9 @@ def report(
         "reads": {
             "cuda_allocated_bytes": "torch.cuda.max_memory_allocated() at the peak of a step",
             "cuda_after_step_bytes": "torch.cuda.memory_allocated() after optimizer.step()",
-            "gpu_bytes": "allocated and CUDA's context, as nvidia-smi would show at least",
-            "cpu_rss_bytes": "largest resident size of a process that trains on the CPU, where"
-            " memory is short; with memory to spare glibc keeps up to a quarter more",
+            "gpu_bytes": "allocated bytes plus the CUDA context: the least nvidia-smi would show",
+            "cpu_rss_bytes": "peak resident size of a process that trains on the CPU while memory"
+            " is tight; with memory to spare, glibc keeps up to a quarter more",
             "framework": FRAMEWORKS[request.framework].source,
         },
     }
@@ -114,7 +114,7 @@ def _describe_method(shape: ModelShape, request: Request, method: str) -> dict[s
 
 
 def figures(memory: Memory) -> dict[str, Any]:
-    """A memory by phase and part, its peak, and the GPUs that hold it."""
+    """Memory by phase and part, its peak, and the GPUs that it fits on."""
     return {
         "parts_bytes": memory.largest,
         "phases_bytes": memory.phases,
@@ -129,7 +129,7 @@ def figures(memory: Memory) -> dict[str, Any]:
 
 
 def disk(shape: ModelShape, request: Request, tasks: int) -> dict[str, Any]:
-    """N tasks as N full models, or as one base and N adapters (in float32, as PEFT writes them)."""
+    """Disk for N tasks: N full models, or one base and N adapters (in float32, as in PEFT)."""
     width = WIDTHS[request.dtype]
     model = width * shape.parameters
     formula = request.method if request.method in ("dora", "adalora") else "lora"

@@ -1,8 +1,8 @@
-"""What one micro-batch keeps for its backward pass, and what it takes besides while it computes.
+"""Memory that one micro-batch keeps for its backward pass, and that it uses while it computes.
 
-How its layers are computed decides it: by hand in fast_layer_bytes.py, as transformers wrote them
-in layer_bytes.py. Tests compare the counts with what autograd keeps of real models, and with what
-torch's allocator gives out.
+It depends on the layers: fast_layer_bytes.py counts the hand-written ones, layer_bytes.py those of
+transformers. Tests compare the counts with what autograd keeps for real models, and with what
+torch's allocator hands out.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from loractl.planning.frameworks import LORACTL, Framework
 from loractl.planning.work import Kept, Roles, Work
 
 INDEX = 8
-"""Bytes of the place of a token that is trained, kept where those are taken out of all."""
+"""Bytes of the index of a trained token, kept where the trained tokens are picked out."""
 
 
 def kept(
@@ -25,7 +25,7 @@ def kept(
     work: Work,
     framework: Framework = LORACTL,
 ) -> Kept:
-    """Count what one micro-batch keeps; `ranks` names the adapted modules, none for full."""
+    """Count what one micro-batch keeps; `ranks` names the adapted modules, none for method full."""
     twice = 2 if work.starts and framework.own_ops else 1  # `LoraLayer.factors`
     adapted = {path: twice * size.rank for path, size in ranks.items()}
     if fast_layer_bytes.takes(shape, adapted, work, framework):
@@ -36,14 +36,14 @@ def kept(
 def _by_hand(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
-    """The layers of fast_layer_bytes.py: of real tokens alone, since padding never enters them."""
+    """With the layers of fast_layer_bytes.py: real tokens only, since padding never enters them."""
     tokens, width = work.real_tokens, work.width
     by_layer = _roles_by_layer(shape, adapted)
     deep = [
         by_layer.get(layer, {})
         for layer in range(_lowest_adapted(shape, adapted, work), shape.layers)
     ]
-    known = {str(roles): roles for roles in deep}  # layers with the same adapters keep as much
+    known = {str(roles): roles for roles in deep}  # same adapters, same bytes
     costs = {key: fast_layer_bytes.layer(shape, roles, work) for key, roles in known.items()}
     largest = max(costs.values(), default=0)
     inputs = width * shape.hidden * len(deep)
@@ -71,9 +71,9 @@ def _by_transformers(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
     if framework.own_ops and work.formula != "dora" and not (work.quantized or shape.experts):
-        work = replace(work, dropout=0.0)  # `lora_linear` keeps nothing of it
+        work = replace(work, dropout=0.0)  # `lora_linear` keeps nothing for dropout
     lowest, by_layer = _lowest_adapted(shape, adapted, work), _roles_by_layer(shape, adapted)
-    costs: dict[str, float] = {}  # blocks with the same adapters keep as much
+    costs: dict[str, float] = {}  # same adapters, same bytes
     per_layer = []
     for layer in range(lowest, shape.layers):
         roles = by_layer.get(layer, {})
@@ -91,7 +91,7 @@ def _by_transformers(
         first = layer_bytes.before_first(shape, roles, work, framework) if before else 0
         blocks = max(0, round(sum(per_layer) - first)) * tokens
     angles = 0 if shape.rotary == "none" else 2 * width * shape.head_dim
-    outside: float = angles + layer_bytes.norm(shape, work)  # bytes a token
+    outside: float = angles + layer_bytes.norm(shape, work)  # bytes per token
     outside += logits.input_kept(shape, adapted, work, framework)
     return Kept(
         blocks=blocks,
@@ -104,13 +104,13 @@ def _by_transformers(
 
 
 def _from_start(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> bool:
-    """Whether a gradient is asked for of the embeddings, below all layers."""
+    """Whether the embeddings, below all layers, need a gradient."""
     tables = any(shape.by_path[path].role == "embedding" for path in adapted)
     return work.full or work.whole_embedding or tables
 
 
 def _lowest_adapted(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> int:
-    """The lowest layer with an adapter: below it nothing needs a gradient, and nothing is kept."""
+    """The lowest layer with an adapter: below it, nothing needs a gradient or is kept."""
     if _from_start(shape, adapted, work):
         return 0
     return min((n for path in adapted if (n := _layer(path)) is not None), default=shape.layers)

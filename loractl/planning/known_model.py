@@ -1,4 +1,4 @@
-"""The shape of a model that is named by its size, its directory or its hub id. No torch."""
+"""The shape of a model given by size, directory or hub id, without torch."""
 
 import os
 import re
@@ -12,7 +12,7 @@ FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 def shape_of(model: str) -> ModelShape:
-    """The shape of a size (7B), a directory or its config.json, or a hub id in the hub's cache.
+    """The shape of a size (7B), of a directory or its config.json, or of a hub id in the hub cache.
 
     Raises ModelError; nothing is downloaded.
     """
@@ -22,27 +22,27 @@ def shape_of(model: str) -> ModelShape:
     if path.exists():
         if path.suffix == ".gguf":
             raise ModelError(
-                f"{model}: the shape of a .gguf file is not read here; give the directory of the"
-                " model with its config.json, or a size: 7B, 13B, 30B, 70B"
+                f"{model}: planning does not read .gguf files; give the model's directory with its"
+                " config.json, or a size: 7B, 13B, 30B, 70B"
             )
         return shapes.read(path)
     if (cached := _in_cache(model)) is not None:
         return shapes.read(cached)
     sizes = ", ".join(shapes.SIZES)
     raise ModelError(
-        f"{model}: no such directory, no model in the hub's cache, and none of the sizes {sizes};"
-        " nothing is downloaded to plan"
+        f"{model}: no such directory, not in the hub cache, and not one of the sizes {sizes};"
+        " planning downloads nothing"
     )
 
 
 def directory_of(model: str) -> Path | None:
-    """The directory of a model on this machine, where it has one."""
+    """The directory of a model on this machine, if there is one."""
     path = Path(model).expanduser()
     return path if path.is_dir() else _in_cache(model)
 
 
 def _in_cache(name: str) -> Path | None:
-    """The newest snapshot of a hub id in the cache that huggingface_hub keeps."""
+    """The newest snapshot of a hub id in the cache of huggingface_hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
@@ -52,7 +52,8 @@ def _in_cache(name: str) -> Path | None:
 
 
 def automatic_dtype() -> str:
-    """What model.dtype: auto will most likely be, seen without torch: as `models.load` chooses."""
+    """The dtype that model.dtype: auto will most likely mean, found without torch but by the rules
+    of `models.load`."""
     if Path("/dev/nvidia0").exists():
         return "bfloat16"
     try:

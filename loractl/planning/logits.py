@@ -1,4 +1,4 @@
-"""What head and loss take: a chunk of logits where the head is plain, else all of them."""
+"""Memory of head and loss: one chunk of logits if the head is plain, else all of them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
-    """Bytes at most, while the loss goes forward and backward."""
+    """Peak bytes during the forward and backward pass of the loss."""
     if not _in_chunks(shape, adapted, work, framework):
         strip = framework.logits_strip * work.batch * min(framework.strip, work.length)
         of_all = framework.logits_peak * losses(work, framework)
         return round(shape.vocabulary * (of_all + strip))
     n = round(losses(work, framework))
-    # Of a strip: a copy in float32, and the slope of Gemma 2's cap; the CPU's kernel needs neither.
+    # Per strip: a float32 copy, and the slope of Gemma 2's cap; the CPU kernel needs neither.
     strips = 0 if work.on_cpu else (work.width != 4) + (shape.architecture == "gemma2")
     strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
-    rows = work.width * shape.hidden * n  # that enter
+    rows = work.width * shape.hidden * n  # the input
     return _chunk_bytes(shape, work, framework) + strip + of_weight + rows
 
 
 def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
-    """Bytes of logits that live on while the blocks go backward: on a CPU the memory of a chunk,
-    which the next step uses again (ops/held_memory.py)."""
+    """Bytes of logits alive during the blocks' backward pass: on a CPU the memory of one chunk,
+    which the next step reuses (ops/held_memory.py)."""
     if _in_chunks(shape, adapted, work, framework):
         return _chunk_bytes(shape, work, framework) if work.on_cpu else 0
     return round(framework.logits_kept * shape.vocabulary * losses(work, framework))
@@ -37,8 +37,8 @@ def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
 def input_kept(
     shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
 ) -> float:
-    """Bytes a token kept of what enters the head: its gradient, which one pass gives with the loss,
-    or itself, where the head has a gradient of its own or is packed."""
+    """Bytes per token kept for the head's input: its gradient, if it is computed together with the
+    loss; or the input itself, if the head needs a gradient or is quantized."""
     of_all = work.width * shape.hidden
     if _in_chunks(shape, adapted, work, framework):
         return of_all * work.trained_share
@@ -47,7 +47,7 @@ def input_kept(
 
 
 def losses(work: "Work", framework: Framework) -> float:
-    """Tokens that logits are made for."""
+    """Tokens for which logits are computed."""
     return work.tokens * (work.trained_share if framework.trained_only else 1)
 
 
@@ -60,7 +60,7 @@ def _chunk_bytes(shape: ModelShape, work: "Work", framework: Framework) -> int:
 def _in_chunks(
     shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework
 ) -> bool:
-    """Whether head and loss are one operation: `Objective` does so where nothing adapts the head
-    and the weights rest in the dtype of the products."""
+    """Whether head and loss are one operation: `Objective` does that if nothing adapts the head
+    and the weights are stored in the dtype of the products."""
     own = work.whole_head or shape.head in adapted or work.autocast
     return framework.in_chunks and not own

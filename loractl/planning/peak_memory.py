@@ -1,7 +1,7 @@
-"""How much memory a run takes: every part in bytes, at each phase of a step.
+"""How much memory a run takes: every part in bytes, for each phase of a step.
 
-One model gives two numbers: what CUDA's allocator reports at its peak (`allocated`), and the peak
-resident size of a process on the CPU (`rss`), which holds Python and its libraries as well.
+One memory model gives two numbers: the peak that CUDA's allocator reports (`allocated`), and the
+peak resident size of a process on the CPU (`rss`), which includes Python and its libraries.
 """
 
 from collections.abc import Mapping
@@ -16,39 +16,39 @@ from loractl.planning.kept_bytes import kept
 from loractl.planning.work import Kept, Work
 
 BITS = {"nf4": 4 + 32 / 64, "nf4-double": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
-"""Bits a quantized value takes with its scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64
-with a float32 scale, or with an 8-bit one and a float32 one for 256 of those)."""
+"""Bits per quantized value, scales included (QLoRA, arXiv 2305.14314, section 3: blocks of 64 with
+a float32 scale each, or with an 8-bit scale each and a float32 one per 256 of those)."""
 CUDA_CONTEXT = 1343 * 1024**2
 """Bytes that a CUDA process holds outside its allocator: transformers' "anatomy of model training
-memory" reads 1,343 MiB with the kernels loaded (V100); Unsloth's estimator takes 1.4 GB."""
+memory" reports 1,343 MiB with the kernels loaded (V100); Unsloth's estimator assumes 1.4 GB."""
 CPU_PROCESS = 400 * 1024**2
-"""Resident bytes of Python with torch, transformers, a tokenizer and data, apart from the model:
-362 MiB after the imports and a step of a model of 0.02 MB, the rest as data is read (Linux, torch
+"""Resident bytes of Python with torch, transformers, a tokenizer and data, without the model:
+362 MiB after the imports and one step of a 0.02 MB model, the rest for reading data (Linux, torch
 2.13)."""
 IMPORTANCE = 12
-"""Bytes a value that AdaLoRA keeps its importance in: the score and two averages, in float32."""
+"""Bytes per value for AdaLoRA's importance: the score and two averages, in float32."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and how, as far as memory sees it."""
+    """What is trained and how, as far as it affects memory."""
 
-    ranks: Mapping[str, ModuleRank]  # empty where every weight is trained
+    ranks: Mapping[str, ModuleRank]  # empty for full fine-tuning
     work: Work
     quantization: str = "none"
     optimizer: str = "adamw"
     accumulation: int = 1
-    has_starts: bool = False  # PiSSA, OLoRA: where A and B started is kept
+    has_starts: bool = False  # PiSSA, OLoRA: the initial A and B are kept
     modules_to_save: tuple[str, ...] = ()
     framework: Framework = LORACTL
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by phase and part. The peak is the largest phase, and not the sum of all parts."""
+    """Bytes by phase and part. The peak is the largest phase, not the sum of all parts."""
 
     phases: dict[str, dict[str, int]]
-    after_step: int  # what stays allocated once the optimizer has stepped, gradients among it
+    after_step: int  # still allocated once the optimizer has stepped, gradients included
 
     @property
     def peak_phase(self) -> str:
@@ -56,12 +56,12 @@ class Memory:
 
     @property
     def parts(self) -> dict[str, int]:
-        """The parts at the peak: they add up to `allocated`."""
+        """The parts at the peak, which add up to `allocated`."""
         return self.phases[self.peak_phase]
 
     @property
     def largest(self) -> dict[str, int]:
-        """Each part where it is largest: not all are there at once."""
+        """The maximum of each part over the phases; they need not occur together."""
         names = dict.fromkeys(name for phase in self.phases.values() for name in phase)
         return {n: max(phase.get(n, 0) for phase in self.phases.values()) for n in names}
 
@@ -71,7 +71,7 @@ class Memory:
 
     @property
     def on_gpu(self) -> int:
-        """What a GPU must have: allocated, and the context of CUDA."""
+        """What a GPU must have: the allocated bytes and the CUDA context."""
         return self.allocated + CUDA_CONTEXT
 
     @property
@@ -80,12 +80,12 @@ class Memory:
 
 
 def memory(shape: ModelShape, plan: Plan) -> Memory:
-    """Bytes of every part in the phases of a step where the peak can lie.
+    """Bytes of every part in each phase of a step that may be the peak.
 
-    loss: every activation is kept, and the logits with their gradients live. blocks: a block goes
-    backward, with checkpointing after it was computed again. update: the activations are gone, all
-    gradients are there, and the optimizer makes temporaries. forward: of frameworks that hold the
-    graph of a batch until the next one has gone forward, both.
+    loss: every activation is kept, and the logits and their gradients are alive. blocks: the
+    backward pass of a block, after its recomputation if checkpointing is on. update: the
+    activations are gone, all gradients exist, and the optimizer makes temporaries. forward: both
+    batches, in frameworks that hold a batch's graph until the next forward pass has finished.
     """
     work, framework = plan.work, plan.framework
     n_trained = trained_parameters(shape, plan)
@@ -121,8 +121,8 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     if framework.graph_lives:
         phases["forward"] = {**loss, **_after_another(shape, plan, activations)}
     if work.on_cpu:
-        # Files are mapped. Where their values are copied to another dtype, their pages count as
-        # resident too; else they are the weights.
+        # Files are mapped. If their values are copied to another dtype, their pages count as
+        # resident too; otherwise they are the weights.
         width_now = _trained_width(plan) if work.full else work.width
         stored = shape.stored_width or width_now
         files = stored * shape.parameters if stored != width_now else 0
@@ -134,8 +134,8 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
 
 
 def _after_another(shape: ModelShape, plan: Plan, now: Kept) -> dict[str, int]:
-    """Activations and logits when the model returns, those that are left of the batch before
-    included: the head has just been multiplied, or its logits cast."""
+    """Activations and logits when the model returns, with those left over from the previous batch:
+    the head's product has just been computed, or its logits cast."""
     work, framework = plan.work, plan.framework
     tokens = work.tokens_before
     left = round(framework.logits_kept * shape.vocabulary * tokens)
@@ -161,7 +161,7 @@ def trained_parameters(shape: ModelShape, plan: Plan) -> int:
 
 
 def weights_bytes(shape: ModelShape, plan: Plan) -> int:
-    """Bytes of the base: as it is trained, or frozen, packed where it is quantized."""
+    """Bytes of the base: trained, or frozen and packed where it is quantized."""
     quantization = plan.quantization
     if plan.work.full:
         return (plan.framework.full_width or plan.work.width) * shape.parameters
@@ -173,8 +173,8 @@ def weights_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
-    """Values that quantization packs: of the linear layers in the blocks, as bitsandbytes does in
-    transformers; embeddings, norms and the head stay as they are."""
+    """Number of values that quantization packs: the linear layers in the blocks, like bitsandbytes
+    in transformers; embeddings, norms and the head stay as they are."""
     quantizes = plan.framework.quantizes
     if quantizes == "adapted":
         modules = (shape.by_path[path] for path in plan.ranks)
@@ -185,13 +185,13 @@ def quantized_parameters(shape: ModelShape, plan: Plan) -> int:
 
 
 def inference_bytes(shape: ModelShape, plan: Plan, quantization: str) -> int:
-    """Bytes of the frozen base alone, as it answers: packed or not, and what multiplying takes."""
+    """Bytes of the frozen base alone at inference: packed or not, plus what a product needs."""
     packed = replace(plan, quantization=quantization)
     return weights_bytes(shape, packed) + _dequantized_bytes(shape, packed)
 
 
 def _dequantized_bytes(shape: ModelShape, plan: Plan) -> int:
-    """The largest packed matrix as it is multiplied: whole, in the dtype of the products."""
+    """Bytes of the largest packed matrix while it is multiplied: whole, in the products' dtype."""
     if plan.quantization == "none":
         return 0
     outside = ("embedding",) if plan.framework.quantizes == "head" else ("embedding", "head")
@@ -202,20 +202,20 @@ def _dequantized_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def _trained_width(plan: Plan) -> int:
-    """Bytes of a trained value; its gradient and moments are as wide."""
+    """Bytes of a trained value; its gradient and moments are equally wide."""
     framework, work = plan.framework, plan.work
     own = framework.full_width if work.full else framework.adapter_width
     return own or work.width
 
 
 def _bytes_of_moments(plan: Plan, width: int) -> float:
-    """Bytes of optimizer state a trained value; 8-bit state is as small whatever the weights."""
+    """Bytes of optimizer state per trained value; those of 8-bit state do not depend on `width`."""
     size = OPTIMIZERS[plan.optimizer].bytes_a_value(width)
     return size + (IMPORTANCE if plan.work.formula == "adalora" and not plan.work.full else 0)
 
 
 def _adapter_bytes(shape: ModelShape, plan: Plan) -> int:
-    """A and B and what is trained whole, and where they started."""
+    """Bytes of A and B, of the modules trained in full, and of the initial A and B if kept."""
     if plan.work.full:
         return 0
     width = _trained_width(plan)
@@ -224,8 +224,8 @@ def _adapter_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def _update_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
-    """The root of AdamW's second moment: of all values at once on CUDA (torch's foreach; the fused
-    one makes none), of one tensor on the CPU, and there once more divided."""
+    """Bytes for the root of AdamW's second moment: all values at once on CUDA (torch's foreach; the
+    fused kernel needs none), one tensor at a time on the CPU, where a divided copy is made too."""
     if not OPTIMIZERS[plan.optimizer].has_root:
         return 0
     if not plan.work.on_cpu:

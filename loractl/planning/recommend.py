@@ -1,6 +1,6 @@
 """Rank, targets, learning rate, batch and method for a task: each value with its reason and source.
 
-The table and its rules are this project's; what others found stands beside each value.
+The table and its rules are this project's own; published findings are cited with each value.
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ LORA = "LoRA, arXiv 2106.09685"
 COOKBOOK = "tinker-cookbook, hyperparam_utils.py"
 
 RANKS = {"simple": (4, 4, 8), "medium": (8, 8, 16), "complex": (16, 16, 32)}
-"""Rank by task, for models like 7B, 13B (and 30B) and 70B."""
+"""Rank by task, for the size classes 7B, 13B (which includes 30B) and 70B."""
 SWEEPS = {"simple": (1, 4), "medium": (8, 16), "complex": (32, 64)}
 TARGETS = {"simple": "minimal", "medium": "attention", "complex": "all-linear"}
 FEW, MANY = 1_000, 10_000  # rows
-LOWEST, HIGHEST = 4, 64  # rank, where rows halve or double it
+LOWEST, HIGHEST = 4, 64  # limits on the rank when few or many rows halve or double it
 SIZES = ((10e9, "7B"), (50e9, "13B"), (float("inf"), "70B"))
 LARGEST_BATCH = 16
 BITS_A_PARAMETER, BITS_A_TOKEN = 2, 1
@@ -30,7 +30,7 @@ BITS_A_PARAMETER, BITS_A_TOKEN = 2, 1
 
 @dataclass(frozen=True)
 class RecommendRequest:
-    """What `loractl recommend` was asked for, as typed."""
+    """The arguments of `loractl recommend`, as typed."""
 
     task: str
     model: str
@@ -43,7 +43,7 @@ class RecommendRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """A recommended value, why, and who says so."""
+    """A recommended value, the reason for it and its source."""
 
     value: Any
     reason: str
@@ -52,7 +52,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the training rows; `row_counts` finds it, `counted` says how."""
+    """What is known about the training rows, from `row_counts`; `counted` says how they were
+    counted."""
 
     rows: int
     tokens: int | None = None
@@ -62,11 +63,11 @@ class Rows:
 
 
 def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice]:
-    """Everything that depends on task, model and data; memory comes after."""
+    """Every value that depends on task, model and data; those that depend on memory come later."""
     rank = rank_of(task, shape, data)
     return {
         "rank": rank,
-        "alpha": Choice(2 * rank.value, "alpha follows the rank: 2 r", OURS),
+        "alpha": Choice(2 * rank.value, "alpha is set to twice the rank", OURS),
         "sweep": _choose_sweep(task, rank.value),
         "target_modules": _choose_targets(task),
         "learning_rate": _learning_rate(shape, data),
@@ -77,24 +78,24 @@ def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice
 
 
 def size_class(shape: ModelShape) -> str:
-    """Which column of the table a model belongs to."""
+    """The column of the table that a model belongs to."""
     return next(name for most, name in SIZES if shape.parameters < most)
 
 
 def rank_of(task: str, shape: ModelShape, data: Rows | None) -> Choice:
-    """The table's rank, halved for few rows and doubled for many."""
+    """The rank from the table, halved for few rows and doubled for many."""
     column = [name for _, name in SIZES].index(size_class(shape))
     rank = RANKS[task][column]
     reason = f"{task} task, {shape.parameters / 1e9:.3g}B parameters: {rank}"
     if data is not None and data.rows < FEW:
         halved = max(LOWEST, rank // 2)
-        reason += f"; fewer than {FEW:,} rows halve it, not below {LOWEST}: {halved}"
+        reason += f"; halved for fewer than {FEW:,} rows, but not below {LOWEST}: {halved}"
         rank = halved
     elif data is not None and data.rows > MANY:
         doubled = min(HIGHEST, 2 * rank)
-        reason += f"; more than {MANY:,} rows double it, not above {HIGHEST}: {doubled}"
+        reason += f"; doubled for more than {MANY:,} rows, but not above {HIGHEST}: {doubled}"
         rank = doubled
-    reason += ". Ranks of 1 to 64 differed little on one task (LoRA, table 6)"
+    reason += ". Published: ranks from 1 to 64 made little difference on one task"
     return Choice(rank, reason, f"{OURS}; {LORA}, table 6")
 
 
@@ -102,23 +103,24 @@ def _choose_sweep(task: str, rank: int) -> Choice:
     low, high = SWEEPS[task]
     wide = (min(low, rank), max(high, rank))
     tried = [2**n for n in range(11) if wide[0] <= 2**n <= wide[1]]
-    widened = "" if wide == (low, high) else f", widened to hold {rank}"
+    widened = "" if wide == (low, high) else f", widened to include {rank}"
     return Choice(
         sorted({*tried, rank}),
-        f"{task} tasks are swept over {low} to {high}{widened}: loractl train --set lora.rank=N",
+        f"ranks to try for a {task} task: {low} to {high}{widened}; loractl train --set"
+        " lora.rank=N",
         OURS,
     )
 
 
 def _choose_targets(task: str) -> Choice:
     known = (
-        "every linear layer learns most, the MLP above all, and attention alone loses even with as"
-        " many parameters: choose all-linear unless memory is short"
+        "adapting every linear layer learns the most, the MLP layers above all, and attention alone"
+        " does worse even with as many parameters: choose all-linear unless memory is tight"
     )
     what = {
         "minimal": "q and v: few parameters for a simple task",
-        "attention": "q, k, v and o: the usual middle",
-        "all-linear": "every linear layer: a complex task needs them",
+        "attention": "q, k, v and o: the usual middle ground",
+        "all-linear": "every linear layer: a complex task needs all of them",
     }
     value = TARGETS[task]
     return Choice(value, f"{what[value]}. Published: {known}", f"{OURS}; {QLORA}, 4; {REGRET}")
@@ -130,32 +132,37 @@ def _learning_rate(shape: ModelShape, data: Rows | None) -> Choice:
     rounded = float(f"{rate:.2g}")
     return Choice(
         rounded,
-        f"5e-5 x 10 x (2000 / {shape.hidden})^{power:g}: about ten times that of full fine-tuning,"
-        f" whose rate would be {rounded / 10:.2g}; under some 100 steps fifteen times",
+        f"5e-5 x 10 x (2000 / {shape.hidden})^{power:g}: about ten times the rate for full"
+        f" fine-tuning, which would be {rounded / 10:.2g}; fifteen times for runs of less than"
+        " about 100 steps",
         f"{COOKBOOK}; {REGRET}",
     )
 
 
 def _effective_batch(data: Rows | None) -> Choice:
     value = LARGEST_BATCH if data is None or data.rows >= FEW else LARGEST_BATCH // 2
-    few = "; fewer rows, so that an epoch has enough steps" if value < LARGEST_BATCH else ""
+    few = "; halved for few rows so that an epoch has enough steps" if value < LARGEST_BATCH else ""
     return Choice(
-        value, f"LoRA loses to full fine-tuning at large batches: rows a step stay below 32{few}",
+        value,
+        f"LoRA falls behind full fine-tuning at large batches: stay below 32 rows per step{few}",
         f"{REGRET}; TRL's recipe for it",
     )  # fmt: skip
 
 
 def _choose_epochs(data: Rows | None) -> Choice:
     if data is None:
-        return Choice(1, "the number of rows is not known; give --data-size or --data", OURS)
+        return Choice(1, "the number of rows is unknown; give --data-size or --data", OURS)
     if data.rows < FEW:
         return Choice(
-            3, f"{data.rows:,} rows are few: several passes; the held-out loss says when to stop",
+            3,
+            f"{data.rows:,} rows are few: make several passes; the held-out loss shows when to"
+            " stop",
             "LIMA, arXiv 2305.11206: 15 passes over 1,000 rows",
         )  # fmt: skip
     value = 2 if data.rows <= MANY else 1
     return Choice(
-        value, f"{data.rows:,} rows: a second pass over 50,000 made answers worse",
+        value,
+        f"{data.rows:,} rows; published: a second pass over 50,000 rows made answers worse",
         "Raschka 2023, Practical Tips for Finetuning LLMs Using LoRA",
     )  # fmt: skip
 
@@ -169,36 +176,36 @@ def _max_length(shape: ModelShape, data: Rows | None) -> Choice:
     if positions is not None and wanted > positions:
         return Choice(
             positions,
-            f"the longest row has {data.longest:,} tokens, the model {positions:,} positions:"
-            " longer rows are left out (too_long: drop)",
+            f"the longest row has {data.longest:,} tokens, but the model only {positions:,}"
+            " positions: longer rows are dropped (too_long: drop)",
             data.counted,
         )
     return Choice(
         wanted,
-        f"the longest row has {data.longest:,} tokens, 99 of 100 at most {data.p99:,}; rounded up"
-        " to 64, so that none is cut",
+        f"the longest row has {data.longest:,} tokens, 99% of rows at most {data.p99:,}; rounded up"
+        " to a multiple of 64, so that no row is cut",
         data.counted,
     )
 
 
 def capacity(shape: ModelShape, request: Request, data: Rows | None) -> Choice | None:
-    """What the adapter can hold against what the rows hold, in bits."""
+    """How much the rows hold, relative to how much the adapter can hold; both in bits."""
     if data is None or data.tokens is None:
         return None
     ranks = ranks_of(shape, request)
     holds = BITS_A_PARAMETER * counts.trained(shape, ranks)
     asked = BITS_A_TOKEN * data.tokens
     value = asked / holds
-    verdict = "room enough" if value <= 1 else "more than it holds: it will not learn all by heart"
+    verdict = "enough room" if value <= 1 else "too little room to memorize everything"
     if value > 1:
         needed = next(
             (r for r in (2**n for n in range(17)) if _bits_held(shape, request, r) >= asked), None
         )
-        verdict += f"; rank {needed} on these modules would hold them" if needed else ""
+        verdict += f"; rank {needed} on these modules would be enough" if needed else ""
     return Choice(
         round(value, 3),
-        f"{data.tokens:,} tokens at about {BITS_A_TOKEN} bit against {holds // 2:,} parameters at"
-        f" about {BITS_A_PARAMETER}: {verdict}",
+        f"{data.tokens:,} tokens at about {BITS_A_TOKEN} bit each, {holds // 2:,} parameters at"
+        f" about {BITS_A_PARAMETER} bits each: {verdict}",
         REGRET,
     )
 

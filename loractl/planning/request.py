@@ -1,4 +1,4 @@
-"""What is asked to be planned: settings of a run, from a config or from flags, and their plans."""
+"""What to plan: the settings of a run, from a config or from flags, and the plans made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 METHODS = ("full", "lora", "qlora")
 FINAL_NORM = "model.norm"
-"""Where the models that have hand-written layers have it."""
+"""Its path in the models that have hand-written layers."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Settings of a run as far as planning sees them. `method` may be full, lora, dora, adalora."""
+    """The settings of a run that matter to planning. `method`: full, lora, dora or adalora."""
 
     rank: int = 8
     alpha: float | None = None
@@ -42,10 +42,10 @@ class Request:
     modules_to_save: tuple[str, ...] = ()
     trained_share: float = 1.0
     eager: bool = False
-    fast: bool = True  # hand-written layers, where a run can have them
+    fast: bool = True  # hand-written layers, if the run can use them
     fused: bool = True  # activations in one operation each
-    real_tokens: int | None = None  # of the micro-batch, apart from padding, where it is known
-    longest: int | None = None  # tokens of its longest example, likewise
+    real_tokens: int | None = None  # of the micro-batch, without padding, if known
+    longest: int | None = None  # tokens of its longest example, if known
     framework: str = "loractl"
 
     @property
@@ -68,8 +68,8 @@ def of_settings(
     *,
     dtype: str,
 ) -> Request:
-    """The settings of a config; `dtype` stands in for auto."""
-    from loractl.config.settings import first_rank  # pydantic takes a tenth of a second
+    """The request that a config makes; `dtype` is used where the config says auto."""
+    from loractl.config.settings import first_rank  # importing pydantic takes 0.1 s
 
     first = first_rank(method, rank=lora.rank, initial_rank=lora.adalora.initial_rank)
     return Request(
@@ -96,7 +96,7 @@ def of_settings(
 
 
 def ranks_of(shape: ModelShape, request: Request) -> dict[str, ModuleRank]:
-    """The adapters of a request, by the same rules as training. Raises UnmatchedError."""
+    """The adapters of a request, by the rules that training follows. Raises UnmatchedError."""
     return resolve(request.spec, shape.kinds, head=shape.head)
 
 
@@ -108,7 +108,7 @@ def plan_of(
     on_cpu: bool = False,
     ranks: Mapping[str, ModuleRank] | None = None,
 ) -> Plan:
-    """The plan of a request as full fine-tuning, LoRA or QLoRA; `ranks`, where they are known."""
+    """The plan of a request as full fine-tuning, LoRA or QLoRA; `ranks` saves computing them."""
     framework = FRAMEWORKS[request.framework]
     full, width = method == "full", WIDTHS[request.dtype]
     packed = request.quantization if request.quantization != "none" else "nf4"
@@ -148,13 +148,13 @@ def plan_of(
 
 
 def _names_role(shape: ModelShape, role: str, names: Sequence[str]) -> bool:
-    """Whether one of the names means the embedding, or the head."""
+    """Whether one of the names refers to a module with this role: the embedding or the head."""
     paths = [module.path for module in shape.modules if module.role == role]
     return any(is_named(path, name) for path in paths for name in names)
 
 
 def _is_outside(shape: ModelShape, name: str) -> bool:
-    """Whether a name means no part of a block: the embedding, the head, the norm above all."""
+    """Whether a name refers to something outside the blocks: embedding, head or final norm."""
     outside = [m.path for m in shape.modules if m.role in ("embedding", "head")]
     return any(is_named(path, name) for path in (*outside, FINAL_NORM))
 
@@ -175,7 +175,7 @@ def memory_of(
 
 
 def chosen(request: Request) -> str:
-    """Which of the three the request itself asks for."""
+    """Which of the three methods the request itself asks for."""
     if request.method == "full":
         return "full"
     return "lora" if request.quantization == "none" else "qlora"

@@ -1,4 +1,4 @@
-"""Rows and tokens of a data file, counted with the model's tokenizer.json: no torch."""
+"""Rows and tokens of a data file, counted with the model's tokenizer.json, without torch."""
 
 import json
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from loractl.planning.recommend import Rows
 from loractl.records import Conversation
 
 CHARACTERS_A_TOKEN = 4  # of English text; other languages and code have fewer
-TEMPLATE = 6  # tokens that a chat template writes around a message: role, begin, end, line break
+TEMPLATE = 6  # tokens that a chat template adds to each message: role, begin, end, line break
 
 
 def count(path: str, model: str) -> Rows:
-    """Count rows and tokens; for a bare size tokens are estimated from characters, and said so.
+    """Count rows and tokens; for a bare model size, tokens are estimated from characters, and the
+    result says so.
 
     Raises DataError for rows that cannot be read, ModelError for a tokenizer that cannot.
     """
@@ -40,12 +41,12 @@ def count(path: str, model: str) -> Rows:
             lengths.append(sum(len(tokenizer.encode(text).ids) for text in texts) + around)
     lengths.sort()
     how = (
-        f"estimated: {CHARACTERS_A_TOKEN} characters a token, since {model} names no tokenizer"
+        f"estimated at {CHARACTERS_A_TOKEN} characters per token, as {model} has no tokenizer"
         if tokenizer is None
         else f"counted with the tokenizer of {model}"
     )
     p99 = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
-    counted = f"{how}, and {TEMPLATE} a message for the chat template"
+    counted = f"{how}, plus {TEMPLATE} per message for the chat template"
     return Rows(len(lengths), sum(lengths), lengths[-1], p99, counted)
 
 
@@ -55,7 +56,7 @@ def _read_tokenizer(model: str) -> Any:
         return None
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise ModelError(f"{path}: not found; tokens are counted with it")
+        raise ModelError(f"{path}: not found; it is needed to count tokens")
     from tokenizers import Tokenizer
 
     try:

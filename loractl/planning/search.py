@@ -1,4 +1,4 @@
-"""Which method, checkpointing and micro-batch fit a memory."""
+"""Which method, with or without checkpointing, and which micro-batch fit into memory."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,17 +11,17 @@ from loractl.planning.recommend import Choice
 from loractl.planning.request import Request, memory_of, ranks_of
 
 ORDER = ("full", "lora", "qlora")
-MODEL = "this program's memory model: loractl estimate, and its errors in the README"
+MODEL = "loractl's memory model: see loractl estimate; the README gives its error"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest micro-batch of a method that fits; 0 where not even one row does."""
+    """The largest micro-batch of a method that fits; 0 if not even one row does."""
 
     method: str
     checkpointing: bool
     batch: int
-    gpu_bytes: int  # with this micro-batch, or with one row where none fits
+    gpu_bytes: int  # with this micro-batch, or with one row if none fits
     smallest_gpu: str | None  # for one row
 
 
@@ -57,9 +57,9 @@ def _fit_of(
 
 
 def choose(found: list[Fit], most: int) -> Fit | None:
-    """The best that fits: LoRA, else QLoRA; checkpointing only where it brings four times the rows.
+    """The best fit: LoRA, else QLoRA; checkpointing only if it fits more than four times the rows.
 
-    Full fine-tuning is shown but not chosen: LoRA learns as much from data that it can hold.
+    Full fine-tuning is shown but not chosen: LoRA learns as much from data within its capacity.
     """
     for method in ("lora", "qlora"):
         plain, again = (fit for fit in found if fit.method == method)
@@ -73,7 +73,7 @@ def choose(found: list[Fit], most: int) -> Fit | None:
 def of_memory(
     shape: ModelShape, request: Request, memory: float, most: int
 ) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
-    """The choices that memory decides, and the table they come from."""
+    """The choices that depend on memory, and the table they come from."""
     found = fits(shape, request, memory, most)
     table = [asdict(fit) for fit in found]
     best = choose(found, most)
@@ -81,25 +81,25 @@ def of_memory(
     if best is None:
         least = found[-1]
         reason = (
-            f"nothing fits {size}: QLoRA with checkpointing and one row needs"
+            f"nothing fits in {size}: QLoRA with checkpointing and one row needs"
             f" {least.gpu_bytes / devices.GIB:.3g} GiB"
         )
         return {"method": Choice(None, reason, MODEL)}, table
     used = f"{best.gpu_bytes / devices.GIB:.3g} GiB of {size}"
     why = {
-        "lora": "the base fits unpacked, which is faster and exact",
-        "qlora": "the base fits only packed to 4 bits",
+        "lora": "the base model fits unquantized, which is faster and exact",
+        "qlora": "the base model fits only when quantized to 4 bits",
     }
     again = (
-        "activations are computed twice, a third more work, for the rows that it makes room for"
+        "activations are computed twice, which is a third more work, to make room for more rows"
         if best.checkpointing
-        else "not needed: activations fit"
+        else "not needed: the activations fit"
     )
     return {
         "method": Choice(best.method, f"{why[best.method]}: {used}", MODEL),
         "gradient_checkpointing": Choice(best.checkpointing, again, MODEL),
         "batch_size": Choice(best.batch, "the largest micro-batch that fits", MODEL),
         "gradient_accumulation": Choice(
-            -(-most // best.batch), f"{best.batch} rows at a time make {most} a step", MODEL
+            -(-most // best.batch), f"{best.batch} rows at a time add up to {most} per step", MODEL
         ),
     }, table

@@ -1,4 +1,4 @@
-"""One micro-batch, and how it is computed: what planning counts memory of."""
+"""One micro-batch and how it is computed, the unit for which planning counts memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ Roles = Mapping[str, tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Work:
-    """One micro-batch, and how it is computed."""
+    """One micro-batch and how it is computed."""
 
     batch: int
     length: int
     width: int  # bytes of a value: 2 for bfloat16 and float16, 4 for float32
     checkpointing: bool = False
-    masked: bool = False  # several examples a row: attention with a mask, or by segments
-    eager: bool = False  # attention scores computed whole, where it is not by segments
+    masked: bool = False  # several examples per row: attention with a mask, or by segments
+    eager: bool = False  # attention computes all scores at once, unless it is by segments
     dropout: float = 0.0
-    trained_share: float = 1.0  # of the tokens, those that a loss is taken of
+    trained_share: float = 1.0  # share of the tokens that have a loss
     formula: str = "lora"
     full: bool = False
     quantized: bool = False
     autocast: bool = False  # weights in float32, products in `width`
-    starts: bool = False  # PiSSA, OLoRA: A and B count from where they started, at twice the rank
-    whole_head: bool = False  # the head is trained whole beside adapters
+    starts: bool = False  # PiSSA, OLoRA: the update is relative to the start, at twice the rank
+    whole_head: bool = False  # the head is trained in full, alongside adapters
     whole_embedding: bool = False  # likewise
-    fast: bool = True  # through hand-written layers, where they serve
+    fast: bool = True  # with hand-written layers, if they apply
     fused: bool = True  # activations in one operation each
     on_cpu: bool = False
-    real: int | None = None  # tokens apart from padding, where that is known
-    longest: int | None = None  # tokens of the longest example, where that is known
-    previous: int | None = None  # tokens of a row of the batch before; None: as many
+    real: int | None = None  # tokens without padding, if known
+    longest: int | None = None  # tokens of the longest example, if known
+    previous: int | None = None  # tokens per row of the previous batch; None: the same
 
     @property
     def tokens(self) -> int:
@@ -58,13 +58,13 @@ class Work:
 class Kept:
     """Bytes of one micro-batch."""
 
-    blocks: int  # what all blocks keep until the backward pass reaches them
-    block: int  # of it, what one block keeps or, with checkpointing, keeps when computed again
-    outside: int  # final norm, positions, casts of weights, and what enters the head
-    temporaries: int  # what lives besides while a block is computed or goes backward, at most
-    logits: int  # at most, while loss and final norm go forward and backward
-    logits_kept: int  # of it, what lives on while the blocks go backward
-    above: int = 0  # of `outside`, what is gone by then: the final norm's, and what enters the head
+    blocks: int  # kept by all blocks until the backward pass reaches them
+    block: int  # kept by one block, or with checkpointing by one block once recomputed
+    outside: int  # final norm, positions, casts of weights, and the input of the head
+    temporaries: int  # in addition, at most, during the forward or backward pass of a block
+    logits: int  # at most, during the forward and backward pass of loss and final norm
+    logits_kept: int  # the part of it still alive during the blocks' backward pass
+    above: int = 0  # the part of `outside` freed by then: the final norm's, and the head's input
 
     @property
     def activations(self) -> int:
@@ -72,5 +72,5 @@ class Kept:
 
     @property
     def below(self) -> int:
-        """What is there still when the blocks go backward."""
+        """What is still there during the blocks' backward pass."""
         return self.activations - self.above

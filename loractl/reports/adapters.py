@@ -1,4 +1,4 @@
-"""What `loractl adapters resize` and `combine` made, as text."""
+"""The results of `loractl adapters resize` and `combine`, as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ def resize_as_text(report: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            text.table(["module", "rank", "now", "kept", "error"], rows),
-            f"all: {text.percent(report['kept_energy'])} of the energy kept, relative error"
+            text.table(["module", "rank before", "rank", "kept", "error"], rows),
+            f"total: {text.percent(report['kept_energy'])} of the energy kept, relative error"
             f" {report['error']:.2e}; {report['parameters_before']:,} ->"
             f" {report['parameters']:,} parameters",
             report["out"],
@@ -31,9 +31,13 @@ def resize_as_text(report: Mapping[str, Any]) -> str:
 def combine_as_text(report: Mapping[str, Any]) -> str:
     ranks = sorted({module["rank"] for module in report["modules"].values()})
     off = report["difference_from_sum"]
-    of_sum = "the exact sum is zero" if off is None else f"{off:.2e} from the exact sum"
+    distance = (
+        "the exact sum of the updates is zero"
+        if off is None
+        else f"relative distance {off:.2e} from the exact sum of the updates"
+    )
     listed = ", ".join(f"{weight:g} x {name}" for name, weight in report["weights"].items())
     return (
         f"{report['how']} of {listed}: {len(report['modules'])} modules, rank"
-        f" {', '.join(map(str, ranks))}; relative distance {of_sum} of the updates\n{report['out']}"
+        f" {', '.join(map(str, ranks))}; {distance}\n{report['out']}"
     )

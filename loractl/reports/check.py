@@ -1,4 +1,4 @@
-"""What `check` shows of the data: two examples with their trained tokens, and a histogram."""
+"""The data section of `check`: two examples with their trained tokens, and a histogram."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -8,12 +8,12 @@ from loractl.data.template import Tokenizer
 from loractl.records import UNTRAINED, Example
 from loractl.text import printable
 
-LONGEST = 700  # characters of one stretch of text; its middle is left out
+LONGEST = 700  # characters shown of one span of text; the middle is left out
 BAR = 40
 
 
 def preview(tokenizer: Tokenizer, example: Example) -> list[tuple[bool, str]]:
-    """Stretches of an example's text, each with whether its tokens are trained."""
+    """Spans of an example's text, each with whether its tokens are trained."""
     pairs = zip(example.ids, example.labels, strict=True)
     found = []
     for trained, group in groupby(pairs, key=lambda pair: pair[1] != UNTRAINED):
@@ -23,7 +23,7 @@ def preview(tokenizer: Tokenizer, example: Example) -> list[tuple[bool, str]]:
 
 
 def as_text(stretches: Sequence[tuple[bool, str]], *, colour: bool) -> str:
-    """Trained stretches in green, or between marks where there is no colour."""
+    """Trained spans in green, or between marks without color."""
     before, after = ("\x1b[32m", "\x1b[0m") if colour else ("⟦", "⟧")
     return "".join(
         f"{before}{_shorten_stretch(text)}{after}" if trained else _shorten_stretch(text)
@@ -39,12 +39,12 @@ def _shorten_stretch(text: str) -> str:
 
 
 def histogram(account: Account, max_length: int) -> Iterator[str]:
-    """A bar a range of lengths, and where max_length lies among them."""
+    """One bar per range of lengths, with the position of max_length marked."""
     most = max((count for _, count in account.lengths), default=0)
     lower, shorter = 0, True
     for upper, count in account.lengths:
         shorter = shorter and not count
-        if shorter:  # than any row
+        if shorter:  # than every row
             lower = upper
             continue
         bar = "#" * max(round(BAR * count / most), count > 0)

@@ -1,4 +1,4 @@
-"""The words and tables of `loractl estimate`."""
+"""The text and tables of `loractl estimate`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,13 +11,13 @@ PARTS = (
     "update",
 )  # fmt: skip
 MEANS = {
-    "quantization": "a matrix unpacked",
-    "update": "the optimizer's step",
+    "quantization": "one matrix unpacked",
+    "update": "optimizer step",
 }
 
 
 def report_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The report as it is read: what is asked, the three methods side by side, disk, work, time."""
+    """The report in reading order: settings, the three methods side by side, disk, work, time."""
     model, settings = found["model"], found["settings"]
     yield (
         f"{model['name']}: {model['architecture']}, {model['parameters']:,} parameters,"
@@ -34,10 +34,10 @@ def report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield text.table(["", *TITLES.values()], list(_side_by_side(found["methods"])))
     yield ""
-    yield "Parts are not all there at once: the peak is the largest of a few moments, the loss, a"
-    yield "block going backward, and the optimizer's update; with litgpt also a forward pass, since"
-    yield "the batch before is still there. On a CPU with memory to spare up to a quarter comes on"
-    yield "top, since glibc keeps what was freed."
+    yield "The parts are not all in memory at once. The peak is the largest of a few moments: the"
+    yield "loss, the backward pass of a block, the optimizer's update; with litgpt also a forward"
+    yield "pass, while the previous batch is still in memory. On a CPU with memory to spare, add up"
+    yield "to a quarter, since glibc keeps freed memory."
     yield ""
     yield from _module_lines(found)
     yield from _disk_lines(found["disk"])
@@ -45,7 +45,7 @@ def report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     if "pace" in found:
         yield from _time_lines(found["pace"])
     if "plot" in found:
-        yield f"drawn in {found['plot']}"
+        yield f"plot: {found['plot']}"
 
 
 def _side_by_side(methods: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -55,18 +55,18 @@ def _side_by_side(methods: Mapping[str, Any]) -> Iterator[list[str]]:
     for part in PARTS:
         name = f"{part} ({MEANS[part]})" if part in MEANS else part
         yield [name, *(text.size(one["parts_bytes"].get(part, 0)) for one in ones)]
-    yield ["peak, allocated", *(text.size(one["cuda_allocated_bytes"]) for one in ones)]
-    yield ["  it is at", *(one["peak_phase"] for one in ones)]
-    yield ["on a GPU, with its context", *(text.size(one["gpu_bytes"]) for one in ones)]
-    yield ["  smallest that holds it", *(_smallest_gpu(one) for one in ones)]
+    yield ["peak allocated memory", *(text.size(one["cuda_allocated_bytes"]) for one in ones)]
+    yield ["  reached in", *(one["peak_phase"] for one in ones)]
+    yield ["total on a GPU, with CUDA context", *(text.size(one["gpu_bytes"]) for one in ones)]
+    yield ["  smallest GPU that fits", *(_smallest_gpu(one) for one in ones)]
     both = [one["with_checkpointing"] for one in ones]
-    yield ["with checkpointing", *(text.size(one["gpu_bytes"]) for one in both)]
-    yield ["  smallest that holds it", *(_smallest_gpu(one) for one in both)]
-    yield ["process on the CPU", *(text.size(one["cpu_rss_bytes"]) for one in ones)]
+    yield ["total with checkpointing", *(text.size(one["gpu_bytes"]) for one in both)]
+    yield ["  smallest GPU that fits", *(_smallest_gpu(one) for one in both)]
+    yield ["process memory on a CPU", *(text.size(one["cpu_rss_bytes"]) for one in ones)]
 
 
 def _smallest_gpu(one: Mapping[str, Any]) -> str:
-    return str(one["fits"][0]).partition(" (")[0] if one["fits"] else "none alone"
+    return str(one["fits"][0]).partition(" (")[0] if one["fits"] else "no single GPU"
 
 
 def _module_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _module_lines(found: Mapping[str, Any]) -> Iterator[str]:
         ]
         for name, one in kinds.items()
     ]  # fmt: skip
-    yield text.table(["module", "number", "size", "trained"], rows)
+    yield text.table(["module", "count", "shape", "trained"], rows)
     yield ""
 
 
@@ -97,12 +97,12 @@ def _disk_lines(disk: Mapping[str, Any]) -> Iterator[str]:
 def _work_lines(found: Mapping[str, Any]) -> Iterator[str]:
     flops = found["flops_per_step"]
     yield (
-        f"a step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, {flops['full'] / 1e12:.4g} with full"
-        f" fine-tuning ({flops['lora_over_full']:.0%} of it)"
+        f"compute per step: {flops['lora'] / 1e12:.4g} TFLOP with LoRA, which is"
+        f" {flops['lora_over_full']:.0%} of the {flops['full'] / 1e12:.4g} with full fine-tuning"
     )
     if flops["product_over_low_rank"]:
         yield (
-            f"adapters forward: {flops['low_rank'] / 1e12:.4g} TFLOP as B (A x),"
+            f"adapter forward pass: {flops['low_rank'] / 1e12:.4g} TFLOP as B (A x),"
             f" {flops['product'] / 1e12:.4g} as (B A) x: {flops['product_over_low_rank']:.3g} times"
             " as much"
         )
@@ -110,9 +110,9 @@ def _work_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _time_lines(pace: Mapping[str, Any]) -> Iterator[str]:
     cost = (
-        "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} an hour"
+        "" if pace["cost"] is None else f", costs {pace['cost']:,.2f} at {pace['price']:g} per hour"
     )
     yield (
-        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} a second:"
+        f"{pace['tokens']:,} tokens at {pace['tokens_per_s']:,.0f} per second:"
         f" {text.duration(pace['hours'] * 3600)}{cost}"
     )

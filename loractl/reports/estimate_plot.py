@@ -1,20 +1,19 @@
-"""The drawing of `loractl estimate`: parameters on two scales, memory by part, storage by tasks."""
+"""The plot of `loractl estimate`: parameters on two scales, memory by part, storage by tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loractl.reports import figure as figures
 from loractl.reports.estimate import PARTS, TITLES
 
 COLOURS = {"full": "#4c72b0", "lora": "#dd8452", "qlora": "#55a868"}
 GIB = 1024**3
-INVISIBLE = 0.005  # of the axis: a bar of under a pixel or two
+INVISIBLE = 0.005  # of the axis: a bar of less than a pixel or two
 
 
 def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
-    """Draw the report as .png or .svg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    """Draw the report as a .png or .svg file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
@@ -31,13 +30,11 @@ def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
         f"{found['model']['name']}: rank {settings['rank']} on {listed}, {settings['batch']} x"
         f" {settings['length']} tokens, {settings['dtype']}"
     )
-    svg = path.suffix.lower() == ".svg"
-    canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
-    canvas.print_figure(path, dpi=150)
+    figures.save(figure, path)
 
 
 def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> None:
-    """Trained parameters of full fine-tuning and of the adapters, each bar with its number."""
+    """Trained parameters of full fine-tuning and of the adapters, with a number on each bar."""
     counts = {name: methods[name]["trainable_parameters"] for name in ("full", "lora")}
     bars = panel.bar(
         [TITLES[name] for name in counts], list(counts.values()), width=0.55,
@@ -56,12 +53,12 @@ def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> No
     share = counts["lora"] / counts["full"]
     title = "trained parameters, linear scale"
     if share < INVISIBLE:
-        title += f"\nLoRA's bar, {share:.2%} as high, is too low to be seen"
+        title += f"\nLoRA's bar, {share:.2%} as high, is too low to see"
     panel.set_title(title, fontsize=10)
 
 
 def _draw_memory(panel: Any, methods: Mapping[str, Any]) -> None:
-    """What is held at the peak, part on part."""
+    """Memory at the peak, as stacked bars by part."""
     from matplotlib import colormaps
 
     colours = colormaps["tab10"]
@@ -86,14 +83,14 @@ def _draw_memory(panel: Any, methods: Mapping[str, Any]) -> None:
 
 
 def _draw_storage(panel: Any, disk: Mapping[str, Any]) -> None:
-    """Bytes on disk over the number of tasks."""
+    """Bytes on disk against the number of tasks."""
     most = max(10, disk["tasks"])
     tasks = range(1, most + 1)
     model, adapter = disk["model_bytes"] / GIB, disk["adapter_bytes"] / GIB
     panel.plot(tasks, [n * model for n in tasks], color=COLOURS["full"], label="full models")
     panel.plot(
         tasks, [model + n * adapter for n in tasks], color=COLOURS["lora"],
-        label="one base and an adapter a task",
+        label="one base and one adapter per task",
     )  # fmt: skip
     panel.set_xlabel("tasks")
     panel.set_ylabel("GiB on disk")

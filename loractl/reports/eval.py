@@ -1,4 +1,4 @@
-"""What `loractl eval` measured, as a table."""
+"""The measurements of `loractl eval`, as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def counts_as_text(rows: int, rows_of_general_text: int) -> str:
-    said = f"{rows} rows"
-    return said + (f", {rows_of_general_text} of general text" if rows_of_general_text else "")
+    said = f"{rows} {'row' if rows == 1 else 'rows'}"
+    return said + (f" and {rows_of_general_text} of general text" if rows_of_general_text else "")
 
 
 def figures_as_text(measured: "Sequence[tuple[str, Mapping[str, Figure]]]") -> str:
-    """A line a model, a column a figure; the figures of the first model give the columns."""
+    """One line per model, one column per metric; the first model determines the columns."""
     names = list(measured[0][1])
     lines = [
         [model, *(_figure_cell(name, figures.get(name)) for name in names)]

@@ -1,4 +1,4 @@
-"""What `loractl adapters extract` found, as numbers and as text."""
+"""The results of `loractl adapters extract`, as numbers and as text."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """How far a tensor moved: norms in float64."""
+    """How far a tensor moved; norms in float64."""
 
     norm: float  # |W' - W|
     base_norm: float  # |W|
@@ -27,7 +27,7 @@ class Change:
 
 @dataclass
 class Findings:
-    """What was found, module by module and, for what no adapter expresses, tensor by tensor."""
+    """Changes by module and, where no adapter can express them, by tensor."""
 
     updates: dict[str, tuple[str, "Factors"]]
     modules: dict[str, dict[str, Any]]
@@ -64,7 +64,7 @@ def report_of(out: Path, size: Mapping[str, Any], found: Findings) -> dict[str, 
 
 def as_text(report: Mapping[str, Any]) -> str:
     def share(change: float | None) -> str:
-        return "from zero" if change is None else f"{change:.2e}"
+        return "was zero" if change is None else f"{change:.2e}"
 
     def rank(number: float | None) -> str:
         return (
@@ -106,8 +106,8 @@ def notes(found: Findings, head: str | None) -> list[str]:
     mixed = sorted(one for one in found.dtypes if len(set(one.split(" -> "))) > 1)
     if mixed:
         lines.append(
-            f"note: the models have other dtypes ({', '.join(mixed)}); the change includes a"
-            " rounding, of which no low rank keeps much"
+            f"note: the models differ in dtype ({', '.join(mixed)}); the change includes rounding"
+            " errors, which a low rank cannot capture"
         )
     wide = [
         name
@@ -116,9 +116,9 @@ def notes(found: Findings, head: str | None) -> list[str]:
     ]
     if wide:
         lines.append(
-            f"note: {len(wide)} modules have so high a rank that A and B hold no fewer values than"
-            f" the weight, the first: {wide[0]}"
+            f"note: in {len(wide)} modules the rank is so high that A and B have as many values as"
+            f" the weight or more, first in {wide[0]}"
         )
     if head in found.updates:
-        lines.append(f"note: the output head {head} is adapted, which some readers refuse")
+        lines.append(f"note: the output head {head} is adapted, which some programs do not support")
     return lines

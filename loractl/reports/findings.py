@@ -1,4 +1,4 @@
-"""What `check` found, as lines and as plain data."""
+"""The findings of `check`, as lines and as plain data."""
 
 import textwrap
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `ok`, a `note` to know of, or a `fix` to make."""
+    """The outcome of one check: `ok`, a `note` to be aware of, or a `fix` to make."""
 
     state: str
-    what: str  # a word or two: the name of the thing
-    text: str  # a line: what was found and, unless ok, what to do
+    what: str  # a word or two: the subject
+    text: str  # one line: what was found and, unless ok, what to do
 
 
 def findings_as_text(
     findings: list[Finding], *, colour: bool, width: int | None = None
 ) -> list[str]:
-    """A line a finding, those to act on last, where they are read; wrapped to `width` columns."""
+    """One line per finding, wrapped to `width`; those to act on come last, where they are seen."""
     order = {"ok": 0, "note": 1, "fix": 2}
     codes = {"ok": "32", "note": "33", "fix": "31"}
     words = max((len(one.what) for one in findings), default=0)

@@ -1,4 +1,4 @@
-"""What `loractl inspect` measured, as tables."""
+"""The measurements of `loractl inspect`, as tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from loractl import text
 
 SHARES = {"rank_90": 0.90, "rank_95": 0.95, "rank_99": 0.99}
-"""Shares of the energy; of each, the smallest rank that keeps it is told."""
+"""Shares of the energy; the smallest rank that keeps each is reported."""
 
 
 def as_text(report: Mapping[str, Any]) -> str:
-    """The report as tables: by module, by kind of module, and against the other adapter."""
+    """The report as tables: by module, by kind of module, and compared with another adapter."""
     rows = [
         [
             name, str(m["rank"]), f"{m['alpha']:g}", f"{m['scale']:.3g}",
@@ -30,9 +30,9 @@ def as_text(report: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     lines = [
         f"{report['adapter']}: {report['parameters']:,} parameters for"
-        f" {report['base'] or 'a base that it does not name'}",
-        "dW = scale x B A; effective: the rank by the entropy of its singular values; 90%: the rank"
-        " that keeps 90% of their squares",
+        f" {report['base'] or 'an unnamed base'}",
+        "dW = scale x B A; effective: rank from the entropy of its singular values; 90%: rank that"
+        " keeps 90% of their squared sum",
         "",
         text.table([*header, *keeps], rows),
         "",
@@ -41,7 +41,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         ),
     ]
     if beside := report["beside"]:
-        lines += ["", f"not counted in dW: {beside[0]} ({len(beside)} such tensors)"]
+        lines += ["", f"not included in dW: {beside[0]} ({len(beside)} such tensors)"]
     if "against" in report:
         lines += ["", *_comparison_lines(report["against"])]
     if "plot" in report:
@@ -54,7 +54,7 @@ def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
         return "-" if value is None else f"{value:.3f}"
 
     def corner(phi: Sequence[Sequence[float]], at: int) -> str:
-        """phi(1, 1) or phi(r, r); an update that is zero has no directions."""
+        """phi(1, 1) or phi(r, r); a zero update has no directions."""
         return number(phi[at][at] if phi and phi[0] else None)
 
     rows = [
@@ -66,8 +66,8 @@ def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     header = ["module", "cosine", "A: 1", "A: all", "dW: 1", "dW: all", "by chance"]
     lines = [
-        f"against {report['adapter']}: cosine of the updates, and the overlap of their first and of"
-        " all input directions, 0 to 1",
+        f"against {report['adapter']}: cosine of the updates, and overlap (0 to 1) of their first"
+        " and of all input directions",
         text.table(header, rows),
     ]
     for where, names in (("here", report["only_here"]), ("there", report["only_there"])):

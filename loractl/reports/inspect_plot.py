@@ -1,22 +1,12 @@
-"""The plot of `loractl inspect`: singular values of the updates, a panel a kind of module."""
+"""The plot of `loractl inspect`: singular values of the updates, one panel per kind of module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loractl.errors import ConfigError
+from loractl.reports import figure as figures
 
-ENDINGS = (".png", ".svg")
 COLUMNS = 4
-
-
-def require_plot(path: Path) -> None:
-    """Refuse, before any work, a plot that could not be drawn."""
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--plot: {path}, expected a name that ends in {' or '.join(ENDINGS)}")
-    if find_spec("matplotlib") is None:
-        raise ConfigError("--plot: matplotlib is not installed; pip install matplotlib")
 
 
 def draw_spectra(
@@ -24,8 +14,6 @@ def draw_spectra(
 ) -> None:
     """Draw each module's singular values, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -45,16 +33,14 @@ def draw_spectra(
         panel.set_title(kind, fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    # Only now: a limit set on one panel would end the scaling of all, and cut off what is higher.
+    # Only now: a limit on one panel stops the autoscaling of all and would cut off higher values.
     largest = max(max(values) for values in spectra.values())
     panels[0, 0].set_ylim(0, 1.05 * largest or 1.0)
     for panel in list(panels.flat)[len(kinds) :]:
         panel.set_visible(False)
-    figure.supxlabel("number of the singular value", fontsize=10)
+    figure.supxlabel("index of the singular value", fontsize=10)
     figure.supylabel("singular value of dW", fontsize=10)
     figure.suptitle(
         "Singular values by kind of module; dark: first layer, light: last", fontsize=11
     )
-    svg = path.suffix.lower() == ".svg"
-    canvas = FigureCanvasSVG(figure) if svg else FigureCanvasAgg(figure)
-    canvas.print_figure(path, dpi=150)
+    figures.save(figure, path)

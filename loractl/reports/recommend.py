@@ -1,4 +1,4 @@
-"""What `loractl recommend` chose, as text."""
+"""The recommendation of `loractl recommend`, as text."""
 
 import textwrap
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from loractl.reports.estimate import TITLES
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """Each setting with its reason and source, what fits the memory, and the GPUs that do."""
+    """Each setting with its reason and source, what fits in memory, and suitable GPUs."""
     lines = [f"{found['task']} task, {found['model']} ({found['parameters']:,} parameters)"]
     if (data := found["data"]) is not None and data["tokens"] is not None:
         lines.append(f"{data['rows']:,} rows, {data['tokens']:,} tokens ({data['counted']})")
@@ -31,17 +31,17 @@ def as_text(found: Mapping[str, Any]) -> str:
             ]
             for fit in found["search"]
         ]  # fmt: skip
-        lines.append(f"what fits {text.size(found['memory_bytes'])}:")
-        lines += [text.table(["method", "checkpointing", "rows at most", "takes"], rows), ""]
+        lines.append(f"what fits in {text.size(found['memory_bytes'])}:")
+        lines += [text.table(["method", "checkpointing", "max rows", "memory"], rows), ""]
     rows = [
         [
             TITLES[one["method"]], "with" if one["checkpointing"] else "without",
-            text.size(one["gpu_bytes"]), one["fits"][0] if one["fits"] else "none alone",
+            text.size(one["gpu_bytes"]), one["fits"][0] if one["fits"] else "no single GPU",
         ]
         for one in found["gpus"]
     ]  # fmt: skip
-    lines.append("with one row:")
-    lines.append(text.table(["method", "checkpointing", "takes", "smallest GPU"], rows))
+    lines.append("memory with one row per micro-batch:")
+    lines.append(text.table(["method", "checkpointing", "memory", "smallest GPU"], rows))
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A recommendation as a config: commented, and runnable as it stands."""
+"""A recommendation as a commented config that can be run as is."""
 
 import textwrap
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ MODELS = {
     "30B": "huggyllama/llama-30b",
     "70B": "meta-llama/Llama-2-70b-hf",
 }
-"""The models whose shapes the sizes are, on the hub."""
+"""The hub models whose shapes the sizes stand for."""
 
 
 def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
-    """The config of a recommendation. Raises ConfigError where nothing fits."""
+    """The config for a recommendation. Raises ConfigError if nothing fits."""
     choices = found["choices"]
     method = choices["method"]["value"]
     if method is None:
         raise ConfigError(f"--write: {choices['method']['reason']}; there is nothing to write")
     again = choices["gradient_checkpointing"]["value"]
-    lines = [f"# {asked.task} task, as loractl recommend sees it."]
+    lines = [f"# For a {asked.task} task, written by loractl recommend."]
     if method == "qlora":
         again = True
         lines += _comment_lines(
-            "QLoRA is what fits, but this version does not train on a packed base yet: this is LoRA"
+            "QLoRA would fit, but this version cannot train on a quantized base yet: this is LoRA"
             " with checkpointing and one row at a time, which needs more memory"
         )
     batch = 1 if method == "qlora" else choices["batch_size"]["value"]
@@ -38,17 +38,17 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
         f"  name_or_path: {scalar(MODELS.get(asked.model.upper(), asked.model))}",
     ]
     if asked.memory is not None:
-        lines.append(f"  dtype: {asked.dtype}  # as the memory was planned with")
+        lines.append(f"  dtype: {asked.dtype}  # as assumed in the memory estimate")
     lines += ["", "method: lora", "", "lora:"]
     lines += _setting_lines(choices, "rank", "rank")
     lines += _comment_lines(
-        f"to sweep: {', '.join(map(str, choices['sweep']['value']))}", indent="  "
+        f"worth a sweep: {', '.join(map(str, choices['sweep']['value']))}", indent="  "
     )
     lines += _setting_lines(choices, "alpha", "alpha")
     lines += _setting_lines(choices, "target_modules", "target_modules")
     lines += ["", "data:", f"  train: {scalar(asked.data or 'train.jsonl')}"]
     if asked.data is None:
-        lines[-1] += "  # the rows to learn from"
+        lines[-1] += "  # the training data"
     lines += _setting_lines(choices, "max_length", "max_length")
     if "too_long: drop" in choices["max_length"]["reason"]:
         lines.append("  too_long: drop")
@@ -64,7 +64,7 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
 
 
 def _setting_lines(choices: Mapping[str, Any], key: str, name: str) -> list[str]:
-    """A setting of a section under its reason."""
+    """A setting, preceded by its reason."""
     one = choices[key]
     return [
         *_comment_lines(f"{one['reason']} [{one['source']}]", indent="  "),

@@ -1,14 +1,14 @@
-"""transformers' list of its classes, kept between starts.
+"""transformers' list of its classes, cached between starts.
 
-Whenever it is imported, transformers reads 1,640 source files for the names of their classes, and
-reads them again for `transformers.models`: 0.5 s each time of the 6 that a start takes. It asks
-once more in `transformers.processing_utils`, which every model imports, and remembers its own
-answer then, but not one of ours: that import has to be within `keep_list` too.
+On import, transformers reads 1,640 source files to find the names of their classes, and reads them
+again for `transformers.models`: each time 0.5 s of the 6 s that a start takes. It reads them once
+more in `transformers.processing_utils`, which every model imports. It caches its own result there,
+but not one from us, so that import has to be inside `keep_list` too.
 
-So `define_import_structure` of `transformers.utils.import_utils` is patched, and put back when the
-imports are done. In its place the list lies in a file of the cache, with what tells whether it
-still holds: names, times and sizes of all those sources. Where it does not, or a version of
-transformers goes about it otherwise, it reads them as it always did.
+So `define_import_structure` of `transformers.utils.import_utils` is patched, and restored after the
+imports. The list is read from a cache file instead, stored with the names, times and sizes of all
+those sources. If they have changed, or another version of transformers works differently,
+transformers reads its sources as usual.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ MODULE = "transformers.utils.import_utils"
 MAKER = "define_import_structure"  # of that module: (path, prefix) -> Listed
 
 Listed = Mapping[frozenset[str], Mapping[str, set[str]]]
-"""What a class needs to be there -> module -> its classes."""
+"""Packages that classes need -> module -> its classes."""
 
 
 @contextlib.contextmanager
 def keep_list() -> Iterator[None]:
-    """Give transformers the list while it is imported, and leave it as it was.
+    """Give transformers the cached list while it is imported, then undo the patch.
 
-    Within another of its kind it does nothing.
+    Nested calls do nothing.
     """
     if importers.is_expected(MODULE):
         yield
@@ -51,7 +51,7 @@ def keep_list() -> Iterator[None]:
 
     def run_and_take_over(module: ModuleType, run: importers.Run) -> None:
         run(module)
-        take_over(module)  # `transformers` runs it and at once asks for the list
+        take_over(module)  # `transformers` runs it and asks for the list right away
 
     if MODULE in sys.modules:
         take_over(sys.modules[MODULE])
@@ -64,14 +64,14 @@ def keep_list() -> Iterator[None]:
 
 
 def models_beside(utils: Any) -> Path:
-    """The directory of all models."""
+    """The directory that holds all models."""
     return Path(utils.__file__).resolve().parent.parent / "models"
 
 
 def from_cache(own: Callable[..., Any], models: Path) -> Callable[..., Any]:
-    """`own`, with the two lists of all models taken from the cache."""
+    """`own`, but with the two lists of all models taken from the cache."""
     everything = functools.cache(lambda: _all_of(models, own))
-    known: dict[Path, tuple[dict[str, Any], str]] = {  # path -> options, what names begin with
+    known: dict[Path, tuple[dict[str, Any], str]] = {  # path -> options, prefix of the names
         models: ({"prefix": "models"}, "models."),
         models / "__init__.py": ({}, ""),
     }
@@ -110,13 +110,13 @@ def _all_of(models: Path, own: Callable[..., Any]) -> Listed:
         [sorted(needs), {name: sorted(classes) for name, classes in modules.items()}]
         for needs, modules in made.items()
     ]
-    with contextlib.suppress(OSError):  # then it is made again the next time
+    with contextlib.suppress(OSError):  # it is then computed again next time
         _write_list(place, json.dumps({"state": state, "listed": listed}))
     return made
 
 
 def sources_state(models: Path) -> str:
-    """Changes with each source file of the models, and with how they are listed."""
+    """A digest that changes with any source file of the models or of the code that lists them."""
     digest = hashlib.sha256()
     each = (path for path in models.iterdir() if path.is_dir())
     for directory in (models.parent / "utils", models, *sorted(each)):
@@ -128,7 +128,7 @@ def sources_state(models: Path) -> str:
 
 
 def _write_list(place: Path, text: str) -> None:
-    """By one rename, so that no other process reads a part."""
+    """Write the list with one rename, so that no other process reads part of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with making_in_cache(place.parent) as working:
         made = working / place.name

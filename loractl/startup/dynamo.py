@@ -1,10 +1,10 @@
-"""torch._dynamo, torch.compile's reader of Python code, run when something needs it.
+"""torch._dynamo, the front end of torch.compile, imported only when something needs it.
 
-transformers and torch's optimizers import it, 0.7 s of a start, for names that do nothing as long
-as nothing is compiled: `disable` a function for the compiler, mark one, `graph_break`. Here the
-entry `torch._dynamo` of `sys.modules` is a module with those names alone, and becomes the real one
-as soon as it is asked for anything else, a module inside it included; what was disabled or marked
-by then is so. Nothing else of torch is patched.
+transformers and torch's optimizers import it, which takes 0.7 s, for functions that do nothing
+unless something is compiled: `disable`, `graph_break` and marks on functions. Here the entry
+`torch._dynamo` in `sys.modules` is a module with only those names. It becomes the real one when any
+other name or submodule is requested; functions disabled or marked by then are so in the real one
+too. Nothing else in torch is patched.
 """
 
 import functools
@@ -20,12 +20,12 @@ from loractl.startup import importers
 
 NAME = "torch._dynamo"
 FREE = f"{NAME}._trace_wrapped_higher_order_op"
-"""The one module inside that transformers imports; it needs nothing of the rest."""
+"""The one submodule that transformers imports; it does not need the others."""
 LATER = "_loractl_later"
 
 
 def let_wait() -> AbstractContextManager[None]:
-    """Let torch._dynamo wait, where it is imported in here for the first time."""
+    """Delay torch._dynamo, if it is imported inside for the first time."""
     return importers.run_instead(NAME, _stand_in)
 
 
@@ -35,12 +35,12 @@ def _stand_in(module: ModuleType, run: importers.Run) -> None:
     except ImportError:  # another version of torch
         run(module)
     else:
-        del module.__path__  # whoever imports another module inside asks for it
+        del module.__path__  # importing any other submodule asks for it
         module.__class__ = _Waiting
 
 
 class _Waiting(ModuleType):
-    """The module before it is run. It has no name of the real one, so that each comes here."""
+    """The module before it is run. It has none of the real names, so each lookup comes here."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "disable":
@@ -49,8 +49,8 @@ class _Waiting(ModuleType):
             return _graph_break
         if name in ("assume_constant_result", "allow_in_graph"):
             return functools.partial(_mark_later, self, name)
-        with _one_at_a_time:  # another thread has it when it is whole
-            if self in _running:  # it looks into itself
+        with _one_at_a_time:  # another thread gets it only when complete
+            if self in _running:  # it is looking itself up while being run
                 raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
             if type(self) is _Waiting:
                 _run_real_(self)
@@ -62,15 +62,15 @@ _running: list[ModuleType] = []
 
 
 def _run_real_(module: ModuleType) -> None:
-    """Make it the real one."""
+    """Turn the stand-in into the real module."""
     spec = module.__spec__
-    assert spec is not None and spec.loader is not None, "it was found by one"
+    assert spec is not None and spec.loader is not None, "a spec with a loader found it"
     module.__path__ = spec.submodule_search_locations or []
     _running.append(module)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module.__name__]  # as with any import that fails
+        del sys.modules[module.__name__]  # as for any failed import
         raise
     finally:
         _running.remove(module)
@@ -80,13 +80,13 @@ def _run_real_(module: ModuleType) -> None:
 
 
 def _kept_for_later(module: ModuleType) -> list[Callable[[], object]]:
-    """What is to be done when the real one is there."""
+    """Calls to make once the real module is there."""
     found: list[Callable[[], object]] = vars(module).setdefault(LATER, [])
     return found
 
 
 def _graph_break(msg: str = "") -> None:
-    """Nothing is being compiled."""
+    """Do nothing: nothing is being compiled."""
 
 
 def _mark_later(module: ModuleType, how: str, fn: Any) -> Any:
@@ -99,11 +99,11 @@ def _mark_later(module: ModuleType, how: str, fn: Any) -> Any:
 def _disable_later(
     module: ModuleType, fn: Any = None, recursive: bool = True, **options: Any
 ) -> Callable[..., Any]:
-    """A function that is `fn` itself until the real module is there, then what that makes of it."""
+    """A function that calls `fn` until the real module is there, then its disabled version."""
     if fn is None:
         return functools.partial(_disable_later, module, recursive=recursive, **options)
-    if not isinstance(fn, FunctionType):  # a module or a class is changed, not wrapped
-        _ = module.__path__  # brings the real one
+    if not isinstance(fn, FunctionType):  # a module or class is modified, not wrapped
+        _ = module.__path__  # triggers the real import
     if type(module) is not _Waiting:
         return module.disable(fn, recursive, **options)  # type: ignore[no-any-return]
     disabled: Any = fn
@@ -115,7 +115,7 @@ def _disable_later(
     def disable() -> None:
         nonlocal disabled
         disabled = module.disable(fn, recursive, **options)
-        vars(called).update(vars(disabled))  # by which the compiler knows it
+        vars(called).update(vars(disabled))  # these attributes tell the compiler
 
     _kept_for_later(module).append(disable)
     return called

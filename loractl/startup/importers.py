@@ -1,8 +1,8 @@
-"""Take the place of running one module, whoever imports it.
+"""Replace the execution of one module on import, whoever imports it.
 
-For as long as `run_instead` lasts, a finder of ours stands first in `sys.meta_path`, and the loader
-that it finds runs the module our way once. No module is changed here: what is gained by it is told
-where it is used, in `class_lists` and `dynamo`.
+While `run_instead` is active, our finder is first in `sys.meta_path`, and the loader that it
+returns executes the module our way once. No module is changed here; the purposes are explained in
+the two users, `class_lists` and `dynamo`.
 """
 
 import sys
@@ -18,8 +18,8 @@ Run = Callable[[ModuleType], None]
 
 @contextmanager
 def run_instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[None]:
-    """Where `name` is imported in here for the first time, `act` is given the empty module and what
-    would run it."""
+    """If `name` is imported inside for the first time, call `act` with the empty module and the
+    function that would execute it."""
     finder = Finder(name, act)
     sys.meta_path.insert(0, finder)
     try:
@@ -29,12 +29,12 @@ def run_instead(name: str, act: Callable[[ModuleType, Run], None]) -> Iterator[N
 
 
 def is_expected(name: str) -> bool:
-    """Whether this is within an `run_instead` of that name."""
+    """Whether a `run_instead` for that name is active."""
     return any(isinstance(finder, Finder) and finder.name == name for finder in sys.meta_path)
 
 
 class Finder(MetaPathFinder):
-    """Finds one module as Python does, with another way of running it."""
+    """Finds one module as Python does, but replaces its execution."""
 
     def __init__(self, name: str, act: Callable[[ModuleType, Run], None]) -> None:
         self.name, self.act = name, act

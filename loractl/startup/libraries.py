@@ -1,12 +1,12 @@
-"""torch and transformers, imported whole and sooner than by the first who needs a part of them.
+"""torch and transformers, imported in one place and faster than by a plain import.
 
-While they are imported, this patches `inspect.getmodule` of the standard library and switches the
-search for garbage off; `class_lists` patches `transformers.utils.import_utils`, and `dynamo` stands
-in for `torch._dynamo`. All but the last is as it was when the import is done.
+During the import this patches `inspect.getmodule` of the standard library and switches garbage
+collection off; `class_lists` patches `transformers.utils.import_utils`, and `dynamo` stands in for
+`torch._dynamo`. All but the last are undone when the import is finished.
 
-`$LORACTL_PLAIN_START` set to 1 leaves all of it out, where another version of a library does not
-bear it: the same modules are then imported as Python does. `import_` takes 4.2 s with all of it and
-7.0 without (medians of three, two busy cores of an Intel Xeon, files in memory).
+`$LORACTL_PLAIN_START` set to 1 disables all of it, in case another version of a library does not
+work with it: the same modules are then imported as usual. `import_` takes 4.2 s with all of it and
+7.0 s without (medians of three, two busy cores of an Intel Xeon, files in memory).
 """
 
 import gc
@@ -21,13 +21,13 @@ from loractl.startup import class_lists, dynamo
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Import in here what brings torch and transformers.
+    """A context in which importing torch and transformers is faster.
 
-    The list of transformers' classes is taken from the cache, and two things are left undone that
-    take 1.5 and 0.2 of the 7 s of all imports. The search for cyclic garbage: what is imported
-    stays anyway. And the search through all modules for the one that a source file belongs to:
-    torch notes the line that defines an operator, which inspect reads as well without an answer.
-    Where a plain start is asked for, all is done as ever.
+    The list of transformers' classes comes from the cache, and two things are skipped that take
+    1.5 s and 0.2 s of the 7 s of all imports. Cyclic garbage collection: imported modules stay
+    anyway. And the search through all modules for the one that a source file belongs to: torch
+    records the line that defines an operator, which inspect finds without that search too.
+    With a plain start, nothing is changed.
     """
     if _is_plain():
         yield
@@ -53,7 +53,7 @@ def _is_plain() -> bool:
 
 
 def import_() -> None:
-    """Import what every command needs that loads a base. Costs nothing the second time."""
+    """Import what every command that loads a base needs. A second call costs nothing."""
     with quickly():
         import_transformers()
         import transformers.modeling_utils
@@ -61,8 +61,8 @@ def import_() -> None:
 
 
 def import_transformers() -> None:
-    """Import transformers without what loads a model, which takes 1.5 s more: something else can be
-    begun before that."""
+    """Import transformers without the modules that load a model, which take another 1.5 s, so that
+    other work can start before that."""
     with quickly():
         import transformers
         import transformers.models  # noqa: F401

@@ -1,4 +1,4 @@
-"""What processes exchange. With one of them nothing is, and torch.distributed is not imported."""
+"""What processes exchange. A single process exchanges nothing and skips torch.distributed."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def sum_over_ranks(world: World, values: Sequence[float]) -> list[float]:
-    """The sums of each value over all processes, added in float64; each gives as many."""
+    """Sum each value over all processes, in float64; every process gives equally many."""
     if world.size == 1:
         return list(values)
     import torch
@@ -22,10 +22,10 @@ def sum_over_ranks(world: World, values: Sequence[float]) -> list[float]:
 
 
 def sum_gradients_(world: World, parameters: Iterable["nn.Parameter"]) -> None:
-    """Give every process the sums of all their gradients, in one exchange for all parameters.
+    """Give every process the sums of all gradients, in one exchange for all parameters.
 
-    A process whose rows reach a parameter not at all adds nothing to it; one that no process
-    reaches keeps no gradient.
+    A process whose rows do not reach a parameter adds nothing to it; a parameter that no process
+    reaches has no gradient.
     """
     if world.size == 1:
         return

@@ -17,16 +17,16 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
 }
-"""Share of the learning rate left when a share `done` in [0, 1] of the later steps is done."""
+"""Fraction of the learning rate left when a fraction `done` of the steps after warmup is done."""
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate of each step: linear warm-up to `peak`, then down the schedule."""
+    """The learning rate of each step: linear warmup to `peak`, then decay by the schedule."""
 
     peak: float
     schedule: str
-    warmup: float  # below 1: a share of the steps; else steps
+    warmup: float  # below 1: a fraction of the steps; else a number of steps
     total: int
 
     @property
@@ -44,7 +44,7 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the groups of parameters differ in."""
+    """The settings in which parameter groups differ."""
 
     learning_rate: float
     weight_decay: float
@@ -52,12 +52,12 @@ class Rates:
 
 
 Build = Callable[[list[dict[str, Any]], float, bool | None], torch.optim.Optimizer]
-"""(groups, learning rate, whether in one kernel) -> an optimizer."""
+"""(groups, learning rate, whether to use one fused kernel) -> an optimizer."""
 
 BUILDERS: dict[str, Build] = {
     "adamw": lambda groups, rate, fused: torch.optim.AdamW(groups, lr=rate, fused=fused),
 }
-"""What stands in config/optimizers and can be trained with in this version."""
+"""The optimizers of config/optimizers that this version can train with."""
 
 
 def build_optimizer(
@@ -69,10 +69,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over named parameters; biases and norms (one dimension) are not decayed.
 
-    Each group carries the `ratio` of its rate to the learning rate; whoever sets rates multiplies
-    by it. LoRA+ (arXiv 2402.12354) gives B and vectors `lora_plus_ratio`, by the groups of its
-    authors and of PEFT, and the rest 1. `fused` None: one kernel for all parameters where all of
-    them are on a GPU.
+    Each group has a `ratio` by which the learning rate is multiplied for it. LoRA+ (arXiv
+    2402.12354) sets it to `lora_plus_ratio` for B and vectors, grouped as by its authors and PEFT,
+    and to 1 for the rest. `fused` None: one kernel for all parameters if all are on a GPU.
     """
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, parameter in parameters.items():
@@ -90,16 +89,16 @@ def build_optimizer(
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the rate of the next step, each group's in its ratio."""
+    """Set the rate of the next step, multiplied by each group's ratio."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["ratio"]
 
 
 def is_B(name: str) -> bool:
-    """Whether a parameter, by PEFT's names, is the B of a linear layer.
+    """Whether a parameter, by its PEFT name, is the B of a linear layer.
 
-    An embedding's is none: its input is one-hot, so that the widths on which LoRA+ rests are not
-    those of its A and B. Both go at the plain rate (PEFT takes a fixed 1e-6, which trains nothing).
+    The B of an embedding does not count: its input is one-hot, so the widths that LoRA+ reasons
+    with are not those of its A and B. Both use the plain rate (PEFT's fixed 1e-6 trains nothing).
     """
     return ".lora_B." in name
 
@@ -121,19 +120,19 @@ def restore_state_(
     tensors: Mapping[str, torch.Tensor],
     kind: OptimizerKind,
 ) -> None:
-    """Put back what `state_tensors` gave, by the names of `kind`.
+    """Restore what `state_tensors` returned, by the names of `kind`.
 
-    Raises KeyError when a part of it is missing, and for one that is not of that optimizer.
+    Raises KeyError if a part is missing or does not belong to that optimizer.
     """
     known = {f"{what}.{name}" for name in parameters for what in (*kind.scalars, *kind.shaped)}
     if unread := sorted(tensors.keys() - known):
-        raise KeyError(f"{unread[0]}: not kept by this optimizer")
+        raise KeyError(f"{unread[0]}: not part of this optimizer's state")
     for name, parameter in parameters.items():
         if not any(f"{what}.{name}" in tensors for what in (*kind.scalars, *kind.shaped)):
-            # In fp16 a run may have skipped every step so far: no state yet, for any parameter
+            # In fp16 every step so far may have been skipped: no parameter has state yet
             continue
-        # The step count lives on the CPU in torch's default AdamW, and beside the parameter, as
-        # the averages do, in the fused one.
+        # The step count lives on the CPU in torch's default AdamW; in the fused one it is on the
+        # parameter's device, like the averages.
         device = parameter.device if optimizer.defaults.get("fused") else "cpu"
         optimizer.state[parameter] = {
             **{what: tensors[f"{what}.{name}"].to(device, copy=True) for what in kind.scalars},

@@ -1,5 +1,5 @@
-"""`lora.rank_schedule`: the rank of every adapter changes after given steps, and what the optimizer
-keeps of it too. A function of (seed, step) alone, so that a checkpoint keeps nothing of it."""
+"""`lora.rank_schedule`: every adapter, with its optimizer state, changes rank after given steps.
+This depends only on (seed, step), so a checkpoint stores nothing for it."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from loractl.training.state import seed_of_step
 
 
 class RankSchedule:
-    """Serves as a RankPolicy (`steps`)."""
+    """Implements RankPolicy (`steps`)."""
 
     def __init__(
         self,
@@ -26,13 +26,17 @@ class RankSchedule:
         seed: int,
         kind: OptimizerKind,
     ) -> None:
-        """`schedule` maps steps, counted from 1, to the rank from then on."""
+        """`schedule` maps steps, counted from 1, to the rank from that step on."""
         self.layers = layers
         self.schedule = schedule
         self.optimizer = optimizer
         self.init = init
         self.seed = seed
         self.kind = kind
+
+    @property
+    def settled(self) -> int:
+        return max(self.schedule)
 
     def penalty(self) -> Tensor | None:
         return None
@@ -41,7 +45,7 @@ class RankSchedule:
         return {}
 
     def restore_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing to put back: ranks come with the adapter's own tensors."""
+        """Nothing to restore: the adapter's own tensors determine the ranks."""
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
@@ -62,7 +66,7 @@ class RankSchedule:
             lambda missing: start(missing, layer.d_in, layer.d_out, generator),
             self._read_moments(layer),
         )
-        # The parameters stay the same objects: whoever holds them, the optimizer too, goes on.
+        # The parameters stay the same objects, so references such as the optimizer's stay valid.
         set_values_(layer.A, new.A)
         set_values_(layer.B, new.B)
         if new.moments is not None:

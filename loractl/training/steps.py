@@ -1,8 +1,8 @@
-"""The training loop as a generator: one optimizer step a yield. The caller logs and saves."""
+"""The training loop as a generator: one optimizer step per yield. The caller logs and saves."""
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,8 @@ from loractl.world import ALONE, World
 
 
 class Loss(Protocol):
-    """A sum over what a batch trains, and the count by which a step divides the sums of all its
-    batches: trained tokens, or weights, or pairs. Only the loss knows what it counts."""
+    """A sum over a batch, and the count by which a step divides the sums of all its batches:
+    trained tokens, weights or pairs. Only the loss knows what it counts."""
 
     def count(self, batch: Batch) -> float:
         """The count of a batch, before its sum is computed."""
@@ -28,24 +28,31 @@ class Loss(Protocol):
     def __call__(self, batch: Batch) -> tuple[Tensor, float]:
         """(sum, count) of a batch on the model's device."""
 
+    def of_rows(self, batch: Batch) -> Sequence[tuple[float, float]]:
+        """(sum, count) of each row of a batch, without gradients."""
+
 
 LOWEST_LOSS_SCALE = 1.0
 
 
 class RankPolicy(Protocol):
-    """What changes ranks while a run goes on, and what it adds to the loss."""
+    """What changes ranks during a run, and adds to the loss."""
+
+    @property
+    def settled(self) -> int:
+        """The step after which no rank changes any more."""
 
     def penalty(self) -> Tensor | None:
-        """A scalar that is added once to the mean loss of a step."""
+        """A scalar that is added to the mean loss of a step once."""
 
     def after_update(self, step: int) -> None:
-        """Called after step `step`, counted from 1, was applied, with its gradients still there."""
+        """Called when step `step`, counted from 1, has been applied; its gradients still exist."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """What a checkpoint keeps of it."""
+        """The tensors to keep in a checkpoint."""
 
     def restore_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Restore what `tensors` returned."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,12 @@ class Step:
     step: int  # counted from 1
     epoch: float
     loss: float  # mean over the window's trained tokens, in nats
-    lr: float  # of A; with LoRA+ that of B is higher
+    lr: float  # of A; with LoRA+ the rate of B is higher
     grad_norm: float  # before clipping
     tokens: int  # real tokens of the step, over all processes
     trained_tokens: int
     seconds: float
-    skipped: str = ""  # why it left the weights alone, where it did
+    skipped: str = ""  # why it left the weights unchanged, if it did
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,13 @@ class Recipe:
     seed: int
     device: torch.device
     scaler: torch.amp.GradScaler  # disabled unless the base computes in fp16
-    non_finite_limit: int = 1  # steps in a row whose numbers are not finite: the last one stops
+    non_finite_limit: int = 1  # non-finite steps in a row after which training stops
     ranks: RankPolicy | None = None
     world: World = ALONE
 
 
 class _NotFinite(NumericError):
-    """The loss or the gradients of a step are not finite; its weights are still the old ones."""
+    """The loss or the gradients of a step are not finite; the weights are still unchanged."""
 
     def __init__(self, what: str, where: str, loss: float) -> None:
         super().__init__(what, where)
@@ -93,13 +100,13 @@ def steps(
     state: TrainState,
     recipe: Recipe,
 ) -> Iterator[Step]:
-    """Train until `recipe.learning_rate.total` steps are done; `state` is brought up to date before
-    each yield.
+    """Train until `recipe.learning_rate.total` steps are done; `state` is updated before each
+    yield.
 
     The loss of a window is the sum over all its trained tokens divided once by their number, so
-    that a window gives the same step however it is cut into micro-batches. A step whose loss or
-    gradient is not finite touches no weights: it is skipped, or at the limit of `recipe` raises
-    NumericError, naming the step and the rows.
+    a window gives the same step however it is split into micro-batches. A step whose loss or
+    gradient is not finite changes no weights: it is skipped, or at the limit of `recipe` raises
+    NumericError with the step and the rows.
     """
     total = recipe.learning_rate.total
     for window, after in windows:
@@ -108,15 +115,15 @@ def steps(
         began = time.perf_counter()
         lr = recipe.learning_rate.at(state.step)
         set_rate_(optimizer, lr)
-        # Dropout depends on (seed, step) alone: a resumed run draws what the uninterrupted one
-        # drew.
+        # Dropout depends only on (seed, step): a resumed run draws what the uninterrupted one
+        # would have drawn.
         torch.manual_seed(seed_of_step(recipe.seed, state.step))
         count, tokens, trained = _add_up(loss, window, recipe.world)
         mean = norm = math.nan
         skipped = ""
         try:
             mean = _add_gradients(loss, parameters, window, count, recipe)
-            if state.step == state.skipped:  # the first that is taken
+            if state.step == state.skipped:  # the first one taken
                 _check_reached(parameters)
             norm = _apply_gradients(parameters, optimizer, recipe, window, mean)
             state.skipped_in_row = 0
@@ -127,8 +134,8 @@ def steps(
             state.skipped += 1
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
         if not math.isfinite(norm):
-            optimizer.zero_grad(set_to_none=True)  # of a step that was not taken, in fp16 too
-        # After such a step too: a schedule goes on, and there are no gradients to learn from.
+            optimizer.zero_grad(set_to_none=True)  # the step was not taken; in fp16 too
+        # Also after a skipped step: a schedule goes on, and there are no gradients to learn from.
         if recipe.ranks is not None:
             recipe.ranks.after_update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
@@ -142,7 +149,7 @@ def steps(
 
 
 def _add_up(loss: Loss, window: list[Batch], world: World) -> tuple[float, int, int]:
-    """The loss's count of a step, its real tokens and its trained ones, over all processes."""
+    """A step's loss count, real tokens and trained tokens, over all processes."""
     of_loss = sum(loss.count(batch) for batch in window)
     tokens = sum(batch.n_tokens for batch in window)
     trained = sum(batch.n_trained for batch in window)
@@ -157,9 +164,9 @@ def _add_gradients(
     count: float,
     recipe: Recipe,
 ) -> float:
-    """Add up the gradients of a step's mean loss and of the penalty; return that mean alone.
+    """Accumulate the gradients of a step's mean loss and of the penalty; return only the mean loss.
 
-    `count` is that of the whole step: each sum is divided by it once.
+    `count` is that of the whole step; each sum is divided by it once.
     """
     sums = []
     for batch in window:
@@ -170,7 +177,7 @@ def _add_gradients(
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
-    own = float(torch.stack(sums).sum()) if sums else 0.0  # of several, one may have no rows left
+    own = float(torch.stack(sums).sum()) if sums else 0.0  # this process may have no rows left
     mean = sum_over_ranks(recipe.world, [own])[0] / count
     if not math.isfinite(mean):
         bad = [b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)] or window
@@ -192,11 +199,11 @@ def _apply_gradients(
     norm = float(nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm))
     if not math.isfinite(norm) and not _may_lower(scaler):
         if scaler.is_enabled():
-            scaler.update()  # it asks for one after each unscale_
+            scaler.update()  # required after each unscale_
         lines = ", ".join(_name_rows(batch) for batch in window[:4])
         raise _NotFinite(f"gradient norm is {norm}", lines, loss)
-    # In fp16 a gradient over the range of the format is a reason to lower the scale, not to stop:
-    # the scaler then leaves the weights as they are.
+    # In fp16 a gradient beyond the format's range is a reason to lower the scale, not to stop: the
+    # scaler then leaves the weights unchanged.
     scaler.step(optimizer)
     count_versions_(parameters.values())
     scaler.update()
@@ -212,8 +219,7 @@ def _check_reached(parameters: Mapping[str, nn.Parameter]) -> None:
     if lost:
         raise NumericError(
             f"step 1: {len(lost)} of {len(parameters)} trained tensors got no gradient, the"
-            f" first: {lost[0]};"
-            " the model does not use them"
+            f" first: {lost[0]}; the model does not use them"
         )
 
 
@@ -223,9 +229,9 @@ def _name_rows(batch: Batch) -> str:
 
 
 def _explain_stop(fault: _NotFinite, state: TrainState, recipe: Recipe) -> NumericError:
-    row = f" (the {recipe.non_finite_limit} steps up to it were not finite)"
+    row = f" (not finite in {recipe.non_finite_limit} steps in a row)"
     return NumericError(
         f"step {state.step + 1}: {fault.what}, in {fault.where}"
         f"{row if recipe.non_finite_limit > 1 else ''}; the weights are those of the last step"
-        f" that was taken; try a lower learning_rate than {recipe.learning_rate.peak:g}"
+        f" taken; try a learning_rate below {recipe.learning_rate.peak:g}"
     )

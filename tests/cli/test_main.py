@@ -25,7 +25,7 @@ from loractl.errors import (
 
 COMMANDS = [
     "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters", "inspect",
-    "estimate", "recommend", "schema", "doctor",
+    "plot", "estimate", "recommend", "schema", "doctor",
 ]  # fmt: skip
 LATER = [
     "report",

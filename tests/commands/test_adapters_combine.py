@@ -146,16 +146,16 @@ def test_what_dare_drops_is_a_matter_of_the_seed_alone(
 
 WRONG_RECIPES: dict[str, tuple[list[str], list[str]]] = {
     "another word": (["--how", "cta"], ["--how: found 'cta'", "did you mean cat"]),
-    "rank of a sum": (["--how", "cat", "--rank", "4"], ["--rank", "only --how svd"]),
-    "no density": (["--how", "ties"], ["--density: missing"]),
+    "rank of a sum": (["--how", "cat", "--rank", "4"], ["--rank", "only to --how svd"]),
+    "no density": (["--how", "ties"], ["--density: not set"]),
     "density of a sum": (["--how", "cat", "--density", "0.5"], ["--density", "not cat"]),
-    "density": (["--how", "dare", "--density", "1.5"], ["--density: 1.5"]),
-    "no number": (["--how", "ties", "--density", "nan"], ["--density: nan"]),
-    "seed": (["--how", "svd", "--seed", "1"], ["--seed: nothing is drawn by svd"]),
-    "weight of none": (["--how", "cat", "--weight", "c=1"], ["--weight: 'c=1'", "a, b"]),
-    "no weight": (["--how", "cat", "--weight", "a=x"], ["--weight: 'a=x'", "a=0.5"]),
+    "density": (["--how", "dare", "--density", "1.5"], ["--density: found 1.5"]),
+    "no number": (["--how", "ties", "--density", "nan"], ["--density: found nan"]),
+    "seed": (["--how", "svd", "--seed", "1"], ["svd is not random"]),
+    "weight of none": (["--how", "cat", "--weight", "c=1"], ["--weight: found 'c=1'", "a, b"]),
+    "no weight": (["--how", "cat", "--weight", "a=x"], ["--weight: found 'a=x'", "a=0.5"]),
     "infinite": (["--how", "cat", "--weight", "a=inf"], ["a=inf", "finite"]),
-    "twice": (["--how", "cat", "--weight", "a=1", "--weight", "a=2"], ["a has two weights"]),
+    "twice": (["--how", "cat", "--weight", "a=1", "--weight", "a=2"], ["two weights for a"]),
     "nothing": (["--how", "cat", "--weight", "a=0", "--weight", "b=0"], ["changes nothing"]),
     "ranks": (["--how", "linear"], ["ranks 2, 4", "adapters resize first"]),
 }
@@ -178,7 +178,7 @@ def test_adapters_of_different_bases_are_not_combined(
 ) -> None:
     a, b = adapter_dir(base("llama"), "a"), adapter_dir(base("llama", seed=1), "b")
     assert combine(tmp_path / "out", "--how", "cat", a=a, b=b) == 2
-    assert_refused(capsys, "b was trained on another base than a", "their bytes differ")
+    assert_refused(capsys, "b was trained on a different base than a", "their bytes differ")
     (b / ABOUT).unlink()
     assert combine(tmp_path / "out", "--how", "cat", a=a, b=b) == 0
     assert "note: a names the base" in capsys.readouterr().err

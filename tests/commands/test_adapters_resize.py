@@ -51,7 +51,7 @@ def test_resizing_to_more_than_the_rank_changes_no_answer_here_and_in_peft(
     architecture, settings = TARGETS[target]
     directory = adapter_dir(base(architecture), scaling="rslora", **settings)
     assert resize(directory, tmp_path / "out", "--rank", "9") == 0
-    assert "nothing was cut" in capsys.readouterr().err
+    assert "nothing was reduced" in capsys.readouterr().err
     expected = logits(ours(base(architecture), directory))
     assert_close(logits(ours(base(architecture), tmp_path / "out")), expected)
     assert_close(logits(peft_model(base(architecture), tmp_path / "out")), expected)
@@ -105,18 +105,18 @@ def test_what_stands_at_the_place_of_the_result_is_kept_unless_it_may_go(
     (tmp_path / "mine" / "thesis.tex").touch()
     capsys.readouterr()
     assert resize(directory, tmp_path / "mine", "--rank", "2", "--overwrite") == 2
-    assert_refused(capsys, "holds no adapter; --overwrite replaces nothing else")
+    assert_refused(capsys, "is not an adapter, and --overwrite replaces only adapters")
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["neither given"]),
-        (["--rank", "2", "--energy", "0.5"], ["both given"]),
-        (["--energy", "0"], ["--energy: 0.0"]),
-        (["--energy", "95"], ["--energy: 95.0", "0.95"]),
-        (["--energy", "nan"], ["--energy: nan"]),
+        ([], ["found neither"]),
+        (["--rank", "2", "--energy", "0.5"], ["found both"]),
+        (["--energy", "0"], ["--energy: found 0.0"]),
+        (["--energy", "95"], ["--energy: found 95.0", "at most 1"]),
+        (["--energy", "nan"], ["--energy: found nan"]),
         (["--rank", "0"], ["--rank", "loractl adapters resize --help"]),
         (["--rank", "2.5"], ["--rank", "integer"]),
     ],

@@ -81,8 +81,8 @@ def test_the_first_adapter_answers_then_whoever_is_chosen_each_with_the_whole_hi
     two = ask("wide", "Is it 1?", one, "And 2?")
     three = ask(None, "Is it 1?", one, "And 2?", two, "And 3?")
     assert out == f"{one}\n{two}\n{three}\n" and len({one, two, three}) == 3
-    assert "thin answers; /help" in err and "wide answers from now on" in err
-    assert err.count("base answers from now on") == 2 and "> " not in out + err
+    assert "thin is active; /help" in err and "wide is now active" in err
+    assert err.count("base is now active") == 2 and "> " not in out + err
 
 
 def test_compare_shows_the_base_and_every_adapter_and_leaves_the_conversation(
@@ -100,7 +100,7 @@ def test_compare_shows_the_base_and_every_adapter_and_leaves_the_conversation(
 
 def test_reset_forgets_what_was_said(chat: Chat, ask: Ask) -> None:
     out, err = chat("much was said before", "/reset", "Is it 1?")
-    assert out.endswith(f"\n{ask('thin', 'Is it 1?')}\n") and "forgotten" in err
+    assert out.endswith(f"\n{ask('thin', 'Is it 1?')}\n") and "conversation cleared" in err
 
 
 def test_the_adapters_are_listed_with_rank_and_size_and_a_mark_on_who_answers(chat: Chat) -> None:
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_and_the_conversation_goes_on(
 
 def test_a_conversation_that_grew_too_long_is_told_to_begin_anew(chat: Chat, ask: Ask) -> None:
     out, err = chat("Is it 1?", "much " * 600, "/reset", "Is it 1?")
-    assert "512 positions; shorten it; /reset forgets what was said before" in err
+    assert "512 positions; shorten it; /reset clears the conversation" in err
     assert out == f"{ask('thin', 'Is it 1?')}\n" * 2
 
 
@@ -157,7 +157,7 @@ def test_a_base_alone_can_be_talked_with(
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/adapters"))
     assert main(["chat", *SHORT, "--model", str(base("llama"))]) == 0
     out, err = capsys.readouterr()
-    assert "base answers; /help" in err and out.splitlines()[-1] == "*  base"
+    assert "base is active; /help" in err and out.splitlines()[-1] == "*  base"
 
 
 def test_a_model_without_a_template_says_that_it_continues_text(
@@ -170,14 +170,14 @@ def test_a_model_without_a_template_says_that_it_continues_text(
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is\n"))
     assert main(["chat", *SHORT, "--model", str(tmp_path / "bare")]) == 0
     out, err = capsys.readouterr()
-    assert "no chat template; what you write is continued as plain text" in err and len(out) > 1
+    assert "no chat template; your input is continued as plain text" in err and len(out) > 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "nothing to talk with: give --adapter NAME=DIR, or --model"),
-        (["--adapter", "base=x"], "'base' means the model alone"),
+        ([], "no model to chat with; give --adapter NAME=DIR or --model"),
+        (["--adapter", "base=x"], "'base' is reserved for the base"),
         (["--adapter", "a=NOWHERE"], "NOWHERE: no such directory"),
         (["--model", "NOWHERE"], "NOWHERE"),
         (["--model", "x", "--dtype", "float8"], "--dtype"),
@@ -206,7 +206,7 @@ def test_bytes_that_are_no_text_are_refused(
         stdin = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "utf-8", errors)
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["chat", *SHORT, *flags]) == 2
-        assert "error: stdin: not UTF-8 text" in capsys.readouterr().err
+        assert "error: stdin: found bytes that are not UTF-8" in capsys.readouterr().err
 
 
 class Terminal:

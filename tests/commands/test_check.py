@@ -56,7 +56,7 @@ def test_the_preview_marks_exactly_what_is_trained(config_file: Config, capsys: 
     assert main(["check", str(config)]) == 0
     out = capsys.readouterr().out
     assert "⟦0 plus 0 is 0.<|im_end|>⟧" in out and "\x1b" not in out
-    assert re.search(r"checked in [\d.]+ s: [\d.]+ s, and [\d.]+ s of the step", out)
+    assert re.search(r"checked in [\d.]+ s: [\d.]+ s for the step, [\d.]+ s for the rest", out)
     assert "train: " in out and "12 rows, 12 examples" in out
 
 
@@ -74,14 +74,14 @@ def test_rows_that_are_too_long_are_refused_with_a_histogram(
     assert main(["check", str(config_file("data: {max_length: 60}"))]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "<- data.max_length" in err
-    assert "would keep 99 % of the rows" in err and "would lose tokens of an answer" in err
+    assert "would keep 99% of the rows" in err and "would lose tokens of an answer" in err
     assert not (tmp_path / "run").exists()
 
 
 def test_rows_that_lose_their_answer_are_named(config_file: Config, capsys: Capture) -> None:
     report = check(config_file("data: {max_length: 60, too_long: truncate}"), capsys)
-    cut = finding(report, "cut")
-    assert cut["state"] == "note" and "lose tokens of an answer" in cut["text"]
+    cut = finding(report, "truncated")
+    assert cut["state"] == "note" and "part of an answer is lost" in cut["text"]
     assert finding(report, "no answer")["text"].endswith("or remove them")
 
 
@@ -123,7 +123,7 @@ def test_an_unusual_learning_rate_is_told(config_file: Config, capsys: Capture) 
     for rate, state in (("1e-6", "note"), ("2e-4", "ok"), ("0.5", "note")):
         config = config_file("train: {steps: 2}")
         report = check(config, capsys, "--set", f"train.learning_rate={rate}")
-        assert finding(report, "rate")["state"] == state, rate
+        assert finding(report, "learning rate")["state"] == state, rate
 
 
 def test_a_run_that_is_there_forbids_what_train_would_not_start(
@@ -154,7 +154,7 @@ def test_a_file_that_reads_back_otherwise_fails_the_check(
 
     monkeypatch.setattr(check_step, "write_trained", wrong)
     assert main(["check", str(config_file())]) == 4
-    assert "what was read back is not what was saved" in capsys.readouterr().err
+    assert "the tensor read back differs from the one saved" in capsys.readouterr().err
 
 
 def test_bad_rows_and_bad_keys_are_told_as_train_tells_them(

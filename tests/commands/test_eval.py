@@ -135,7 +135,7 @@ def test_base_adapter_and_full_fine_tuning_stand_in_one_table_with_what_was_forg
     assert main(["eval", *words]) == 0
     said = capsys.readouterr()
     assert said.out.split()[:4] == ["model", "loss", "retain", "loss"]
-    assert "7 rows, 10 of general text; in brackets the 95 % interval" in said.err
+    assert "7 rows and 10 of general text; brackets show 95% confidence intervals" in said.err
 
 
 def test_answers_are_counted_by_every_metric(
@@ -154,14 +154,20 @@ def test_answers_are_counted_by_every_metric(
     ("flags", "words"),
     [
         (["--metrics", "accuracy"], ["'accuracy'", "loss, perplexity, exact_match"]),
-        (["--metrics", "regex"], ["--regex PATTERN and the metric regex belong together"]),
-        (["--metrics", "regex", "--regex", "("], ["--regex: '('", "no regular expression"]),
+        (["--metrics", "regex"], ["--regex PATTERN and the metric regex must be given together"]),
+        (
+            ["--metrics", "regex", "--regex", "("],
+            ["--regex: found '('", "not a valid regular expression"],
+        ),
         (["--retain", "nowhere.jsonl"], ["--retain: nowhere.jsonl does not exist"]),
         (["--dtype", "foo"], ["--dtype: found 'foo'", "auto, float32, bfloat16, float16"]),
         (["--dtype", "bf16"], ["--dtype: found 'bf16'"]),
         (["--metrics", ""], ["--metrics: found ''"]),
         (["--metrics", "los"], ["--metrics: found 'los'", "did you mean loss"]),
-        (["--rows", "absent/rows.jsonl"], ["--rows: absent/rows.jsonl lies in no directory"]),
+        (
+            ["--rows", "absent/rows.jsonl"],
+            ["--rows: absent/rows.jsonl is not in an existing directory"],
+        ),
     ],
 )
 def test_wrong_flags_are_refused(
@@ -177,7 +183,7 @@ def test_text_without_answers_has_losses_alone(
 ) -> None:
     adapter = adapter_dir(base("llama"))
     assert main(["eval", str(adapter), "--data", str(general)]) == 2
-    assert "no conversations that end with an answer" in capsys.readouterr().err
+    assert "not conversations that end with an answer" in capsys.readouterr().err
     found = evaluated(capsys, str(adapter), "--data", str(general), "--metrics", "loss")
     assert found[0]["rows"] == len(TEXT * 2)
 

@@ -62,7 +62,7 @@ def test_the_dtype_of_a_merged_model_is_that_of_its_base(
 ) -> None:
     assert export(adapter_dir(wide("phi3"), size=SIZE), "merged-gguf", tmp_path / "m.gguf") == 0
     err = capsys.readouterr().err
-    assert "llama.cpp (f32)" in err and "the context is cut to 48 tokens" in err
+    assert "llama.cpp (f32)" in err and "the context is limited to 48 tokens" in err
 
 
 def test_logits_of_llama_cpp_agree_with_peft(
@@ -195,7 +195,7 @@ def test_token_ids_other_than_those_of_training_fail_the_proof(
 
     monkeypatch.setattr(gguf_vocabulary, "byte_level_fields", wrong)
     assert export(adapter_dir(wide("qwen2"), size=SIZE), "gguf", tmp_path / "a.gguf") == 4
-    assert_refused(capsys, "FAILED", "the first that differs")
+    assert_refused(capsys, "FAILED", "first text that differs")
 
 
 def test_an_adapted_head_that_is_tied_goes_into_a_merged_model_alone(

@@ -36,7 +36,7 @@ def test_dora_is_refused_by_name_and_goes_into_a_merged_model(
     capsys.readouterr()
     for to in ("gguf", "peft"):
         assert export(tmp_path / "run", to, tmp_path / "a") == 2
-        assert_refused(capsys, "lora_magnitude_vector is no part of a plain low-rank update")
+        assert_refused(capsys, "lora_magnitude_vector is not part of a plain low-rank update")
     assert export(tmp_path / "run", "merged-gguf", tmp_path / "m.gguf") == 0
     assert "proven" in capsys.readouterr().err
 
@@ -103,5 +103,5 @@ def test_a_chat_template_that_ollama_has_no_family_for_is_refused(
     template = "{% for m in messages %}## {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
     (adapter / "chat_template.jinja").write_text(template)
     assert export(adapter, "ollama", tmp_path / "out") == 2
-    assert_refused(capsys, "renders as none of the families", "ChatML, Llama 3, Gemma")
+    assert_refused(capsys, "does not match any family", "ChatML, Llama 3, Gemma")
     assert not (tmp_path / "out").exists()

@@ -192,7 +192,7 @@ def test_draws_with_a_seed_come_again(base: Any, capsys: Capture) -> None:
         (["--prompt", "x", "--model", "NOWHERE"], "NOWHERE"),
         (["--prompt", "x", "--adapter", "a=NOWHERE"], "NOWHERE"),
         (["--prompt", "x", "--adapter", "=YES"], "NAME=DIR"),
-        (["--prompt", "x", "--adapter", "a=YES", "--adapter", "a=NO"], "a name of its own"),
+        (["--prompt", "x", "--adapter", "a=YES", "--adapter", "a=NO"], "a unique name"),
         (["--prompt", "x", "--adapter", "a=YES", "--adapter", "b=NO"], "use --prompts"),
         (["--prompts", "NOWHERE.jsonl", "--model", "BASE"], "NOWHERE.jsonl"),
         (["--prompt", "x", "--model", "BASE", "--dtype", "float8"], "--dtype"),
@@ -222,11 +222,14 @@ def test_what_cannot_be_answered_is_said(
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "x", "adapter": "other"}, "adapter 'other', expected one of --adapter: yes"),
+        (
+            {"prompt": "x", "adapter": "other"},
+            "adapter: found 'other', expected one of --adapter: yes",
+        ),
         ({"prompt": "x", "adapter": ["yes"]}, "expected one of --adapter: yes"),
-        ({"prompt": "x", "adapter": 3}, "adapter 3"),
-        ({"prompt": 3}, "expected a prompt (text) or messages"),
-        ({"question": "x"}, "expected a prompt (text) or messages"),
+        ({"prompt": "x", "adapter": 3}, "adapter: found 3"),
+        ({"prompt": 3}, "expected prompt (a string) or messages"),
+        ({"question": "x"}, "expected prompt (a string) or messages"),
         ({"messages": []}, "messages is an empty list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role is 'robot'"),
     ],

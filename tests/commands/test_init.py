@@ -47,10 +47,10 @@ def test_the_file_written_is_named_on_stderr(capsys: pytest.CaptureFixture[str])
 
 def test_an_existing_file_is_left_as_it_is() -> None:
     Path("a.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match="^a.yaml: exists already; choose another --out"):
+    with pytest.raises(ConfigError, match="^a.yaml: already exists; choose another --out"):
         init.run("lora", None, None, Path("a.yaml"))
     assert Path("a.yaml").read_text() == "mine"
-    with pytest.raises(ConfigError, match="no/such is no directory"):
+    with pytest.raises(ConfigError, match="no/such is not a directory"):
         init.run("lora", None, None, Path("no/such/a.yaml"))
 
 

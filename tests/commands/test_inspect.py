@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
 from loractl.artifacts.peft.updates import updates
 from loractl.cli.main import main
-from loractl.reports import inspect_plot
+from loractl.reports import figure
 from tests.commands.conftest import said
 
 Make = Callable[..., Path]
@@ -125,7 +125,7 @@ def test_adapters_of_other_modules_or_sizes_cannot_be_compared(
     wide = adapter_dir(base("qwen3"), "wide")
     assert inspect(directory, "--against", str(wide)) == 2
     err = capsys.readouterr().err
-    assert "q_proj is of another size (32 -> 32 and 32 -> 64)" in err
+    assert "q_proj differs in size (32 -> 32 and 32 -> 64)" in err
     part = adapter_dir(base("llama"), "part", layers=[1])
     assert inspect(directory, "--against", str(part)) == 0
     out = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_what_an_adapter_holds_beside_low_rank_updates_is_told(
     length = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
     save_file({**tensors, length: torch.ones(32)}, directory / WEIGHTS)
     assert inspect(directory) == 0
-    assert f"not counted in dW: {length} (1 such tensors)" in capsys.readouterr().out
+    assert f"not included in dW: {length} (1 such tensors)" in capsys.readouterr().out
 
 
 NEEDS_MATPLOTLIB = pytest.mark.skipif(
@@ -169,10 +169,13 @@ def test_a_plot_that_cannot_be_drawn_is_refused_first(
     tmp_path: Path,
 ) -> None:
     directory = adapter_dir(base("llama"))
-    for name, word in (("a.pdf", ".png or .svg"), ("no/where/a.png", "no directory")):
+    for name, word in (
+        ("a.pdf", ".png or .svg"),
+        ("no/where/a.png", "not in an existing directory"),
+    ):
         assert inspect(directory, "--plot", str(tmp_path / name)) == 2
         assert word in capsys.readouterr().err
-    monkeypatch.setattr(inspect_plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(figure, "find_spec", lambda name: None)
     assert inspect(directory, "--plot", str(tmp_path / "a.png")) == 2
     assert "matplotlib is not installed" in capsys.readouterr().err
 

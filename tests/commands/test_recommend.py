@@ -34,7 +34,7 @@ def test_the_rank_follows_the_table_and_each_value_its_reason(capsys: Captured) 
     assert {fit["method"] for fit in found["search"]} == {"full", "lora", "qlora"}
     assert main(["recommend", *flags]) == 0
     out = capsys.readouterr().out
-    assert "[this project's table" in out and "what fits 80.00 GiB:" in out
+    assert "[this project's table" in out and "what fits in 80.00 GiB:" in out
 
 
 def test_tokens_are_counted_with_the_models_own_tokenizer(
@@ -56,7 +56,7 @@ def test_for_a_bare_size_tokens_are_estimated_and_it_says_so(
     train_file: Path, capsys: Captured
 ) -> None:
     found = recommend(capsys, "--task", "simple", "--model", "7B", "--data", str(train_file))
-    assert "estimated: 4 characters a token" in found["data"]["counted"]
+    assert "estimated at 4 characters per token" in found["data"]["counted"]
 
 
 @pytest.mark.parametrize("memory", [None, "8GB"])
@@ -75,7 +75,7 @@ def test_the_config_that_is_written_passes_check(
     assert main(["check", str(path)]) == 0
     capsys.readouterr()
     assert main(["recommend", *flags, "--write", str(path)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> None:
@@ -83,7 +83,7 @@ def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> Non
     flags = ["--task", "complex", "--model", "13B", "--memory", "16GB", "--write", str(path)]
     assert main(["recommend", *flags]) == 0
     text = path.read_text("utf-8")
-    assert "QLoRA is what fits" in text and "quantization" not in text
+    assert "QLoRA would fit" in text and "quantization" not in text
     assert yaml.safe_load(text)["model"]["name_or_path"] == "meta-llama/Llama-2-13b-hf"
 
 

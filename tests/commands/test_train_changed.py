@@ -15,12 +15,12 @@ from tests.runs import timeless, train, tree
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("lora.rank=8", "lora.rank: 4 -> 8"),
-        ("train.learning_rate=0.02", "train.learning_rate: 0.01 -> 0.02"),
-        ("train.batch_size=2", "train.batch_size: 4 -> 2"),
-        ("seed=1", "seed: 0 -> 1"),
-        ("train.steps=6", "train.steps: 4 -> 6 since the run started; add --extend"),
-        ("train.steps=2", "train.steps: 4 -> 2 since the run started; resume with the settings"),
+        ("lora.rank=8", "lora.rank: changed from 4 to 8"),
+        ("train.learning_rate=0.02", "train.learning_rate: changed from 0.01 to 0.02"),
+        ("train.batch_size=2", "train.batch_size: changed from 4 to 2"),
+        ("seed=1", "seed: changed from 0 to 1"),
+        ("train.steps=6", "train.steps: changed from 4 to 6 since the run started; add --extend"),
+        ("train.steps=2", "train.steps: changed from 4 to 2 since the run started; resume with"),
     ],
 )
 def test_a_changed_setting_is_refused_with_its_old_and_new_value(
@@ -40,7 +40,14 @@ def test_all_changed_settings_are_named(config_file: Config, capsys: Capture) ->
     assert train(config) == 0
     assert train(config, "--resume", "--set", "lora.rank=8", "--set", "seed=1") == 3
     err = capsys.readouterr().err
-    assert all(w in err for w in ("lora.rank: 4 -> 8", "lora.alpha: 8 -> 16", "seed: 0 -> 1"))
+    assert all(
+        w in err
+        for w in (
+            "lora.rank: changed from 4 to 8",
+            "lora.alpha: changed from 8 to 16",
+            "seed: changed from 0 to 1",
+        )
+    )
 
 
 def test_changed_data_is_refused_even_under_its_old_name(
@@ -113,11 +120,11 @@ def test_extending_neither_shortens_a_run_nor_changes_other_settings(
     assert train(config) == 0
     before = tree(tmp_path / "run")
     assert train(config, "--resume", "--extend", "--set", "train.steps=3") == 3
-    assert "train.steps: 4 -> 3" in capsys.readouterr().err
+    assert "train.steps: changed from 4 to 3" in capsys.readouterr().err
     both = ["--set", "train.steps=9", "--set", "seed=3"]
     assert train(config, "--resume", "--extend", *both) == 3
-    assert "seed: 0 -> 3" in capsys.readouterr().err
+    assert "seed: changed from 0 to 3" in capsys.readouterr().err
     epochs = ["--set", "train.steps=null", "--set", "train.epochs=1"]  # of 1 step of 12 rows
     assert train(config, "--resume", "--extend", *epochs, "--set", "seed=0") == 3
-    assert "4 steps are done already, more than the" in capsys.readouterr().err
+    assert "4 steps are already done, more than the" in capsys.readouterr().err
     assert tree(tmp_path / "run") == before

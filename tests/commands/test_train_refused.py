@@ -55,7 +55,7 @@ def test_a_file_or_a_directory_of_other_things_is_no_place_for_a_run(
     file.write_text("x")
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
-    for out, words in ((file, "is a file"), (file / "run", "is a file"), (foreign, "holds no run")):
+    for out, words in ((file, "is a file"), (file / "run", "is a file"), (foreign, "hold a run")):
         assert train(config_file(), "--out", str(out), *flag) == 2
         assert words in capsys.readouterr().err
     assert file.read_text() == "x" and tree(foreign).keys() == {"thesis.tex"}
@@ -90,7 +90,7 @@ def test_a_misspelt_target_is_answered_with_the_line_and_the_names_there_are(
     [
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "no row has a trained token"),
         ('{"messages": "x"}\n', "train.jsonl:1: messages is str"),
-        ("", "no examples"),
+        ("", "found no rows"),
         ('{"text": "\\ud800"}\n', "train.jsonl:1: "),
     ],
 )

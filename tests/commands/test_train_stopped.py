@@ -43,8 +43,8 @@ def test_the_printed_command_repeats_the_options_of_the_run(
     stop_after(1)
     options = ["--set", "lora.rank=2", "--set", "lora.target_modules=[q_proj, v_proj]"]
     assert train(config, *options, "--out", str(out)) == 130
-    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if "go on with: " in ln]
-    program, *arguments = shlex.split(line.partition("go on with: ")[2])
+    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if "continue with: " in ln]
+    program, *arguments = shlex.split(line.partition("continue with: ")[2])
     assert program == "loractl" and main(arguments) == 0
     assert (out / "adapter").is_dir() and not (tmp_path / "run").exists()
 

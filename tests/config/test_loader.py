@@ -83,7 +83,7 @@ def test_set_replaces_what_the_file_says() -> None:
     [
         ("lora.rnak=4", "--set lora.rnak=4: lora.rnak: unknown key; did you mean rank?"),
         ("lora.x.y=4", "--set lora.x.y=4: lora.x: unknown key; expected rank, alpha, "),
-        ("lora.rank=x", "--set lora.rank=x: lora.rank: found the text 'x', expected an integer"),
+        ("lora.rank=x", "--set lora.rank=x: lora.rank: found the string 'x', expected an integer"),
         ("lora.rank.x=4", "--set lora.rank.x=4: lora.rank is 4, expected a mapping"),
         ("lora_r=4", "--set lora_r=4: lora_r: unknown key; it is called lora.rank here"),
         ("lora.rank", "--set lora.rank: expected KEY=VALUE, as in --set lora.rank=16"),
@@ -140,7 +140,7 @@ def test_a_wrong_value_brings_no_second_error_about_it() -> None:
         (b"", "config.yaml: found an empty file, expected a mapping of settings"),
         (b"# nothing\n", "config.yaml: found an empty file, expected a mapping"),
         (b"- a\n- b\n", "config.yaml: found the list ['a', 'b'], expected a mapping"),
-        (b"hello\n", "config.yaml: found the text 'hello', expected a mapping"),
+        (b"hello\n", "config.yaml: found the string 'hello', expected a mapping"),
         (GOOD.encode() + b"---\na: 1\n", "config.yaml:10:1: found a second document"),
         (GOOD.encode() + b"foo: [1\n", "config.yaml:11:1: not valid YAML: "),
         (GOOD.encode() + b"foo:\n\tbar: 1\n", "config.yaml:11:1: not valid YAML: "),
@@ -188,7 +188,7 @@ def test_a_path_that_exists_beside_the_config_says_so(folder: Path) -> None:
     (folder / "train.jsonl").rename(folder / "sub" / "train.jsonl")
     path = folder / "sub" / "config.yaml"
     path.write_text(GOOD)
-    with pytest.raises(ConfigError, match="but .*/sub/train.jsonl does, beside the config"):
+    with pytest.raises(ConfigError, match="but .*/sub/train.jsonl does, next to the config"):
         load(path)
 
 
@@ -225,7 +225,7 @@ def test_no_message_shows_a_password(key: str, value: str) -> None:
 
 def test_no_message_shows_a_token() -> None:
     [found] = refused(GOOD + "seed: hf_S3cr3tS3cr3tS3cr3t\n")
-    assert "found the text '***'" in found
+    assert "found the string '***'" in found
 
 
 def test_a_message_cannot_disturb_the_terminal() -> None:

@@ -10,7 +10,7 @@ from loractl.config import reference
 from loractl.config.settings import NOT_YET
 from loractl.config.validation import keys
 
-README = Path(__file__).parent.parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "configs" / "README.md"
 ABSENCE = ("not available", "not yet", "not served", "not supported", "in this version", "later")
 
 

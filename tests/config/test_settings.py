@@ -63,6 +63,7 @@ train:
   keep_checkpoints: 2
   log_every: 1
   early_stopping: null
+  keep: best
   report_to: []
 seed: 0
 out: runs/name

@@ -25,8 +25,8 @@ def problems(text: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ("lora: {rank: eight}", "lora.rank", "found the text 'eight', expected an integer"),
-        ("lora: {rank: '8'}", "lora.rank", "found the text '8', .*; remove the quotes"),
+        ("lora: {rank: eight}", "lora.rank", "found the string 'eight', expected an integer"),
+        ("lora: {rank: '8'}", "lora.rank", "found the string '8', .*; remove the quotes"),
         ("lora: {rank: 8.5}", "lora.rank", "found 8.5, expected an integer"),
         ("lora: {rank: 1e1}", "lora.rank", "found 10.0, .*; write 10"),
         ("lora: {rank: [8]}", "lora.rank", r"found the list \[8\], expected an integer"),
@@ -35,19 +35,27 @@ def problems(text: str) -> dict[str, str]:
         ("lora: {rank: null}", "lora.rank", "found null, .*remove the line .* default, 8"),
         ("lora: {rank: 0}", "lora.rank", "found 0, expected an integer of at least 1 and at most"),
         ("lora: {alpha: -8}", "lora.alpha", "found -8, expected a number greater than 0, or null"),
-        ("lora: {alpha: x}", "lora.alpha", "found the text 'x', expected a number greater than 0"),
+        (
+            "lora: {alpha: x}",
+            "lora.alpha",
+            "found the string 'x', expected a number greater than 0",
+        ),
         ("lora: {dropout: 1.5}", "lora.dropout", "a number of at least 0 and less than 1"),
         ("lora: {dropout: false}", "lora.dropout", "found false, expected a number"),
         ("lora: 8", "lora", "found 8, expected a mapping"),
         ("lora:", "lora", "found null, expected a mapping; remove the line to use the default"),
         ("lora: [rank]", "lora", r"found the list \['rank'\], expected a mapping"),
-        ("lora: {target_modules: 7}", "lora.target_modules", "a non-empty list of names or a text"),
+        (
+            "lora: {target_modules: 7}",
+            "lora.target_modules",
+            "a non-empty list of names or a string",
+        ),
         (
             "lora: {target_modules: []}",
             "lora.target_modules",
-            "a non-empty list of names or a text",
+            "a non-empty list of names or a string",
         ),
-        ("lora: {target_modules: [q, 7]}", "lora.target_modules[1]", "found 7, expected a text"),
+        ("lora: {target_modules: [q, 7]}", "lora.target_modules[1]", "found 7, expected a string"),
         (
             "lora: {layers: [1, -1]}",
             "lora.layers[1]",
@@ -57,7 +65,7 @@ def problems(text: str) -> dict[str, str]:
         (
             "lora: {rank_pattern: {7: 4}}",
             "lora.rank_pattern.7",
-            "found 7 as a key, expected a text",
+            "found 7 as a key, expected a string",
         ),
         ("lora: {alpha_pattern: [q]}", "lora.alpha_pattern", "a mapping of names to numbers"),
         ("model: {dtype: bf32}", "model.dtype", "one of auto, float32, bfloat16 or float16"),
@@ -74,17 +82,21 @@ def problems(text: str) -> dict[str, str]:
             "auto, true or false",
         ),
         ("train: {report_to: [wand]}", "train.report_to[0]", "; did you mean wandb?"),
-        ("data: {packing: yes}", "data.packing", "found the text 'yes', .*; did you mean true?"),
+        ("data: {packing: yes}", "data.packing", "found the string 'yes', .*; did you mean true?"),
         ("data: {eval: 1.5}", "data.eval", "or a number greater than 0 and less than 1, or null"),
-        ("data: {eval: ''}", "data.eval", "found an empty text, expected a non-empty text"),
-        ("data: {train: 5}", "data.train", "found 5, expected a non-empty text .* in quotes"),
+        ("data: {eval: ''}", "data.eval", "found an empty string, expected a non-empty string"),
+        ("data: {train: 5}", "data.train", "found 5, expected a non-empty string .* in quotes"),
         ("data: {train: null}", "data.train", "found null, .*; it is required"),
-        ("data: {train: [{path: 5}]}", "data.train[0].path", "found 5, expected a non-empty text"),
+        (
+            "data: {train: [{path: 5}]}",
+            "data.train[0].path",
+            "found 5, expected a non-empty string",
+        ),
         ("data: {train: [{weight: 1}]}", "data.train[0].path", "not set, but required"),
         ("data: train.jsonl", "data", "expected a mapping; write data.train"),
         ("model: there", "model", "expected a mapping; write model.name_or_path"),
         ("seed: -1", "seed", "an integer of at least 0"),
-        ("out: 5", "out", "found 5, expected a non-empty text, or null; .*quotes"),
+        ("out: 5", "out", "found 5, expected a non-empty string, or null; .*quotes"),
         ("method: qlora", "method", "one of lora, dora, adalora or full; did you mean lora?"),
     ],
 )
@@ -130,7 +142,7 @@ def test_an_unknown_key_leads_to_the_right_one(text: str, key: str, message: str
 
 def test_a_key_that_is_set_twice_under_two_names_says_so() -> None:
     found = problems("lora_r: 8\nlora: {rank: 4}")
-    assert "lora.rank here; that one is set as well" in found["lora_r"]
+    assert "lora.rank here; that key is set as well" in found["lora_r"]
 
 
 def test_what_is_required_is_named_once_and_not_when_its_other_name_is_there() -> None:

@@ -51,7 +51,7 @@ def test_rows_that_lose_their_answer_are_told_with_the_length_that_keeps_them() 
     (warning,) = warnings(account, max_length=64)
     assert warning == (
         "a.jsonl: lines 2, 5 are cut to 64 tokens, 1 of them within an answer; data.max_length 700"
-        " would keep 99 % of the rows whole"
+        " would keep 99% of the rows whole"
     )
 
 

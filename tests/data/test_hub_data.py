@@ -47,7 +47,7 @@ import sys
 import datasets
 from loractl.data import sources
 builder = datasets.load_dataset_builder("json", data_files={"train": sys.argv[1]})
-# As datasets lays a data set out that it once downloaded.
+# As datasets lays a dataset out that it once downloaded.
 builder.repo_id, builder.dataset_name, builder.config_id = "owner/tiny", "tiny", "default"
 builder.hash = "0123abcd"
 builder._cache_dir = builder._output_dir = builder._build_cache_dir()
@@ -111,7 +111,7 @@ class HfHubHTTPError(OSError):
             datasets.exceptions.DatasetNotFoundError(
                 "Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."
             ),
-            "nor a data set of the hub that you may read; check the name",
+            "nor a hub dataset that you can read; check the name",
         ),
         (
             ValueError(
@@ -130,7 +130,7 @@ class HfHubHTTPError(OSError):
         ),
         (
             RuntimeError("Dataset scripts are no longer supported, but found n.py"),
-            "code of its own, which is never run",
+            "a script of its own, which is never run",
         ),
         (HfHubHTTPError("503 Service Unavailable\nmore"), "HfHubHTTPError: 503 Service Unavail"),
         (KeyError(), "KeyError: no reason given"),
@@ -177,7 +177,7 @@ def test_what_save_to_disk_wrote_is_read_by_split(tmp_path: Path) -> None:
     assert fields("several", "test") == [ROWS[1], ROWS[3]]
     with pytest.raises(DataError, match="no split dev, found train, test; set split"):
         fields("several", "dev")
-    with pytest.raises(DataError, match="no split test, the data set has no splits"):
+    with pytest.raises(DataError, match="no split test, the dataset has no splits"):
         fields("one", "test")
 
 

@@ -135,8 +135,8 @@ BAD_ROWS = [
     ('"a"', "found str, expected a JSON object"),
     ('{"a": "\\ud83d"}', "half a character"),
     ('{"a": [{"\\udc00": 1}]}', "half a character"),
-    ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
-    ('{"m": [{"role": "user", "role": "user"}]}', "the key 'role' stands twice"),
+    ('{"a": 1, "b": 2, "a": 3}', "the key 'a' appears twice"),
+    ('{"m": [{"role": "user", "role": "user"}]}', "the key 'role' appears twice"),
 ]
 
 
@@ -148,8 +148,8 @@ BAD_ROWS = [
         ('{"a": 1},', "not valid JSON"),
         ("bare text", "not valid JSON"),
         ('{"a": 1} {"a": 2}', "Extra data"),
-        ('{"a": 1}\r{"a": 2}', "end in CR alone"),
-        ('{"a": ' + "[" * 100_000 + "}", "too deep"),
+        ('{"a": 1}\r{"a": 2}', "end in CR only"),
+        ('{"a": ' + "[" * 100_000 + "}", "too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         (b'{"a": "Stra\xdfe"}', "byte 12 is not UTF-8"),
     ],
@@ -189,7 +189,7 @@ def test_an_escaped_pair_of_surrogates_is_one_character(jsonl: Path) -> None:
         ('[{"a": 1}\n{"a": 2}]', ":2: not valid JSON"),
         ('[{"a": 1,\n "b": 5 "c": 6}]', ":2: not valid JSON"),
         ('[{"a": 1}]\n{"a": 2}', ":2: not valid JSON: Extra data"),
-        ("[" * 100_000, "too deep"),
+        ("[" * 100_000, "too deeply"),
         ("[" + "9" * 5000 + "]", "not valid JSON"),
         (b'[{"a": 1},\n{"a": "Stra\xdfe"}]', ":2: the byte 0xdf is not UTF-8"),
         ('{"data": [{"a": 1}], "b"}', ":1: not valid JSON"),

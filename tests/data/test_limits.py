@@ -22,7 +22,7 @@ SAID = [Message("user", "hi"), Message("assistant", "ho")]
 def test_a_body_that_takes_longer_is_stopped_and_no_alarm_is_left() -> None:
     began = time.process_time()
     with (
-        pytest.raises(DataError, match=r"a loop did not end within 0\.05 seconds"),
+        pytest.raises(DataError, match=r"a loop did not finish within 0\.05 s"),
         limits.within_seconds(0.05, "a loop"),
     ):
         while True:
@@ -51,7 +51,7 @@ def test_a_template_without_end_is_stopped_whole_not_row_by_row(
     monkeypatch.setattr(rendering, "LONGEST_RENDERING", 0.3)
     monkeypatch.setattr(tokenizer, "chat_template", template)
     began = time.process_time()
-    with pytest.raises(DataError, match="the chat template did not end within"):
+    with pytest.raises(DataError, match="the chat template did not finish within"):
         apply(tokenizer, SAID)
     assert time.process_time() - began < 3
 
@@ -64,7 +64,7 @@ def test_a_power_is_refused_before_it_is_computed(
     template: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    with pytest.raises(DataError, match="takes a power"):
+    with pytest.raises(DataError, match="uses a power"):
         apply(tokenizer, SAID)
 
 
@@ -101,7 +101,7 @@ def test_training_and_answering_with_a_template_without_end_are_errors_within_se
     model = shutil.copytree(base("llama"), tmp_path / "base")
     (model / "chat_template.jinja").write_text(ENDLESS)
     assert main(["train", str(config_file(model=model))]) == 2
-    assert "the chat template did not end" in capsys.readouterr().err
+    assert "the chat template did not finish" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(["generate", "--model", str(model), "--prompt", "hi"]) == 2
-    assert "the chat template did not end" in capsys.readouterr().err
+    assert "the chat template did not finish" in capsys.readouterr().err

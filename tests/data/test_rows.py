@@ -45,7 +45,7 @@ def test_every_format_of_conversations_takes_a_system_and_tools(name: str) -> No
 def test_a_system_beside_the_messages_and_among_them_must_be_the_same() -> None:
     row = {"messages": [{"role": "system", "content": "A"}, USER]}
     assert FORMATS["messages"]({**row, "system": "A"}) == FORMATS["messages"](row)
-    with pytest.raises(RowError, match="system stands beside the messages and among them"):
+    with pytest.raises(RowError, match="system is both beside the messages and among them"):
         FORMATS["messages"]({**row, "system": "B"})
 
 
@@ -225,7 +225,7 @@ def test_columns_that_look_like_a_format_are_answered_with_the_line_that_names_t
     with pytest.raises(RowError) as caught:
         detect(row)
     message = str(caught.value)
-    assert f"; name them in the config: data.columns: {columns}" in message
+    assert f"; map them in the config: data.columns: {columns}" in message
     mapping = dict(part.split(": ") for part in columns.strip("{}").split(", "))
     assert detect(rename(row, mapping)) in message, "the advice works"
 

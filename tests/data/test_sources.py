@@ -75,7 +75,7 @@ def test_a_row_says_where_it_stands(tmp_path: Path) -> None:
 )
 def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=f"^{tmp_path / name}: no examples"):
+    with pytest.raises(DataError, match=f"^{tmp_path / name}: found no rows"):
         list(read(tmp_path / name))
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_source_is_refused_by_name(tmp_path: Path, ask: Callable[[Pat
     (tmp_path / "a.parquet.gz").write_text("x")
     for name, words in (
         ("rows.txt", "found .txt, expected .jsonl, .*.parquet or a directory"),
-        ("rows", "found no ending, expected"),
+        ("rows", "found no file extension, expected"),
         ("a.parquet.gz", "found .gz, expected"),
         ("absent.jsonl", "does not exist"),
     ):

@@ -125,7 +125,7 @@ def test_a_quote_that_is_never_closed_is_an_error_of_the_row_in_which_it_opens(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,b, a\n1,2,3\n", ":1: two columns have the name 'a'"),
+        ("a,b, a\n1,2,3\n", ":1: two columns are named 'a'"),
         ('\n"a\n', ":2: a quote that opens"),
         (b"a,Stra\xdfe\n1,2\n", ":1: the header is not UTF-8"),
     ],
@@ -167,7 +167,7 @@ def test_a_null_that_arrow_put_into_an_object_is_left_out_and_one_of_a_row_stays
 def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{path}: not a Parquet file"):
+    with pytest.raises(DataError, match=f"^{path}: not a readable Parquet file"):
         list(tables.read_parquet(path))
 
 
@@ -178,5 +178,5 @@ def test_parquet_with_a_broken_page_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100:2000] = b"\xff" * 1900
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{path}: not a Parquet file"):
+    with pytest.raises(DataError, match=f"^{path}: not a readable Parquet file"):
         list(tables.read_parquet(path))

@@ -232,7 +232,7 @@ def test_a_template_that_rewrites_earlier_turns_trains_them_as_it_writes_them() 
 def test_what_a_template_refuses_is_said(template: str) -> None:
     tokenizer = with_template(template)
     for use in (prompt_ids, trained):
-        with pytest.raises(TemplateError, match="the chat template refuses the row: "):
+        with pytest.raises(TemplateError, match="the chat template rejects the row: "):
             use(tokenizer, CONVERSATION[:3])
 
 

@@ -99,16 +99,16 @@ def test_training_on_the_last_answer_trains_the_last_of_the_marked_parts(case: s
 @pytest.mark.parametrize(
     ("name", "conversation", "why"),
     [
-        ("gemma", "chat", r"messages\[0\]: the chat template refuses the row: no system role"),
+        ("gemma", "chat", r"messages\[0\]: the chat template rejects the row: no system role"),
         ("mistral_v1", "chat", r"messages\[0\]: .* user and assistant must take turns"),
         (
             "falcon",
             "chat",
-            r"messages\[2\]: the chat template writes nothing that ends this answer",
+            r"messages\[2\]: the chat template writes nothing to end this answer",
         ),
         ("harmony", "chat", r"messages\[2\]: .* ends this answer with '<\|return\|>'"),
         ("deepseek_r1", "tools", r"messages\[2\]: the chat template leaves out the tool_calls"),
-        ("mistral_v3", "chat", r"messages\[0\]: .* leaves out what this system message says"),
+        ("mistral_v3", "chat", r"messages\[0\]: .* leaves out the content of this system message"),
         ("mistral_v3", "tools", r"messages\[3\]: .* only user and assistant may speak"),
     ],
 )

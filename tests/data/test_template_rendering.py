@@ -119,7 +119,7 @@ ONLY_USER = (
 @pytest.mark.parametrize(("role", "number"), [("system", 0), ("user", 1), ("assistant", 2)])
 def test_a_message_that_the_template_leaves_out_is_named(role: str, number: int) -> None:
     tokenizer = with_template(ONLY_USER.replace("ROLE", role))
-    with pytest.raises(TemplateError, match=rf"messages\[{number}\]: .* this {role} message says"):
+    with pytest.raises(TemplateError, match=rf"messages\[{number}\]: .* of this {role} message"):
         encode(tokenizer, CONVERSATIONS["chat"], train_on="assistant")
 
 
@@ -128,7 +128,7 @@ def test_an_answer_that_the_template_repeats_is_refused() -> None:
         "{% for m in messages %}{{ m.content ~ m.content }}"
         "{{ '<|im_end|>' if loop.last }}{% endfor %}"
     )
-    with pytest.raises(TemplateError, match=r"messages\[1\]: .* repeats what it says"):
+    with pytest.raises(TemplateError, match=r"messages\[1\]: .* repeats the content"):
         encode(with_template(twice), [*ASKED, *ASKED], train_on="assistant")
 
 
@@ -137,9 +137,9 @@ def test_a_refusal_names_the_message_from_which_on_the_template_refuses() -> Non
     for at in (0, 2):
         messages = [*ASKED, *ASKED]
         messages[at] = Message("tool", "x")
-        with pytest.raises(TemplateError, match=rf"^messages\[{at}\]: the chat template refuses"):
+        with pytest.raises(TemplateError, match=rf"^messages\[{at}\]: the chat template rejects"):
             apply(alternating, messages)
-    with pytest.raises(TemplateError, match=r"^the chat template refuses the row: .*end of"):
+    with pytest.raises(TemplateError, match=r"^the chat template rejects the row: .*end of"):
         apply(with_template("{% if %}"), ASKED)
 
 
@@ -148,5 +148,5 @@ def test_a_refusal_names_the_message_from_which_on_the_template_refuses() -> Non
     ["{{ 1 / 0 }}", "{{ [][3].x }}", "{{ range(9999999999) | list }}", "{{ ''.__class__.x }}"],
 )
 def test_whatever_a_template_stumbles_over_is_its_refusal(template: str) -> None:
-    with pytest.raises(TemplateError, match=r"messages\[\d\]: the chat template refuses the row"):
+    with pytest.raises(TemplateError, match=r"messages\[\d\]: the chat template rejects the row"):
         apply(with_template(template), ASKED)

@@ -226,7 +226,7 @@ def test_at_least_20_twins_are_compared() -> None:
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm", "llava_next"])
 def test_templates_that_only_read_lists_of_images_and_texts_are_refused(name: str) -> None:
-    why = "leaves out what this user message says|refuses the row"
+    why = "leaves out the content of this user message|rejects the row"
     with pytest.raises(TemplateError, match=why):
         encode(tokenizer_for(name, markers=False), TURNS, train_on="assistant")
 
@@ -258,7 +258,7 @@ CALL_ENDS = {  # the token after which somebody else goes on
     "glm4moe": "<|observation|>",
     "gptoss": "<|call|>",
 }
-NO_TOOLS = "refuses the row|leaves out the tool_calls"
+NO_TOOLS = "rejects the row|leaves out the tool_calls"
 ORIGINALS_REFUSE = {
     ("gemma", "system"): "System role not supported",
     **{key: why for key, why in REFUSED.items() if key[0] != "deepseek_r1_distill"},

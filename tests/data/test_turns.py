@@ -118,10 +118,10 @@ ROLES = "expected one of system, user, assistant, tool, developer"
         ({**USER, "weight": 0.5}, "messages[1].weight is 0.5, expected 0 or 1"),
         ({**USER, "weight": True}, "messages[1].weight is True, expected 0 or 1"),
         ({**USER, "weight": "0"}, "messages[1].weight is '0', expected 0 or 1"),
-        ({**USER, "weight": 0, "train": True}, "expected one of them"),
-        ({**USER, "reasoning_content": "hm"}, "messages[1].reasoning_content is not handed"),
+        ({**USER, "weight": 0, "train": True}, "expected only one"),
+        ({**USER, "reasoning_content": "hm"}, "messages[1].reasoning_content is not passed"),
         ({**USER, "function_call": {"name": "f"}}, "messages[1].function_call is OpenAI's old"),
-        ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls stands in a message of user"),
+        ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls is in a user message"),
     ],
 )  # fmt: skip
 def test_a_wrong_message_is_named_by_its_path(turn: Any, words: str) -> None:
@@ -163,8 +163,8 @@ def test_tools_are_read_from_a_list_or_its_json_text() -> None:
     ("tools", "words"),
     [
         ({}, "tools is dict, expected a list of tools"),
-        ("{}", "tools is text that is no JSON list"),
-        ("[", "tools is text that is no JSON list"),
+        ("{}", "tools is text but not a JSON list"),
+        ("[", "tools is text but not a JSON list"),
         (["f"], r"tools\[0\] is str, expected an object"),
         ([{"name": "f"}, {"function": {}}], r"tools\[1\].function.name is missing"),
         ([{"description": "f"}], r"tools\[0\].name is missing"),

@@ -28,31 +28,31 @@ Capture = pytest.CaptureFixture[str]
             "llama",
             ["lora: {modules_to_save: [mlp]}"],
             "lora.modules_to_save",
-            "model.layers.0.mlp holds model.layers.0.mlp.gate_proj, which gets an adapter",
+            "model.layers.0.mlp contains model.layers.0.mlp.gate_proj, which gets an adapter",
         ),
         (
             "llama",
             ["lora: {modules_to_save: [q_proj], target_modules: [q_proj]}"],
             "lora.modules_to_save",
-            "self_attn.q_proj holds model.layers.0.self_attn.q_proj",
+            "self_attn.q_proj contains model.layers.0.self_attn.q_proj",
         ),
         (
             "llama",
             ["lora: {modules_to_save: [mlp, up_proj], target_modules: [q_proj]}"],
             "lora.modules_to_save",
-            "up_proj stands inside model.layers.0.mlp",
+            "up_proj is inside model.layers.0.mlp",
         ),
         (
             "mixtral",
             ["method: dora"],
             "method",
-            "does not reach fused experts such as model.layers.0.mlp.experts.gate_up_proj",
+            "does not support fused experts such as model.layers.0.mlp.experts.gate_up_proj",
         ),
         (
             "mixtral",
             ["lora: {rank_schedule: {2: 6}}"],
             "lora.rank_schedule",
-            "does not reach fused experts",
+            "does not support fused experts",
         ),
         (
             "llama",
@@ -64,7 +64,7 @@ Capture = pytest.CaptureFixture[str]
             "llama",
             ["lora: {rank_schedule: {9: 6}}", "train: {steps: null, epochs: 2}"],
             "lora.rank_schedule",
-            "step 9 is past the run's last, 6",
+            "step 9 is past the run's last step, 6",
         ),
     ],
 )
@@ -136,4 +136,4 @@ def test_check_takes_a_step_of_every_kind_of_rank(
     ]
     for sections in runs:
         assert main(["check", str(config_file(*sections))]) == 0
-        assert "every adapter moved in the step" in capsys.readouterr().out
+        assert "the step changed every adapter" in capsys.readouterr().out

@@ -69,6 +69,6 @@ def test_a_base_of_other_bytes_is_refused_unless_it_is_named(
     }[command]
     assert main([command, *asked]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error:") and "not the bytes of the base" in err and "--model" in err
+    assert err.startswith("error:") and "differs from the base" in err and "--model" in err
     assert main([command, *asked, "--model", str(other)]) == 0
     assert "note: " in capsys.readouterr().err

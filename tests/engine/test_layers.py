@@ -32,7 +32,7 @@ def test_a_run_that_keeps_the_frozen_layers_learns_what_one_that_does_not_learns
     config = config_file(lora, LONG)
     assert train(config, "--out", str(tmp_path / "kept")) == 0
     said = capsys.readouterr().err
-    assert "what the lowest 1 layers compute (" in said and "kept in" in said
+    assert "the output of the lowest layer (" in said and "kept in" in said
     assert train(config, "--out", str(tmp_path / "off"), "--set", "train.cache_trunk=off") == 0
     assert "computed once" not in capsys.readouterr().err
     kept, off = (rows_of(tmp_path / name) for name in ("kept", "off"))
@@ -66,10 +66,10 @@ def test_nothing_is_kept_where_it_never_comes_again_or_does_not_fit(
     config_file: Make, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(config_file(UPPER, "train: {epochs: 1, steps: null}")) == 0
-    assert "the lowest 1 layers" not in capsys.readouterr().err
+    assert "the lowest layer" not in capsys.readouterr().err
     monkeypatch.setattr(files, "free_bytes", lambda path: 128 << 10)  # under twice 86 KiB
     assert train(config_file(UPPER, LONG), "--overwrite") == 0
-    assert "is not kept for later epochs: 128 KiB are free" in capsys.readouterr().err
+    assert "is not kept for later epochs: only 128 KiB free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "method"), [("gpt2", "lora"), ("llama", "dora")])
@@ -91,10 +91,10 @@ def test_where_transformers_layers_run_activations_are_fused_unless_all_is_to_be
 def test_a_run_says_which_layers_compute(config_file: Make, base: Make, capsys: Capture) -> None:
     for sections in ((), ("lora: {dropout: 0.05}",)):
         assert train(config_file(*sections), "--overwrite") == 0
-        assert "layers   fast ones" in capsys.readouterr().err
+        assert "layers   loractl's own" in capsys.readouterr().err
     assert (
         train(config_file("lora: {target_modules: [c_attn]}", model=base("gpt2")), "--overwrite")
         == 0
     )
     said = capsys.readouterr().err
-    assert "layers   as transformers has them (no fast layers for GPT2Model)" in said
+    assert "layers   those of transformers (no fast layers for GPT2Model)" in said

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loractl.data.batches import BatchPlan, in_order
-from loractl.evaluation.loss import mean_loss, row_losses
+from loractl.evaluation.loss import GROUPS, held_out_loss, is_below, row_losses
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss, loss_sum
 from loractl.models.proving_run import ProvingRun
-from loractl.records import UNTRAINED, Example
+from loractl.records import UNTRAINED, Example, HeldOutLoss
 from loractl.world import World
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_it_is_the_mean_over_tokens_however_rows_are_batched(base: Callable[...,
     mean_of_means = sum(float(total) / n for total, n in parts) / len(parts)
     for batch_size, packing in ((1, False), (4, False), (2, True)):
         batches = in_order(EXAMPLES, BatchPlan(batch_size, 1, 64, packing))
-        found = mean_loss(model, loss, batches, CPU)
+        found = held_out_loss(model, TokenLoss(model).of_rows, batches, CPU).mean
         assert found == pytest.approx(expected, abs=1e-5) != pytest.approx(mean_of_means, abs=1e-3)
 
 
@@ -41,13 +41,13 @@ def test_dropout_is_off_and_the_mode_and_gradients_stay_as_they_were() -> None:
     batches = list(in_order(EXAMPLES, BatchPlan(2, 1, 64, False)))
     seen = []
 
-    def loss(batch: object) -> tuple[torch.Tensor, int]:
+    def loss(batch: object) -> list[tuple[float, float]]:
         seen.append((model.training, torch.is_grad_enabled()))
-        return model(torch.ones(8)).sum(), 8
+        return [(float(model(torch.ones(8)).sum()), 8)]
 
     for mode in (True, False):
         model.train(mode)
-        assert mean_loss(model, loss, batches, CPU) == 1.0
+        assert held_out_loss(model, loss, batches, CPU).mean == 1.0
         assert model.training is mode and torch.is_grad_enabled()
     assert set(seen) == {(False, False)}
 
@@ -82,7 +82,7 @@ def test_a_loss_says_itself_what_it_counts_in_each_row() -> None:
 
 def test_several_processes_have_one_mean(base: Callable[..., Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(base("llama"))
-    loss, plan = partial(loss_sum, model), BatchPlan(2, 1, 64, False)
+    loss, plan = TokenLoss(model).of_rows, BatchPlan(2, 1, 64, False)
     given: list[list[float]] = []
 
     def gather(values: Sequence[float]) -> list[float]:
@@ -90,6 +90,28 @@ def test_several_processes_have_one_mean(base: Callable[..., Path]) -> None:
         return [sum(column) for column in zip(*given, strict=True)]
 
     for rank in range(3):
-        found = mean_loss(model, loss, in_order(EXAMPLES, plan, World(rank, 3)), CPU, gather)
-    alone = mean_loss(model, loss, in_order(EXAMPLES, plan), CPU)
-    assert found == pytest.approx(alone, rel=1e-6)
+        found = held_out_loss(model, loss, in_order(EXAMPLES, plan, World(rank, 3)), CPU, gather)
+    alone = held_out_loss(model, loss, in_order(EXAMPLES, plan), CPU)
+    assert found.mean == pytest.approx(alone.mean, rel=1e-6)
+
+
+def test_rows_are_summed_in_a_bounded_number_of_groups_that_stay_the_same() -> None:
+    examples = [Example([1, 2], [UNTRAINED, 2], n) for n in range(GROUPS + 3)]
+    batches = in_order(examples, BatchPlan(4, 1, 64, False))
+    found = held_out_loss(
+        torch.nn.Linear(1, 1), lambda batch: [(0.5, 1)] * len(batch.sizes), batches, CPU
+    )
+    assert found.counts == [2] * 3 + [1] * (GROUPS - 3) and found.mean == 0.5
+
+
+def test_a_loss_is_below_another_only_beyond_the_error_of_their_difference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(40, generator=generator).tolist()
+    base = HeldOutLoss([3.0 + 2 * x for x in noise], [1.0] * 40)  # rows differ by far more
+    lower = HeldOutLoss([x - 0.1 for x in base.sums], base.counts)
+    assert is_below(lower, base) and not is_below(base, lower) and not is_below(base, base)
+    unsure = HeldOutLoss(
+        [x - 0.01 + y for x, y in zip(base.sums, reversed(noise), strict=True)], base.counts
+    )
+    assert not is_below(unsure, base)
+    assert is_below(HeldOutLoss([1.0], [2.0]), HeldOutLoss([1.1], [2.0]))

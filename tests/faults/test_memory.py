@@ -15,8 +15,8 @@ from tests.tiny import write_jsonl
     [
         (
             ["train.batch_size=64"],
-            "train.batch_size: 64 rows of 512 tokens take about .* set it to 32 and"
-            " train.gradient_accumulation to 2: the same steps in about",
+            "train.batch_size: a step on 64 rows of 512 tokens needs about .* set it to 32 and"
+            " train.gradient_accumulation to 2 for the same steps in about",
         ),
         (
             ["train.batch_size=63", "train.gradient_accumulation=2"],

@@ -36,7 +36,7 @@ def test_a_run_stopped_at_random_times_loses_no_step_and_goes_on_as_if_never_sto
         assert "Traceback" not in process.said and "loractl train" in process.said
         assert not (run / ".lock").exists()
         if not run.exists():
-            assert "stopped before a step was done; start again with: " in process.said
+            assert "stopped before the first step; start again with: " in process.said
             continue
         assert f"{expected.config} --out {run} --resume" in process.said
         if done := [row["step"] for row in rows(run) if "loss" in row]:

@@ -76,7 +76,7 @@ def test_a_reader_never_sees_half_a_checkpoint_of_a_run_that_rotates_them(
     seen, gone = set(), 0
     while warm.ask(do="ended", pid=writer.pid) is None:
         found, wrong = checkpoint.newest_valid(run / "checkpoints")
-        assert all("removed while it was read" in line for line in wrong), wrong
+        assert all("removed while it was being read" in line for line in wrong), wrong
         try:
             step = found.state["train"]["step"]
             adapter = adapters.read(found.directory)

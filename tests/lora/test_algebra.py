@@ -87,7 +87,7 @@ def test_merging_twice_is_a_mistake() -> None:
     model = Tied()
     inject_(model, {"linear": ModuleRank(2, 2, 1.0)})
     merge_(model)
-    with pytest.raises(AssertionError, match="linear is merged"):
+    with pytest.raises(AssertionError, match="linear is already merged"):
         merge_(model)
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_sum_differs_from_it_but_for_one_part() -> None:
 
 def test_unequal_ranks_cannot_be_mixed_but_cat_and_svd_take_them() -> None:
     parts = [random(2), random(4)]
-    with pytest.raises(ValueError, match="ranks 2, 4: ties needs equal ones"):
+    with pytest.raises(ValueError, match="ranks 2, 4: ties needs equal ranks"):
         combine(parts, [1, 1], "ties")
     assert combine(parts, [1, 1], "cat").rank == 6 and combine(parts, [1, 1], "svd").rank == 4
 

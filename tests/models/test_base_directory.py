@@ -21,10 +21,10 @@ Make = Callable[..., Path]
 @pytest.mark.parametrize(
     ("shard", "words"),
     [
-        ("../other/model.safetensors", r"names the shard '\.\./other"),
-        ("/etc/passwd", "names the shard '/etc/passwd'"),
-        ("a/b.safetensors", "names the shard 'a/b"),
-        ("..", "names the shard"),
+        ("../other/model.safetensors", r"found the shard '\.\./other"),
+        ("/etc/passwd", "found the shard '/etc/passwd'"),
+        ("a/b.safetensors", "found the shard 'a/b"),
+        ("..", "found the shard"),
     ],
 )
 def test_an_index_names_only_files_beside_it(
@@ -72,7 +72,7 @@ def test_a_merge_copies_nothing_that_a_link_in_the_base_leads_to(
 def test_a_gguf_beside_an_adapter_is_refused_too(gguf_base: Make, tmp_path: Path) -> None:
     model = Path(shutil.copy(gguf_base(), tmp_path / "m.gguf"))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="would be applied unseen"):
+    with pytest.raises(ModelError, match="would be applied silently"):
         load.locate(str(model))
 
 

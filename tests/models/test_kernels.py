@@ -47,7 +47,7 @@ def test_a_model_without_layers_to_compile_is_refused() -> None:
 
 def test_liger_is_refused_off_a_gpu_and_where_it_is_missing() -> None:
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1))
-    with pytest.raises(ModelError, match=r"for a GPU, and this run is on the cpu"):
+    with pytest.raises(ModelError, match=r"needs a GPU, but this run uses the cpu"):
         kernels.use_liger_(model, torch.device("cpu"))
     with pytest.raises(ModelError, match=r"pip install 'loractl\[liger\]'"):
         kernels.use_liger_(model, torch.device("cuda"))

@@ -69,7 +69,7 @@ def test_a_truncated_gguf_file_is_refused(kept: float, gguf_base: Make, tmp_path
     end = int(kept * len(content)) if isinstance(kept, float) else int(kept)
     (tmp_path / "a.gguf").write_bytes(content[:end])
     with pytest.raises(
-        ModelError, match="a.gguf: the weights (cannot be loaded|truncated or corrupt): ."
+        ModelError, match="a.gguf: the weights( cannot be loaded|: truncated or corrupt): ."
     ):
         load_model(locate(str(tmp_path / "a.gguf")), dtype=torch.float32, device=CPU)
 
@@ -92,9 +92,7 @@ def test_weights_beyond_float16_are_named(base: Make, tmp_path: Path) -> None:
 def test_a_missing_tensor_is_named_and_never_started_at_random(base: Make, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     where = edited(base("llama"), tmp_path / "m", lambda t: t.pop(name))
-    with pytest.raises(
-        ModelError, match=f"1 tensors are missing from its files, the first: {name}"
-    ):
+    with pytest.raises(ModelError, match=f"tensors missing from its files: 1; the first is {name}"):
         load_model(locate(str(where)), dtype=torch.float32, device=CPU)
 
 

@@ -109,8 +109,8 @@ def test_where_the_cache_cannot_be_written_the_library_is_built_for_this_process
     ("settings", "reason"),
     [
         ({"CC": "/nowhere/cc", "PATH": "/nowhere"}, "no C compiler"),
-        ({"CC": "false"}, "does not"),
-        ({"CC": "true"}, "no library can be written or loaded"),
+        ({"CC": "false"}, "cannot compile"),
+        ({"CC": "true"}, "the library cannot be written or loaded"),
         ({"LORACTL_NATIVE": "0"}, "LORACTL_NATIVE is 0"),
     ],
     ids=["no compiler", "one that fails", "one that writes nothing", "not wanted"],
@@ -130,7 +130,8 @@ def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> N
     package = native.HERE.parent.parent
     settings = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
     listed = settings["tool"]["setuptools"]["package-data"]
-    others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    read = (".py", ".pyc", ".md")  # Python, and documents for readers of the source
+    others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in read]
     used = {*native.INCLUDED, *native.SOURCES}
     assert {native.HERE / name for name in used} <= set(others)
     for path in others:

@@ -40,7 +40,7 @@ def test_few_rows_halve_the_rank_and_many_double_it(
 
 def test_the_sweep_is_widened_to_hold_the_rank() -> None:
     found = recommend.choices("complex", shapes.named("7B"), Rows(500))["sweep"]
-    assert found.value == [8, 16, 32, 64] and "widened to hold 8" in found.reason
+    assert found.value == [8, 16, 32, 64] and "widened to include 8" in found.reason
     assert recommend.choices("medium", shapes.named("7B"), None)["sweep"].value == [8, 16]
 
 
@@ -65,7 +65,7 @@ def test_the_learning_rate_follows_the_published_rule() -> None:
 
 def test_rows_longer_than_the_model_has_positions_for_are_left_out() -> None:
     found = recommend.choices("simple", shapes.named("7B"), Rows(2000, 10**7, 9000, 800, "counted"))
-    assert found["max_length"].value == 4096 and "left out" in found["max_length"].reason
+    assert found["max_length"].value == 4096 and "dropped" in found["max_length"].reason
 
 
 def test_capacity_compares_tokens_with_parameters_and_names_a_rank_that_holds_them() -> None:
@@ -73,7 +73,7 @@ def test_capacity_compares_tokens_with_parameters_and_names_a_rank_that_holds_th
     request = Request(rank=4, target_modules="minimal")  # 2,097,152 parameters, 2 bits each
     enough = recommend.capacity(found, request, Rows(100, 4_000_000))
     short = recommend.capacity(found, request, Rows(100, 8_388_608))
-    assert enough is not None and enough.value < 1 and "room enough" in enough.reason
+    assert enough is not None and enough.value < 1 and "enough room" in enough.reason
     assert short is not None and short.value == 2 and "rank 8 on these modules" in short.reason
     assert recommend.capacity(found, request, Rows(100)) is None
 
@@ -90,4 +90,4 @@ def test_memory_decides_between_lora_and_qlora_and_how_many_rows() -> None:
             assert more["batch_size"].value * more["gradient_accumulation"].value == 16
     assert chosen == {8: "qlora", 12: "qlora", 24: "lora", 80: "lora"}
     nothing, _ = search.of_memory(shapes.named("70B"), request, 8 * GIB, 16)
-    assert nothing["method"].value is None and "nothing fits 8 GiB" in nothing["method"].reason
+    assert nothing["method"].value is None and "nothing fits in 8 GiB" in nothing["method"].reason

@@ -32,7 +32,7 @@ print(json.dumps([codes, heavy]))
 
 def test_help_usage_errors_and_config_errors_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(MISSPELT)
-    helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    helps = [["--help"], ["-h"], ["--version"], *([command, "--help"] for command in COMMANDS)]
     wrong = [["trian"], ["train"], ["train", "--bogus", "x"], ["export"], ["generate"], ["chat"]]
     config = [["train", str(tmp_path / "bad.yaml")], ["train", str(tmp_path / "absent.yaml")]]
     argv = json.dumps([*helps, *wrong, *config])

@@ -240,5 +240,5 @@ def test_state_of_another_optimizer_is_not_passed_over() -> None:
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer("adamw", parameters, Rates(0.1, 0.0))
     saved = {f"momentum_buffer.{name}": torch.ones_like(p) for name, p in parameters.items()}
-    with pytest.raises(KeyError, match=r"momentum_buffer\.0\.bias: not kept"):
+    with pytest.raises(KeyError, match=r"momentum_buffer\.0\.bias: not part"):
         restore_state_(optimizer, parameters, saved, OPTIMIZERS["adamw"])

@@ -1,8 +1,9 @@
-"""How each architecture lies in a GGUF file: its fields, and the names and order of its tensors.
+"""How each architecture is stored in a GGUF file: fields, and the names and order of tensors.
 
-Written after what llama.cpp reads (src/models/*.cpp, at the version that llama-cpp-python 0.3.36
-brings). What it would compute otherwise than transformers is refused by name, or the context is cut
-to where both agree. The tokenizer's fields are left to `vocabulary`, the file itself to `write`.
+It follows what llama.cpp reads (src/models/*.cpp, at the version bundled with llama-cpp-python
+0.3.36). Settings for which llama.cpp would compute something other than transformers are refused by
+name, or the context is cut to where both agree. The tokenizer's fields are left to `vocabulary`,
+the file itself to `write`.
 """
 
 import math
@@ -28,15 +29,15 @@ GELU = "gelu_pytorch_tanh"
 class Family:
     """What the model classes of one kind have in common."""
 
-    architecture: str  # by llama.cpp's name
+    architecture: str  # llama.cpp's name
     activation: str = "silu"
-    rotates_pairs: bool = False  # rope turns values 2i, 2i+1: rows of q and k are put so
-    norm_shift: float = 0.0  # added to the weights of norms, which the model class adds itself
+    rotates_pairs: bool = False  # rope turns values 2i, 2i+1: rows of q and k are reordered for it
+    norm_shift: float = 0.0  # added to norm weights; the model class adds it itself
     window_every: int = 0  # every such layer sees all positions, the others a window; 0: no window
     own_head: bool = True  # whether the output head may differ from the embedding
     noise: float = 1e-4
     """Logits may differ by this x max(1, max |logit|) in float32. Measured: 2.4e-6 in SmolLM2-135M,
-    1.1e-6 in tiny models; 6e-4 in Gemma's, whose GELU llama.cpp looks up in a float16 table."""
+    1.1e-6 in tiny models; 6e-4 in Gemma, whose GELU llama.cpp looks up in a float16 table."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -57,16 +58,16 @@ class Layout:
 
     family: Family
     fields: dict[str, Field]
-    extra: dict[str, Tensor]  # by the file's names
+    extra: dict[str, Tensor]  # by their names in the file
     name_of: Callable[[str], str]  # "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight"
     heads: int
     kv_heads: int
     context_cut: bool  # whether the context is shorter than the model's own
 
     def row_order(self, name: str, rows: int) -> Tensor | None:
-        """The order in which rows of q and k are written; None: as they stand.
+        """The order in which rows of q and k are written; None: unchanged.
 
-        transformers turns row i of a head with row i + d/2, llama.cpp's llama row 2i with 2i + 1.
+        transformers rotates row i of a head with row i + d/2, llama.cpp's llama row 2i with 2i + 1.
         """
         part = next((p for p in ("q_proj", "k_proj") if name.split(".")[-2] == p), None)
         if not self.family.rotates_pairs or part is None:
@@ -75,12 +76,12 @@ class Layout:
         return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).flatten()
 
     def shift(self, name: str) -> float:
-        """What is added to a tensor: Gemma's norms compute with 1 + w."""
+        """The value added to a tensor: Gemma's norms compute with 1 + w."""
         return self.family.norm_shift if name.endswith("norm.weight") else 0.0
 
 
 def layout(where: str, config: PretrainedConfig) -> Layout:
-    """How a model is written. Raises ModelError naming the part that no GGUF file can hold."""
+    """The layout of a model. Raises ModelError naming the part that a GGUF file cannot hold."""
     import gguf
 
     kind = str(config.model_type)
@@ -98,7 +99,9 @@ def layout(where: str, config: PretrainedConfig) -> Layout:
     def name_of(name: str) -> str:
         found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise ModelError(f"{where}: {name} has no name in a GGUF file of {family.architecture}")
+            raise ModelError(
+                f"{where}: {name} has no counterpart in GGUF's {family.architecture} layout"
+            )
         return found
 
     own = {f"{family.architecture}.{key}": value for key, value in _shape_fields(config).items()}
@@ -118,13 +121,13 @@ def layout(where: str, config: PretrainedConfig) -> Layout:
 
 
 def _require_same_arithmetic(where: str, config: PretrainedConfig, family: Family) -> None:
-    """Refuse settings for which llama.cpp's graph of this architecture computes something else."""
+    """Raise ModelError for settings under which llama.cpp's graph computes something else."""
 
     def refuse(key: str, expected: object) -> ModelError:
         found = getattr(config, key, None)
         return ModelError(
             f"{where}: {key} is {found}, expected {expected}: llama.cpp's {family.architecture}"
-            " computes nothing else"
+            " supports nothing else"
         )
 
     key = "hidden_activation" if hasattr(config, "hidden_activation") else "hidden_act"
@@ -132,7 +135,7 @@ def _require_same_arithmetic(where: str, config: PretrainedConfig, family: Famil
         raise refuse(key, family.activation)
     if family.norm_shift:
         scalar, width = config.query_pre_attn_scalar, _head_dim(config)
-        # The graph of the 27B models, told by their number of layers, has a scale of its own.
+        # The graph of the 27B models, recognized by their layer count, has its own scale.
         if config.num_hidden_layers in (46, 62):
             width = config.hidden_size // config.num_attention_heads
         if scalar != width:
@@ -176,7 +179,7 @@ def _shape_fields(config: PretrainedConfig) -> dict[str, Field]:
 
 
 def _context_length(config: PretrainedConfig, family: Family) -> int:
-    """Positions of the model, cut to its window where llama.cpp's graph knows of none."""
+    """Positions of the model, cut to its window where llama.cpp's graph has none."""
     positions = int(config.max_position_embeddings)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
@@ -188,7 +191,7 @@ def _context_length(config: PretrainedConfig, family: Family) -> int:
 def _rope_fields(
     where: str, config: PretrainedConfig, family: Family
 ) -> tuple[dict[str, Field], dict[str, Tensor]]:
-    """The fields of the rotary embedding, and its factors by frequency as tensors."""
+    """The fields of the rotary embedding, and its per-frequency factors as tensors."""
     parameters: dict[str, Any] = dict(config.rope_parameters)
     fields: dict[str, Field] = {}
     if family.window_every:
@@ -196,11 +199,11 @@ def _rope_fields(
     if "full_attention" in parameters:
         local, parameters = parameters["sliding_attention"], parameters["full_attention"]
         if local["rope_type"] != "default":
-            raise _no_rope(where, f"{local['rope_type']} in sliding layers")
+            raise _no_rope(where, f"of type {local['rope_type']} in sliding layers")
         fields["rope.freq_base_swa"] = float(local["rope_theta"])
     share = float(parameters.get("partial_rotary_factor") or 1.0)
     if share != 1.0 and family.architecture != "phi3":
-        raise _no_rope(where, f"of a share of {share} of each head")
+        raise _no_rope(where, f"of {share} of each head")
     fields["rope.freq_base"] = float(parameters["rope_theta"])
     fields["rope.dimension_count"] = int(share * _head_dim(config))
     kind = str(parameters["rope_type"])
@@ -223,7 +226,7 @@ def _scaled_rope(
             "rope.scaling.factor": parameters["factor"] + 0.0,
         }, {}
     if kind == "llama3" and family.architecture == "llama":
-        # Each frequency is divided by a factor of its own; transformers knows the formula.
+        # Each frequency is divided by its own factor; transformers has the formula.
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         d = _head_dim(config)
         plain = parameters["rope_theta"] ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
@@ -251,4 +254,4 @@ def _scaled_rope(
             "rope_factors_long.weight": torch.tensor(parameters["long_factor"]).float(),
             "rope_factors_short.weight": torch.tensor(parameters["short_factor"]).float(),
         }
-    raise _no_rope(where, f"of type {kind} in a model of {family.architecture}")
+    raise _no_rope(where, f"of type {kind} in a {family.architecture} model")

@@ -1,4 +1,4 @@
-"""llama.cpp as a process of its own, which may crash: what it makes of texts and of token ids.
+"""llama.cpp in a separate process, which may crash: token ids of texts, logits of token ids.
 
 The parent calls `ask`; the child runs this file. Logits come back as .npy files.
 """
@@ -17,21 +17,21 @@ from typing import Any
 
 import numpy as np
 
-F32 = 0  # ggml_type: keys and values are kept as exactly as the rest
+F32 = 0  # ggml_type: keys and values are as precise as the rest
 SPARE = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What llama.cpp says: token ids of each text, logits (length, vocabulary) of each sequence."""
+    """llama.cpp's results: token ids of each text, logits (length, vocabulary) of each sequence."""
 
     ids: list[list[int]]
     logits: list[np.ndarray[Any, np.dtype[np.float32]]]
-    greedy: list[list[int]]  # ids that follow each sequence, the likeliest each time
+    greedy: list[list[int]]  # ids that follow each sequence, the most likely each time
 
 
 class CrashError(Exception):
-    """llama.cpp did not answer; the message is the first error it told."""
+    """llama.cpp did not answer; the message is the first error it printed."""
 
 
 def is_installed() -> bool:
@@ -65,14 +65,14 @@ def ask(
                 raise CrashError(f"killed by {signal.Signals(-done.returncode).name}")
             said = [line for line in done.stderr.splitlines() if line.strip()]
             first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
-            raise CrashError((first or (said or ["it said nothing"])[-1]).strip()[:300])
+            raise CrashError((first or (said or ["it printed nothing"])[-1]).strip()[:300])
         found = json.loads((work / "answer.json").read_text(encoding="utf-8"))
         logits = [np.load(work / f"{n}.npy") for n in range(len(sequences))]
     return Answer(found["ids"], logits, found["greedy"])
 
 
 def _answer_request(request: dict[str, Any]) -> None:
-    """The child: everything that can crash."""
+    """Run in the child: everything that can crash."""
     import llama_cpp
 
     _leave_weights_as_they_lie(llama_cpp.llama_cpp)
@@ -87,7 +87,7 @@ def _answer_request(request: dict[str, Any]) -> None:
         logits_all=True,
         type_k=F32,
         type_v=F32,
-        verbose=True,  # or the reason of a failure would not be told
+        verbose=True,  # otherwise it would not print why it failed
     )
     work, greedy = Path(request["work"]), []
     ids = [llm.tokenize(text.encode(), add_bos=False, special=True) for text in request["texts"]]
@@ -107,7 +107,7 @@ def _answer_request(request: dict[str, Any]) -> None:
 def _leave_weights_as_they_lie(library: Any) -> None:
     """Keep llama.cpp from repacking weights, for which this class has no option.
 
-    Its way for processors with AMX asks no leave of the kernel where a virtual machine wants that:
+    Its AMX path does not request permission from the kernel, which some virtual machines require:
     the process ends with SIGILL.
     """
     default = library.llama_model_default_params

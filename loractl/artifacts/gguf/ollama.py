@@ -1,8 +1,8 @@
-"""A directory that Ollama takes: a Modelfile beside model.gguf.
+"""A directory that Ollama loads: a Modelfile beside model.gguf.
 
-Ollama renders prompts by Go templates of its own, not by the chat template in the GGUF file. Those
-of some families are written here; which one a model has is found by rendering conversations both
-ways. A chat template that renders otherwise than all of them is refused.
+Ollama renders prompts with its own Go templates, not with the chat template in the GGUF file. Those
+of some families are written here; the family of a model is found by rendering conversations both
+ways. A chat template that renders differently from all of them is refused.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ MODEL, MODELFILE = "model.gguf", "Modelfile"
 
 @dataclass(frozen=True)
 class Family:
-    """How the turns of a conversation are written: what stands before and after each content."""
+    """How the turns of a conversation are written: the text before and after each content."""
 
     name: str
     user: tuple[str, str]
     assistant: tuple[str, str]
     opening: str  # what opens the next answer
     stop: str
-    system: tuple[str, str] | None = None  # None: stands in the first user turn, before its text
-    joint: str = "\n\n"  # between the two, where it does
+    system: tuple[str, str] | None = None  # None: goes in the first user turn, before its text
+    joint: str = "\n\n"  # between the two in that case
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as Ollama renders it by `go`."""
+        """A conversation as Ollama renders it with `go`."""
         text, before = "", ""
         for message in messages:
             if message.role == "system" and self.system is None:
@@ -134,12 +134,12 @@ class Found:
 
 
 def find(where: str, tokenizer: Tokenizer, *, adds_bos: bool) -> Found:
-    """Find the family whose texts are the chat template's. Raises ArtifactError.
+    """Find the family that renders the same texts as the chat template. Raises ArtifactError.
 
     `adds_bos`: llama.cpp puts the beginning-of-sequence token before every prompt.
     """
     if not tokenizer.chat_template:
-        raise ArtifactError(f"{where}: no chat template, from which Ollama's would be made")
+        raise ArtifactError(f"{where}: no chat template to derive Ollama's from")
     bos = (tokenizer.bos_token or "") if adds_bos else ""
 
     def rendered(messages: Sequence[Message]) -> str | None:
@@ -168,13 +168,13 @@ def find(where: str, tokenizer: Tokenizer, *, adds_bos: bool) -> Found:
             return Found(family, system)
     names = ", ".join(family.name for family in FAMILIES)
     raise ArtifactError(
-        f"{where}: its chat template renders as none of the families that can be written for"
-        f" Ollama: {names}"
+        f"{where}: its chat template does not match any family that can be written for Ollama:"
+        f" {names}"
     )
 
 
 def _default_system(family: Family, short: str) -> str | None:
-    """The system message in a text that was given none."""
+    """The system message in a text that was rendered without one."""
     if family.system is None or not short.startswith(family.system[0]):
         return None
     return short.removeprefix(family.system[0]).partition(family.system[1])[0]

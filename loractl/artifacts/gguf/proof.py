@@ -1,9 +1,9 @@
-"""The proof of a GGUF file: what llama.cpp makes of it, against base + adapter in float32.
+"""The proof of a GGUF file: llama.cpp's results with it, against base + adapter in float32.
 
-Three looks. Texts must give the token ids that training had. Logits of every position must agree
-within the noise of float32, and in a coarser dtype within what that dtype's rounding explains:
-measured by errors of the very sizes that rounding makes, with signs drawn at random. And in a
-coarser dtype, where that is much, every tensor of the file must be the exact one, rounded once.
+There are three checks. Texts must give the token ids that training had. Logits of every position
+must agree within the noise of float32, and in a coarser dtype within what its rounding explains,
+measured with errors of exactly the sizes that rounding makes, with random signs. And in a coarser
+dtype, where that bound is wide, every tensor of the file must be the exact one, rounded once.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ Q8_0_HALF_STEP = 0.57
 
 @dataclass(frozen=True)
 class Proof:
-    """What the comparison found."""
+    """The result of the comparison."""
 
     dtype: str
     logits: probe.Agreement
     effect: float  # largest difference that the adapter itself makes
     n_texts: int
     wrong_texts: tuple[str, ...]  # texts that gave other token ids
-    wrong: tuple[str, ...]  # tensors other than the exact ones, rounded once
+    wrong: tuple[str, ...]  # tensors that are not the exact ones, rounded once
 
     @property
     def holds(self) -> bool:
@@ -59,11 +59,11 @@ class Proof:
     def __str__(self) -> str:
         parts = [
             self.logits.say(f"in llama.cpp ({self.dtype})", proven=self.holds),
-            f"the adapter itself moves logits by {self.effect:.2e}",
+            f"the adapter itself changes logits by {self.effect:.2e}",
             f"same token ids in {self.n_texts - len(self.wrong_texts)} of {self.n_texts} texts",
         ]
         if self.wrong_texts:
-            parts.append(f"the first that differs: {self.wrong_texts[0][:60]!r}")
+            parts.append(f"first text that differs: {self.wrong_texts[0][:60]!r}")
         if self.wrong:
             parts.append(f"{len(self.wrong)} tensors are wrong: {', '.join(self.wrong[:3])}")
         return "; ".join(parts)
@@ -71,22 +71,22 @@ class Proof:
 
 @dataclass(frozen=True)
 class Expected:
-    """What base + adapter computes in float32, before llama.cpp is asked."""
+    """The results of base + adapter in float32, computed before llama.cpp runs."""
 
     ids: Tensor  # (rows, length)
     logits: Tensor  # (rows, length, vocabulary)
     effect: float
-    rounding: float  # change of the logits by errors as large as those of the dtype
+    rounding: float  # change in logits caused by errors as large as those of the dtype
     wrong: tuple[str, ...]  # tensors of the file that are not the exact ones
 
 
 def expect(
     source: Source, adapter: Adapter, layout: Layout, *, dtype: str, model_file: Path | None
 ) -> Expected:
-    """Compute in transformers what a file must give; look at the tensors of `model_file`.
+    """Compute in transformers what a file must give, and check the tensors of `model_file`.
 
-    Without one the file holds the adapter alone, in `dtype`. Raises ArtifactError when the adapter
-    changes nothing.
+    If that is None, the file holds only the adapter, in `dtype`. Raises ArtifactError if the
+    adapter changes nothing.
     """
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
     ids = probe.probe_ids(model)
@@ -120,13 +120,13 @@ def prove(
     tokenizer: "Tokenizer",
     texts: Sequence[str],
 ) -> Proof:
-    """Ask llama.cpp and compare. Raises NumericError when it crashes on the file."""
+    """Run llama.cpp and compare. Raises NumericError if it crashes on the file."""
     try:
         answer = llamacpp.ask(
             model_file, adapter=adapter_file, texts=texts, sequences=expected.ids.tolist()
         )
     except llamacpp.CrashError as error:
-        raise NumericError(f"FAILED: llama.cpp does not load or run it: {error}") from None
+        raise NumericError(f"FAILED: llama.cpp cannot load or run it: {error}") from None
     wrong_texts = [
         text
         for text, found in zip(texts, answer.ids, strict=True)
@@ -155,7 +155,7 @@ def _round_to(exact: Tensor, dtype: str) -> Tensor:
 
 
 def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tuple[str, ...]:
-    """Tensors of a file that are missing, or not those of base + adapter rounded once."""
+    """Tensors of a file that are missing, or that are not base + adapter rounded once."""
     from gguf import GGUFReader, quants
 
     there = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
@@ -164,7 +164,7 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
     trained_whole = wholes(model)
     for stored, exact_all in model.state_dict().items():
         if ".base." not in stored and any(stored.startswith(f"{name}.") for name in layers):
-            continue  # A, B and what else belongs to an adapted layer
+            continue  # A, B and anything else of an adapted layer
         if any(stored.startswith(f"{path}.base.") for path in trained_whole):
             continue  # its copy is what counts
         name = stored.replace(".base.", ".").replace(".tuned.", ".")
@@ -196,6 +196,6 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
 
 
 def _q8_0_half_steps(found: Tensor) -> Tensor:
-    """The largest error that rounding a tensor to q8_0 makes, value by value."""
+    """The largest error of rounding a tensor to q8_0, value by value."""
     scale = found.view(found.shape[0], -1, BLOCK).abs().amax(dim=-1, keepdim=True) / 127
     return (scale * Q8_0_HALF_STEP).expand(-1, -1, BLOCK).reshape(found.shape)

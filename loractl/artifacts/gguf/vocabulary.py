@@ -1,9 +1,9 @@
-"""The fields by which a GGUF file holds a tokenizer, from the tokenizer as transformers loaded it.
+"""The fields that describe a tokenizer in a GGUF file, from the tokenizer loaded by transformers.
 
 llama.cpp has two tokenizers for these models. "gpt2" merges bytes by rank, after splitting the text
-by rules that the file only names: those of a tokenizer.json are looked up in a table, and others
-are refused. "llama" merges whichever neighbours form the best token, by a score of the token alone:
-with scores from the ranks it does what a tokenizer.json does that came from SentencePiece.
+by rules that the file only names: those of a tokenizer.json are looked up in a table, and unknown
+ones are refused. "llama" merges whichever neighbors form the best token, by a score of the token
+alone: with scores derived from ranks it matches a tokenizer.json converted from SentencePiece.
 """
 
 import json
@@ -16,9 +16,9 @@ from loractl.artifacts.gguf.layout import Field
 from loractl.errors import ModelError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama_token_type
-NEVER = -1e9  # score of a token that no merge makes
+NEVER = -1e9  # score of a token that no merge produces
 
-GPT2 = "GPT-2"  # rules that ByteLevel has built in and does not write out
+GPT2 = "GPT-2"  # rules built into ByteLevel, which it does not write out
 DIGITS = "each digit"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -31,15 +31,15 @@ SPLITTING: dict[tuple[tuple[str, ...], bool], str] = {
     ((LLAMA3,), True): "llama-bpe",
     ((LLAMA3,), False): "smaug-bpe",
 }
-"""Rules in order, and whether a word that is a token is taken unmerged -> llama.cpp's name."""
+"""Rules in order, and whether a word that is a token skips merging -> llama.cpp's name."""
 
 KEEP_SPACE = {"<unk>", "<s>", "<|endoftext|>"}
-"""llama.cpp drops the space after every other special token of models that are named phi-3."""
+"""llama.cpp drops the space after every other special token of models named phi-3."""
 DROPS_SPACE = "phi-3"
 
 
 class _Vocabulary:
-    """A tokenizer.json of kind BPE, and how to complain of it."""
+    """A tokenizer.json of type BPE, and the errors about it."""
 
     def __init__(self, where: str, tokenizer: Tokenizer) -> None:
         backend: Any = tokenizer
@@ -57,28 +57,28 @@ class _Vocabulary:
 
     def refusal(self, what: str) -> ModelError:
         return ModelError(
-            f"{self.where}: the tokenizer {what}; llama.cpp would split text otherwise"
+            f"{self.where}: the tokenizer {what}; llama.cpp would tokenize text differently"
         )
 
     def steps(self, name: str) -> Iterator[dict[str, Any]]:
-        """The parts of the normalizer or the pre_tokenizer, sequences laid out."""
+        """The parts of the normalizer or the pre_tokenizer, with sequences flattened."""
         step = self.core[name]
         inner = (step or {}).get("normalizers" if name == "normalizer" else "pretokenizers")
         yield from inner if inner is not None else [step] if step else []
 
     @property
     def drops_space(self) -> bool:
-        """Whether special tokens take the space after them, as those of Phi-3 do."""
+        """Whether special tokens absorb the space after them, as in Phi-3."""
         return any(token["rstrip"] for token in self.added)
 
 
 def fields(
     where: str, tokenizer: Tokenizer, n_rows: int, *, stops: Sequence[int], rendered: str | None
 ) -> dict[str, Field]:
-    """The tokenizer's fields for an embedding of `n_rows`, the chat template with them.
+    """The tokenizer's fields for an embedding of `n_rows`, including the chat template.
 
-    `stops` are the ids that end an answer; `rendered` is a conversation as text, where there is a
-    chat template. Raises ModelError naming what llama.cpp's tokenizers do not do.
+    `stops` are the ids that end an answer; `rendered` is a conversation as text, if there is a chat
+    template. Raises ModelError naming what llama.cpp's tokenizers do not support.
     """
     vocabulary = _Vocabulary(where, tokenizer)
     if len(tokenizer) > n_rows:
@@ -106,7 +106,7 @@ def _require_plain_added_tokens(vocabulary: _Vocabulary) -> None:
     if vocabulary.drops_space:
         there = {str(token["content"]) for token in vocabulary.added}
         if missing := sorted({*KEEP_SPACE, "</s>"} - there):
-            raise vocabulary.refusal(f"has tokens with rstrip, but no {missing[0]} as Phi-3 has")
+            raise vocabulary.refusal(f"has tokens with rstrip, but no {missing[0]} as in Phi-3")
         for token in vocabulary.added:
             if token["rstrip"] == (token["content"] in KEEP_SPACE):
                 raise vocabulary.refusal(f"has {token['content']!r} with rstrip: {token['rstrip']}")
@@ -134,7 +134,7 @@ def _list_tokens(
         tokens.append(token)
         types.append(kind)
     if len(set(tokens)) < len(tokens):
-        raise vocabulary.refusal("has two ids of one text")
+        raise vocabulary.refusal("has two ids with the same text")
     return tokens, types
 
 
@@ -144,7 +144,7 @@ BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 def byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
     """A byte-level BPE: the name of its splitting rules, and its merges in order of rank."""
     for step in vocabulary.steps("normalizer"):
-        if step["type"] != "NFC":  # for text that is composed, as nearly all is, it changes nothing
+        if step["type"] != "NFC":  # changes nothing in composed text, as nearly all is
             raise vocabulary.refusal(f"normalizes text ({step['type']})")
     rules = []
     for step in vocabulary.steps("pre_tokenizer"):
@@ -160,7 +160,7 @@ def byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
     last = next(reversed(list(vocabulary.steps("pre_tokenizer"))), {"type": "no rules"})
     name = SPLITTING.get((tuple(rules), bool(vocabulary.model.get("ignore_merges"))))
     if name is None or last["type"] != "ByteLevel":
-        raise vocabulary.refusal(f"splits text by rules without a name there: {rules}")
+        raise vocabulary.refusal(f"splits text by rules that llama.cpp has no name for: {rules}")
     if vocabulary.model.get("continuing_subword_prefix") or vocabulary.model.get(
         "end_of_word_suffix"
     ):
@@ -173,11 +173,11 @@ def byte_level_fields(vocabulary: _Vocabulary) -> dict[str, Field]:
 
 
 def _character_fields(vocabulary: _Vocabulary, rendered: str | None) -> dict[str, Field]:
-    """A BPE of characters that falls back to bytes, as SentencePiece has it."""
+    """A BPE on characters that falls back to bytes, as in SentencePiece."""
     if missing := sorted(BYTES - vocabulary.ids.keys()):
         raise vocabulary.refusal(f"has no token for the byte {missing[0]}")
     if vocabulary.model.get("ignore_merges"):
-        raise vocabulary.refusal("takes whole words unmerged")
+        raise vocabulary.refusal("keeps whole words unmerged")
     prefix = "never"
     for step in [*vocabulary.steps("normalizer"), *vocabulary.steps("pre_tokenizer")]:
         kind = step["type"]
@@ -188,9 +188,9 @@ def _character_fields(vocabulary: _Vocabulary, rendered: str | None) -> dict[str
         elif kind == "Replace" and step["pattern"] == {"String": " "} and step["content"] == "▁":
             pass
         elif kind == "Split" and step["pattern"] == {"String": " "}:
-            pass  # Gemma's: no space is left when it comes to this
+            pass  # Gemma's: no spaces are left at this point
         else:
-            raise vocabulary.refusal(f"treats text with {json.dumps(step)[:120]}")
+            raise vocabulary.refusal(f"transforms text by {json.dumps(step)[:120]}")
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
@@ -199,11 +199,11 @@ def _character_fields(vocabulary: _Vocabulary, rendered: str | None) -> dict[str
 
 
 def _prefixes_space(vocabulary: _Vocabulary, prefix: str, rendered: str | None) -> bool:
-    """Whether a space goes before text, which llama.cpp also does after every special token.
+    """Whether a space goes before text; llama.cpp then adds one after every special token too.
 
-    With "first" transformers does it at the start of the text alone, and not where there is one.
-    That is never, for a text that starts with a special token, and what llama.cpp does, for one
-    that holds none.
+    With "first" transformers adds it only at the start of the text, unless there is one already.
+    For a text that starts with a special token that means never; for one that holds none it is what
+    llama.cpp does.
     """
     if prefix != "first":
         return prefix == "always"
@@ -211,14 +211,14 @@ def _prefixes_space(vocabulary: _Vocabulary, prefix: str, rendered: str | None) 
     if rendered is None or any(rendered.startswith(token) for token in special):
         return False
     if any(token in rendered for token in special):
-        raise vocabulary.refusal("puts a space before the start of a conversation alone")
+        raise vocabulary.refusal("puts a space only before the start of a conversation")
     return True
 
 
 def _score_tokens(vocabulary: _Vocabulary) -> dict[str, float]:
-    """The score of each token that merges make: the better, the earlier its merges stand.
+    """The score of each token that merges produce: the earlier its merges, the better.
 
-    Raises ModelError when the order of merges depends on more than the token they make.
+    Raises ModelError if the order of merges depends on more than the token they produce.
     """
     ranks: dict[str, list[int]] = {}
     for rank, (left, right) in enumerate(vocabulary.merges):
@@ -228,7 +228,7 @@ def _score_tokens(vocabulary: _Vocabulary) -> dict[str, float]:
         if len(set(token)) == 1:
             continue  # runs of spaces: SentencePiece gives all of them one score
         if of_token[0] < last:
-            raise vocabulary.refusal(f"makes {token!r} by merges of several ranks")
+            raise vocabulary.refusal(f"produces {token!r} by merges of several ranks")
         last = of_token[-1]
     pairs = set(vocabulary.merges)
     ids = vocabulary.ids
@@ -241,7 +241,7 @@ def _score_tokens(vocabulary: _Vocabulary) -> dict[str, float]:
 
 
 def _role_fields(tokenizer: Tokenizer, stops: Sequence[int]) -> dict[str, Field]:
-    """Which ids open, end and pad a text, whether they are added to it, and the chat template."""
+    """The ids that open, end and pad a text, whether they are added, and the chat template."""
     found: dict[str, Field] = {}
     ids = {
         "bos": tokenizer.bos_token_id,

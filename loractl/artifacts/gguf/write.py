@@ -1,8 +1,8 @@
 """GGUF files: an adapter, or base + adapter as one model, written strip by strip.
 
-How a model lies in such a file is said by `layout`, its tokenizer by `vocabulary`. Nothing larger
-than one tensor of the base is ever in memory: strips of rows are read, merged in float64, rounded
-once and appended.
+The layout of a model in such a file is defined by `layout`, its tokenizer by `vocabulary`. Nothing
+larger than one tensor of the base is ever in memory: strips of rows are read, merged in float64,
+rounded once and appended.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ class Piece:
 def write_model(
     path: Path, pieces: list[Piece], layout: Layout, vocabulary: Mapping[str, Field], dtype: str
 ) -> None:
-    """Write a complete model. Raises ArtifactError when a value does not fit into `dtype`."""
+    """Write a complete model. Raises ArtifactError if a value does not fit into `dtype`."""
     fields: dict[str, Field] = {
         "general.type": "model",
         "general.file_type": FILE_TYPES[dtype],
@@ -57,7 +57,7 @@ def write_model(
 
 
 def write_adapter(path: Path, adapter: Adapter, layout: Layout, pieces: list[Piece]) -> None:
-    """Write an adapter that llama.cpp lays over a GGUF of its base; `pieces` as of `halves`."""
+    """Write an adapter that llama.cpp applies to a GGUF of its base; `pieces` as from `halves`."""
     fields: dict[str, Field] = {
         "general.type": "adapter",
         "adapter.type": "lora",
@@ -68,9 +68,9 @@ def write_adapter(path: Path, adapter: Adapter, layout: Layout, pieces: list[Pie
 
 
 def one_alpha(adapter: Adapter) -> float:
-    """The alpha of a file that holds but one: that of the commonest rank and scale.
+    """The single alpha of a file: that of the most common rank and scale.
 
-    llama.cpp scales by alpha / rank, the rank taken from the shape of B.
+    llama.cpp scales by alpha / rank, with the rank taken from the shape of B.
     """
     found = Counter(u.factors.scale * u.factors.rank for u in updates(adapter).values())
     return found.most_common(1)[0][0]
@@ -79,13 +79,13 @@ def one_alpha(adapter: Adapter) -> float:
 def halves(
     adapter: Adapter, layout: Layout, skeleton: "PreTrainedModel", dtype: str
 ) -> list[Piece]:
-    """A and B of every module by llama.cpp's names, B's rows in its order, scales folded in B.
+    """A and B of every module by llama.cpp's names, B's rows in its order, scales folded into B.
 
-    Raises ArtifactError for what llama.cpp cannot lay over a base.
+    Raises ArtifactError for anything llama.cpp cannot apply to a base.
     """
     strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
-        raise _not_held(adapter, f"{strange[0]} is no part of a plain low-rank update")
+        raise _not_held(adapter, f"{strange[0]} is not part of a plain low-rank update")
     alpha = one_alpha(adapter)
     head = head_name(skeleton)
     pieces: list[Piece] = []
@@ -107,7 +107,7 @@ def halves(
 
 def _not_held(adapter: Adapter, what: str) -> ArtifactError:
     return ArtifactError(
-        f"{adapter.directory}: {what}, which llama.cpp cannot lay over a base model; use"
+        f"{adapter.directory}: {what}, which llama.cpp cannot apply to a base model; use"
         " --to merged-gguf"
     )
 
@@ -119,9 +119,9 @@ def _one_strip(name: str, tensor: Tensor, dtype: str) -> Piece:
 def weights(
     source: Source, skeleton: "PreTrainedModel", plan: Plan, layout: Layout, dtype: str
 ) -> list[Piece]:
-    """Every weight of base + updates, as it lies in a GGUF file of `dtype`.
+    """Every weight of base + updates, as stored in a GGUF file of `dtype`.
 
-    Raises ModelError when a tensor of the model is not among its files.
+    Raises ModelError if a tensor of the model is not in its files.
     """
     stored = places(source)
     prefix = skeleton.base_model_prefix + "."
@@ -138,7 +138,7 @@ def weights(
         if name == head and is_tied(skeleton) and not plan.untie:
             continue
         if at is None:
-            raise ModelError(f"{source.name}: {name} is not in its files by a name that is known")
+            raise ModelError(f"{source.name}: {name} is not in its files under any known name")
         kind = dtype_of(tuple(parameter.shape), dtype)
         reading = _strips_of(stored, plan, at, layout, name)
         pieces.append(Piece(layout.name_of(name), tuple(parameter.shape), kind, reading))
@@ -146,7 +146,7 @@ def weights(
 
 
 def dtype_of(shape: tuple[int, ...], wanted: str) -> str:
-    """Vectors stay in float32; rows that fill no whole blocks of q8_0 take f16, as in llama.cpp."""
+    """Vectors stay in float32; rows that do not fill whole q8_0 blocks use f16, as in llama.cpp."""
     if len(shape) < 2:
         return "f32"
     return "f16" if wanted == "q8_0" and shape[-1] % BLOCK else wanted
@@ -155,7 +155,7 @@ def dtype_of(shape: tuple[int, ...], wanted: str) -> str:
 def _strips_of(
     stored: Mapping[str, Path], plan: Plan, at: str, layout: Layout, name: str
 ) -> Callable[[], Iterator[Tensor]]:
-    """The strips of a tensor of the base, with its update; the file is mapped while they last."""
+    """The strips of a tensor of the base, with its update; the file stays mapped during them."""
     start = plan.untied.get(at, at)
     layer, shift = plan.updates.get(at), layout.shift(name)
     replaced = plan.replaced.get(at)
@@ -175,7 +175,7 @@ def _strips_of(
                 yield part[:].float() + shift
                 return
             size = strips(shape)
-        for first, last in size:  # opened anew: what a map has touched counts as resident
+        for first, last in size:  # reopened each time: touched pages of a map count as resident
             with safe_open(stored[start], framework="pt") as file:
                 yield file.get_slice(start)[first : min(last, shape[0])].float()
 
@@ -206,7 +206,7 @@ def _write_file(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         assert writer.fout is not None
-        file = writer.fout[0]  # its own way to write takes whole tensors
+        file = writer.fout[0]  # its own write method needs whole tensors
         for piece in pieces:
             writer.write_padding(file, file.tell())
             _append_piece(file, piece)

@@ -38,28 +38,28 @@ NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tensors of the base's files change, and by what."""
+    """Which tensors of the base's files change, and how."""
 
     updates: Mapping[str, LoraLayer]  # tensor name in the files -> its adapted layer
-    replaced: Mapping[str, Tensor]  # tensor name in the files -> its value, trained whole
+    replaced: Mapping[str, Tensor]  # tensor name in the files -> its fully trained value
     untied: Mapping[str, str]  # tensor to add -> the tensor whose old value it starts from
     untie: bool
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of the base."""
+    """What happened to the base."""
 
     untied: bool  # whether a tied head got a weight of its own
-    dtype: torch.dtype | None  # to which every tensor was rounded; None: each kept its own
+    dtype: torch.dtype | None  # the one every tensor was rounded to; None: each kept its own
 
 
 def write(
     directory: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None
 ) -> Written:
-    """Write base + adapter as a model directory of the same shards. `dtype` None keeps the base's.
+    """Write base + adapter as a model directory of the same shards; `dtype` None: the base's.
 
-    Raises ArtifactError when adapter and base do not fit, or a weight does not fit into `dtype`.
+    Raises ArtifactError if adapter and base do not fit, or a weight does not fit into `dtype`.
     """
     refuse_quantized(source)
     skeleton = load_skeleton(source)
@@ -77,37 +77,37 @@ def write(
 
 
 def refuse_quantized(source: Source) -> None:
-    """Weights that stand in blocks or beside scales of their own cannot be added to."""
+    """Raise ArtifactError for a quantized base: updates cannot be added to packed weights."""
     if source.gguf:
         return  # unpacked by its loader
     if config := files.read_json(source.directory / "config.json").get("quantization_config"):
         method = config.get("quant_method") if isinstance(config, dict) else config
         raise ArtifactError(
-            f"{source.directory / 'config.json'}: the base is quantized ({method}); name the base"
+            f"{source.directory / 'config.json'}: the base is quantized ({method}); pass the base"
             " it was quantized from with --base"
         )
 
 
 def is_tied(model: "PreTrainedModel") -> bool:
-    """Whether the output head is the embedding table; asked before adapters go in."""
+    """Whether the output head is the embedding table; ask before adapters go in."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def shards(source: Source) -> list[Path]:
-    """The weight files of a model directory: those of its index, or the only one."""
+    """The weight files of a model directory: those in its index, or the only one."""
     index = source.directory / INDEX
     if not index.is_file():
         return source.weight_files()
     names = sorted(set(files.read_json(index)["weight_map"].values()))
     for name in names:
         if not (source.directory / name).is_file():
-            raise ArtifactError(f"{index}: names {name}, which is not there")
+            raise ArtifactError(f"{index}: lists {name}, which does not exist")
     return [source.directory / name for name in names]
 
 
 def places(source: Source) -> dict[str, Path]:
-    """The name of every tensor of a model directory, and the shard it stands in."""
+    """The name of every tensor of a model directory, and the shard it is in."""
     found: dict[str, Path] = {}
     for shard in shards(source):
         with safe_open(shard, framework="pt") as file:
@@ -126,16 +126,16 @@ def float_dtypes(source: Source) -> Counter[torch.dtype]:
 
 
 def own_dtype(source: Source) -> torch.dtype:
-    """The dtype a whole merge has unless told otherwise: the base's; bfloat16 for a GGUF."""
+    """The default dtype of a whole merge: the base's; bfloat16 for a GGUF."""
     if source.gguf:
         return torch.bfloat16
     return float_dtypes(source).most_common(1)[0][0]
 
 
 def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
-    """Find each adapted weight in the files; None when they lay weights out otherwise.
+    """Find each adapted weight in the files; None if they lay weights out differently.
 
-    When a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
+    If a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
     weight of its own: its merged one, or the old embedding. Otherwise an update of one would
     silently change both.
     """
@@ -226,7 +226,7 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 
 def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
-    """Merge in memory: for bases whose files lay weights out otherwise, such as GGUF."""
+    """Merge in memory: for bases whose files lay weights out differently, such as GGUF."""
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
     tied = is_tied(model)
     load_(model, adapter)
@@ -250,11 +250,11 @@ def _save_rounded(model: "PreTrainedModel", directory: Path, dtype: torch.dtype)
 
 
 def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, untie: bool) -> None:
-    """Copy config, tokenizer and chat template; correct what the merge changed in the config."""
+    """Copy config, tokenizer and chat template; update config entries that the merge changed."""
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
-            if not is_inside(path, base):  # what is copied from a stranger's link might be a secret
-                raise ArtifactError(f"{path}: links to {path.resolve()}, out of the base; copy it")
+            if not is_inside(path, base):  # a stranger's link might point at a secret
+                raise ArtifactError(f"{path}: links to {path.resolve()}, outside the base; copy it")
             shutil.copyfile(path, directory / path.name)
     config: dict[str, Any] = files.read_json(base / "config.json")
     if dtype is not None:
@@ -275,7 +275,7 @@ def write_model_(
     dtype: torch.dtype,
     about: Mapping[str, Any],
 ) -> None:
-    """Write a model whose every weight was trained, each weight rounded once to `dtype`.
+    """Write a model with all weights trained, each weight rounded once to `dtype`.
 
     The model itself is left in that dtype.
     """

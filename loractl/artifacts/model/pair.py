@@ -1,4 +1,4 @@
-"""Two model directories of one architecture, read side by side, a tensor of each at a time."""
+"""Two model directories of one architecture, read side by side, one tensor of each at a time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: where each tensor stands, by the name it has in the model."""
+    """One of the two: where each tensor is, by its name in the model."""
 
     source: Source
     skeleton: "PreTrainedModel"  # on the meta device
     places: Mapping[str, tuple[Path, str]]  # name in the model -> shard, name in the files
-    tied: str | None  # the head's tensor, where it is the embedding table
+    tied: str | None  # the head's tensor, if it is the embedding table
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -43,7 +43,7 @@ class ModelPair:
 
     @property
     def names(self) -> list[str]:
-        """The tensors to compare; a head that is the table in both models is not named apart."""
+        """The tensors to compare; a head that is tied in both models is not listed separately."""
         both_tied = self.base.tied and self.tuned.tied
         names = dict.fromkeys([*self.base.places, *([self.base.tied] if self.base.tied else [])])
         return [
@@ -53,7 +53,7 @@ class ModelPair:
         ]
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, of the base, of the tuned model), one after the other. Raises ArtifactError."""
+        """(name, base tensor, tuned tensor), one after another. Raises ArtifactError."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for name in self.names:
@@ -68,7 +68,7 @@ class ModelPair:
 
 
 def open_pair(base: Source, tuned: Source) -> ModelPair:
-    """Look at the headers of both. Raises ModelError, or ArtifactError with what differs first."""
+    """Read the headers of both. Raises ModelError, or ArtifactError with the first difference."""
     sides = [_open_side(source) for source in (base, tuned)]
     one, other = sides
     types = [str(side.skeleton.config.model_type) for side in sides]
@@ -103,7 +103,7 @@ def _open_side(source: Source) -> Side:
         raise ModelError(f"{source.name}: a .gguf file; only safetensors directories are compared")
     config = source.directory / "config.json"
     if files.read_json(config).get("quantization_config"):
-        raise ModelError(f"{config}: the model is quantized; name the one it was quantized from")
+        raise ModelError(f"{config}: the model is quantized; use the one it was quantized from")
     skeleton = load_skeleton(source)
     head, table = head_name(skeleton), skeleton.get_input_embeddings()
     tied = head is not None and skeleton.get_submodule(head).weight is table.weight
@@ -122,7 +122,7 @@ def _open_side(source: Source) -> Side:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{shard}: truncated or corrupt: {error}") from None
     own = f"{head}.weight" if tied else None
-    if own is not None:  # what a file holds beside the table is not what the model uses
+    if own is not None:  # a separate head tensor in the files is not used by the model
         places.pop(own, None)
         shapes[own] = known[own]
     fused = [name for name, kind in adaptable(skeleton).items() if kind in EXPERTS]
@@ -134,6 +134,6 @@ def _open_side(source: Source) -> Side:
     if missing:
         raise ModelError(
             f"{source.name}: {missing[0]}.weight ({len(missing)} such tensors) is not in its files,"
-            " or has another name there, by which it cannot be compared"
+            " or has another name there, so it cannot be compared"
         )
     return Side(source, skeleton, places, own, shapes)

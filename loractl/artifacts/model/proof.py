@@ -1,12 +1,12 @@
-"""The proof of a merge: load what was written again, and compare it with base + adapter, twice.
+"""The proof of a merge: reload the result, and compare it with base + adapter in two ways.
 
-By logits, as a user would see them: both sides compute in float32, and a float32 merge must agree
-within 1e-5 x max(1, max |logit|). A merge in bfloat16 or float16 differs by its rounding; how much
-that explains is measured, not guessed: the exact merge runs once more with errors of the very sizes
-that rounding made, their signs drawn at random. In a deep model that is far more than one missing
-update would change, and so the second look, tensor by tensor: each adapted layer is given unit
-vectors, through its own forward and not the formula of the merge, and what comes out must be the
-merged weight but for one rounding. Every other tensor must be the base's, bit for bit.
+First by logits, as a user would see them: both sides compute in float32, and a float32 merge must
+agree within 1e-5 x max(1, max |logit|). A merge in bfloat16 or float16 differs by its rounding; how
+much that explains is measured, not guessed: the exact merge runs once more with errors of exactly
+the sizes that rounding made, with random signs. In a deep model that is far more than one missing
+update would change, hence the second check, tensor by tensor: each adapted layer is given unit
+vectors, through its own forward and not the formula of the merge, and the outputs must be the
+merged weight up to one rounding. Every other tensor must equal the base's, bit for bit.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from loractl.models.torch_dtypes import dtype_word
 
 @dataclass(frozen=True)
 class Proof:
-    """What the comparison found: how logits differ, and tensors that are not as they should."""
+    """The result of the comparison: how logits differ, and which tensors are wrong."""
 
     logits: probe.Agreement
     effect: float  # largest difference that the adapter itself makes
     dtype: str
-    wrong: tuple[str, ...]  # tensors other than base + update, rounded once
+    wrong: tuple[str, ...]  # tensors that are not base + update, rounded once
 
     @property
     def holds(self) -> bool:
@@ -51,7 +51,7 @@ class Proof:
         said = self.logits.say(f"of the merged model ({self.dtype})", proven=self.holds)
         wrong = f"; {len(self.wrong)} tensors are wrong: {', '.join(self.wrong[:3])}"
         return (
-            f"{said}; the adapter itself moves logits by {self.effect:.2e}"
+            f"{said}; the adapter itself changes logits by {self.effect:.2e}"
             f"{wrong if self.wrong else ''}"
         )
 
@@ -59,8 +59,8 @@ class Proof:
 def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None) -> Proof:
     """Compare a merged directory with base + adapter, one model in memory at a time.
 
-    `dtype` is what every tensor was rounded to, None where each kept that of the base. Raises
-    ArtifactError when the adapter changes nothing at all.
+    `dtype` is what every tensor was rounded to; None: each kept that of the base. Raises
+    ArtifactError if the adapter changes nothing at all.
     """
     cpu = torch.device("cpu")
     dtypes = float_dtypes(locate(str(merged)))
@@ -127,7 +127,7 @@ def _wrong_wholes(
 
 
 def _digest_tensors(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str]:
-    """A hash of every tensor of a model, as it is once rounded to `dtype`."""
+    """A hash of every tensor of a model after rounding it to `dtype`."""
     return {
         name: hashlib.sha256(tensor.to(dtype or tensor.dtype).float().flatten().numpy()).hexdigest()
         for name, tensor in model.state_dict().items()

@@ -1,8 +1,8 @@
-"""AdaLoRA adapters in files: PEFT's own layout for checkpoints, plain LoRA for what is published.
+"""AdaLoRA adapters in files: PEFT's own layout for checkpoints, plain LoRA when published.
 
-PEFT 0.21 keeps A, B and the values E apart, at a scale of alpha / init_r whatever triplets are
-left. As plain LoRA every reader takes them: diag(E) goes into A, and with it what is left of the
-scale once alpha is one for all modules and only ranks differ.
+PEFT 0.21 keeps A, B and the values E separate, with scale alpha / init_r however many triplets are
+left. Every reader accepts plain LoRA: diag(E) goes into A, and so does the remaining factor of the
+scale, since all modules share one alpha and only ranks differ.
 """
 
 import json
@@ -18,7 +18,7 @@ from loractl.errors import ArtifactError
 from loractl.lora.adalora import AdaloraLayer, Budget, Smoothing
 
 STATE = "adalora.safetensors"
-"""Beside a checkpoint's adapter: what the allocation of ranks knows (`Allocator.tensors`)."""
+"""Beside a checkpoint's adapter: the state of the rank allocation (`Allocator.tensors`)."""
 
 
 def checkpoint_content(
@@ -33,12 +33,12 @@ def checkpoint_content(
 ) -> dict[str, Any]:
     """The content of a checkpoint's adapter_config.json, from that of a plain adapter.
 
-    `rank` and `target` are of one module.
+    `rank` and `target` are per module.
     """
     return {
         **plain,
         "peft_type": "ADALORA",
-        "r": 8,  # PEFT's default, which it wants to see here
+        "r": 8,  # PEFT's default, which it expects here
         "init_r": rank,
         "target_r": target,
         "lora_alpha": scale * rank,
@@ -57,17 +57,17 @@ def checkpoint_content(
 def plain(
     triplets: Mapping[str, tuple[Tensor, Tensor, Tensor]], scale: float, *, rank: int | None = None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], int, float]:
-    """(A, B, E) by module -> A and B of plain LoRA, their commonest rank, and alpha for all.
+    """(A, B, E) by module -> A and B of plain LoRA, their most common rank, and one alpha for all.
 
-    Triplets that are switched off are left out, and modules that have no others. `rank` is the rank
-    for which alpha stands; None: the commonest.
+    Triplets that are switched off are left out, and so are modules with no others. `rank` is the
+    rank that alpha refers to; None: the most common.
     """
     kept = {
         name: (A[on] * E[on], B[:, on])
         for name, (A, B, E) in triplets.items()
         if bool((on := E[:, 0] != 0).any())
     }
-    if not kept:  # nothing was trained: an update of zero, which readers tell of
+    if not kept:  # nothing was trained: an update of zero, which readers report
         kept = {name: (A * E, B) for name, (A, B, E) in triplets.items()}
     counted = Counter(A.shape[0] for A, _ in kept.values())
     common = rank or max(counted, key=lambda found: (counted[found], found))
@@ -91,7 +91,7 @@ def plain_of(
 def folded(
     path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An AdaLoRA adapter as read -> config and tensors of the same update as plain LoRA.
+    """An AdaLoRA adapter as read -> config and tensors of the same update in plain LoRA.
 
     Raises ArtifactError naming the field or the tensor.
     """
@@ -124,7 +124,7 @@ def folded(
             if k:
                 triplets[stem], kind_of[stem] = (A.float(), B.float(), E.float()), kind
     if not triplets:
-        raise ArtifactError(f"{path.parent}: holds no lora_A, lora_B and lora_E of one module")
+        raise ArtifactError(f"{path.parent}: found no module with lora_A, lora_B and lora_E")
     pairs, common, plain_alpha = plain(triplets, alpha / rank)
     for stem, pair in pairs.items():
         named = zip(SUFFIXES[kind_of[stem]], pair, strict=True)

@@ -1,7 +1,7 @@
 """Adapter directories in PEFT's layout: write ours, read anyone's.
 
-Tensors have PEFT's names (`names`). Beside adapter_config.json (`config`) lie the chat
-template and loractl.json, which PEFT leaves alone.
+Tensors have PEFT's names (`names`). Beside adapter_config.json (`config`) are the chat template and
+loractl.json, which PEFT ignores.
 """
 
 import json
@@ -28,27 +28,27 @@ WEIGHTS, CONFIG, ABOUT, TEMPLATE = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as read from a directory: settings and tensors, checked against no model yet."""
+    """An adapter read from a directory: settings and tensors, not yet checked against a model."""
 
     directory: Path
     spec: RankSpec
     tensors: dict[str, Tensor]  # by PEFT's names
     base: str | None  # base_model_name_or_path
-    about: dict[str, Any]  # loractl.json, empty for adapters of other tools
+    about: dict[str, Any]  # loractl.json, empty for adapters from other tools
     chat_template: str | None
     formula: str = "lora"  # or dora
-    has_starts: bool = False  # whether A and B are counted from where they started
+    has_starts: bool = False  # whether A and B are relative to their initial values
     whole: tuple[str, ...] = ()  # modules_to_save
     parameters: tuple[str, ...] = ()  # target_parameters: fused experts
 
     def suffixes(self, kind: str) -> tuple[str, ...]:
-        """The ends of the names of a module's tensors, those of A before those of B."""
+        """The suffixes of a module's tensor names, those of A before those of B."""
         starts = STARTS[kind] if self.has_starts else ()
         return (*SUFFIXES[kind], *starts, *([MAGNITUDE] if self.formula == "dora" else []))
 
     @property
     def trained_on(self) -> str | None:
-        """The fingerprint of the base it was trained on, where loractl.json tells it."""
+        """The fingerprint of the base it was trained on, if loractl.json has it."""
         base = self.about.get("base")
         found = base.get("fingerprint") if isinstance(base, dict) else None
         return found if isinstance(found, str) else None
@@ -71,7 +71,7 @@ def write(
 
 
 def find(path: Path) -> Path:
-    """The adapter directory that a path means: itself, a checkpoint, or a run's final adapter."""
+    """The adapter directory for a path: itself, a checkpoint, or a run's final adapter."""
     if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
         return path
     if (path / "adapter" / CONFIG).is_file():
@@ -82,20 +82,20 @@ def find(path: Path) -> Path:
         )
     if (path / "model").is_dir():
         raise ArtifactError(
-            f"{path}: a run of method: full has no adapter; its model lies in {path / 'model'}"
+            f"{path}: a run with method: full has no adapter; its model is in {path / 'model'}"
         )
     if (path / "checkpoints").is_dir():
         raise ArtifactError(
-            f"{path}: the run has no final adapter yet; finish it with train --resume, or name one"
+            f"{path}: the run has no final adapter yet; finish it with train --resume, or use one"
             " of its checkpoints"
         )
     if (path / "adapter_model.bin").is_file():
         raise ArtifactError(
             f"{path / 'adapter_model.bin'}: a pickle, which can run code and is not read; convert"
-            " to safetensors"
+            " it to safetensors"
         )
     raise ArtifactError(
-        f"{path}: {CONFIG} not found; this is no adapter, run or checkpoint directory"
+        f"{path}: {CONFIG} not found; this is not an adapter, run or checkpoint directory"
     )
 
 
@@ -110,7 +110,7 @@ def read(path: Path) -> Adapter:
     where = directory / WEIGHTS
     if not where.is_file():
         is_pickle = (directory / "adapter_model.bin").is_file()
-        why = "; adapter_model.bin is a pickle, which is not read: convert to safetensors"
+        why = "; adapter_model.bin is a pickle, which is not read; convert it to safetensors"
         raise ArtifactError(f"{where}: not found{why if is_pickle else ''}")
     tensors = files.read_tensors(where)
     for name, tensor in tensors.items():
@@ -123,7 +123,7 @@ def read(path: Path) -> Adapter:
     if has_starts and not any(".lora_A0." in n or n.endswith("_A0") for n in tensors):
         raise ArtifactError(
             f"{directory / CONFIG}: init_lora_weights is {json.dumps(config['init_lora_weights'])},"
-            " which is not supported: it changes the base, by tensors that are not here"
+            " which is not supported: it changes the base, by tensors that are not in this adapter"
         )
     about, template = directory / ABOUT, directory / TEMPLATE
     found = Adapter(

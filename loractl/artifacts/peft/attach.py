@@ -1,5 +1,5 @@
-"""Put an adapter that was read into a model or a hub: all of it or nothing, names and shapes
-compared."""
+"""Puts an adapter that was read into a model or a hub: all of it or nothing, after comparing names
+and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ from loractl.lora.whole import WholeModule, as_peft_matches, train_whole_
 def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
     """Match an adapter's tensors with a model's modules, all of them or none.
 
-    Raises ArtifactError listing names that match nothing, halves that are missing, shapes that
-    differ, and base weights that the adapter brings of its own.
+    Raises ArtifactError listing names that match nothing, missing halves, shapes that differ, and
+    base weights that the adapter carries with changes.
     """
     fits = _find_places(adapter, model)
     where = adapter.directory / WEIGHTS
@@ -57,7 +57,7 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
         listed = _first_names(missing) or "every lora_A and lora_B"
         raise ArtifactError(f"{where}: {len(missing)} tensors are missing: {listed}")
     for full, shape in fits.whole.items():
-        _require_shape(adapter, full, shape, "as the module of the base has")
+        _require_shape(adapter, full, shape, "as in the module of the base")
     try:
         ranks = rank_sizes(adapter.spec, modules)
     except UnmatchedError as error:
@@ -73,8 +73,8 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
 class _Places:
     """Where the tensors of an adapter can belong in a model."""
 
-    kinds: Mapping[str, str]  # of every module that the adapter may be for
-    stems: Mapping[str, str]  # of those
+    kinds: Mapping[str, str]  # of every module that the adapter may target
+    stems: Mapping[str, str]  # of the same modules
     expected: Mapping[str, str]  # tensor name -> module
     whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of modules that are saved whole
 
@@ -123,15 +123,15 @@ def _require_shape(adapter: Adapter, full: str, shape: tuple[int, ...], why: str
 
 
 def own_weights(adapter: Adapter, modules: Mapping[str, str]) -> dict[str, Tensor]:
-    """Copies of base weights that PEFT lays beside an adapter of embed_tokens or lm_head."""
+    """Copies of base weights that PEFT stores beside an adapter of embed_tokens or lm_head."""
     full = {name: f"{PREFIX}{name}.base_layer.weight" for name in modules}
     return {name: adapter.tensors[key] for name, key in full.items() if key in adapter.tensors}
 
 
 def require_same(adapter: Adapter, name: str, copy: Tensor, weight: Tensor) -> None:
-    """Raise ArtifactError when a copied base weight differs from the base's.
+    """Raise ArtifactError if a copied base weight differs from the base's.
 
-    Values that are not there (meta) are not compared.
+    On the meta device only shapes are compared.
     """
     same = copy.shape == weight.shape
     if same and not weight.is_meta:
@@ -141,7 +141,7 @@ def require_same(adapter: Adapter, name: str, copy: Tensor, weight: Tensor) -> N
     if not same:
         raise ArtifactError(
             f"{adapter.directory / WEIGHTS}: {PREFIX}{name}.base_layer.weight differs from the"
-            " base's own weight; adapters that bring a changed base are not supported"
+            " base's own weight; adapters that include a changed base are not supported"
         )
 
 
@@ -152,7 +152,7 @@ def _first_names(names: list[str]) -> str:
 def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[str, LoraLayer]:
     """Put an adapter into a model.
 
-    Raises ArtifactError, with the model untouched, when they do not fit.
+    Raises ArtifactError, with the model untouched, if they do not fit.
     """
     ranks = ranks_of(adapter, model)
     paths = as_peft_matches(model, adapter.whole)
@@ -164,15 +164,15 @@ def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[s
 def add_to_hub_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
     """Put an adapter into the hub of this model.
 
-    Raises ArtifactError, with the hub as it was, when adapter and model do not fit.
+    Raises ArtifactError, with the hub unchanged, if adapter and model do not fit.
     """
     hub.add_(name, stand_ins_of(adapter, model))
 
 
 def stand_ins_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
-    """What an adapter has in the place of modules of a model, by path; the model is as it was.
+    """What an adapter puts in place of modules of a model, by path; the model is left unchanged.
 
-    Raises ArtifactError when the two do not fit.
+    Raises ArtifactError if the two do not fit.
     """
     load_(model, adapter)
     found = stand_ins(model)
@@ -185,8 +185,8 @@ def restore_(
     tensors: Mapping[str, Tensor],
     whole: Mapping[str, WholeModule] | None = None,
 ) -> None:
-    """Copy tensors by PEFT's names into adapted layers and modules trained whole; names and shapes
-    were checked before. A layer whose rank has changed since it was made takes the tensors' rank.
+    """Copy tensors by PEFT's names into adapted layers and modules trained whole, after names and
+    shapes were checked. A layer whose rank has changed since it was made takes the tensors' rank.
     """
     with torch.no_grad():
         for name, parameter in parameters(layers, whole).items():

@@ -1,4 +1,4 @@
-"""adapter_config.json as PEFT 0.21 has it: write ours, read anyone's, refuse what is not held."""
+"""adapter_config.json in PEFT 0.21's form: write ours, read anyone's, refuse the unsupported."""
 
 import json
 import math
@@ -25,10 +25,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
     "velora_config": (None,),
     # pissa, olora, corda, loftq and lora_ga also change the base weight, which the adapter lacks;
-    # our checkpoints of the first two hold where A and B started, which says as much.
+    # our checkpoints of the first two hold the starting A and B, which carry the same information.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora"),
 }
-"""Fields that change what an adapter computes, and the values that this version holds."""
+"""Fields that change what an adapter computes, and the values that this version supports."""
 
 
 def content(
@@ -45,7 +45,7 @@ def content(
 ) -> dict[str, Any]:
     """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`.
 
-    `whole` are the paths of modules that are trained whole.
+    `whole` lists the paths of modules that are trained whole.
     """
     layers = [name for name in ranks if kinds[name] not in EXPERTS]
     experts = [name for name in ranks if kinds[name] in EXPERTS]
@@ -55,7 +55,7 @@ def content(
         "base_model_name_or_path": base,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        # PEFT takes none beside fused experts, and says so even to those who only read
+        # PEFT allows no dropout with fused experts, and rejects it even for inference
         "lora_dropout": dropout if not experts else 0.0,
         "target_modules": _shortest_names(layers, all_modules),
         "target_parameters": experts or None,
@@ -74,14 +74,14 @@ def content(
 
 
 def starts_at_parts(config: Mapping[str, Any]) -> bool:
-    """Whether A and B start at parts of the base's weights, and are to be counted from there."""
+    """Whether A and B start at parts of the base's weights, and are measured from there."""
     return config.get("init_lora_weights") in PART_INITS
 
 
 def doubled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an adapter on the plain base that is twice as wide, with the same scales.
+    """The config of an adapter on the plain base with twice the rank and the same scales.
 
-    s = alpha / r, or alpha / sqrt(r) with rsLoRA: alpha grows as r does, or as its root.
+    s = alpha / r, or alpha / sqrt(r) with rsLoRA: alpha grows with r, or with its square root.
     """
     wider = math.sqrt(2) if config["use_rslora"] else 2
     return {
@@ -95,16 +95,16 @@ def doubled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortest_names(targets: list[str], all_modules: Iterable[str]) -> list[str]:
-    """Last names such as q_proj where they mean exactly these modules, else whole paths."""
+    """Last names such as q_proj if they match exactly these modules, else full paths."""
     last = sorted({name.rpartition(".")[2] for name in targets})
     meant = {name for name in all_modules if any(is_named(name, short) for short in last)}
     return last if meant == set(targets) else sorted(targets)
 
 
 def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
-    """What a config says of ranks and scales. Raises ArtifactError naming the file and the field.
+    """The ranks and scales in a config. Raises ArtifactError naming the file and the field.
 
-    Where the adapters go is left to the names of the tensors.
+    Which modules are adapted is decided by the names of the tensors.
     """
 
     def refuse(field: str, expected: str) -> ArtifactError:
@@ -119,7 +119,7 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
             raise ArtifactError(f"{path}: {field} is {found[:80]}, which is not supported")
     rank: Any = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise refuse("r", "a whole number from 1 (the rank)")
+        raise refuse("r", "a whole number of at least 1 (the rank)")
     alpha: Any = config.get("lora_alpha")
     if not _is_positive(alpha):
         raise refuse("lora_alpha", "a number above 0")
@@ -145,5 +145,5 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
 
 
 def _is_positive(value: Any) -> bool:
-    # The bound keeps whole numbers of any length out of float arithmetic, where they overflow.
+    # The bound keeps huge integers out of float arithmetic, where they overflow.
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30

@@ -3,11 +3,11 @@
 As PEFT 0.21 writes them: `base_model.model.<module>.lora_A.weight` (r, d_in) and `.lora_B.weight`
 (d_out, r); for embeddings `.lora_embedding_A` (r, vocabulary) and `.lora_embedding_B` (width, r);
 with DoRA `.lora_magnitude_vector` (d_out). AdaLoRA has `.lora_A`, `.lora_B` and `.lora_E` (r, 1).
-Fused experts stand under their module: the last adapted parameter of it plainly, each one before
-with one `.base_layer` more. A module trained whole has its own names.
+Fused experts are named after their module: its last adapted parameter directly, each earlier one
+with one more `.base_layer`. A module trained whole keeps its own names.
 
-An adapter that starts at parts of the base (PiSSA, OLoRA) is checkpointed as A, B and where they
-started, `.lora_A0.weight` and so on, and published as an update of the plain base, twice as wide.
+An adapter that starts at parts of the base (PiSSA, OLoRA) is checkpointed as A, B and their initial
+values, `.lora_A0.weight` and so on, and published as an update of the plain base of twice the rank.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ MAGNITUDE = "lora_magnitude_vector"
 
 
 def stems(kinds: Mapping[str, str], order: Iterable[str]) -> dict[str, str]:
-    """What stands before the suffixes of each adapted module, by its path.
+    """The part before the suffixes for each adapted module, by its path.
 
     `kinds` maps the adapted paths to their kinds; `order` gives every path that could be adapted,
     in the model's order, which tells the first parameter of an experts module from the last.
@@ -93,7 +93,7 @@ def parameters(
 
 
 def buffers(whole: Mapping[str, WholeModule]) -> dict[str, Tensor]:
-    """What modules trained whole hold beside parameters, which PEFT saves with them."""
+    """Everything but parameters in modules trained whole, which PEFT saves with them."""
     found: dict[str, Tensor] = {}
     for path, module in whole.items():
         trained = {inner for inner, _ in module.tuned.named_parameters(remove_duplicate=False)}
@@ -105,7 +105,7 @@ def buffers(whole: Mapping[str, WholeModule]) -> dict[str, Tensor]:
 def checkpoint_tensors(
     layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
 ) -> dict[str, Tensor]:
-    """What brings adapted layers back to the last bit: what is trained, and where it started."""
+    """Tensors that restore adapted layers bit for bit: the trained ones and their start values."""
     named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
     for name, stem in stems_of(layers).items():
         layer = layers[name]
@@ -118,10 +118,10 @@ def checkpoint_tensors(
 def plain_tensors(
     layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
 ) -> dict[str, Tensor]:
-    """Adapted layers as an update of the plain base; twice as wide when they have starts.
+    """Adapted layers as an update of the plain base; twice the rank when they have starts.
 
-    `config.doubled` gives the config that goes with the wider ones. Not for AdaLoRA, whose
-    ranks are its own (`adalora_files`).
+    `config.doubled` gives the matching config for those. Not for AdaLoRA, whose ranks are handled
+    in `adalora_files`.
     """
     named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
     for name, stem in stems_of(layers).items():

@@ -1,7 +1,7 @@
-"""An adapter as vLLM and other readers of PEFT's layout take it: one rank, one alpha, alpha / r.
+"""An adapter for vLLM and other readers of PEFT's layout: one rank, one alpha, scale alpha / r.
 
-They read r, lora_alpha and target_modules alone. The scale of rsLoRA is folded into alpha; modules
-of a smaller rank are padded with zeros; what then still differs in scale is folded into B.
+They read only r, lora_alpha and target_modules. The scale of rsLoRA is folded into alpha; modules
+of smaller rank are padded with zeros; remaining differences in scale are folded into B.
 """
 
 import warnings
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 def write(
     directory: Path, adapter: Adapter, skeleton: "PreTrainedModel", *, dtype: torch.dtype, base: str
 ) -> int:
-    """Write the portable form; return its rank. Raises ArtifactError naming what it cannot hold."""
+    """Write the portable form; return its rank. Raises ArtifactError naming what does not fit."""
     strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
-        raise _not_held(adapter, f"{strange[0]} is no part of a plain low-rank update")
+        raise _not_held(adapter, f"{strange[0]} is not part of a plain low-rank update")
     found = updates(adapter)
     head = head_name(skeleton)
     for module, update in found.items():
         if update.kind == "embedding" or module == head:
-            raise _not_held(adapter, f"{module} is no layer of attention or MLP")
+            raise _not_held(adapter, f"{module} is not an attention or MLP layer")
     rank = max(update.factors.rank for update in found.values())
     first = next(iter(found.values()))
     scale = first.factors.scale
@@ -84,7 +84,7 @@ def _not_held(adapter: Adapter, what: str) -> ArtifactError:
 def prove(
     directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype
 ) -> tuple[str, bool]:
-    """Compare what PEFT makes of it with base + adapter: a sentence, and whether they agree."""
+    """Compare PEFT's result for it with base + adapter: a sentence, and whether they agree."""
     from peft import PeftModel
 
     cpu = torch.device("cpu")
@@ -101,7 +101,7 @@ def prove(
     del model, layers
     base = load_model(source, dtype=torch.float32, device=cpu)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's, about names in transformers
         found = probe.probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)
     agreement = probe.compare_logits(found, expected, rounding=rounding)
     return agreement.say("in PEFT", proven=agreement.holds), agreement.holds

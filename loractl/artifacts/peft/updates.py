@@ -1,7 +1,7 @@
 """An adapter directory as updates by module, read and written without its base model.
 
-For what is done with adapters themselves: resizing, combining, extracting, inspecting. Reading
-files and their format is left to `adapter`.
+For operations on adapters themselves: resizing, combining, extracting, inspecting. The files and
+their format are left to `adapter`.
 """
 
 import re
@@ -22,12 +22,12 @@ from loractl.lora.experts import PRODUCTS, unpacked
 from loractl.lora.ranks import UnmatchedError, is_named, sizes
 from loractl.lora.spectrum import Factors
 
-OWN_COPY = ".base_layer.weight"  # PEFT lays copies of adapted tables and heads beside an adapter
+OWN_COPY = ".base_layer.weight"  # PEFT stores copies of adapted embeddings and heads
 
 
 @dataclass(frozen=True)
 class Update:
-    """The update of one module. A file alone does not tell Conv1D: it counts as linear."""
+    """The update of one module. A file alone does not reveal a Conv1D: it counts as linear."""
 
     kind: str  # linear or embedding
     factors: Factors
@@ -37,8 +37,8 @@ class Update:
 def updates(adapter: Adapter) -> dict[str, Update]:
     """The update of every module by its path, in the order of layers.
 
-    Fused experts come one by one, as <parameter>[0] and so on. Raises ArtifactError for halves and
-    wrong shapes.
+    Fused experts are listed one by one, as <parameter>[0] and so on. Raises ArtifactError for
+    missing halves and wrong shapes.
     """
     where = adapter.directory / WEIGHTS
     pairs: dict[str, tuple[str, Tensor, Tensor]] = {}
@@ -57,7 +57,7 @@ def updates(adapter: Adapter) -> dict[str, Update]:
     if not pairs:
         first = next(iter(adapter.tensors), "nothing")
         raise ArtifactError(
-            f"{where}: holds {first}, expected names such as {PREFIX}<module>.lora_A.weight"
+            f"{where}: found {first}, expected names such as {PREFIX}<module>.lora_A.weight"
         )
     experts = _name_experts(adapter, list(pairs))
     pairs = {experts.get(module, module): pair for module, pair in pairs.items()}
@@ -88,9 +88,9 @@ def updates(adapter: Adapter) -> dict[str, Update]:
 
 
 def _name_experts(adapter: Adapter, stems: list[str]) -> dict[str, str]:
-    """The parameter that each module of a file stands for where it is one of fused experts.
+    """The parameter that each module of a file represents, for fused experts.
 
-    PEFT nests the parameters of one module, the first of the model's order innermost.
+    PEFT nests the parameters of one module, the first in the model's order innermost.
     """
     found: dict[str, str] = {}
     for stem in (stem for stem in stems if not stem.endswith(".base_layer")):
@@ -105,12 +105,12 @@ def _name_experts(adapter: Adapter, stems: list[str]) -> dict[str, str]:
 def _counted_from_start(
     adapter: Adapter, stem: str, kind: str, A: Tensor, B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A and B of B A - B0 A0 = (B - B0) A + B0 (A - A0), twice the rank: as `LoraLayer.factors`."""
+    """A and B of B A - B0 A0 = (B - B0) A + B0 (A - A0), of twice the rank; see `LoraLayer`."""
     A0, B0 = (adapter.tensors.get(f"{stem}.{suffix}") for suffix in STARTS[kind])
     if A0 is None or B0 is None or A0.shape != A.shape or B0.shape != B.shape:
         raise ArtifactError(
-            f"{adapter.directory / WEIGHTS}: {stem}: where A and B started ({STARTS[kind][0]},"
-            f" {STARTS[kind][1]}) is missing or of another shape"
+            f"{adapter.directory / WEIGHTS}: {stem}: the initial A and B ({STARTS[kind][0]},"
+            f" {STARTS[kind][1]}) are missing or have another shape"
         )
     return torch.cat([A, A - A0]), torch.cat([B - B0, B0], dim=1)
 
@@ -122,7 +122,7 @@ def in_order(name: str) -> list[tuple[int, str]]:
 
 
 def tensors_beside(adapter: Adapter) -> dict[str, Tensor]:
-    """The tensors that are no part of a low-rank update, by their names in the file."""
+    """The tensors that are not part of a low-rank update, by their names in the file."""
     ours = {suffix for ends in (SUFFIXES, STARTS) for pair in ends.values() for suffix in pair}
     return {
         name: tensor
@@ -134,8 +134,8 @@ def tensors_beside(adapter: Adapter) -> dict[str, Tensor]:
 def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
     """The copies of base weights in an adapter, to be passed on.
 
-    Raises ArtifactError when it holds anything else that is no low-rank update, such as the
-    magnitudes of DoRA: then its change of a weight is more than s B A.
+    Raises ArtifactError if it holds anything else that is not a low-rank update, such as DoRA's
+    magnitudes: then it changes a weight by more than s B A.
     """
     if adapter.parameters:
         raise ArtifactError(
@@ -146,9 +146,9 @@ def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
     strange = sorted(name for name in rest if not name.endswith(OWN_COPY))
     if strange:
         raise ArtifactError(
-            f"{adapter.directory / WEIGHTS}: {strange[0]} ({len(strange)} such tensors) is no part"
-            f" of a plain low-rank update, which alone can be {doing}; merge the adapter, then use"
-            " adapters extract"
+            f"{adapter.directory / WEIGHTS}: {strange[0]} ({len(strange)} such tensors) is not part"
+            f" of a plain low-rank update, and only those can be {doing}; merge the adapter, then"
+            " use adapters extract"
         )
     return rest
 
@@ -172,8 +172,8 @@ def write_updates(
 ) -> None:
     """Write updates (kind, factors of scale 1) in PEFT's layout, with alpha = rank everywhere.
 
-    `config` gives every field but those of ranks and scales. The commonest rank is r, the others
-    stand in rank_pattern and alpha_pattern.
+    `config` gives every field except ranks and scales. The most common rank becomes r, the others
+    go to rank_pattern and alpha_pattern.
     """
     tensors = dict(copied or {})
     for name, (kind, factors) in updated.items():

@@ -1,8 +1,8 @@
 """Checkpoints: checkpoints/step-000100/ with tensors, optimizer, state and a manifest of hashes.
 
-A checkpoint is published by one rename after every file is synced, and valid while its manifest
-verifies: by the size and SHA-256 of every file, and by a SHA-256 of its own. Which one is newest is
-computed from what verifies, never stored.
+A checkpoint is published by one rename after every file is synced, and is valid while its manifest
+verifies: by the size and SHA-256 of every file, and by its own SHA-256. Which one is newest is
+computed from those that verify, never stored.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ from loractl.errors import ArtifactError, StateError
 
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 NAME = re.compile(r"step-(\d{6,})")
+BEST = "best"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint whose files are all there, with the sizes and hashes of its manifest."""
+    """One checkpoint whose files are all present, with the sizes and hashes of its manifest."""
 
     directory: Path
 
@@ -53,8 +54,8 @@ def save(
 ) -> Path:
     """Publish the checkpoint of a step, then remove those older than the newest `keep` valid ones.
 
-    `write_model` puts the model's own files into the directory it is given; `needs` are the bytes
-    of all. A checkpoint of this step that verifies is left as it is. Raises StorageError.
+    `write_model` puts the model's own files into the directory it is given; `needs` is the total
+    number of bytes. A checkpoint of this step that verifies is kept as it is. Raises StorageError.
     """
     final = checkpoints / f"step-{step:06d}"
     if not (final.exists() and not faults(final)):
@@ -70,8 +71,36 @@ def save(
     return final
 
 
+def save_best(
+    checkpoints: Path,
+    step: int,
+    *,
+    write_model: Callable[[Path], None],
+    state: Mapping[str, Any],
+    needs: int | None = None,
+) -> None:
+    """Publish `checkpoints`/best in place of the one before it: weights to publish at the end, not
+    to resume from, so without the state of the optimizer. Raises StorageError."""
+
+    def write(directory: Path) -> None:
+        write_model(directory)
+        files.write_json(directory / STATE, state)
+        seal(directory, step)
+
+    files.publish(checkpoints / BEST, write, needs=needs)
+
+
+def best(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The best checkpoint, or None and what is wrong with it: nothing if there never was one."""
+    directory = checkpoints / BEST
+    if not directory.exists():
+        return None, []
+    found = faults(directory)
+    return (None, found) if found else (Checkpoint(directory), [])
+
+
 def seal(directory: Path, step: int) -> None:
-    """Write the manifest of what lies in a directory."""
+    """Write the manifest of the files in a directory."""
     listed = {
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(directory.iterdir())
@@ -81,9 +110,10 @@ def seal(directory: Path, step: int) -> None:
 
 
 def rotate(checkpoints: Path, step: int, keep: int) -> None:
-    """Remove what is older than the newest `keep` valid ones; that of `step` is known to be valid.
+    """Remove those older than the newest `keep` valid ones; that of `step` is known to be valid.
 
-    Hashing takes longer than writing: only those that may stay are verified. Raises StorageError.
+    Hashing takes longer than writing, so only those that may stay are verified. Raises
+    StorageError.
     """
     valid = 0
     for directory in reversed(published(checkpoints)):
@@ -99,7 +129,7 @@ def _digest_content(content: Mapping[str, Any]) -> str:
 
 
 def published(checkpoints: Path) -> list[Path]:
-    """Checkpoint directories, oldest first; what is still being written has another name."""
+    """Checkpoint directories, oldest first; one still being written has another name."""
     if not checkpoints.is_dir():
         return []
     found = [p for p in checkpoints.iterdir() if NAME.fullmatch(p.name) and p.is_dir()]
@@ -111,18 +141,18 @@ def _step_of(directory: Path) -> int:
 
 
 def faults(directory: Path) -> list[str]:
-    """What is wrong with a checkpoint, a line each: an empty list means that it is valid."""
+    """What is wrong with a checkpoint, one line each; an empty list means that it is valid."""
     found = _manifest_faults(directory)
     return found if directory.is_dir() else [_GONE.format(directory)]
 
 
-_GONE = "{}: removed while it was read: a run keeps only its newest checkpoints"
+_GONE = "{}: removed while it was being read: a run keeps only its newest checkpoints"
 
 
 def require_published(directory: Path) -> None:
-    """Raise ArtifactError if what was read may not be all: a directory that is gone, or half done.
+    """Raise ArtifactError if what was read may be incomplete: its directory is gone or half done.
 
-    A run that removes a checkpoint takes its name away first, so that one that is there is whole;
+    A run that removes a checkpoint takes its name away first, so one that is still there is whole;
     and one that is being written has a name of its own.
     """
     if not directory.is_dir():
@@ -130,7 +160,7 @@ def require_published(directory: Path) -> None:
     if leftovers.is_leftover(directory.resolve()):
         raise ArtifactError(
             f"{directory}: is being written, or was left half-written by a process that was killed;"
-            " name a finished one"
+            " use a finished one"
         )
 
 
@@ -142,29 +172,30 @@ def _manifest_faults(directory: Path) -> list[str]:
     except ArtifactError as error:
         return [str(error)]
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    # The text too: JSON reads the same without its last newline.
+    # The text too: without its last newline the JSON would read the same.
     if manifest.get("sha256") != _digest_content(content) or text != files.as_json(manifest):
-        return [f"{where}: its SHA-256 is not that of its content: damaged"]
+        return [f"{where}: damaged: its SHA-256 does not match its content"]
     listed = manifest.get("files")
-    if not isinstance(listed, dict) or not {OPTIMIZER, STATE} <= listed.keys():
-        return [f"{where}: lists no {OPTIMIZER} and {STATE}: damaged"]
+    needed = [STATE] if directory.name == BEST else [OPTIMIZER, STATE]
+    if not isinstance(listed, dict) or not set(needed) <= listed.keys():
+        return [f"{where}: damaged: it does not list {' and '.join(needed)}"]
     # A copy may have any name.
     if NAME.fullmatch(directory.name) and manifest.get("step") != _step_of(directory):
-        return [f"{where}: is of step {manifest.get('step')}: damaged"]
+        return [f"{where}: damaged: it is of step {manifest.get('step')}"]
     return [fault for name, entry in listed.items() for fault in _faults_of(directory, name, entry)]
 
 
 def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
-    """What is wrong with one file, by what the manifest says of it."""
+    """What is wrong with one file, going by its entry in the manifest."""
     path = directory / name
     if path.parent != directory or not isinstance(entry, dict):
         return [f"{directory / MANIFEST}: its entry for {name!r} is damaged"]
     try:
         size, expected = path.stat().st_size, entry.get("size")
         if size != expected:
-            return [f"{path}: {size} bytes, expected {expected}: truncated or changed"]
+            return [f"{path}: truncated or changed: found {size} bytes, expected {expected}"]
         if file_sha256(path) != entry.get("sha256"):
-            return [f"{path}: its SHA-256 is not that of the manifest: damaged"]
+            return [f"{path}: damaged: its SHA-256 is not the one in the manifest"]
     except FileNotFoundError:
         return [f"{path}: missing"]
     except OSError as error:  # a directory in its place, a disk that cannot be read
@@ -175,7 +206,7 @@ def _faults_of(directory: Path, name: str, entry: Any) -> list[str]:
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
     """The newest valid checkpoint, and what was wrong with newer ones. Raises StateError.
 
-    While a run goes on there, others may be gone by the time they are looked at: then it looks
+    While a run is in progress there, others may be gone by the time they are checked; then it looks
     again.
     """
     while True:
@@ -190,7 +221,5 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
             break
     reason = f"no valid checkpoint in {checkpoints}"
     if not wrong:
-        raise StateError(
-            f"{reason}: there is none, so there is nothing to resume; use --overwrite to start anew"
-        )
+        raise StateError(f"{reason}: nothing to resume; use --overwrite to start from scratch")
     raise StateError(*[f"{reason}: {line}" for line in wrong])

@@ -1,4 +1,4 @@
-"""The directory of a run: what lies where, what state it is in, and who may write into it."""
+"""The directory of a run: its layout, the state it is in, and who may write to it."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -46,7 +46,7 @@ class RunDir:
         return self.path / "model"
 
     def status(self) -> Status:
-        """Whether a run stands here. Raises ConfigError for anything else that does."""
+        """Whether there is a run here. Raises ConfigError if there is anything else."""
         for path in (self.path, *self.path.parents):
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"out: {path} is a file, expected a directory for the run")
@@ -58,14 +58,14 @@ class RunDir:
             return Status.ABSENT
         if not self.config.is_file():
             raise ConfigError(
-                f"out: {self.path} is not empty and holds no run (no config.yaml);"
+                f"out: {self.path} is not empty and does not hold a run (no config.yaml);"
                 " choose another directory"
             )
         done = self.adapter.is_dir() or self.model.is_dir()
         return Status.FINISHED if done else Status.UNFINISHED
 
     def require(self, *, resume: bool, overwrite: bool) -> Status:
-        """Check that training may start, or go on, here. Raises ConfigError or StateError."""
+        """Check that training may start or continue here. Raises ConfigError or StateError."""
         status = self.status()
         lock.require_free(self.path)
         if resume and status is Status.ABSENT and not self.was_killed():
@@ -79,16 +79,16 @@ class RunDir:
         return status
 
     def was_killed(self) -> bool:
-        """Whether the last run here had no time to take its lock away; asked while none runs."""
+        """Whether the last run here had no time to remove its lock; only valid while none runs."""
         return (self.path / lock.NAME).exists()
 
     def clear_(self) -> None:
-        """Remove what a run writes but its config.yaml, which the next one replaces; other files
+        """Remove all that a run writes except config.yaml, which the next one replaces; other files
         stay.
 
-        The config stays, so that what a kill leaves here is still known for a run.
+        The config stays so that leftovers of a kill are still recognized as a run.
         """
-        from loractl.artifacts import files  # brings torch
+        from loractl.artifacts import files  # imports torch
 
         for path in (self.adapter, self.model, self.checkpoints):
             if path.exists():
@@ -97,6 +97,6 @@ class RunDir:
             path.unlink(missing_ok=True)
 
     def sweep_(self) -> None:
-        """Remove what a killed process left half-written or half-removed."""
+        """Remove anything that a killed process left half-written or half-removed."""
         for directory in (self.path, self.checkpoints):
             leftovers.sweep_directory(directory)

@@ -1,7 +1,7 @@
-"""One writer a run directory: an flock, which the kernel takes back however a process ends.
+"""One writer per run directory: an flock, which the kernel releases however a process ends.
 
-The file beside the run's own, `.lock`, names the holder for others; it is gone when a run ends, and
-what a killed one leaves of it holds nobody up. No torch: a second starter is told at once.
+The file `.lock` in it names the holder for others; it is removed when a run ends, and one left by a
+killed process blocks nobody. Imports no torch, so that a second start is refused at once.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ NAME = ".lock"
 
 
 def require_free(directory: Path) -> None:
-    """Raise StateError, naming the holder, where another process writes. Changes nothing."""
+    """Raise StateError, naming the holder, if another process is writing. Changes nothing."""
     try:
         descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return  # none that could be held; what else is wrong here is told when it is taken
+        return  # nothing to be held; any other fault is reported when the lock is taken
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,10 +34,10 @@ def require_free(directory: Path) -> None:
 
 
 class RunLock:
-    """A context that holds the lock of a run directory, made where it is not there yet.
+    """A context that holds the lock of a run directory, which is created if it is missing.
 
-    A run that is rejected before it `keep`s the directory leaves it as it was, or not there at
-    all. Raises StateError where another process holds the lock.
+    A run that is rejected before it `keep`s the directory leaves it as it was, or removes it if it
+    was created here. Raises StateError if another process holds the lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -55,7 +55,7 @@ class RunLock:
         return self
 
     def keep(self) -> None:
-        """Say that the run has begun: its directory stays."""
+        """Declare that the run has begun: its directory stays."""
         self._kept = True
 
     def __exit__(
@@ -64,10 +64,10 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # While the lock is still held: nobody can have it by this name when the name goes.
+        # While the lock is still held: nobody else can hold it by this name when the name goes.
         with contextlib.suppress(OSError):
             if self._before and not self._kept:
-                # Of a killed run, which is as it was
+                # Left by a killed run, and restored
                 _overwrite_with(self._descriptor, self._before)
             else:
                 self.path.unlink()
@@ -76,7 +76,7 @@ class RunLock:
             self._remove_made()
 
     def _take_lock(self) -> tuple[int, bytes]:
-        """A descriptor with the lock, and what stood in the file before."""
+        """A descriptor with the lock, and the previous content of the file."""
         for patience in range(10, -1, -1):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -86,26 +86,26 @@ class RunLock:
                     holder = {"pid": os.getpid(), "host": socket.gethostname()}
                     _overwrite_with(descriptor, json.dumps(holder).encode() + b"\n")
                     return descriptor, before
-                # Else the holder before us removed the file as it left: there is a new one.
+                # Else the previous holder removed the file as it left: there is a new one.
             except BlockingIOError:
                 if not patience:
                     held = _held_error(self.directory, descriptor)
                     os.close(descriptor)
                     raise held from None
-                time.sleep(0.02)  # it may be someone who only looks: `require_free`
+                time.sleep(0.02)  # it may only be someone looking: `require_free`
             except OSError as error:
                 os.close(descriptor)
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                     raise
                 raise StorageError(
-                    f"{self.path}: this disk takes no locks ({error.strerror}); choose an --out on"
-                    " another one"
+                    f"{self.path}: this disk does not support locks ({error.strerror}); choose an"
+                    " --out on another one"
                 ) from None
             except BaseException:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
-        raise StateError(f"{self.path}: is removed again and again; is another run starting here?")
+        raise StateError(f"{self.path}: keeps being removed; is another run starting here?")
 
     def _remove_made(self) -> None:
         for path in reversed(self._made):
@@ -114,7 +114,7 @@ class RunLock:
 
 
 def _make_missing(directory: Path) -> list[Path]:
-    """Make a directory and those above it; return the ones that were not there."""
+    """Make a directory and its parents; return the ones that were missing."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
@@ -139,7 +139,7 @@ def _held_error(directory: Path, descriptor: int) -> StateError:
             who = f"process {holder['pid']} on {holder['host']}"
             break
         except (ValueError, KeyError, TypeError):
-            time.sleep(0.02)  # it has the lock and will write its name
+            time.sleep(0.02)  # it has the lock and is about to write its name
     return StateError(
         f"{directory}: {who} is writing this run; wait for it, stop it, or choose another --out"
     )

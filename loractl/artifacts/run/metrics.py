@@ -1,20 +1,20 @@
-"""metrics.jsonl: a line a step and a line an evaluation, appended, and cut back on resume."""
+"""metrics.jsonl: one line per step and per evaluation, appended, and cut back on resume."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from loractl.artifacts import files
-
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, of finite numbers: NaN and Infinity are no JSON. Raises StorageError."""
+    """Add a row of finite numbers: NaN and Infinity are not JSON. Raises StorageError."""
+    from loractl.artifacts import files  # imports torch, which a reader does not need
+
     with files.told(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole rows; a last line that a crash cut short is left out."""
+    """All complete rows; a last line cut short by a crash is left out."""
     if not path.is_file():
         return []
     rows = []
@@ -30,10 +30,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int, *, evaluated: bool = True) -> None:
-    """Drop the rows of steps after `step`: they will be trained, and written, again.
+    """Drop the rows of steps after `step`, which will be trained and written again.
 
-    With `evaluated` false, the evaluation of `step` itself too.
+    With `evaluated` false, the evaluation of `step` itself is dropped too.
     """
+    from loractl.artifacts import files
+
     kept = [
         row
         for row in read(path)

@@ -1,6 +1,6 @@
-"""What `check` says of the data: masks, ends, lengths, duplicates, and the same ids at generation.
+"""What `check` reports on the data: masks, ends, lengths, duplicates, same ids at generation.
 
-Each finding answers one way in which fine-tunings are known to fail silently.
+Each finding covers one way in which fine-tuning is known to fail silently.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from loractl.records import UNTRAINED, Conversation, Example
 from loractl.reports.findings import Finding
 
 SEEN = 200
-"""Rows whose ends and prompts are looked at: the counts of the account are of all rows."""
+"""Rows whose ends and prompts are inspected; the counts of the account cover all rows."""
 COMPARED = 200_000
-"""Rows among which duplicates are looked for: more would take longer than the rest."""
+"""Most rows that are searched for duplicates: more would take longer than everything else."""
 
 ok = partial(Finding, "ok")
 note = partial(Finding, "note")
@@ -28,7 +28,7 @@ fix = partial(Finding, "fix")
 
 
 def data_findings(session: Session) -> Iterator[Finding]:
-    """Look at rows, masks and lengths; a finding each."""
+    """Inspect rows, masks and lengths; one finding for each aspect."""
     seen = [session.data.train[i] for i in range(min(SEEN, len(session.data.train)))]
     yield from _what_is_trained(session)
     yield from _ends(session, seen)
@@ -38,8 +38,8 @@ def data_findings(session: Session) -> Iterator[Finding]:
     if _is_dated(session, rows):
         yield note(
             "date",
-            "the chat template writes today's date; a fixed one stands in for it, in training and"
-            " in generate alike",
+            "the chat template writes today's date; loractl uses a fixed date instead, both in"
+            " training and in generate",
         )
     yield from _tools(session, rows)
     yield _filling(session)
@@ -52,26 +52,28 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
     tokens = sum(one.tokens for one in accounts.values())
     yield ok("mask", f"{trained:,} of {tokens:,} tokens are trained ({trained / tokens:.0%})")
     for name, one in accounts.items():
-        keeps = f"data.max_length: {one.keeps_99_percent} keeps 99 % of the rows whole"
+        keeps = f"data.max_length: {one.keeps_99_percent} keeps 99% of the rows whole"
         if one.truncated.count and one.lost_answer.count:
-            yield note("cut", f"{name}: {one.lost_answer} lose tokens of an answer; {keeps}")
+            what = f"part of an answer is lost: {one.lost_answer}"
+            yield note("truncated", f"{name}: {what}; {keeps}")
         elif one.truncated.count:
-            yield note("cut", f"{name}: {one.truncated} are cut behind every answer; {keeps}")
+            what = f"only text after the last answer is lost: {one.truncated}"
+            yield note("truncated", f"{name}: {what}; {keeps}")
         if one.dropped.count:
-            yield note("dropped", f"{name}: {one.dropped} are too long and left out; {keeps}")
+            yield note("dropped", f"{name}: too long, so dropped: {one.dropped}; {keeps}")
         if one.untrained.count:
             yield note(
                 "no answer",
-                f"{name}: {one.untrained} have no trained token and are left out; give them an"
-                " assistant message, or remove them",
+                f"{name}: no trained token, so dropped: {one.untrained}; give each an assistant"
+                " message, or remove them",
             )
     if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
         longest = max(one.longest for one in accounts.values())
-        yield ok("length", f"no row is cut or left out; the longest has {longest:,} tokens")
+        yield ok("length", f"no row is truncated or dropped; the longest has {longest:,} tokens")
 
 
 def _ends(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
-    """Whether an end-of-turn token is learned: without it a model never stops."""
+    """Whether the end-of-turn token is learned: without it, a model never stops."""
     tokenizer = session.tokenizer
     whole = [one for one in seen if one.labels[-1] != UNTRAINED or UNTRAINED in one.labels]
     lasts = {_last_trained(one) for one in whole}
@@ -79,15 +81,15 @@ def _ends(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
     texts = ", ".join(sorted(repr(tokenizer.decode([token])) for token in list(lasts)[:3]))
     cut = sum(one.truncated.count for one in session.data.accounts.values())
     if lasts == special and lasts:
-        pad = " (pad is the same token: masks go by length)" if _is_pad(session, lasts) else ""
+        pad = " (also the pad token: masking goes by length)" if _is_pad(session, lasts) else ""
         yield ok("end", f"every answer ends with {texts}, which is trained{pad}")
     elif cut and special:
-        yield note("end", "the answers that were cut have no end-of-turn token; raise max_length")
+        yield note("end", "truncated answers have no end-of-turn token; raise data.max_length")
     else:
         yield note(
             "end",
-            f"answers end with {texts}, no special token of this tokenizer: generation may not know"
-            " where to stop; check the chat template",
+            f"answers end with {texts}, not a special token of this tokenizer: generation may not"
+            " know where to stop; check the chat template",
         )
 
 
@@ -104,8 +106,8 @@ def _beginnings(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
     if twice:
         yield fix(
             "bos",
-            f"{twice} of {len(seen)} rows begin with two {session.tokenizer.bos_token!r}: remove it"
-            " from the data, or from the chat template",
+            f"{twice} of {len(seen)} rows begin with two {session.tokenizer.bos_token!r}: remove"
+            " one of them from the data or the chat template",
         )
     else:
         yield ok("bos", "no row begins with a doubled beginning-of-sequence token")
@@ -128,12 +130,12 @@ def _conversations(session: Session) -> Iterator[Conversation]:
 
 
 def _same_at_generation(session: Session, rows: Sequence[Conversation]) -> Finding:
-    """Whether generation sees the ids before an answer that training saw there."""
+    """Whether generation sees the same ids before an answer as training does."""
     answers, found = 0, []
     train_on = session.config.data.train_on
     for conversation in rows:
         messages = conversation.messages
-        with contextlib.suppress(TemplateError):  # which is told where rows are read
+        with contextlib.suppress(TemplateError):  # reported where rows are read
             found += token_parity(
                 session.tokenizer, messages, conversation.tools, train_on=train_on
             )
@@ -141,10 +143,10 @@ def _same_at_generation(session: Session, rows: Sequence[Conversation]) -> Findi
     if found:
         return note(
             "prompt",
-            f"before {len(found)} of {answers} answers generation sees other tokens than training"
+            f"before {len(found)} of {answers} answers, generation sees other tokens than training"
             f" ({found[0]}); use a chat template that renders both alike",
         )
-    return ok("prompt", f"before {answers:,} answers generation sees the very tokens of training")
+    return ok("prompt", f"before {answers:,} answers, generation sees the same tokens as training")
 
 
 def _is_dated(session: Session, rows: Sequence[Conversation]) -> bool:
@@ -155,7 +157,7 @@ def _is_dated(session: Session, rows: Sequence[Conversation]) -> bool:
 
 
 def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
-    """Whether the tools that rows declare reach the model: many templates drop them unseen."""
+    """Whether the tools that rows declare reach the model: many templates silently drop them."""
     declaring = [row for row in rows if row.tools]
     if not declaring:
         return
@@ -163,13 +165,15 @@ def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
     with contextlib.suppress(TemplateError):
         if writes_tools(session.tokenizer, first.messages, first.tools):
             yield ok(
-                "tools", f"{len(declaring)} of {len(rows)} rows declare tools, and are so read"
+                "tools",
+                f"{len(declaring)} of {len(rows)} rows declare tools; the chat template writes"
+                " them",
             )
             return
     yield note(
         "tools",
         f"{len(declaring)} of {len(rows)} rows declare tools, which the chat template leaves out;"
-        " describe them in the system message, or use a model whose template knows tools",
+        " describe them in the system message, or use a model whose template supports tools",
     )
 
 
@@ -180,32 +184,33 @@ def _filling(session: Session) -> Finding:
     if plan.packing:
         share = float(lengths.sum()) / (len(rows) * plan.max_length)
         what = f"{len(lengths):,} examples in {len(rows):,} rows of {plan.max_length}"
-        return ok("packing", f"{what}: {share:.1%} real tokens; no example sees another (probed)")
+        return ok("packing", f"{what}: {share:.1%} real tokens; no example sees another (tested)")
     padded = sum(
         int(lengths[start : start + plan.batch_size].max())
         * len(lengths[start : start + plan.batch_size])
         for start in range(0, len(lengths), plan.batch_size)
     )
     share = float(lengths.sum()) / padded
-    return ok("padding", f"rows of like length go together: {share:.1%} real tokens")
+    return ok("padding", f"rows of similar length are batched together: {share:.1%} real tokens")
 
 
 def _twice(session: Session) -> Finding:
-    """Duplicates, and held-out rows that are trained on."""
+    """Duplicates: held-out rows that are also trained on."""
     train, held = session.data.train, session.data.held_out
     if not len(held):
         return note(
             "held out",
-            "no data.eval: nothing will tell learning from memorising; set it to a path or a share",
+            "data.eval is not set: nothing will distinguish learning from memorizing; set it to a"
+            " path or a fraction",
         )
     if len(train) + len(held) > COMPARED:
-        return ok("held out", f"{len(held):,} rows (too many rows to look for duplicates)")
+        return ok("held out", f"{len(held):,} rows (too many rows to search for duplicates)")
     known = {tuple(example.ids) for example in held}
     both = sum(tuple(example.ids) in known for example in train)
     if both:
         return fix(
             "held out",
-            f"{both:,} training rows are held-out rows too: their loss will flatter; remove them,"
-            " or give data.eval a share in place of a path",
+            f"{both:,} training rows are also held-out rows, whose loss will look too good; remove"
+            " them, or set data.eval to a fraction instead of a path",
         )
     return ok("held out", f"{len(held):,} rows, none of which is trained on")

@@ -1,4 +1,4 @@
-"""What `check` says of model and settings, and of the one step it took."""
+"""What `check` reports on model and settings, and on the one step that it takes."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from loractl.reports.findings import Finding
 
 
 def model_findings(session: Session) -> Iterator[Finding]:
-    """Look at what is adapted, at the vocabulary and at the learning rate."""
+    """Inspect the adapted modules, the vocabulary and the learning rate."""
     yield from _adapted(session)
     yield _vocabulary(session)
     yield _learning_rate(session)
     if session.config.model.trust_remote_code:
         yield note(
-            "remote code", "model.trust_remote_code runs Python code of the base's directory"
+            "remote code", "model.trust_remote_code runs Python code from the base's directory"
         )
 
 
@@ -40,8 +40,8 @@ def _adapted(session: Session) -> Iterator[Finding]:
     if tied and head is not None and head.rpartition(".")[2] in adapted:
         yield note(
             "tied head",
-            "the head shares its weight with the embedding: merge writes them apart; most other"
-            " tools merge such an adapter wrong",
+            "the output head shares its weight with the embedding: merge writes them separately;"
+            " most other tools merge such an adapter incorrectly",
         )
 
 
@@ -51,8 +51,8 @@ def _vocabulary(session: Session) -> Finding:
     if tokens > rows:
         return fix(
             "vocabulary",
-            f"the tokenizer has {tokens:,} tokens, the model {rows:,}: added tokens have no"
-            " embedding; use the tokenizer of the base",
+            f"the tokenizer has {tokens:,} tokens, the model only {rows:,} embeddings: added tokens"
+            " have none; use the tokenizer of the base model",
         )
     return ok("vocabulary", f"{tokens:,} tokens, {rows:,} embeddings")
 
@@ -61,32 +61,32 @@ def _learning_rate(session: Session) -> Finding:
     rate, full = session.config.train.learning_rate, session.config.method == "full"
     low, high = (1e-6, 1e-4) if full else (2e-5, 5e-3)
     if low <= rate <= high:
-        return ok("rate", f"learning_rate {rate:g} is usual for method: {session.config.method}")
+        return ok("learning rate", f"{rate:g} is usual for method: {session.config.method}")
     return note(
-        "rate",
-        f"learning_rate {rate:g} is unusual for method: {session.config.method}: most runs use"
-        f" {low:g} to {high:g} (LoRA takes about ten times the rate of full fine-tuning)",
+        "learning rate",
+        f"{rate:g} is unusual for method: {session.config.method}; most runs use {low:g} to"
+        f" {high:g} (LoRA needs about ten times the rate of full fine-tuning)",
     )
 
 
 def step_findings(session: Session, step: StepReport) -> Iterator[Finding]:
-    """What the step showed: gradients everywhere, a file that reads back, memory."""
+    """What the step showed: gradients everywhere, saved files that read back, memory."""
     if step.still:
         yield fix(
             "gradients",
-            f"{step.still} adapters or trained tensors did not move in a step: they get no"
+            f"the step did not change {step.still} adapters or trained tensors: they get no"
             " gradient; leave their modules out of lora.target_modules",
         )
     else:
-        yield ok("gradients", "every adapter moved in the step")
-    yield ok("saving", "what was saved reads back bit for bit")
+        yield ok("gradients", "the step changed every adapter")
+    yield ok("saving", "the saved tensors read back bit for bit")
     free = free_memory(session.device)
     if step.peak_bytes > 0.9 * (free + step.peak_bytes):
         yield note(
             "memory",
-            f"{text.size(step.peak_bytes)} at the peak, {text.size(free)} left: halve"
-            " train.batch_size and double gradient_accumulation, which gives the same steps",
+            f"peak {text.size(step.peak_bytes)}, {text.size(free)} left: halve train.batch_size and"
+            " double train.gradient_accumulation, which gives the same steps",
         )
     else:
         peak, left = text.size(step.peak_bytes), text.size(free)
-        yield ok("memory", f"{peak} at the peak of the heaviest batch, {left} left")
+        yield ok("memory", f"peak {peak} on the heaviest batch, {left} left")

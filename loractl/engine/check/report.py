@@ -1,4 +1,4 @@
-"""The heavy half of `loractl check`, which brings torch: look at the data, take a step, judge."""
+"""The heavy half of `loractl check`, which imports torch: inspect the data, take a step, report."""
 
 import itertools
 import time
@@ -22,7 +22,7 @@ SHOWN = 2
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found, for a person or a machine."""
+    """The results of a check, for people and for programs."""
 
     accounts: dict[str, Account]
     max_length: int
@@ -50,10 +50,10 @@ class Report:
         }
 
     def lines(self, *, colour: bool, width: int | None = None) -> Iterator[str]:
-        """The report as it is read: what is trained, how long rows are, what was found."""
+        """The report as text: what is trained, how long the rows are, the findings."""
         how = "in green" if colour else "between ⟦ and ⟧"
         for where, stretches in self.previews:
-            yield f"example of {where}, trained tokens {how}:"
+            yield f"example from {where}, trained tokens {how}:"
             yield check_preview.as_text(stretches, colour=colour)
             yield ""
         for name, account in self.accounts.items():
@@ -75,25 +75,28 @@ class Report:
             f" {step.seconds:.1f} s, saved and read back in {step.save_seconds:.1f} s"
         )
         yield (
-            f"memory    {text.size(step.peak_bytes)} at the peak of this step (estimated before:"
+            f"memory    peak {text.size(step.peak_bytes)} in this step (estimated:"
             f" {text.size(step.estimated_bytes)})"
         )
         yield (
             f"time      about {text.duration(self.estimate['seconds'])} for"
-            f" {self.estimate['steps']:,} steps ({self.estimate['tokens_per_epoch']:,} tokens an"
-            " epoch), at the speed of this step"
+            f" {self.estimate['steps']:,} steps ({self.estimate['tokens_per_epoch']:,} tokens per"
+            " epoch) at the speed of this step"
         )
         rest = self.seconds - step.seconds
-        yield f"checked in {self.seconds:.1f} s: {rest:.1f} s, and {step.seconds:.1f} s of the step"
+        yield (
+            f"checked in {self.seconds:.1f} s: {step.seconds:.1f} s for the step,"
+            f" {rest:.1f} s for the rest"
+        )
 
 
 def examine(loaded: Loaded) -> Report:
-    """Assemble the run, look at its data, take one step. Raises what training would raise."""
+    """Assemble the run, inspect its data, take one step. Raises whatever training would raise."""
     began = time.perf_counter()
     try:
         session = assemble(loaded)
     except TooLongError as error:
-        # What length to set is best seen from all of them.
+        # All lengths together show best which limit to set.
         for line in check_preview.histogram(error.account, loaded.config.data.max_length):
             console.note(line)
         raise
@@ -119,7 +122,7 @@ def _previews(session: Session) -> Iterator[tuple[str, list[tuple[bool, str]]]]:
 
 
 def _estimate(session: Session, step: StepReport) -> dict[str, Any]:
-    """Time and memory of the whole run, from the one step that was taken."""
+    """Time and memory of the whole run, extrapolated from the one step taken."""
     tokens = sum(round(one.tokens * one.weight) for one in session.data.of_train())
     rows = session.plan.window * session.total_steps
     per_row = tokens / max(1, sum(one.examples * one.weight for one in session.data.of_train()))

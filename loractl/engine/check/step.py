@@ -25,7 +25,7 @@ from loractl.training.steps import Recipe, steps
 
 @dataclass(frozen=True)
 class StepReport:
-    """What the step took and showed."""
+    """The measurements of the step."""
 
     loss: float  # mean over its trained tokens, in nats
     grad_norm: float
@@ -38,7 +38,7 @@ class StepReport:
     peak_bytes: int  # resident, or allocated on CUDA
     moved: int  # trained tensors that the step changed
     tensors: int
-    still: int  # layers, or tensors trained whole, that the step left as they were
+    still: int  # layers, or tensors trained in full, that the step left unchanged
 
 
 def heaviest(session: Session) -> Batch:
@@ -48,8 +48,8 @@ def heaviest(session: Session) -> Batch:
 
 
 def estimated_bytes(session: Session, batch: Batch) -> int:
-    """Bytes at the peak of a step on this batch, as `loractl estimate` predicts them; on a CPU
-    with those of the process itself."""
+    """Peak bytes of a step on this batch, as `loractl estimate` predicts them; on a CPU, including
+    the process itself."""
     model = session.model
     trained = session.parameters.values() if session.layers else ()
     adapters = {id(parameter) for parameter in trained}
@@ -59,10 +59,10 @@ def estimated_bytes(session: Session, batch: Batch) -> int:
 
 
 def one_step(session: Session) -> StepReport:
-    """Take the step, save what is trained, read it back. The session's model is changed.
+    """Take the step, save the trained tensors, read them back. Changes the session's model.
 
-    Raises NumericError when the loss is not finite, when nothing moves, or when what is read back
-    differs from what was saved.
+    Raises NumericError if the loss is not finite, if no tensor changes, or if a tensor read back
+    differs from the one saved.
     """
     batch, parameters = heaviest(session), session.parameters
     peak = session.config.train.learning_rate or 1e-4
@@ -104,7 +104,8 @@ def one_step(session: Session) -> StepReport:
 
 
 def _still(session: Session, moved: set[str]) -> int:
-    """How much got no gradient. Of a layer B (or E) moves first: its zeros give A none yet."""
+    """How many layers or tensors got no gradient. In a layer, B (or E) changes first: as long as it
+    is zero, A gets no gradient."""
     alone = set(session.parameters)
     still = 0
     for layer in session.layers.values():
@@ -116,7 +117,7 @@ def _still(session: Session, moved: set[str]) -> int:
 
 
 def _mark(tensor: torch.Tensor) -> tuple[float, float]:
-    """Two sums that a changed tensor does not keep both."""
+    """Two sums, at least one of which changes when the tensor does."""
     values = tensor.detach().double()
     return float(values.sum()), float(values.square().sum())
 
@@ -129,8 +130,8 @@ def _save_and_reload(session: Session, optimizer: torch.optim.Optimizer, state: 
             path / "optimizer.safetensors", state_tensors(optimizer, session.parameters)
         )
         if session.layers:
-            adapters.read(path)  # as every command that takes an adapter reads it
+            adapters.read(path)  # like every command that takes an adapter
         found = files.read_tensors(path / (adapters.WEIGHTS if session.layers else MODEL))
         for name, parameter in session.parameters.items():
             if name not in found or not torch.equal(found[name], parameter.detach().cpu()):
-                raise NumericError(f"{name}: what was read back is not what was saved")
+                raise NumericError(f"{name}: the tensor read back differs from the one saved")

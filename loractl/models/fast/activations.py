@@ -1,7 +1,7 @@
-"""The activations of transformers and torch by the formula that they are, and a faster way to them.
+"""The formulas behind the activations of transformers and torch, and a faster implementation.
 
-transformers writes several as steps in Python, each of which makes a tensor and some of which keep
-one for the backward pass: four for GPT-2's and Phi's gelu_new.
+transformers writes several as steps in Python, each of which makes a tensor; some keep tensors for
+the backward pass: four for GPT-2's and Phi's gelu_new.
 """
 
 from torch import Tensor, nn
@@ -13,18 +13,18 @@ NAMES: dict[str, Activation] = {
     "SiLU": "silu",
     "SiLUActivation": "silu",
     "GELUActivation": "gelu",
-    # One formula, with 0.5, sqrt(2 / pi) and 0.044715 multiplied in another order in each.
+    # One formula; each multiplies 0.5, sqrt(2 / pi) and 0.044715 in a different order.
     "GELUTanh": "gelu_tanh",
     "NewGELUActivation": "gelu_tanh",
     "FastGELUActivation": "gelu_tanh",
     "AccurateGELUActivation": "gelu_tanh",
     "BloomGelu": "gelu_tanh",
 }
-"""Classes without settings, or with such that change no more than the steps."""
+"""Classes without settings, or whose settings change only the order of the steps."""
 
 
 class Fused(nn.Module):
-    """An activation that is one operation, forward and backward, and keeps its input alone."""
+    """An activation as one operation, forward and backward, that keeps only its input."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Fused(nn.Module):
 
 
 def activation_of(module: nn.Module) -> Activation | None:
-    """The formula of an activation, None for what is not known to be one."""
+    """The formula of an activation; None for an unknown module."""
     if isinstance(module, Fused):
         return module.activation
     if not type(module).__module__.startswith(("transformers.", "torch.nn.modules.")):
@@ -46,10 +46,10 @@ def activation_of(module: nn.Module) -> Activation | None:
 
 
 def fuse_activations_(model: nn.Module) -> int:
-    """Put `Fused` in the place of every activation that it can stand for; return how many.
+    """Replace every known activation by `Fused`; return how many.
 
-    They hold no weights, so nothing changes that is trained, saved or merged. One with a hook
-    stays.
+    They hold no weights, so nothing that is trained, saved or merged changes. An activation with a
+    hook stays.
     """
     found = [
         (name, kind)

@@ -1,4 +1,4 @@
-"""Which architectures have hand-written layers, by all the names that they go by.
+"""Which architectures have hand-written layers, under all their names.
 
 No torch: planning counts what these layers keep.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """transformers' names of a family of decoders."""
+    """transformers' names for a family of decoders."""
 
     model_type: str  # of config.json
     trunk: str  # the class below the head
     layer: str  # the class of its layers
-    is_sandwiched: bool = False  # a norm before and one behind attention and MLP
+    is_sandwiched: bool = False  # norms before and after attention and MLP
 
 
 ARCHITECTURES = (

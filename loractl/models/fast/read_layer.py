@@ -1,7 +1,7 @@
-"""Read the decoder layers of transformers' Llama family into what `ops/layer` computes from.
+"""Convert the decoder layers of transformers' Llama family into the descriptions in `ops/layer`.
 
-Anything that is not exactly what the family does is named in `Unusual`, and the model then runs as
-transformers wrote it.
+Any deviation from what the family does raises `Unusual`, and the model then runs with transformers'
+own layers.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from loractl.ops.lora_linear import Linear
 
 
 class Unusual(Exception):
-    """What stands in the way of the fast layers, in words."""
+    """Why the fast layers cannot be used, in words."""
 
 
 def read_layer(layer: nn.Module, path: str) -> Layer:
@@ -111,7 +111,7 @@ def _linear(parent: nn.Module, name: str, path: str) -> Linear:
         if any(parameter.requires_grad for parameter in module.parameters()):
             raise Unusual(f"{path}.{name} is trained")
         return Linear(module.weight, module.bias)
-    # An adapted layer says itself whether it is no more than one product with a thin update.
+    # An adapted layer knows itself whether it is just one product with a thin update.
     as_linear = getattr(module, "as_linear", None)
     linear: Linear | None = as_linear() if as_linear is not None else None
     if linear is None:

@@ -1,8 +1,8 @@
-"""The tokens that all examples of a batch begin with, as those of a system prompt, computed once.
+"""Compute the tokens that all examples of a batch begin with, such as a system prompt, only once.
 
-A causal model makes the same of them in every example, since what follows is not seen. So one copy
-serves all: the others attend to its keys and values, and its gradient is the sum of theirs. The
-numbers are those of the whole batch, for less work.
+A causal model computes the same values for them in every example, since it does not see what
+follows. One copy therefore serves all: the other examples attend to its keys and values, and its
+gradient is the sum of theirs. The results are those of the full batch, for less work.
 """
 
 from dataclasses import replace
@@ -13,14 +13,14 @@ from torch import Tensor
 from loractl.records import UNTRAINED, Batch
 
 SHORTEST = 8
-"""Fewer tokens are not worth the copies of keys and values that they cost."""
+"""Fewer tokens are not worth the copies of keys and values they cost."""
 
 
 def shared_start(batch: Batch) -> int:
-    """How many tokens all examples of a batch in one row begin with, and need but once; or 0.
+    """How many leading tokens all examples of a one-row batch share and need only once, or 0.
 
-    None of them is trained, nor does any predict a trained one, and each example goes on behind
-    them. On a CPU alone: torch's kernels for CUDA know no such thing.
+    None of them is trained or predicts a trained token, and each example continues after them. CPU
+    only: torch's CUDA kernels do not support this.
     """
     ids, labels = batch.input_ids, batch.labels
     if ids.device.type != "cpu" or len(ids) != 1 or batch.shared:
@@ -38,13 +38,13 @@ def shared_start(batch: Batch) -> int:
 
 
 def _leading(holds: Tensor) -> int:
-    """How many of the first columns of a table of bool hold in all rows."""
+    """How many leading columns of a bool table are true in every row."""
     return int(holds.all(0).long().cumprod(0).sum())
 
 
 def once(batch: Batch, shared: int) -> tuple[Batch, Tensor]:
-    """The batch with its first `shared` tokens in the first example alone, and which tokens those
-    are of the (1, tokens) that it had."""
+    """The batch with its first `shared` tokens in the first example only, and the indices of the
+    remaining tokens among the original (1, tokens)."""
     positions = batch.position_ids[0]
     repeated = positions < shared
     repeated[:shared] = False

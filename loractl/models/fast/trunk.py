@@ -1,7 +1,7 @@
-"""The trunk of a Llama-like model by hand-written layers: the numbers of transformers' own modules.
+"""The trunk of a Llama-like model in hand-written layers, with the results of transformers' own.
 
-`Trunk` proves itself when it is made: on a short packed batch its hidden states must be those of
-the model. What it cannot read, in any call, runs as transformers wrote it.
+`Trunk` verifies itself when it is created: on a short packed batch its hidden states must equal the
+model's. Whatever it cannot handle, in any call, runs with transformers' own layers.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 class Trunk:
     """Batch -> its hidden states after the final norm, and the batch as it was laid out for them:
-    (1, tokens, hidden) without padding and with a start that all examples share but once, or
+    (1, tokens, hidden) without padding and with a start shared by all examples only once, or
     (rows, length, hidden) as transformers takes it."""
 
     def __init__(self, model: "PreTrainedModel", run: ProvingRun | None = None) -> None:
-        """`run` is one that others are proven on too."""
+        """`run` may be shared with other checks."""
         self._model = model
         self._cache: TrunkCache | None = None
         self.fallback_reason = _why_not(model, run or ProvingRun(model))
-        """Why transformers' own layers are used, or empty."""
+        """Why transformers' own layers are used; empty if they are not."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
         if not self.fallback_reason:
             try:
                 return _hidden(self._model, batch.without_padding(), self._cache)
-            except Unusual:  # a hook that came later, say
+            except Unusual:  # a hook added later, for example
                 pass
         return hidden_states(self._model, batch), batch
 
     @property
     def frozen_layers(self) -> int:
-        """How many of the lowest layers nothing trained stands in or below; 0 without fast ones."""
+        """How many of the lowest layers have nothing trained in or below them; 0 if not fast."""
         if self.fallback_reason:
             return 0
         trunk: Any = self._model.base_model
@@ -55,21 +55,21 @@ class Trunk:
         return _lowest_adapted(_layers(trunk))
 
     def keep_(self, cache: TrunkCache) -> None:
-        """Let what the frozen layers compute of an example be computed once and kept."""
+        """Compute the frozen layers once per example and keep the result."""
         self._cache = cache
 
 
 def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
-    """What keeps a model from the fast layers, or an empty text."""
+    """Why a model cannot use the fast layers, or an empty string."""
     trunk: Any = model.base_model
     if type(trunk).__name__ not in TRUNKS:
         return f"no fast layers for {type(trunk).__name__}"
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(head) is not nn.Linear:  # then loss and gradients come from the model as a whole
+    if type(head) is not nn.Linear:  # loss and gradients then come from the model as a whole
         return f"its head is a {type(head).__name__}"
     was_training = model.training
     try:
-        model.train()  # what training alone has must show, as dropout of attention
+        model.train()  # to notice what only training has, such as attention dropout
         if not _layers(trunk):
             return "it has no layers"
         model.eval()  # type: ignore[no-untyped-call]
@@ -79,7 +79,7 @@ def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
         return str(found)
     finally:
         model.train(was_training)
-    # bfloat16 keeps 8 bits, of which a few are lost over many layers; a wrong layer is off by more
+    # bfloat16 keeps 8 bits and loses a few over many layers; a wrong layer is off by more
     allowed = {torch.float32: 1e-4, torch.float64: 1e-8}.get(ours.dtype, 0.1)
     off = (theirs.double() - ours.double()).norm() / theirs.double().norm()
     return "" if off <= allowed else f"its layers differ from transformers' by {float(off):.1e}"
@@ -98,17 +98,17 @@ def _lowest_adapted(layers: list[Layer]) -> int:
 def _hidden(
     model: "PreTrainedModel", whole: Batch, cache: TrunkCache | None = None
 ) -> tuple[Tensor, Batch]:
-    """Raises Unusual where a layer is not what the fast one computes."""
+    """Raises Unusual if a layer is not what the fast one computes."""
     trunk: Any = model.base_model
     layers = _layers(trunk)
-    # With dropout the copies of a start are not alike: each has masks of its own.
+    # With dropout the copies of a start differ: each has its own masks.
     drops = any(linear.dropout for layer in layers for linear in layer.linears)
     shared = 0 if drops else shared_start(whole)
     batch, kept = once(whole, shared) if shared else (whole, None)
     first = 0
     if cache is not None and batch.examples:
         first = cache.layers
-        assert first <= _lowest_adapted(layers), "a layer below the kept ones is adapted"
+        assert first <= _lowest_adapted(layers), "a layer among the cached ones is adapted"
         lower = layers[:first]
         x = cache.fetch(whole, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
         x = x if kept is None else x[:, kept]
@@ -125,7 +125,7 @@ def _embedded(trunk: Any, batch: Batch) -> Tensor:
 
 
 def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: int = 0) -> Tensor:
-    """Apply layers from number `first` on: (rows, length, hidden) to the same."""
+    """Apply the layers from number `first` on, keeping the shape (rows, length, hidden)."""
     shape, kinds = x.shape, _kinds(trunk)
     segments = segments_of(batch.position_ids, batch.shared)
     places = {k: _place(trunk, x, batch, segments, k) for k in dict.fromkeys(kinds[first:])}
@@ -138,7 +138,7 @@ def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: in
 
 
 def _kinds(trunk: Any) -> list[str | None]:
-    """By which angles each layer rotates: Gemma 3 has two sets of them."""
+    """Which rotary angles each layer uses: Gemma 3 has two sets of them."""
     count = len(trunk.layers)
     if type(trunk).__name__ == "Gemma3TextModel":
         return list(trunk.config.layer_types[:count])

@@ -1,8 +1,8 @@
-"""What the frozen layers below the lowest adapter make of each example, computed once and kept.
+"""A cache of the output of the frozen layers below the lowest adapter, computed once per example.
 
-An example is computed alone, so that its values do not depend on what it is packed with, on the
-epoch, or on where a run was stopped: a resumed run gets the bytes that the uninterrupted one had.
-The file has no name: it is gone with the process, however that ends.
+Each example is computed alone, so its values do not depend on what it is packed with, on the epoch,
+or on where a run was stopped: a resumed run gets the same bytes as an uninterrupted one. The file
+has no name: it disappears with the process, however that ends.
 """
 
 import os
@@ -25,7 +25,7 @@ class TrunkCache:
     def __init__(
         self, lengths: Iterable[int], *, layers: int, hidden: int, dtype: torch.dtype, room: Path
     ) -> None:
-        """`lengths` are the tokens of each example; `room` is the directory of the file."""
+        """`lengths` are the tokens per example; `room` is the directory of the file."""
         self.layers = layers
         self._width, self._dtype = hidden, dtype
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
@@ -37,7 +37,7 @@ class TrunkCache:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes on disk once every example is kept."""
+        """Bytes on disk once every example is cached."""
         return n_bytes(int(self._starts[-1]), self._width, self._dtype)
 
     def fetch(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ class TrunkCache:
             while data:
                 written = os.pwrite(self._file.fileno(), data, offset)
                 data, offset = data[written:], offset + written
-        except OSError:  # a full disk: it is computed again when it comes again
+        except OSError:  # a full disk: it is computed again next time
             return
         self._known[example] = True
 

@@ -1,8 +1,8 @@
-"""Give a model of any architecture the attention by segments of ops/attention, for training.
+"""Give a model of any architecture the segment attention of ops/attention, for training.
 
-It goes in through transformers' two official seams, which nearly every model uses. The Segments of
-a batch go down as the keyword `segments` of `model(...)`; a call without them computes what it did
-before, to the bit.
+It is installed through transformers' two official interfaces, which nearly every model uses. The
+Segments of a batch are passed as the keyword `segments` of `model(...)`; a call without them
+computes the same as before, bit for bit.
 """
 
 import inspect
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OVER = {"sdpa": "loractl", "eager": "loractl-eager"}
-"""The implementation that a model had -> the name of ours, which falls back to it."""
+"""A model's original implementation -> the name of ours, which falls back to it."""
 
 
 def call_options(model: "PreTrainedModel", position_ids: Tensor) -> Options:
-    """The keywords that `model(...)` takes besides, for a batch with these (rows, length)."""
+    """Extra keywords for `model(...)`, for a batch with these position ids (rows, length)."""
     name = model.config.get_text_config()._attn_implementation
     return {"segments": segments_of(position_ids)} if name in OVER.values() else {}
 
 
 def use_segments_(model: "PreTrainedModel") -> bool:
-    """Let a model attend by segments where it is given them. True where it does so now.
+    """Make a model attend by segments when it is given them. True if it now does.
 
-    A model stays as it was unless its forward hands keywords on to every layer, its masks are
-    causal within segments or sliding windows of the width its layers tell, and its logits for two
+    The model is left unchanged unless its forward passes keywords on to every layer, its masks are
+    causal within segments or sliding windows of the width its layers report, and its logits for two
     short packed rows are the same both ways. Costs two short forward passes.
     """
     former = model.config.get_text_config()._attn_implementation
@@ -66,14 +66,14 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for base, name in OVER.items():
-        # A compiled layer is left for it: loops over examples would be compiled for each batch.
+        # Excluded from compiled layers: loops over examples would be recompiled for each batch.
         attend = torch.compiler.disable(attention_over(base))  # type: ignore[no-untyped-call]
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, mask_over(base))
 
 
 def _can_change(model: "PreTrainedModel") -> bool:
-    """Whether a model, and each part of it that is one, takes positions and another attention."""
+    """Whether a model and all its submodels accept position ids and another attention."""
     taken = inspect.signature(model.forward).parameters
     takes_keywords = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
     parts = _parts(model)
@@ -86,14 +86,14 @@ def _can_change(model: "PreTrainedModel") -> bool:
 
 
 def _parts(model: nn.Module) -> "list[PreTrainedModel]":
-    """A model and those inside of it, such as the decoder below its head."""
+    """A model and its submodels, such as the decoder below its head."""
     from transformers import PreTrainedModel
 
     return [part for part in model.modules() if isinstance(part, PreTrainedModel)]
 
 
 class _Enter:
-    """Puts the segments of a call at hand while it runs."""
+    """Makes the segments of a call available while it runs."""
 
     def __init__(self, watch: Watch | None) -> None:
         self.watch = watch
@@ -104,7 +104,7 @@ class _Enter:
 
 
 class _Leave:
-    """Puts back what was at hand before."""
+    """Restores what was available before."""
 
     def __call__(self, module: nn.Module, args: Any, options: Options, output: Any) -> None:
         if "segments" in options:
@@ -113,12 +113,12 @@ class _Leave:
 
 
 def carries_segments(hook: object) -> bool:
-    """Whether a hook is of those that `use_segments_` leaves, which change no number."""
+    """Whether a hook was installed by `use_segments_`; those change no number."""
     return isinstance(hook, _Enter | _Leave)
 
 
 def _hook_(model: nn.Module, watch: Watch | None = None) -> list[RemovableHandle]:
-    """Keep the segments of a call at hand, in every part of a model that can be called."""
+    """Make the segments of a call available in every part of a model that can be called."""
     handles = []
     for part in _parts(model):
         handles.append(part.register_forward_pre_hook(_Enter(watch), with_kwargs=True))
@@ -127,7 +127,7 @@ def _hook_(model: nn.Module, watch: Watch | None = None) -> list[RemovableHandle
 
 
 def _probe(model: "PreTrainedModel") -> Tensor:
-    """Logits of two rows of 24 random tokens: three examples, and one alone."""
+    """Logits of two rows of 24 random tokens: one with three examples, one with a single one."""
     device = next(model.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def _probe(model: "PreTrainedModel") -> Tensor:
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
-    """bfloat16 rounds logits by under 2 % of their size; another mask moves them by far more."""
+    """bfloat16 rounding moves logits by under 2 % of their size; another mask, by far more."""
     error = (found.float() - expected.float()).square().mean().sqrt()
     bound = 1e-4 if expected.dtype == torch.float32 else 0.05
     return bool(error <= bound * expected.float().square().mean().sqrt())

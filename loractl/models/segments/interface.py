@@ -1,8 +1,8 @@
-"""The two functions that transformers calls: one that makes masks, and one that attends.
+"""The two functions that transformers calls: one makes masks, the other computes attention.
 
-By segments where a call was given them and the mask is theirs; in the way of another implementation
-everywhere else, with the same kernel and the same mask as if nothing had been registered. Who is
-given segments is decided in install.py.
+Both work by segments if a call was given them and the mask matches them; otherwise they defer to
+another implementation, with the same kernel and the same mask as if nothing had been registered.
+install.py decides which models get segments.
 """
 
 import sys
@@ -18,9 +18,9 @@ from loractl.ops.attention.autograd import segment_attention
 from loractl.ops.segments import Segments
 
 SAMPLED = 64
-"""Examples of a batch, the longest, whose rows of a mask are looked at."""
+"""How many of a batch's examples, longest first, have their mask rows checked."""
 OTHER = ("s_aux", "position_bias", "cache")
-"""Keywords of attention functions that change what is computed: sinks, biases, a paged cache."""
+"""Keywords of attention functions that change the result: sinks, biases, a paged cache."""
 
 Options = dict[str, Any]
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -29,15 +29,15 @@ MakeMask = Callable[..., Tensor | None]
 
 @dataclass
 class Watch:
-    """What a model does with its masks, learned from one call before any is left out."""
+    """What a model does with its masks, recorded in one call before any mask is omitted."""
 
     masks: dict[int, tuple[bool, int | None]] = field(default_factory=dict)
-    """Where the values of a mask lie -> whether it is that of the segments, and its window."""
-    kept: list[Tensor] = field(default_factory=list)  # so that no two lie at one place
-    fits: list[bool] = field(default_factory=list)  # of each call of attention
+    """Data pointer of a mask -> whether it matches the segments, and its window."""
+    kept: list[Tensor] = field(default_factory=list)  # so that no two share an address
+    fits: list[bool] = field(default_factory=list)  # one per attention call
 
     def note(self, mask: Tensor | None, given: Options) -> None:
-        """A layer attends: it must have the segments and their mask, and tell the mask's window."""
+        """Check one attention call: it needs the segments, their mask, and the mask's window."""
         place = None if mask is None else mask.data_ptr()
         of_segments, window = self.masks.get(place, (False, None)) if place else (False, None)
         told = given.get("segments") is not None and given.get("sliding_window") == window
@@ -50,15 +50,15 @@ class Running:
 
     segments: Segments
     watch: Watch | None
-    outer: "Running | None"  # the call that it is a part of
+    outer: "Running | None"  # the call that contains it
 
 
 running: ContextVar[Running | None] = ContextVar("loractl_segments", default=None)
-"""transformers hands the keywords of a call to its layers, but not to what makes the masks."""
+"""transformers passes the keywords of a call to its layers, but not to the mask function."""
 
 
 def mask_over(base: str) -> MakeMask:
-    """What makes masks: none where it is that of the segments, `base`'s own elsewhere."""
+    """The mask function: no mask if it would be that of the segments, else `base`'s own."""
     from transformers.masking_utils import eager_mask, sdpa_mask
 
     make: MakeMask = sdpa_mask if base == "sdpa" else eager_mask
@@ -83,14 +83,14 @@ def mask_over(base: str) -> MakeMask:
 def is_of_segments(segments: Segments, window: int | None, given: Options) -> bool:
     """Whether a mask lets each token see its segment up to itself, or `window` tokens of that.
 
-    It is computed at a few places alone, where chunks, blocks that see ahead and masks of other
-    lengths show: the first, the middle and the last token of the longest segments, against all
-    tokens of the row.
+    Only a few places are computed, where chunks, blocks that look ahead and masks of other lengths
+    would show: the first, middle and last token of the longest segments, against all tokens of the
+    row.
     """
     rows, length = segments.rows, segments.length
     shape = (given["batch_size"], given["q_length"], given["kv_length"])
     if shape != (rows, length, length) or given["attention_mask"] is not None or given["use_vmap"]:
-        return False  # of a cache, of padding too, or no function of indices
+        return False  # for a cache, with padding, or not a function of indices
     spans = sorted(segments.spans, key=lambda span: span[0] - span[1])[:SAMPLED]
     places = [
         (start // length, at % length, start % length)
@@ -105,7 +105,7 @@ def is_of_segments(segments: Segments, window: int | None, given: Options) -> bo
 
 
 def attention_over(base: str) -> Attend:
-    """What attends: by segments where it can, in the way of `base` elsewhere."""
+    """The attention function: by segments where possible, else that of `base`."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def attention(
@@ -129,7 +129,7 @@ def attention_over(base: str) -> Attend:
                 if not dropout and not _has_other(given):
                     out = _by_segments(query, key, value, segments, scaling, given)
                     return out, None
-                # There is no mask, since it was to be computed by segments.
+                # There is no mask, since segments were expected to replace it.
                 attention_mask = _dense(base, segments, window, query)
         attend: Attend = sdpa_attention_forward if base == "sdpa" else _eager_of(module)
         return attend(
@@ -144,7 +144,7 @@ def _has_other(given: Options) -> bool:
 
 
 def _is_of(segments: Segments, query: Tensor, key: Tensor) -> bool:
-    """Whether the tokens are those of the segments: not of a cache, nor of another part."""
+    """Whether the tokens are those of the segments, not of a cache or of another submodel."""
     (rows, _, length, _), keys = query.shape, key.shape[2]
     return (rows, length, keys) == (segments.rows, segments.length, segments.length)
 
@@ -157,7 +157,7 @@ def _by_segments(
     scaling: float | None,
     given: Options,
 ) -> Tensor:
-    """(rows, heads, length, d) in, (rows, length, heads, d) out, as attention functions have it."""
+    """(rows, heads, length, d) in, (rows, length, heads, d) out, as for attention functions."""
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # (tokens, heads, d)
     out = segment_attention(
         q,
@@ -181,6 +181,6 @@ def _dense(base: str, segments: Segments, window: int | None, query: Tensor) -> 
 
 
 def _eager_of(module: nn.Module) -> Attend:
-    """The eager attention of an architecture stands beside its modules, under one name in all."""
+    """An architecture's eager attention, which is in its module file under the same name in all."""
     found: Attend = sys.modules[type(module).__module__].eager_attention_forward
     return found

@@ -1,7 +1,7 @@
-"""How each architecture lays out its modules, as transformers 5 builds them. No torch.
+"""How each architecture lays out its modules, as built by transformers 5. No torch.
 
-A family is a function from the numbers of a config.json to a ModelShape. Tests build each on the
-meta device and compare every path, kind, size and the number of parameters.
+A family is a function from the numbers in a config.json to a ModelShape. Tests build each one on
+the meta device and compare every path, kind, size and the number of parameters.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ GEMMA = ("hidden_activation", "hidden_act")
 
 @dataclass(frozen=True)
 class Llama:
-    """What sets a descendant of Llama apart: biases, norms, defaults that its class has."""
+    """How a descendant of Llama differs: biases, norms, and the defaults of its class."""
 
     qkv_bias: bool | str = False  # or the config's key for it
     o_bias: bool | str = False
@@ -25,8 +25,8 @@ class Llama:
     norms: int = 2
     norm_bias: bool = False
     qk_norm: str = ""  # "head": over a head's width; "whole": over all heads
-    kv_like_heads: bool = False  # num_key_value_heads may be missing: as many as heads
-    own_head_dim: bool = False  # head_dim has no rule, it must be there
+    kv_like_heads: bool = False  # num_key_value_heads defaults to the number of heads
+    own_head_dim: bool = False  # head_dim has no default and must be given
     tied: bool = False
     fused: bool = False
     gated: bool = True
@@ -108,7 +108,7 @@ class Llama:
 
 
 def windows(size: Sizes, layers: int) -> tuple[int | None, ...]:
-    """The windows of a config's layers, each once: a number of tokens, or None for all before."""
+    """The distinct windows of a config's layers: a number of tokens, or None for unlimited."""
     config, kind = size.config, size.config["model_type"]
     if kind == "mistral":
         return (config.get("sliding_window", 4096),)
@@ -128,7 +128,7 @@ def told(size: Sizes, bias: bool | str) -> bool:
 
 
 def mixture(size: Sizes, layers: int) -> tuple[Experts | None, set[int]]:
-    """The experts of a config, and the blocks that have them in place of one MLP."""
+    """The experts of a config, and the blocks that have them instead of an MLP."""
     kind = size.config["model_type"]
     if kind not in ("mixtral", "qwen2_moe", "qwen3_moe"):
         return None, set()
@@ -181,7 +181,7 @@ def qwen(size: Sizes) -> ModelShape:
 
 
 def decoder(key: str = "attention_bias", **traits: Any) -> Llama:
-    """A Llama whose attention has biases where its config says so under `key`."""
+    """A Llama whose attention has biases if its config says so under `key`."""
     return Llama(qkv_bias=key, o_bias=key, **traits)
 
 

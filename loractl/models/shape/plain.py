@@ -26,7 +26,7 @@ def plain(
     norms: int = 2, final: bool = True, width: int | None = None, positions: int | None = None,
     more: Iterable[Module] = (), rotary: str = "none", parallel: bool = False, eager: bool = False,
 ) -> ModelShape:  # fmt: skip
-    """A decoder without gates; `extra` parameters stand beside it, `width` is the embedding's."""
+    """A decoder without gates; `extra` counts other parameters, `width` is the embedding's."""
     kv, dim, vocabulary = kv or heads, hidden // heads, size("vocab_size")
     width = width or hidden
     q = heads * dim
@@ -69,7 +69,7 @@ def gpt_neox(size: Sizes) -> ModelShape:
     names = Names("gpt_neox.layers", ("attention.query_key_value",), "attention.dense",
                   "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "gpt_neox.embed_in")  # fmt: skip
     if not size.flag("attention_bias", True):
-        raise ModelError(f"{size.where}: attention_bias: false is not known here for gpt_neox")
+        raise ModelError(f"{size.where}: attention_bias: false is not supported for gpt_neox")
     return plain(
         size, names, hidden=size("hidden_size"), layers=size("num_hidden_layers"),
         heads=size("num_attention_heads"), inner=size("intermediate_size"),
@@ -113,7 +113,7 @@ def bloom(size: Sizes) -> ModelShape:
     return plain(
         size, BLOOM, hidden=hidden, layers=size("n_layer", size.optional("num_hidden_layers")),
         heads=size("n_head", size.optional("num_attention_heads")), inner=4 * hidden, tied=True,
-        activation="bloom_gelu", eager=True, extra=2 * hidden,  # the norm behind the embedding
+        activation="bloom_gelu", eager=True, extra=2 * hidden,  # the norm after the embedding
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""config.json -> ModelShape, or the shape of a model known by its size alone. No torch.
+"""config.json -> ModelShape, or the shape of a model given only its size. No torch.
 
-How each architecture is laid out is told in `families`.
+The layout of each architecture is in `families`.
 """
 
 import json
@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def named(size: str) -> ModelShape:
-    """The Llama of a size: 7B, 13B, 30B or 70B."""
+    """The Llama model of this size: 7B, 13B, 30B or 70B."""
     return from_config({**LLAMA, **SIZES[size]}, where=size)
 
 
@@ -51,13 +51,13 @@ def read(directory: Path) -> ModelShape:
 def from_config(config: Mapping[str, Any], *, where: str) -> ModelShape:
     """The shape that a config.json describes; `where` names it in errors.
 
-    Raises ModelError for an architecture whose layout is not known here, and for a size that is
-    missing or no positive number: nothing is guessed.
+    Raises ModelError for an architecture whose layout is not in FAMILIES, and for a size that is
+    missing or not a positive number: nothing is guessed.
     """
     architecture = config["model_type"]
     if architecture not in FAMILIES:
         raise ModelError(
-            f"{where}: model_type {architecture}: its shape cannot be derived here, which knows"
+            f"{where}: model_type {architecture}: its shape cannot be derived; supported:"
             f" {', '.join(sorted(FAMILIES))}; give a size instead: --model 7B"
         )
     shape = FAMILIES[architecture](Sizes(config, where))

@@ -1,7 +1,7 @@
-"""What a model is made of, without its weights, torch or transformers.
+"""The structure of a model, without its weights, torch or transformers.
 
 Names, kinds and sizes are those of the modules that transformers builds, so that `lora.ranks`
-decides here as it does in training.
+gives the same result here as in training.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ from loractl.errors import ModelError
 
 @dataclass(frozen=True)
 class Module:
-    """A layer with a weight of two dimensions, or a stack of as many as a mixture has experts.
+    """A layer with a two-dimensional weight, or a stack of one per expert in a mixture.
 
-    `role` says what it does in its block: q, k, v, qkv, o, gate, up, gate_up, down, fc1, fc2,
-    experts_up, experts_down, or outside of it: embedding, head, other. `linear`, `conv1d` and each
-    of `experts` map d_in to d_out; an embedding has d_in = vocabulary and d_out = width.
+    `role` is its function in the block: q, k, v, qkv, o, gate, up, gate_up, down, fc1, fc2,
+    experts_up, experts_down; or outside the block: embedding, head, other. `linear`, `conv1d` and
+    each of `experts` map d_in to d_out; an embedding has d_in = vocabulary and d_out = width.
     """
 
     path: str
@@ -40,13 +40,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of a mixture, all blocks together."""
+    """The experts of a mixture, over all blocks."""
 
     count: int
-    active: int  # experts a token goes through
+    active: int  # experts per token
     intermediate: int
     layers: int  # blocks that have them
-    router: int = 0  # values of a block's router
+    router: int = 0  # parameters of one block's router
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class ModelShape:
     qk_norm: bool = False
     gated: bool = True
     activation: str = "silu"
-    rotary: str = "whole"  # part: of a head's width, or put together anew; none: other positions
+    rotary: str = "whole"  # part: of a head's width, or reassembled; none: other positions
     parallel: bool = False  # attention and MLP read the same input
-    eager: bool = False  # transformers computes the scores of attention whole
+    eager: bool = False  # transformers materializes the attention scores
     positions: int | None = None
-    stored_width: int | None = None  # bytes of a value in its files, where config.json tells
+    stored_width: int | None = None  # bytes per value in its files, if config.json says so
     experts: Experts | None = None
-    windows: tuple[int | None, ...] = (None,)  # tokens that layers see, each kind once; None: all
+    windows: tuple[int | None, ...] = (None,)  # tokens that layers see, each distinct; None: all
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """Path -> kind of every module that can carry an adapter, as `lora.inject.adaptable`."""
+        """Path -> kind of every module that can carry an adapter, like `lora.inject.adaptable`."""
         return {module.path: module.kind for module in self.modules}
 
     @cached_property
@@ -92,7 +92,7 @@ class ModelShape:
 
     @cached_property
     def parameters(self) -> int:
-        """Every parameter once: the weight of a tied head is that of the embedding."""
+        """All parameters, each counted once: a tied head shares the embedding's weight."""
         own = sum(m.parameters for m in self.modules)
         own -= sum(m.d_in * m.d_out for m in self.modules if m.role == "head" and self.tied)
         return own + self.others
@@ -105,7 +105,7 @@ class ModelShape:
 
     @cached_property
     def active_parameters(self) -> int:
-        """Weights that one token is multiplied with: linear layers, its experts, the head."""
+        """Weights that one token is multiplied by: linear layers, its experts, the head."""
         experts = self.experts
         used = experts.active if experts else 1
         own = sum(
@@ -117,7 +117,7 @@ class ModelShape:
 
 
 class Sizes:
-    """Reads numbers out of a config.json, and says what is missing or wrong."""
+    """Reads numbers from a config.json and reports what is missing or wrong."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config = config

@@ -1,8 +1,8 @@
-"""Attention in which the examples of a packed row see themselves only, and cost only that.
+"""Attention in which each example of a packed row sees only itself, and costs only that.
 
-Plain functions for layers that are written by hand, and one that autograd knows. Products and masks
-are in blocks.py, how examples are put together in packing.py, the way in C in tasks.py, torch's
-kernels for CUDA in varlen.py.
+Plain functions for hand-written layers, and one for autograd. Products and masks are in blocks.py,
+the grouping of examples in packing.py, the C implementation in tasks.py, and torch's CUDA kernels
+in varlen.py.
 """
 
 from typing import Any
@@ -26,14 +26,14 @@ def attention_forward(
     window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale * q k') v of each example, causal; a query head reads one of the kv heads.
+    """Causal softmax(scale * q k') v of each example; each query head reads one of the kv heads.
 
     q (tokens, heads, d), k (tokens, kv_heads, d) and v (tokens, kv_heads, dv) hold the flat tokens
     of the batch and may be views; examples may share their start (ops/segments.py). With `window` a
-    token sees itself and the window - 1 before it; with `softcap` scores become
+    token sees itself and the window - 1 tokens before it; with `softcap` scores become
     softcap * tanh(score / softcap) (Gemma 2). Returns out (tokens, heads, dv), contiguous, and what
-    the backward pass wants besides it: the kernel's logsumexp (heads, tokens) in float32 on CUDA
-    and where attention.c serves, empty where everything is computed again.
+    the backward pass needs besides it: the kernel's logsumexp (heads, tokens) in float32 on CUDA
+    and with attention.c, or an empty tensor where everything is recomputed.
     """
     form = _make_form(segments, scale, window, softcap)
     if varlen.kernel_fits(q, v, form):
@@ -70,10 +70,10 @@ def attention_backward(
     window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, each contiguous and in the shape of its own.
+    """The gradients of q, k and v, each contiguous and in the same shape as its input.
 
-    `dout` is that of `out`; `out` and `saved` are what `attention_forward` gave, and the rest what
-    it was given. Probabilities are computed again.
+    `dout` is the gradient of `out`; `out` and `saved` are the results of `attention_forward`, the
+    other arguments are its inputs. Probabilities are recomputed.
     """
     form = _make_form(segments, scale, window, softcap)
     if varlen.kernel_fits(q, v, form):
@@ -109,7 +109,7 @@ def attention_backward(
 
 
 def _attend_packed(q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form) -> Tensor:
-    """out (tokens, heads, dv) where several query heads read one kv head."""
+    """out (tokens, heads, dv) when several query heads read one kv head."""
     queries, keys, values = pack.queries(q), pack.keys(k), pack.keys(v)
     out = queries.new_empty(len(queries), v.shape[2])
     q_views, k_views = pack.query_views(queries), pack.key_views(keys)
@@ -123,7 +123,7 @@ def _attend_packed(q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form) -> T
 def _packed_gradients(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, pack: Pack, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of q, k and v, in slots."""
+    """The gradients of q, k and v, in slots."""
     queries, keys, values = pack.queries(q), pack.keys(k), pack.keys(v)
     douts, dq = pack.gradients(dout), torch.empty_like(queries)
     dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
@@ -148,7 +148,7 @@ def segment_attention(
 ) -> Tensor:
     """`attention_forward` for autograd: out (tokens, heads, dv).
 
-    Under autocast the products are in its dtype, as those of torch's own attention.
+    Under autocast the products are in its dtype, as in torch's own attention.
     """
     device = q.device.type
     if torch.is_autocast_enabled(device):
@@ -186,7 +186,7 @@ class _SegmentAttention(torch.autograd.Function):
 
 
 def _keys_seen(x: Tensor, segments: Segments, start: int, stop: int) -> Tensor:
-    """What a span sees of all keys or values (kv_heads, tokens, d): its own, behind shared ones."""
+    """The keys or values (kv_heads, tokens, d) that a span sees: the shared ones, then its own."""
     own, shared = x[:, start:stop], segments.before(start)
     return torch.cat([x[:, :shared], own], dim=1) if shared else own
 
@@ -196,5 +196,5 @@ def _make_form(segments: Segments, scale: float, window: int | None, softcap: fl
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(tokens, heads, d) -> (heads, tokens, d), in place."""
+    """(tokens, heads, d) -> (heads, tokens, d), as a view."""
     return x.transpose(0, 1)

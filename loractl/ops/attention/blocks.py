@@ -1,10 +1,10 @@
-"""Causal attention through plain matrix products, a block of queries at a time.
+"""Causal attention through plain matrix products, one block of queries at a time.
 
-Short examples are faster this way than through torch's fused kernel, and a sliding window or a cap
-on the scores costs next to nothing. The query heads of a group stand beside each other as rows, so
-that keys and values are never repeated: q is (matrices, tokens, group, d), k and v are
-(matrices, before + tokens, d), the first `before` of them those of tokens that ask nothing here.
-A matrix is a kv head of an example; the examples of a call are equally long.
+Short examples are faster this way than in torch's fused kernel, and a sliding window or a cap on
+the scores costs next to nothing. The query heads of a group are adjacent rows, so keys and values
+are never repeated: q is (matrices, tokens, group, d), k and v are (matrices, before + tokens, d),
+of which the first `before` belong to tokens without a query here. A matrix is one kv head of one
+example; the examples of a call have equal length.
 """
 
 import math
@@ -18,13 +18,13 @@ from loractl.ops.chunks import query_rows
 
 
 def block_of(dtype: torch.dtype) -> int:
-    """Queries a block."""
+    """Queries per block."""
     return query_rows(dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is computed: softmax(cap(scale * q k')) v; a token sees `window` tokens with itself."""
+    """The formula: softmax(cap(scale * q k')) v; a token sees `window` tokens, including itself."""
 
     scale: float
     window: int | None = None
@@ -32,24 +32,24 @@ class Form:
 
     @classmethod
     def of(cls, longest: int, *, scale: float, window: int | None, softcap: float | None) -> "Form":
-        """For examples of at most so many tokens: a window that hides nothing is none."""
+        """For examples of at most `longest` tokens: a window that hides nothing is dropped."""
         return cls(scale, None if window is None or window >= longest else window, softcap)
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Buffers and masks that the examples of one call share."""
+    """Buffers and masks shared by the examples of one call."""
 
     form: Form
     buffers: Tensor  # (2 or 3, values of the largest block)
-    product: Tensor | None = None  # values of the largest one; None where it goes into its place
+    product: Tensor | None = None  # size of the largest; None: written directly
     biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def packed(
         queries: Sequence[Tensor], keys: Sequence[Tensor], form: Form, *, backward: bool
     ) -> "Scratch":
-        """For calls with each of `queries` and of `keys`, which lie head by head."""
+        """For calls with each of `queries` and `keys`, which are laid out head by head."""
         size = 0
         for q, k in zip(queries, keys, strict=True):
             matrices, tokens, group, _ = q.shape
@@ -60,8 +60,8 @@ class Scratch:
 
     @staticmethod
     def of(q: Tensor, longest: int, form: Form, *, width: int, backward: bool) -> "Scratch":
-        """For q (heads, all tokens, 1, d) whose longest example has `longest` tokens, and v of this
-        width."""
+        """For q (heads, all tokens, 1, d) whose longest example has `longest` tokens, and v of
+        width `width`."""
         heads, _, _, d = q.shape
         block = min(block_of(q.dtype), longest)
         widest = longest if form.window is None else min(longest, form.window + block - 1)
@@ -72,20 +72,20 @@ class Scratch:
         return Scratch(form, buffers, product)
 
     def take(self, q: Tensor, width: int) -> list[Tensor]:
-        """The buffers in the shape of the scores of q (matrices, rows, d) with `width` keys."""
+        """The buffers in the shape of the scores of q (matrices, rows, d) against `width` keys."""
         shape = (q.shape[0], q.shape[1], width)
         return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
 
     def multiply_(
         self, out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta: float = 1.0
     ) -> None:
-        """out <- beta out + alpha a b, of (matrices, rows, n) and (matrices, n, columns).
+        """out <- beta out + alpha a b, for a (matrices, rows, n) and b (matrices, n, columns).
 
-        Into a part of a tensor torch multiplies head by head. Heads by themselves are so small
-        that two threads wait for each other: forward and backward of 1,024 tokens in examples of
-        about 200, 12 heads of 64, took 36 to 39 ms on two AVX2 cores, and 29 to 30 with a product
-        in between. With groups of three heads, which are put together, or one thread, it made no
-        difference; bfloat16 would be rounded twice.
+        When writing into a part of a tensor, torch multiplies head by head. Single heads are so
+        small that two threads wait for each other: forward and backward of 1,024 tokens in examples
+        of about 200, 12 heads of 64, took 36 to 39 ms on two AVX2 cores, and 29 to 30 with an
+        intermediate product. With groups of three heads, which are packed, or with one thread, it
+        made no difference; bfloat16 would be rounded twice.
         """
         if self.product is None:
             out.baddbmm_(a, b, beta=beta, alpha=alpha)
@@ -100,7 +100,7 @@ class Scratch:
     def bias(self, queries: int, before: int) -> Tensor:
         """0 where a query sees a key and -inf elsewhere, (queries, 1, before + queries).
 
-        The last keys are the queries' own tokens, `before` stand before those.
+        The last keys are the queries' own tokens; `before` others precede them.
         """
         if (queries, before) not in self.biases:
             buffer, window = self.buffers, self.form.window
@@ -113,7 +113,7 @@ class Scratch:
 
 
 def _count_buffers(form: Form, backward: bool) -> int:
-    """Buffers: scores, their gradients, and with a cap its slope."""
+    """Buffers: scores, their gradients and, with a cap, its slope."""
     return 1 + backward + (backward and form.softcap is not None)
 
 
@@ -132,7 +132,7 @@ def backward_(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
     scratch: Scratch,
 ) -> None:  # fmt: skip
-    """Fill dq, and add to dk and dv; the probabilities are computed again."""
+    """Fill dq and add to dk and dv; the probabilities are recomputed."""
     form = scratch.form
     for start, stop, seen in query_blocks(q, k, form.window):
         queries, keys = _rows_between(q, start, stop), k[:, seen]
@@ -145,7 +145,7 @@ def backward_(
         torch.softmax(p, -1, out=p)
         scratch.multiply_(dv[:, seen], p.transpose(1, 2), douts)
         torch.bmm(douts, values.transpose(1, 2), out=ds)
-        # p * (ds - the sum over keys of p * ds): the one fused kernel there is for it.
+        # p * (ds - the sum over keys of p * ds): the only fused kernel for it.
         torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
         if form.softcap is not None:
             ds.mul_(rest[0].square_().neg_().add_(1))  # the derivative of tanh
@@ -154,7 +154,7 @@ def backward_(
 
 
 def query_blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int, int, slice]]:
-    """(start, stop, seen): queries from start to stop see keys among `seen`."""
+    """(start, stop, seen): queries from start to stop see no keys outside `seen`."""
     tokens, block = q.shape[1], block_of(q.dtype)
     before = k.shape[1] - tokens
     for start in range(0, tokens, block):
@@ -164,13 +164,13 @@ def query_blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[int
 
 
 def _rows_between(x: Tensor, start: int, stop: int) -> Tensor:
-    """(matrices, tokens, group, d) -> (matrices, (stop - start) * group, d), in place."""
+    """(matrices, tokens, group, d) -> (matrices, (stop - start) * group, d), as a view."""
     matrices, _, group, width = x.shape
     return x[:, start:stop].view(matrices, (stop - start) * group, width)
 
 
 def _write_scores_(out: Tensor, queries: Tensor, keys: Tensor, scratch: Scratch) -> None:
-    """Scaled scores, capped where the form says so, (matrices, rows, keys)."""
+    """Scaled scores (matrices, rows, keys), capped if the form has a cap."""
     scale, cap = scratch.form.scale, scratch.form.softcap
     if cap is None:
         out.baddbmm_(queries, keys.transpose(1, 2), beta=0, alpha=scale)

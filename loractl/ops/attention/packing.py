@@ -1,8 +1,8 @@
-"""Examples of like length side by side, so that one call multiplies the blocks of several.
+"""Group examples of similar length, so that one call multiplies the blocks of several.
 
-The queries, keys and values of a batch are copied once into slots, a group of examples after the
-other, each padded to the longest of its group. Padding never stands before a real token, so that no
-real query sees it, and its own results are left behind.
+The queries, keys and values of a batch are copied once into slots, one group of examples after the
+other, each padded to the longest of its group. Padding never precedes a real token, so no real
+query sees it, and the results of padding are discarded.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from loractl.ops.segments import Segments
 
 @dataclass(frozen=True)
 class Group:
-    """Examples whose slots are equally long."""
+    """Examples whose slots have equal length."""
 
     spans: tuple[tuple[int, int], ...]
-    length: int  # of the longest
-    before: int  # shared tokens that each sees before its own (ops/segments.py)
+    length: int  # of the longest example
+    before: int  # shared tokens that each example sees before its own (ops/segments.py)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Which row of q (tokens * heads, d) and of k (tokens * kv_heads, d) stands in which slot."""
+    """Which row of q (tokens * heads, d) and of k (tokens * kv_heads, d) is in which slot."""
 
     kv_heads: int
     queries_a_head: int  # query heads that read one kv head
@@ -35,7 +35,7 @@ class Pack:
     rows_of_k: Tensor  # (key slots,)
     slots_of_q: Tensor  # (tokens * heads,)
     slots_of_k: Tensor  # (tokens * kv_heads,)
-    padding: Tensor  # the query slots that hold no token of their own
+    padding: Tensor  # the query slots without a token of their own
 
     def queries(self, x: Tensor) -> Tensor:
         """x (tokens, heads, d) in slots, (query slots, d)."""
@@ -46,7 +46,7 @@ class Pack:
         return x.flatten(0, 1).index_select(0, self.rows_of_k)
 
     def gradients(self, x: Tensor) -> Tensor:
-        """As `queries`, with zeros for padding, which so adds nothing to any gradient."""
+        """Like `queries`, with zeros for padding, so that it adds nothing to any gradient."""
         return self.queries(x).index_fill_(0, self.padding, 0)
 
     def query_views(self, slots: Tensor) -> list[Tensor]:
@@ -67,7 +67,7 @@ class Pack:
         ]
 
     def of_queries(self, slots: Tensor) -> Tensor:
-        """The other way: (query slots, d) to (tokens, heads, d)."""
+        """The reverse: (query slots, d) to (tokens, heads, d)."""
         heads = self.kv_heads * self.queries_a_head
         return slots.index_select(0, self.slots_of_q).view(-1, heads, slots.shape[1])
 
@@ -76,13 +76,13 @@ class Pack:
         found = slots.index_select(0, self.slots_of_k).view(-1, self.kv_heads, slots.shape[1])
         for group, part in zip(self.groups, self.key_views(slots), strict=True):
             if group.before:
-                every = part.view(-1, self.kv_heads, *part.shape[1:])  # an example each
+                every = part.view(-1, self.kv_heads, *part.shape[1:])  # one example each
                 found[: group.before] += every[:, :, : group.before].sum(0).transpose(0, 1)
         return found
 
 
 def pack_of(q: Tensor, k: Tensor, segments: Segments) -> Pack:
-    """For q (tokens, heads, d) and k (tokens, kv_heads, d), kept with the segments."""
+    """The packing for q (tokens, heads, d) and k (tokens, kv_heads, d), cached in the segments."""
     key = (q.shape[1], k.shape[1], q.dtype.itemsize, q.device)
     if key not in segments.kept:
         segments.kept[key] = _make_pack(segments, *key)
@@ -93,7 +93,7 @@ def pack_of(q: Tensor, k: Tensor, segments: Segments) -> Pack:
 def _make_pack(
     segments: Segments, heads: int, kv_heads: int, width: int, device: torch.device
 ) -> Pack:
-    """`width` is the bytes of a score."""
+    """`width` is the bytes per score."""
     group = heads // kv_heads
     groups = _group_spans(segments, heads, width)
     tokens = segments.rows * segments.length
@@ -131,8 +131,8 @@ def _make_pack(
 
 
 def _group_spans(segments: Segments, heads: int, width: int) -> tuple[Group, ...]:
-    """The longest first; into a group as long as its scores stay small, and its padding a quarter
-    or a few tokens."""
+    """Longest first; a group grows as long as its scores stay small and its padding is at most a
+    quarter or a few tokens."""
     by_length = sorted(
         segments.spans, key=lambda span: (-segments.before(span[0]), span[0] - span[1])
     )

@@ -1,8 +1,8 @@
-"""Attention on the CPU in C: an example and a kv head are a task of one thread.
+"""Attention on the CPU in C: one example and one kv head are a task for one thread.
 
-attention.c calculates it on the processors that gemm.c is for, in half the time of torch's products
-or less (scripts/LOG.md). Where tasks are so few that threads would wait for each
-other, as with one long row and many threads, those products serve.
+On the processors that gemm.c is for, attention.c takes half the time of torch's products or less
+(scripts/LOG.md). If there are so few tasks that threads would wait for each other, as with one long
+row and many threads, torch's products are used.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from loractl.ops.native import POINTER, REAL, SIZE
 from loractl.ops.segments import Segments
 
 BUSY = 0.6
-"""With two of three threads at work it is still the faster way."""
+"""With two of three threads busy it is still faster."""
 
 
 class _View(ctypes.Structure):
@@ -36,14 +36,14 @@ class _Job(ctypes.Structure):
 
 
 def task_fits(q: Tensor, k: Tensor, v: Tensor, segments: Segments, form: Form) -> bool:
-    """Whether attention.c serves for these; the sizes are those of `attention_forward`."""
+    """Whether attention.c can be used; shapes as in `attention_forward`."""
     if any(not x.is_cpu or x.dtype != q.dtype or x.stride(-1) != 1 for x in (q, k, v)):
         return False
     return serves_well(segments, k.shape[1], form, q.dtype)
 
 
 def serves_well(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtype) -> bool:
-    """Whether it does for tensors on the CPU."""
+    """The same for any CPU tensors of these sizes."""
     if not gemm.serves_here(dtype) or form.window is not None or form.softcap is not None:
         return False
     if form.scale <= 0 or native.compiled(dtype) is None:
@@ -52,7 +52,7 @@ def serves_well(segments: Segments, kv_heads: int, form: Form, dtype: torch.dtyp
 
 
 def busy_share(segments: Segments, kv_heads: int, threads: int) -> float:
-    """The share of the time in which a thread has a task, when each takes the next one; kept."""
+    """The share of time that threads are busy if each takes the next task when idle; cached."""
     key = ("busy", kv_heads, threads)
     if key not in segments.kept:
         costs = sorted(((stop - start) ** 2 for start, stop in segments.spans), reverse=True)
@@ -85,7 +85,7 @@ def backward(
     segments: Segments,
     form: Form,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, each contiguous; `out` and `logsumexp` are of `forward`."""
+    """The gradients of q, k and v, each contiguous; `out` and `logsumexp` are from `forward`."""
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     job = _make_job(q, k, v, out, logsumexp, segments, form)
@@ -126,7 +126,7 @@ def _make_job(
 
 
 def spans_of(segments: Segments) -> Tensor:
-    """(spans, 2), the longest first, so that no thread ends with it alone; kept."""
+    """(spans, 2), longest first, so that no thread is left with it at the end; cached."""
     if "spans" not in segments.kept:
         ordered = sorted(segments.spans, key=lambda span: span[0] - span[1])
         segments.kept["spans"] = torch.tensor(ordered, dtype=torch.int64)

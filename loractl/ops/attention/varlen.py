@@ -1,6 +1,6 @@
-"""The same attention through the flash kernel that torch has for CUDA: all examples in one launch.
+"""The same attention through torch's flash kernel for CUDA: all examples in one launch.
 
-Nothing here could be run where it was written, which had no GPU.
+This was written without access to a GPU and has not been run.
 """
 
 import torch
@@ -11,9 +11,9 @@ from loractl.ops.segments import Segments
 
 
 def kernel_fits(q: Tensor, v: Tensor, form: Form) -> bool:
-    """Whether the kernel takes these: half precision, Ampere or later, no cap on the scores.
+    """Whether the kernel supports these: half precision, Ampere or later, no cap on the scores.
 
-    It wants one width for q, k and v, a multiple of 8 up to 256, and knows no cap.
+    It requires one width for q, k and v, a multiple of 8 up to 256.
     """
     width = q.shape[2]
     return (
@@ -45,7 +45,7 @@ def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor,
     segments: Segments, form: Form,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv, from what `forward` gave."""
+    """dq, dk, dv, from the results of `forward`."""
     offsets, longest = segments.offsets(q.device), segments.longest
     left, right, causal = _window_sides(form)
     # The state of the random generator, which only dropout reads; varlen_attn passes zeros too.
@@ -59,5 +59,5 @@ def backward(
 
 
 def _window_sides(form: Form) -> tuple[int, int, bool]:
-    """(tokens seen to the left, to the right, causal); -1 is no bound, as varlen_attn has it."""
+    """(tokens seen to the left, to the right, causal); -1 means unbounded, as in varlen_attn."""
     return (-1, 0, True) if form.window is None else (form.window - 1, 0, False)

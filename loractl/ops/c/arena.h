@@ -1,4 +1,4 @@
-/* Where what a call works with is put, one behind the other; without a base it is only counted. */
+/* Working memory of a call, allocated contiguously; without a base, sizes are only counted. */
 
 #pragma once
 

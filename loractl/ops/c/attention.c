@@ -1,11 +1,12 @@
-/* Causal attention, softmax(scale q k') v and its gradients; attention/tasks.py says where it serves.
+/* Causal attention, softmax(scale q k') v, and its gradients; attention/tasks.py says where it is
+   used.
 
-   A task is one example and one kv head, and belongs to one thread: no number depends on how many
-   there are. Keys and values become panels once, and the queries of all heads that read them are
-   multiplied with those, BLOCK tokens at a time, so that scores stay in the cache. The backward
-   pass calculates the probabilities again from the logsumexp that the forward pass leaves
-   (Dao 2023, FlashAttention-2). Scores and sums over queries are floats; probabilities become
-   numbers, where these are others, only to be multiplied. */
+   A task is one example and one kv head and runs on one thread, so no result depends on the number
+   of threads. Keys and values are packed into panels once, and the queries of all heads that read
+   them are multiplied with these, BLOCK tokens at a time, so that scores stay in the cache. The
+   backward pass recomputes the probabilities from the logsumexp kept by the forward pass (Dao 2023,
+   FlashAttention-2). Scores and sums over queries are floats; probabilities are converted to
+   `number` only to be multiplied. */
 
 #include "calls.h"
 #include "arena.h"
@@ -13,7 +14,7 @@
 
 #include <omp.h>
 
-#define BLOCK 32 /* tokens whose scores exist at a time; 16 to 64 differ by no more than noise */
+#define BLOCK 32 /* tokens whose scores exist at a time; 16 to 64 differ only by noise */
 
 typedef struct {
     size start, own, before, keys; /* keys = before + own */
@@ -32,7 +33,7 @@ INLINE number *token_of(View view, size token, size head) {
     return view.at + token * view.row + head * view.head;
 }
 
-/* The keys or values that a task sees, (keys, width), one behind the other. */
+/* Copy the keys or values that a task sees, (keys, width), contiguously. */
 static void gather(View view, Task task, size width, number *to) {
     for (size i = 0; i < task.keys; i++) {
         size token = i < task.before ? i : task.start + i - task.before;
@@ -40,7 +41,7 @@ static void gather(View view, Task task, size width, number *to) {
     }
 }
 
-/* Sums or numbers y (rows, n), or what is added to them, from panels; those of w are `stride` deep. */
+/* Compute y (rows, n), sums or numbers, or add to it, from panels; those of w are `stride` deep. */
 static void multiply(const number *x, size rows, const number *w, size stride, size n, size depth,
                      void *y, int y_is, size y_row, int add) {
     Into to = {y, y_row, y_is, add ? y : NULL, y_row, y_is};
@@ -51,14 +52,14 @@ static void multiply(const number *x, size rows, const number *w, size stride, s
 
 /* ---- forward ---------------------------------------------------------------------------------- */
 
-/* Of four rows at a time: one alone, of few vectors, would wait for itself. */
+/* Four rows at a time: the few vectors of a single row would wait for each other. */
 #define TOGETHER 4
 #define EACH(do) do(0) do(1) do(2) do(3)
 
-/* From scores of TOGETHER queries, `row` apart, probabilities where a query sees its first `seen[i]`
-   keys, which are no more than those of the last, and 0 up to `width`; p may be x where numbers are
-   floats. Writes the logsumexps. Loops run to a multiple of LANES, since what is left over of a
-   vector goes number by number: up to 15, each as long as a vector. */
+/* Turn the scores of TOGETHER queries, `row` apart, into probabilities over the first `seen[i]`
+   keys of each, at most as many as the last query sees, and 0 up to `width`; p may be x if numbers
+   are floats. Writes the logsumexps. Loops run to a multiple of LANES, since the tail of a vector
+   would go number by number: up to 15, each taking as long as a vector. */
 static void softmax(float *x, number *p, size row, const size seen[], size width, float scale,
                     float logsumexp[]) {
     size whole = up_to(seen[TOGETHER - 1], LANES);
@@ -142,9 +143,9 @@ static void forward(Task task, float *space) {
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* From s and dp of TOGETHER queries, `row` apart, p = e^(scale s - logsumexp) and
-   ds = scale p (dp - delta), 0 beyond what each sees; delta is the sum over keys of p dp, which is
-   that of out dout. */
+/* From s and dp of TOGETHER queries, `row` apart: p = e^(scale s - logsumexp) and
+   ds = scale p (dp - delta), 0 beyond what each sees; delta is the sum over keys of p dp, which
+   equals the sum of out dout. */
 static void probabilities(const float *s, const float *dp, number *p, number *ds, size row,
                           const size seen[], size width, const float logsumexp[],
                           const float delta[], float scale) {
@@ -177,7 +178,8 @@ static float dot(const number *a, const number *b, size n) {
     return sum;
 }
 
-/* Rows of a sum over queries: those of shared tokens to a place of the span, the others to theirs. */
+/* Write rows of a sum over queries: shared tokens to the span's own buffer, others to their place.
+   */
 static void scatter(const float *sum, View view, float *of_shared, Task task, size width) {
     memcpy(of_shared, sum, task.before * width * sizeof *sum);
     for (size i = task.before; i < task.keys; i++) {
@@ -190,7 +192,7 @@ static void scatter(const float *sum, View view, float *of_shared, Task task, si
 typedef struct {
     number *rows, *k_across, *v_across, *of_k, *q_rows, *dout_rows, *of_q, *of_dout;
     float *dk, *dv, *s, *dp;
-    number *p, *ds, *x; /* x: panels of whichever of the two is multiplied */
+    number *p, *ds, *x; /* x: panels of p or ds, whichever is being multiplied */
 } Backward;
 
 static Backward backward_room(Arena *arena, size keys, size d, size e) {
@@ -268,7 +270,7 @@ static void backward(Task task, size place, float *space) {
 
 /* ---- all tasks -------------------------------------------------------------------------------- */
 
-/* Floats of space a thread for examples that see at most `keys` keys. */
+/* Floats of space per thread for examples that see at most `keys` keys. */
 size attention_space(size keys, size d, size e) {
     Arena one = {NULL, 0}, other = {NULL, 0};
     forward_room(&one, keys, d, e);

@@ -1,10 +1,10 @@
-/* What the files in C offer to each other and to Python, where each says what it does. */
+/* The functions that the C files offer to each other and to Python; documented where defined. */
 
 #pragma once
 
 #include "real.h"
 
-/* Of kernels.c. */
+/* In kernels.c. */
 void rms_norm(const number *x, size x_row, size x_head, const number *w, number *y, size y_row,
               size y_head, float *rstd, size n, size heads, size h, float eps, float offset,
               int again, int threads);
@@ -18,11 +18,11 @@ void gated(const number *gate, size gate_row, const number *up, size up_row, num
 void gated_backward(number *dact, size dact_row, number *gate, size gate_row, number *up,
                     size up_row, size n, size m, int activation, int threads);
 
-/* Of gemm.c. */
+/* In gemm.c. */
 typedef struct {
     const number *x; /* (m, depth) */
     size x_row;
-    const number *w; /* (depth, n), or where `across` (n, depth) */
+    const number *w; /* (depth, n), or (n, depth) if `across` */
     size w_row;
     size depth;
     float scale; /* of x */
@@ -33,13 +33,13 @@ size workspace(size depth, size m, size n, size threads);
 void products(number *y, size y_row, const number *start, size start_row, size m, size n,
               const Term *terms, size count, float *space, int threads);
 
-/* Of thin.c. */
+/* In thin.c. */
 size thin_workspace(size n, size r, size d);
 void thin(const number *x, size x_row, size n, size d, size r, const number *A, size A_row,
           float scale, number *u, size u_row, const number *t, size t_row, float *y, float *space,
           int threads);
 
-/* Of attention.c. */
+/* In attention.c. */
 typedef struct {
     number *at; /* (tokens, heads, width) */
     size row, head;
@@ -49,9 +49,9 @@ typedef struct {
     View q, k, v, out, dout, dq, dk, dv;
     float *logsumexp;               /* (heads, tokens) */
     float *dk_shared, *dv_shared;   /* (spans, kv_heads, shared, width) */
-    const size *spans;              /* start and stop of each */
+    const size *spans;              /* start and stop of each span */
     size count, tokens, heads, kv_heads, d, e; /* e is the width of v */
-    size shared; /* tokens at 0 that each span but the one at 0 sees before its own */
+    size shared; /* tokens from 0 on that every span but the first sees before its own */
     float scale; /* of the scores, above 0 */
 } Job;
 

@@ -1,21 +1,21 @@
-/* Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ..., for processors whose BLAS in torch
-   does not know them well; gemm.py says where it serves.
+/* Sums of matrix products, y = start + x_1 w_1 + x_2 w_2 + ..., for processors that torch's BLAS is
+   not tuned for; gemm.py says where it is used.
 
-   Blocks and panels as Goto and van de Geijn (2008, "Anatomy of high-performance matrix
-   multiplication") have them: w is copied in panels of COLUMNS columns, x in panels of ROWS rows,
-   each number of both beside the one that is needed next. The products lie one behind the other
-   along one axis of depth, so that an adapter of rank 8 makes a base's product 8 numbers deeper and
-   y is not read again for it. With AVX-512 x is read as it lies where it can be. A row of y is
-   calculated in the same order whatever the other rows, and the number of threads, are. */
+   Blocks and panels follow Goto and van de Geijn (2008, "Anatomy of high-performance matrix
+   multiplication"): w is copied into panels of COLUMNS columns and x into panels of ROWS rows, with
+   the numbers in the order in which they are needed. The products are concatenated along one depth
+   axis, so an adapter of rank 8 makes the base's product 8 numbers deeper and y is not read again
+   for it. With AVX-512, x is read in place where possible. A row of y is computed in the same order
+   whatever the other rows and the number of threads. */
 
 #include "calls.h"
 #include "tile.h"
 
 #include <omp.h>
 
-/* A block is DEPTH cells deep: on AVX2 a panel of w has to stay in the first level of the cache. The
-   GROUP panels of w that a thread multiplies stay in the second, which is its own: panels for all
-   threads, in the third, took three times as long to write. */
+/* A block is DEPTH cells deep: on AVX2 a panel of w has to stay in the L1 cache. The GROUP panels
+   of w that a thread multiplies stay in its own L2 cache: panels shared by all threads, in L3, took
+   three times as long to write. */
 #ifdef __AVX512F__
 #define DEPTH 800
 #define GROUP 4
@@ -25,14 +25,14 @@
 #define GROUP 8
 #define SHARE 64
 #endif
-#define TALL 1024 /* rows of x in panels at a time, and of sums that are not rounded yet */
+#define TALL 1024 /* rows of x in panels at a time, and of sums not yet rounded */
 
 /* ---- panels ----------------------------------------------------------------------------------- */
 
-/* How deep a term is where the next one begins: at a cell of its own. */
+/* The depth of a term rounded up to whole cells: the next term begins in a new cell. */
 INLINE size whole_depth(const Term *term) { return up_to(term->depth, DEEP); }
 
-/* Rows `row` to `row + rows`, at most ROWS, of all x from depth `from` to `to`. */
+/* Rows `row` to `row + rows` (at most ROWS) of every x, from depth `from` to `to`. */
 static void pack_x(const Term *term, size from, size to, size row, size rows, number *panel) {
     for (size before = 0; before < to; before += whole_depth(term), term++) {
         size first = most(from - before, 0), last = least(to - before, term->depth);
@@ -48,8 +48,8 @@ static void multiply_by(float scale, number *panel, size count) {
     SIMD for (size i = 0; i < count; i++) put(panel, i, get(panel, i) * scale);
 }
 
-/* The same of all w, times their scales, for `columns` columns from `column` on, in panels that are
-   `deep` deep. */
+/* The same for every w, times its scale, for `columns` columns from `column` on, in panels of depth
+   `deep`. */
 static void pack_w(const Term *term, size from, size to, size column, size columns, number *panel) {
     size deep = to - from;
     for (size before = 0; before < to; before += whole_depth(term), term++) {
@@ -72,21 +72,21 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
 
 /* ---- the sum ---------------------------------------------------------------------------------- */
 
-/* What a thread makes: the product of rows of x, from depth `from` to `to`, and of columns of w. */
+/* What a thread computes: rows of x times columns of w, from depth `from` to `to`. */
 typedef struct {
     const Term *terms;
     size count, from, to;
-    const number *x;   /* panels of rows from `top` on; NULL where x is read as it lies */
+    const number *x;   /* panels of rows from `top` on; NULL if x is read in place */
     size top;
     const number *w;   /* panels of columns `left` to `right` */
     size left, right;
     Into into; /* from row `top` on */
-    number *spare; /* arena for a panel of x */
+    number *spare; /* space for a panel of x */
 } Block;
 
-/* Whether tiles read rows of x as they lie: with AVX-512 faster than panels of them by 4 %, with
-   AVX2 no faster. Rows of a multiple of 4,096 bytes would all want the same few places of the
-   cache; and a cell may not reach into what is not of the row. */
+/* Whether tiles read rows of x in place: 4 % faster than panels with AVX-512, no faster with AVX2.
+   Rows whose stride is a multiple of 4,096 bytes would all map to the same few cache sets, and a
+   cell must not reach beyond its row. */
 static int as_they_lie(const Term *terms, size count) {
 #ifdef __AVX512F__
     for (size t = 0; t < count; t++)
@@ -98,7 +98,7 @@ static int as_they_lie(const Term *terms, size count) {
 #endif
 }
 
-/* `rows` rows of x from `row` on, at most ROWS, and `columns` columns of a panel of w. */
+/* `rows` rows of x from `row` on (at most ROWS) times `columns` columns of a panel of w. */
 static void tile_as_it_lies(const Block *b, size row, size rows, const number *w, Into to,
                             size columns) {
     if (rows < ROWS || columns % LANES) {
@@ -136,11 +136,11 @@ static void multiply(const Block *b, size up, size down) {
     }
 }
 
-/* Pieces of work that are left to a thread, `first` to `last`: it takes from the front itself, others
-   that have none left, so that all end together although one's core may be slower, from the back. */
+/* The pieces of work left to a thread, `first` to `last`. It takes from the front; threads that
+   have none left take from the back, so that all finish together even if one core is slower. */
 typedef struct {
-    uint64_t left; /* first in the higher half, last in the lower */
-    char apart[120]; /* from the other threads' in the cache */
+    uint64_t left; /* first in the upper half, last in the lower */
+    char apart[120]; /* no cache line shared with another thread */
 } Share;
 
 static uint64_t share_of(size first, size last) { return (uint64_t)first << 32 | (uint64_t)last; }
@@ -158,14 +158,14 @@ static int take(Share *share, int from_the_back, size *piece) {
     return 1;
 }
 
-/* The depth of a block, in whole cells: as few blocks as can be. */
+/* The depth of a block, in whole cells: as few blocks as possible. */
 static size block_of(size depth) {
     size blocks = most((depth / DEEP + DEPTH - 1) / DEPTH, 1);
     return up_to((depth + blocks - 1) / blocks, DEEP);
 }
 
-/* What `space` below holds: panels of x, of w and of one x for each thread, in numbers, and the sums
-   of rows that are not rounded yet, where that happens between blocks. */
+/* Contents of `space` below: panels of x and, per thread, panels of w and one of x, in numbers; and
+   the sums of rows that are not yet rounded, if there are several blocks. */
 #define OF_X (TALL * DEPTH * DEEP)
 #define OF_THREAD ((GROUP * COLUMNS + ROWS) * DEPTH * DEEP)
 
@@ -173,19 +173,19 @@ static size of_sums(size depth, size m, size n) {
     return DEEP > 1 && block_of(depth) < depth ? least(TALL, m) * n : 0;
 }
 
-/* How many floats it has to hold where the terms, in whole cells, are `depth` deep together. */
+/* How many floats it must hold if the terms, in whole cells, have a total depth of `depth`. */
 size workspace(size depth, size m, size n, size threads) {
     return (OF_X + threads * OF_THREAD) / DEEP + of_sums(depth, m, n);
 }
 
-/* Panels of w in a group: GROUP at most, and such that threads have about as many groups each. */
+/* Panels of w in a group: at most GROUP, and so that all threads have about as many groups. */
 static size wide_group(size panels, size threads) {
     size each = most(panels / threads, 1), groups = (each + GROUP - 1) / GROUP;
     return (each + groups - 1) / groups;
 }
 
-/* All pieces of a block that are this thread's, and what others leave. `pieces` of rows there are for
-   each group of `width` columns of n. */
+/* This thread's pieces of a block, then those that others have left. Each group of `width` columns
+   of n has `pieces` pieces of rows. */
 static void work(Block *b, Share *shares, int threads, int me, size pieces, size bottom, size width,
                  size n, number *w) {
     size packed = -1, piece;
@@ -200,8 +200,8 @@ static void work(Block *b, Share *shares, int threads, int me, size pieces, size
         }
 }
 
-/* Rows of y from `top` on in a block that is the first, the last, both or neither: between blocks a
-   sum stays one of floats. */
+/* Rows of y from `top` on in a block that is the first, the last, both or neither: between blocks,
+   sums stay floats. */
 static Into into_of(Into whole, size top, float *sums, size n, int first, int last) {
     Into to = later(whole, top, 0);
     if (DEEP > 1 && !last)
@@ -213,7 +213,7 @@ static Into into_of(Into whole, size top, float *sums, size n, int first, int la
     return to;
 }
 
-/* y (m, n); start_row 0 makes one row serve for all. */
+/* y (m, n); with start_row 0 one row is used for all. */
 void products(number *y, size y_row, const number *start, size start_row, size m, size n,
               const Term *terms, size count, float *space, int threads) {
     size depth = 0;
@@ -228,7 +228,7 @@ void products(number *y, size y_row, const number *start, size start_row, size m
     Share shares[threads];
 #pragma omp parallel num_threads(threads)
     {
-        /* OpenMP may give fewer threads than were asked for. */
+        /* OpenMP may provide fewer threads than requested. */
         int all = omp_get_num_threads(), me = omp_get_thread_num();
         number *w = x + OF_X + me * OF_THREAD, *spare = w + GROUP * COLUMNS * DEPTH * DEEP;
         size width = COLUMNS * wide_group((n + COLUMNS - 1) / COLUMNS, all);

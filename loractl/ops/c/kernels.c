@@ -1,21 +1,21 @@
-/* The memory-bound pieces of a transformer layer, each in one pass over its rows; pieces.py has the
-   same formulas in plain torch and says what each is for, native.py compiles and loads this file.
+/* The memory-bound pieces of a transformer layer, each in one pass over its rows. pieces.py has the
+   same formulas in plain torch and documents them; native.py compiles and loads this file.
 
-   Every function works on rows of `number`, which is float, or bf16 where BF16 is defined, and
-   calculates in float. Strides count numbers; those of a row lie side by side. Switches are passed
-   down as constants to functions that are always inlined, so that each loop is compiled once a
-   case. Rows are shared among `threads` threads, and no sum runs over more than one row: the numbers do
-   not depend on the number of threads. Nothing here may be compiled with -ffast-math: a NaN must
-   come through. */
+   Every function works on rows of `number`, which is float, or bf16 if BF16 is defined, and
+   computes in float. Strides count numbers; the numbers of a row are contiguous. Switches are
+   passed down as constants to functions that are always inlined, so each loop is compiled once per
+   case. Rows are divided among `threads` threads, and no sum runs over more than one row, so the
+   results do not depend on the number of threads. Do not compile with -ffast-math: a NaN must
+   propagate. */
 
 #include "calls.h"
 
-/* Fewer numbers than this are not worth waking another thread for (some 5 us). */
+/* Fewer numbers than this are not worth waking another thread for (about 5 us). */
 #define ENOUGH 16384
 
-/* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted in the same way;
-   beyond it 1 - 2 / (e^2x + 1), which cancels little there (the two parts of Cephes' tanhf);
-   1.4e-7 with the roundings. */
+/* tanh x = x + x^3 p(x^2) up to 0.625, p of degree 4, relative error 4e-9, fitted like exp_;
+   beyond that 1 - 2 / (e^2x + 1), which cancels little there (the two branches of Cephes' tanhf);
+   1.4e-7 including rounding. */
 INLINE float tanh_(float x) {
     float s = x * x;
     float p = -0.00570422271f;
@@ -38,7 +38,7 @@ INLINE float sum_of_squares(const number *x, size h) {
     return sum;
 }
 
-/* Llama rounds x / rms before it multiplies by the weight; with an offset (Gemma) all is float. */
+/* Llama rounds x / rms before multiplying by the weight; with an offset (Gemma) all is float. */
 INLINE void norm_row(const number *x, const number *w, number *y, float rstd, float offset,
                      size h) {
     if (offset == 0.0f) {
@@ -48,7 +48,7 @@ INLINE void norm_row(const number *x, const number *w, number *y, float rstd, fl
     }
 }
 
-/* rstd (n, heads) is read where `again`, and written otherwise. */
+/* rstd (n, heads) is read if `again`, else written. */
 void rms_norm(const number *x, size x_row, size x_head, const number *w, number *y, size y_row,
               size y_head, float *rstd, size n, size heads, size h, float eps, float offset,
               int again, int threads) {
@@ -89,7 +89,7 @@ void rms_norm_backward(number *dx, size dx_row, size dx_head, const number *dy, 
 /* ---- rotary ---------------------------------------------------------------------------------- */
 
 /* (a, b), the two halves of a row, become (a cos - b sin, b cos + a sin); each half has its own
-   cos and sin. `inverse` is the transpose of that matrix, which is what the gradient needs. */
+   cos and sin. `inverse` applies the transpose of that matrix, for the gradient. */
 INLINE void rotary_row(number *x, const float *cos, const float *sin, size half, int inverse) {
     SIMD for (size i = 0; i < half; i++) {
         float a = get(x, i), b = get(x, i + half);
@@ -126,7 +126,7 @@ INLINE Curve silu(float g) {
     return (Curve){g * s, s * (1.0f + g * (1.0f - s))};
 }
 
-/* g/2 (1 + tanh u) is g sigmoid(2u), without the cancellation where u is far below 0. */
+/* g/2 (1 + tanh u) is g sigmoid(2u), without cancellation when u is far below 0. */
 INLINE Curve gelu_tanh(float g) {
     const float k = 1.5957691216f; /* 2 sqrt(2 / pi) */
     float s = 1.0f / (1.0f + exp_(-k * (g + 0.044715f * (g * g) * g)));
@@ -135,9 +135,9 @@ INLINE Curve gelu_tanh(float g) {
 }
 
 /* Phi(-z sqrt 2) = erfc(z) / 2 = e^(-z^2) t P(t) with t = 1 / (1 + z/2): the substitution of
-   Hastings (1955), with P of degree 8 fitted as above for z from 0 to 10.5 (where e^(-z^2) is 0 in
-   float), relative error 5e-8; rounding g^2 makes it 8e-7 at g = -5. The halving of erfc is in the
-   coefficients. */
+   Hastings (1955), with P of degree 8 fitted like exp_ for z from 0 to 10.5 (where e^(-z^2) is 0 in
+   float), relative error 5e-8; rounding g^2 makes it 8e-7 at g = -5. The factor 1/2 is included in
+   the coefficients. */
 INLINE Curve gelu(float g) {
     float t = 1.0f / (1.0f + 0.35355339f * fabsf(g));
     float bell = exp_(-0.5f * (g * g));
@@ -207,7 +207,7 @@ void gated_backward(number *dact, size dact_row, number *gate, size gate_row, nu
 /* ---- dropout --------------------------------------------------------------------------------- */
 
 /* The hash "lowbias32" of Wellons (2018, "Prospecting for hash functions"), without its last step,
-   which changes only the lower half: what follows compares. dropout.py has it too. */
+   which changes only the lower half and hardly affects the comparison. dropout.py has it too. */
 INLINE uint32_t mixed(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352d;
@@ -215,8 +215,8 @@ INLINE uint32_t mixed(uint32_t x) {
     return x * 0x846ca68b;
 }
 
-/* Each row has a key, each column a multiple of 2^32 over the golden ratio. What falls is masked
-   out by its bits: by a choice, the loop for bf16 is not vectorised and takes ten times as long. */
+/* Each row has a key, each column a multiple of 2^32 / golden ratio. Dropped values are masked out
+   bitwise: with a conditional, the bf16 loop is not vectorized and takes ten times as long. */
 INLINE void dropout_row(const number *x, number *y, uint32_t key, int32_t bound, float scale,
                         size d, int add) {
     SIMD for (size i = 0; i < d; i++) {
@@ -227,7 +227,7 @@ INLINE void dropout_row(const number *x, number *y, uint32_t key, int32_t bound,
     }
 }
 
-/* y = dropout of x, or y += it. */
+/* y = dropout(x), or y += dropout(x). */
 void dropout(const number *x, size x_row, number *y, size y_row, size n, size d, uint32_t low,
              uint32_t high, int32_t bound, float scale, int add, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (n * d > ENOUGH)
@@ -284,7 +284,7 @@ void activated_backward(const number *dy, size dy_row, const number *x, size x_r
 
 /* ---- softmax and loss ------------------------------------------------------------------------ */
 
-#define BLOCK 2048 /* numbers that the first level of the cache keeps between two loops */
+#define BLOCK 2048 /* numbers that stay in the L1 cache between two loops */
 
 typedef struct {
     float scale, cap; /* logits are raw * scale, or cap * tanh(raw * scale / cap) */
@@ -297,12 +297,12 @@ INLINE float logit(float raw, Head head, int capped) {
     return capped ? head.cap * bent(x, head) : x;
 }
 
-/* The greatest logit of a row and the sum of e^(logit - greatest), in one pass over memory: by
-   blocks, the sum so far being scaled where a block raises the greatest (Milakov and Gimelshein
-   2018). The greatest ignores a NaN, the sum keeps it. A row that begins with a block of -inf has
-   no greatest yet; 0 stands for it, so that -inf - -inf does not make a NaN of it. */
+/* The greatest logit of a row and the sum of e^(logit - greatest), in one pass over memory: block
+   by block, rescaling the sum so far when a block raises the maximum (Milakov and Gimelshein 2018).
+   The maximum ignores a NaN, the sum keeps it. A row that begins with a block of -inf has no
+   maximum yet; 0 is used instead, so that -inf - -inf does not produce a NaN. */
 INLINE float greatest_and_sum(const number *row, size v, Head head, double *total, int capped) {
-    float most = -INFINITY; /* before the cap, which keeps the order */
+    float most = -INFINITY; /* before the cap, which preserves order */
     float greatest = -INFINITY;
     double sum = 0.0;
     for (size start = 0; start < v; start += BLOCK) {
@@ -325,7 +325,7 @@ INLINE float greatest_and_sum(const number *row, size v, Head head, double *tota
     return greatest;
 }
 
-/* row <- times * (softmax - onehot) * slope, where the slope of cap tanh(x / cap) is 1 - tanh^2. */
+/* row <- times * (softmax - onehot) * slope; the slope of cap tanh(x / cap) is 1 - tanh^2. */
 INLINE void gradient_row(number *row, size v, size target, Head head, float greatest, double sum,
                          float times, int capped) {
     float each = times / (float)sum;
@@ -345,14 +345,14 @@ INLINE float loss_row(number *row, size v, size target, Head head, float times, 
                       int capped) {
     double sum;
     float greatest = greatest_and_sum(row, v, head, &sum, capped);
-    /* The difference first: near 1e4 a float has 1e-3 left for the logarithm. */
+    /* The difference first: near 1e4 a float resolves only 1e-3 of the logarithm. */
     float loss = (greatest - logit(get(row, target), head, capped)) + (float)log(sum);
     if (gradient)
         gradient_row(row, v, target, head, greatest, sum, times, capped);
     return loss;
 }
 
-/* cap 0 means none. Every target must lie in 0..v-1: the caller has looked. */
+/* cap 0 means no cap. Every target must be in 0..v-1; the caller checks. */
 void softmax_loss(number *logits, size row, const int64_t *targets, float *losses, size n, size v,
                   float scale, float cap, float factor, int gradient, int threads) {
     Head head = {scale, cap};

@@ -1,25 +1,26 @@
-/* One layer of a Llama-like decoder, forward and backward in a call each: the steps of layer/parts.py
-   by the same functions in the same order. layer/one_call.py says for which layers. */
+/* One layer of a Llama-like decoder, with one call each for forward and backward: the steps of
+   layer/parts.py with the same functions in the same order. layer/one_call.py says for which
+   layers. */
 
 #include "layer.h"
 
-/* ---- memory that a call wants ----------------------------------------------------------------- */
+/* ---- memory that a call needs ----------------------------------------------------------------- */
 
-/* Floats that `kept` has to hold. */
+/* Floats that `kept` must hold. */
 size layer_kept(const Layer *layer, const Place *place) {
     Arena arena = {NULL, 0};
     kept_of(layer, place->tokens, &arena);
     return arena.used;
 }
 
-/* Floats that `all` has to hold. */
+/* Floats that `all` must hold. */
 size layer_space(const Layer *layer, const Place *place) {
     Arena arena = {NULL, 0};
     scratch_of(layer, place, &arena);
     return arena.used;
 }
 
-/* Floats that the products of linears that share an input want. */
+/* Floats that the products of linears sharing an input need. */
 static size of_products(const Linear *linears, size count, size tokens, size threads) {
     size rank = 0, depth = 0, found = 0;
     for (const Linear *one = linears; one != linears + count; one++) {
@@ -31,7 +32,7 @@ static size of_products(const Linear *linears, size count, size tokens, size thr
     return most(found, workspace(depth, tokens, linears->d_in, threads));
 }
 
-/* Floats that `step` has to hold. */
+/* Floats that `step` must hold. */
 size layer_step(const Layer *layer, const Place *place, size threads) {
     size found = threads * attention_space(place->longest, layer->head_dim, layer->head_dim);
     found = most(found, of_products(layer->linears + Q, 3, place->tokens, threads));
@@ -42,14 +43,14 @@ size layer_step(const Layer *layer, const Place *place, size threads) {
 
 /* ---- linears ---------------------------------------------------------------------------------- */
 
-/* y = a + b, or a where there is no b. */
+/* y = a + b, or y = a without b. */
 static void sum(number *y, const number *a, const number *b, size count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
     for (size i = 0; i < count; i++)
         put(y, i, b ? get(a, i) + get(b, i) : get(a, i));
 }
 
-/* A of all linears one below the other, and B' of each. */
+/* Stack A of all linears, and transpose B of each. */
 static void lay_out_factors(const Group *group) {
     number *A = group->A;
     for (size i = 0; i < group->count; i++) {
@@ -130,7 +131,7 @@ static void input_gradient(const Group *group, const number *const dys[], const 
 
 /* ---- other steps ------------------------------------------------------------------------------ */
 
-/* rstd is written, or where `again` read. */
+/* rstd is written, or read if `again`. */
 static void norm(const number *x, Norm norm, number *y, float *rstd, size n, size h, int again,
                  int threads) {
     rms_norm(x, h, 0, norm.weight, y, h, 0, rstd, n, 1, h, norm.eps, norm.offset, again, threads);
@@ -163,7 +164,7 @@ static void attend(const Job *job, const Place *place, int is_backward, Space sp
     attention(job, is_backward, space.step, row, space.threads);
 }
 
-/* The gradients that spans have of shared keys or values, added to those of the first span. */
+/* Add the gradients that spans have for shared keys or values to those of the first span. */
 static void add_shared(number *dx, const float *of_shared, const Job *job, int threads) {
     size width = job->kv_heads * job->d, block = job->shared * job->d;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -226,7 +227,7 @@ static void mlp_backward(const Layer *layer, const Kept *k, const Scratch *s, co
     norm_backward(dx, s->dh, k->middle, k->rstd_mlp, layer->before_mlp, n, hidden, space.threads);
 }
 
-/* The gradient of x from that of x's norm over each head, in its place. */
+/* In place, the gradient of x from that of its norm over each head. */
 static void heads_backward(number *dx, const number *x, const float *rstd, Norm norm, size rows,
                            size d, const Scratch *s, int threads) {
     if (!norm.weight)
@@ -236,7 +237,7 @@ static void heads_backward(number *dx, const number *x, const float *rstd, Norm 
     norm_backward(dx, s->of_norm, x, rstd, norm, rows, d, threads);
 }
 
-/* From dx, the gradient of `middle`, those of q, k and v. */
+/* From dx, the gradient of `middle`, the gradients of q, k and v. */
 static void attention_backward(const Layer *layer, const Place *place, const Kept *k,
                                const Scratch *s, const number *dx, Space space) {
     size n = place->tokens, d = layer->head_dim, row = layer->heads * d;
@@ -261,8 +262,8 @@ static void attention_backward(const Layer *layer, const Place *place, const Kep
                    space.threads);
 }
 
-/* The gradients of all factors, and where `to_input` dx (tokens, hidden); without, dx is still
-   written. Afterwards `kept` is of no use. */
+/* The gradients of all factors and, if `to_input`, dx (tokens, hidden), which is overwritten in any
+   case. Afterwards `kept` is no longer valid. */
 void layer_backward(const Layer *layer, const Place *place, const number *x, const number *dy,
                     number *dx, int to_input, float *kept, float *all, float *step, int threads) {
     Arena of_kept = {kept, 0}, of_all = {all, 0};

@@ -1,4 +1,4 @@
-/* What layer.c computes from, and where it puts what it computes. */
+/* The inputs of layer.c, and where it puts its results. */
 
 #pragma once
 
@@ -8,11 +8,11 @@
 enum { Q, K, V, O, GATE, UP, DOWN, LINEARS };
 
 typedef struct {
-    const number *w; /* (d_out, d_in), or where `turned` (d_in, d_out) */
+    const number *w; /* (d_out, d_in), or (d_in, d_out) if `turned` */
     size w_row;
     const number *bias; /* (d_out), or NULL */
     const float *A, *B; /* (rank, d_in) and (d_out, rank) */
-    float *dA, *dB;     /* their gradients; those of linears that share an input follow one another */
+    float *dA, *dB;     /* their gradients, contiguous for linears that share an input */
     size d_in, d_out, rank; /* rank 0: no adapter */
     float scale;
     int turned;
@@ -34,27 +34,27 @@ typedef struct {
 typedef struct {
     const float *cos, *sin;
     size cos_row, sin_row, half; /* half 0: no rotary */
-    const size *spans;           /* as those of attention.c */
+    const size *spans;           /* as in attention.c */
     size count, longest, shared, tokens;
 } Place;
 
 typedef struct {
-    float *step; /* memory for any function of the others */
+    float *step; /* memory for any of the other functions */
     int threads;
 } Space;
 
 /* ---- memory ----------------------------------------------------------------------------------- */
 
-/* Linears that share an input, and their factors as the thin products want them. */
+/* Linears that share an input, with their factors laid out for the thin products. */
 typedef struct {
     const Linear *linears;
-    size count, d_in, rank; /* of all together */
+    size count, d_in, rank; /* rank: the total */
     number *A;              /* (rank, d_in) */
     number *Bs[3];          /* (rank of each, d_out) */
     number *t;              /* (tokens, rank), the thin product */
 } Group;
 
-/* What the forward pass leaves for the backward pass. */
+/* What the forward pass keeps for the backward pass. */
 typedef struct {
     Group qkv, o, gate_up, down;
     number *q, *k, *v;      /* (tokens, heads, head_dim), rotated */
@@ -94,12 +94,12 @@ static Kept kept_of(const Layer *layer, size n, Arena *arena) {
     return kept;
 }
 
-/* What a call needs besides. Where two names share a place, the first is done with it. */
+/* Other working memory of a call. Where two names share memory, the first is no longer needed. */
 typedef struct {
     number *u;         /* (tokens, rank) */
     float *dB;         /* (rank, d_out) */
     number *inner;     /* (tokens, intermediate) */
-    number *h, *dh;    /* (tokens, hidden), in the place of `inner` or of `dattended` */
+    number *h, *dh;    /* (tokens, hidden), sharing memory with `inner` and `dattended` */
     number *dattended; /* (tokens, heads, head_dim) */
     number *dq, *dk, *dv, *of_norm;
     float *of_thin, *of_shared;
@@ -111,10 +111,10 @@ static Scratch scratch_of(const Layer *layer, const Place *place, Arena *arena) 
     size of_group = 0;
     for (size i = 0; i < LINEARS; i++) {
         const Linear *one = layer->linears + i;
-        of_group = (i == K || i == V || i == UP ? of_group : 0) + one->rank; /* those before it too */
+        of_group = (i == K || i == V || i == UP ? of_group : 0) + one->rank; /* cumulative */
         rank = most(rank, of_group);
         widest = most(widest, one->rank * one->d_out);
-        /* Of each of the shapes that there are: a larger one may want less. */
+        /* Check every shape: a larger one may need less. */
         thins = most(thins, thin_workspace(n, of_group, one->d_in));
         thins = most(thins, thin_workspace(n, one->rank, one->d_out));
     }

@@ -1,32 +1,31 @@
-/* Panels, in which both factors of a matrix product lie as the tiles of tile.h need them: ROWS rows
-   of x or COLUMNS columns of w side by side, one step of depth after the other. A step is a cell of
-   4 bytes from each row or column, of DEEP numbers: a float or, since that is what processors
-   multiply at a time, two bf16; where the last number of two is missing, 0 stands for it. */
+/* Panels hold both factors of a matrix product as the tiles of tile.h need them: ROWS rows of x or
+   COLUMNS columns of w side by side, one step of depth after the other. A step is a 4-byte cell
+   from each row or column, holding DEEP numbers: one float or, since processors multiply two at a
+   time, two bf16; a missing second number is 0. */
 
 #pragma once
 
 #include "real.h"
 
-#define FUNCTION static __attribute__((unused)) /* not every file needs each */
+#define FUNCTION static __attribute__((unused)) /* not every file uses each one */
 
-/* 12 sums, 3 cells of w and one of x are the 16 registers of AVX2, of which AVX-512 has 32, twice
-   as wide. What a step costs beside its multiplications counts where two threads share a core:
-   unrolled by 4 it is 1.5 times as fast as not unrolled. 4 x 24 is as fast as 6 x 16, and 8 x 48 as
-   6 x 64. */
+/* 12 sums, 3 cells of w and one of x fill the 16 registers of AVX2; AVX-512 has 32, twice as wide.
+   The overhead of a step matters when two threads share a core: unrolled by 4 it is 1.5 times as
+   fast as not unrolled. 4 x 24 is as fast as 6 x 16, and 8 x 48 as 6 x 64. */
 #ifdef __AVX512F__
 #define LANES 16
 #define ROWS 8
 #define EACH_ROW(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
-/* Of a panel of w, which is more than the first level of the cache holds. */
+/* Lines of a panel of w to prefetch: it exceeds the L1 cache. */
 #define EACH_LINE(do) do(0) do(1) do(2)
 #else
 #define LANES 8
 #define ROWS 4
 #define EACH_ROW(do) do(0) do(1) do(2) do(3)
-#define EACH_LINE(do) /* it holds one */
+#define EACH_LINE(do) /* it fits in the L1 cache */
 #endif
 #define COLUMNS (3 * LANES)
-#define LINE ((size)(64 / sizeof(number))) /* numbers that memory gives at a time */
+#define LINE ((size)(64 / sizeof(number))) /* numbers per cache line */
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
@@ -73,9 +72,9 @@ INLINE void square(const number *from, size row, number *to, size step) {
 }
 #endif
 
-/* `rows` rows of `count` numbers become steps of ROWS cells, `step` numbers apart; rows that are not
-   there are 0. The next rows, which are probably wanted next, are fetched meanwhile: of a weight
-   that no cache holds, panels take a fifth less time so. */
+/* `rows` rows of `count` numbers become steps of ROWS cells, `step` numbers apart; missing rows are
+   0. The following rows, which are probably needed next, are prefetched: for a weight that fits in
+   no cache, packing takes a fifth less time. */
 FUNCTION void transpose(const number *from, size row, size rows, size count, number *to,
                         size step) {
     size p = 0;
@@ -93,9 +92,9 @@ FUNCTION void transpose(const number *from, size row, size rows, size count, num
                     r < rows && p + k < count ? from[r * row + p + k] : 0;
 }
 
-/* ---- rows that lie as they are needed --------------------------------------------------------- */
+/* ---- rows already in the needed order --------------------------------------------------------- */
 
-/* LANES cells of a row of w and, where cells are two numbers deep, of the one below; NULL: 0. */
+/* LANES cells of a row of w and, if cells hold two numbers, of the row below; NULL: 0. */
 INLINE lanes cells(const number *from, const number *below) {
 #ifdef BF16
     words low = __builtin_convertvector(*(const halves *)from, words), high = {0};
@@ -108,7 +107,7 @@ INLINE lanes cells(const number *from, const number *below) {
 #endif
 }
 
-/* The same of `count` numbers, fewer than COLUMNS, and zeros. */
+/* The same for `count` numbers, fewer than COLUMNS, padded with zeros. */
 INLINE void put_some(const number *from, const number *below, size count, number *to) {
     for (size i = 0; i < COLUMNS; i += LANES) {
         size there = most(least(count - i, LANES), 0);
@@ -125,8 +124,8 @@ INLINE void put_some(const number *from, const number *below, size count, number
     }
 }
 
-/* Panels of w (count, columns), which begin `panel` apart; columns beyond those that are there are 0.
-   Rows may lie so far apart that nobody but we would fetch the next ones. */
+/* Panels of w (count, columns), which start `panel` apart; missing columns are 0. Rows may be so
+   far apart that the hardware would not prefetch the next ones. */
 FUNCTION void copy_rows(const number *from, size row, size columns, size count, number *to,
                         size panel) {
     size whole = columns / COLUMNS, left = columns % COLUMNS;
@@ -148,7 +147,7 @@ FUNCTION void copy_rows(const number *from, size row, size columns, size count, 
 /* One panel of w (columns, count). */
 FUNCTION void copy_across(const number *from, size row, size columns, size count, number *to) {
     for (size j = 0; j < COLUMNS; j += ROWS) {
-        size left = most(columns - j, 0); /* nothing is read where none is left */
+        size left = most(columns - j, 0); /* nothing is read if none is left */
         transpose(from + least(j, columns - 1) * row, row, left, count, to + j * DEEP,
                   COLUMNS * DEEP);
     }

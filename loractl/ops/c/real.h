@@ -1,4 +1,4 @@
-/* What every file in C here begins with. */
+/* Common definitions included by every C file here. */
 
 #pragma once
 
@@ -34,9 +34,9 @@ INLINE uint32_t to_bits(float value) {
 
 /* ---- numbers of rows: float, or bf16 where BF16 is defined ------------------------------------ */
 
-/* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's
-   (rounded like a number, some would become infinite); chosen before the rounding, not after it,
-   that takes a fifth less time in the gated activations. */
+/* bf16 is the upper half of a float: round to nearest, ties to even. Every NaN becomes torch's NaN
+   (rounded like a number, some would become infinite); selecting it before rounding instead of
+   after takes a fifth less time in the gated activations. */
 INLINE uint16_t to_bf16(float value) {
     uint32_t bits = value != value ? 0x7fc00000 : to_bits(value);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
@@ -59,8 +59,8 @@ INLINE float rounded(float value) { return value; }
 
 /* e^x = 2^n e^r with n = round(x / ln 2), so that |r| <= ln(2)/2; ln 2 is subtracted in two parts,
    the first of few bits, so that n times it is exact (Cody and Waite 1980). e^r is 1 + r + r^2 q(r)
-   with q of degree 4, fitted to the least greatest relative error (Lawson's weighted least squares
-   on 2001 Chebyshev points): 3e-9, and 9e-8 with the roundings. Adding 1.5 * 2^23 rounds to an
+   with q of degree 4, fitted for minimal maximum relative error (Lawson's weighted least squares
+   on 2001 Chebyshev points): 3e-9, and 9e-8 including rounding. Adding 1.5 * 2^23 rounds to an
    integer and leaves it in the low bits, without a conversion that is undefined for a NaN.
    Results below 2^-126 are 0 and above 2^127 infinite; NaN gives NaN. */
 INLINE float exp_(float x) {

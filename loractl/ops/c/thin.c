@@ -1,23 +1,23 @@
-/* Thin products, of which a factor or the result has r columns, as many as an adapter has ranks: x A'
-   and t' x. They take as long as x takes to be read; thin.py says what they are for.
+/* Thin products, in which one factor or the result has only r columns, r being an adapter's rank: x
+   A' and t' x. They take as long as reading x; thin.py says what they are for.
 
-   x is read once, row after row as it lies, for both products: a block of rows stays in the second
-   level of the cache while the sums over its rows are made. These are kept for pieces of rows, each
-   the work of one thread, and added in the order of the pieces; so neither product depends on the
-   number of threads. */
+   x is read once for both products, row by row in place: a block of rows stays in the L2 cache
+   while the sums over its rows are computed. These are kept per piece of rows, each the work of one
+   thread, and added in the order of the pieces, so neither product depends on the number of
+   threads. */
 
 #include "calls.h"
 #include "tile.h"
 
-#define MOST_RANKS 64      /* that thin.py may ask for */
-#define PIECE 144          /* rows, where that makes no more than PIECES and than SPACE numbers */
+#define MOST_RANKS 64      /* the highest r that thin.py uses */
+#define PIECE 144          /* rows, if that gives at most PIECES pieces and SPACE numbers */
 #define PIECES 64
 #define SPACE (4 << 20)
-#define TALL 48            /* rows of a block, where that makes no more than BLOCK numbers */
+#define TALL 48            /* rows of a block, if that gives at most BLOCK numbers */
 #define BLOCK (36 * 1024)
 #define ENOUGH (64 * 1024) /* fewer numbers of x are not worth waking another thread for */
 
-/* As many sums as registers hold, beside 3 cells of x and one of A: 12 or, with AVX-512, 24. */
+/* As many sums as fit in registers next to 3 cells of x and one of A: 12, or 24 with AVX-512. */
 #define XS 3
 #ifdef __AVX512F__
 #define RANKS 8
@@ -35,12 +35,12 @@ static size pieces_of(size n, size r, size d) {
     return least((n + PIECE - 1) / PIECE, most_pieces);
 }
 
-/* How many floats `space` below has to hold. */
+/* How many floats `space` below must hold. */
 size thin_workspace(size n, size r, size d) { return (pieces_of(n, r, d) - 1) * r * d; }
 
 /* ---- x A' ------------------------------------------------------------------------------------- */
 
-/* Of LANES numbers the sums of those that are 4 apart. */
+/* Sums of those of LANES numbers that are 4 apart. */
 INLINE quad folded(const float *a) {
     quad sum = *(const quad *)a + *(const quad *)(a + 4);
     for (size i = 8; i < LANES; i += 8)
@@ -53,7 +53,7 @@ INLINE quad pairs(quad a, quad b) {
            __builtin_shuffle(a, b, (places){1, 5, 3, 7});
 }
 
-/* The sums over the numbers of each of four. */
+/* The sum over the numbers of each of four vectors. */
 INLINE quad totals(const float *a) {
     quad odd = pairs(folded(a), folded(a + LANES));
     quad even = pairs(folded(a + 2 * LANES), folded(a + 3 * LANES));
@@ -67,7 +67,7 @@ INLINE quad totals(const float *a) {
 #define PUT(i, j) *(lanes *)(whole + (i * RANKS + j) * LANES) = sum##i##j;
 #define NAMED(j) const number *A##j = A[j];
 #define RENAMED(j) A##j = rest[XS + j];
-/* Or the compiler reads x again for each sum: 0.6 times as fast. */
+/* Otherwise the compiler reads x again for each sum: 0.6 times as fast. */
 #ifdef __AVX512F__
 #define HELD(a) __asm__("" : "+v"(a));
 #elif defined(__AVX2__)
@@ -82,7 +82,7 @@ INLINE quad totals(const float *a) {
         ADD(0, j) ADD(1, j) ADD(2, j)            \
     }
 
-/* Products of XS rows of x with RANKS rows of A. */
+/* Dot products of XS rows of x with RANKS rows of A. */
 static void dots(size d, const number *const *x, const number *const *A, float sums[XS * RANKS]) {
     const number *from0 = x[0], *from1 = x[1], *from2 = x[2];
     float whole[XS * RANKS * LANES];
@@ -99,7 +99,7 @@ static void dots(size d, const number *const *x, const number *const *A, float s
         }
         if (!left)
             break;
-        memset(rest, 0, sizeof rest); /* what does not fill a vector, and zeros */
+        memset(rest, 0, sizeof rest); /* what does not fill a vector, padded with zeros */
         for (size i = 0; i < XS + RANKS; i++)
             memcpy(rest[i], (i < XS ? x[i] : A[i - XS]) + d - left, left * sizeof **rest);
         from0 = rest[0], from1 = rest[1], from2 = rest[2];
@@ -111,7 +111,7 @@ static void dots(size d, const number *const *x, const number *const *A, float s
         *(quad *)(sums + i) = totals(whole + i * LANES);
 }
 
-/* Where rows or ranks are missing, the last one stands in. */
+/* The last row or rank is repeated to fill up. */
 static void across(const number *x, size x_row, size rows, size d, const number *A, size A_row,
                    size r, float scale, number *u, size u_row) {
     for (size i = 0; i < rows; i += XS)
@@ -131,7 +131,7 @@ static void across(const number *x, size x_row, size rows, size d, const number 
 
 /* ---- t' x ------------------------------------------------------------------------------------- */
 
-/* The first `count` columns of t, at most ROWS, as a panel. */
+/* The first `count` columns of t (at most ROWS) as a panel. */
 static void pack_t(const number *t, size t_row, size rows, size count, number *panel) {
     for (size i = 0; i < rows; i += DEEP, t += DEEP * t_row, panel += ROWS * DEEP)
         for (size k = 0; k < ROWS; k++)
@@ -139,7 +139,7 @@ static void pack_t(const number *t, size t_row, size rows, size count, number *p
                 panel[k * DEEP + l] = k < count && i + l < rows ? t[l * t_row + k] : 0;
 }
 
-/* y (r, d), plus `start` where it is not NULL. Of floats, x serves as it lies where it fills tiles. */
+/* y (r, d), plus `start` unless NULL. Floats of x that fill whole tiles are read in place. */
 static void down(const number *x, size x_row, size rows, size d, const number *t, size t_row,
                  size r, float *y, const float *start) {
     number panels[MOST_RANKS * (TALL + DEEP)], strip[(TALL + DEEP) * COLUMNS];
@@ -165,7 +165,7 @@ static void down(const number *x, size x_row, size rows, size d, const number *t
 
 /* ---- both ------------------------------------------------------------------------------------- */
 
-/* u (n, r) = scale x A' where there is A (r, d), and y (r, d) = t' x where there is t (n, r). */
+/* u (n, r) = scale x A' if A (r, d) is given, and y (r, d) = t' x if t (n, r) is given. */
 void thin(const number *x, size x_row, size n, size d, size r, const number *A, size A_row,
           float scale, number *u, size u_row, const number *t, size t_row, float *y, float *space,
           int threads) {

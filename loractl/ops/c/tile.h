@@ -1,5 +1,5 @@
-/* A tile of ROWS x COLUMNS sums: what gemm.c, thin.c and attention.c make matrix products of, for
-   processors with AVX2 or AVX-512. Sums are floats, whatever the numbers are. */
+/* A tile of ROWS x COLUMNS sums: the building block of the matrix products in gemm.c, thin.c and
+   attention.c, for processors with AVX2 or AVX-512. Sums are floats, whatever the numbers are. */
 
 #pragma once
 
@@ -9,9 +9,9 @@
 #include <immintrin.h>
 #endif
 
-enum { SUMS, NUMBERS }; /* floats, and what x and w are */
+enum { SUMS, NUMBERS }; /* floats, or the type of x and w */
 
-/* Where a result goes, and what is added to it, which may be the same; NULL: nothing. */
+/* Where a result goes and what is added to it, possibly the same memory; NULL: nothing. */
 typedef struct {
     void *y;
     size y_row;
@@ -53,11 +53,11 @@ typedef float any_cell __attribute__((aligned(2), may_alias));
     if (wide > 2)                       \
         put_lanes(to, i, 2 * LANES, c##i);
 
-/* A cell in each of the lanes; as a float, whatever it holds: x - 0 is x, also for -0, and is not
-   calculated. */
+/* Broadcast a cell to all lanes, as a float whatever it holds: x - 0 is x, even for -0, and costs
+   no instruction. */
 INLINE lanes spread(const number *x) { return *(const any_cell *)x - (lanes){0}; }
 
-/* sum + the product of two cells in each lane: of both pairs of numbers where it holds two. */
+/* sum + the product of two cells in each lane: of both pairs of numbers if a cell holds two. */
 INLINE lanes with_product(lanes sum, lanes x, lanes w) {
 #ifndef BF16
     return sum + x * w;
@@ -70,10 +70,10 @@ INLINE lanes with_product(lanes sum, lanes x, lanes w) {
 #endif
 }
 
-/* Where cells of two numbers are widened, AVX2 has too few registers for both at a time: a tile
-   takes the lower ones of all its cells in a first round, the upper ones in a second (1.4 times as
-   fast). What GCC is free to order, or to remember from round to round, it mixes up again: 0.5 and
-   0.75 of the speed. */
+/* When cells of two numbers are widened, AVX2 has too few registers for both at a time: a tile
+   takes the lower numbers of all its cells in a first round and the upper ones in a second (1.4
+   times as fast). If GCC may reorder them, or keep values from round to round, it interleaves the
+   rounds again: 0.5 and 0.75 of the speed. */
 #if defined(BF16) && !defined(__AVX512F__)
 #define ROUNDS 2
 #define END_OF_ROUND __asm__ volatile("" ::: "memory");
@@ -104,7 +104,7 @@ INLINE void *place_of(const void *some, size i, int what) {
     return what == NUMBERS ? (void *)((const number *)some + i) : (void *)((const float *)some + i);
 }
 
-/* The same for what begins `row` rows and `column` columns later. */
+/* The same, starting `row` rows and `column` columns later. */
 INLINE Into later(Into to, size row, size column) {
     to.y = place_of(to.y, row * to.y_row + column, to.y_is);
     if (to.start)
@@ -139,16 +139,16 @@ INLINE void put_lanes(Into to, size row, size column, lanes sum) {
     *(lanes *)y = sum;
 }
 
-/* Rows of x for a tile: panels of ROWS, whose depth is of whole cells, or as they lie, `row` apart,
-   which they may where it is. */
+/* Rows of x for a tile: panels of ROWS, whose depth is in whole cells, or rows in place, `row`
+   apart, if their own depth is too. */
 typedef struct {
     const number *x;
     size row, depth;
 } Rows;
 
-/* ROWS x (wide * LANES) of y from some x, one behind the other, and from w, whose steps lie `w_row`
-   apart and whose other columns nobody asks for. y is fetched, line by line, while the first x is
-   multiplied: all lines at once would keep those of w waiting. */
+/* ROWS x (wide * LANES) of y from several x, one after the other, and from w, whose steps are
+   `w_row` apart and whose other columns are ignored. y is prefetched line by line while the first x
+   is multiplied: all lines at once would delay those of w. */
 INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const number *w, size w_row,
                     Into to) {
     size part = rows->depth / DEEP / (ROWS * wide + 4) / 4 * 4;
@@ -167,7 +167,7 @@ INLINE void tile_of(int wide, int lie, const Rows *rows, size count, const numbe
     EACH_ROW(STORE)
 }
 
-/* From two panels, and from rows as they lie. */
+/* From two panels, or from rows in place. */
 #define TILE(name, wide)                                                                         \
     static __attribute__((noinline, unused)) void name(size depth, const number *x,              \
                                                        const number *w, Into to) {               \
@@ -181,7 +181,7 @@ TILE(tile, 3)
 TILE(tile_of_two, 2)
 TILE(tile_of_one, 1)
 
-/* A tile of which only some rows and columns are there. */
+/* A tile of which only some rows and columns exist. */
 FUNCTION void part_of_tile(size depth, const number *x, const number *w, Into to, size rows,
                            size columns) {
     float whole[ROWS * COLUMNS];
@@ -205,7 +205,7 @@ FUNCTION void part_of_tile(size depth, const number *x, const number *w, Into to
         }
 }
 
-/* The tiles of some rows, of at most COLUMNS columns; x and w in panels. */
+/* The tiles of some rows, with at most COLUMNS columns; x and w in panels. */
 FUNCTION void strip(size depth, const number *x, const number *w, Into to, size rows,
                     size columns) {
     for (size i = 0; i < rows; i += ROWS) {

@@ -1,9 +1,9 @@
-"""One layer of a Llama-like decoder as one function of autograd.
+"""One layer of a Llama-like decoder as one autograd function.
 
 Between forward and backward it keeps the layer's input, q, k and v, the attention's output, the sum
-after attention, gate and up, and a few values a token; norms and the activation's product are
-computed again. With `checkpoint` it keeps the input alone. The layer itself is computed part by
-part (parts.py), or as a whole by layer.c (one_call.py) where that serves.
+after attention, gate and up, and a few values per token; norms and the activation's product are
+recomputed. With `checkpoint` it keeps only the input. The layer itself is computed part by part
+(parts.py), or as a whole by layer.c (one_call.py) where possible.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class _Block(torch.autograd.Function):
 
 
 def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) -> Tensor:
-    """Apply a layer: x (N, hidden) -> (N, hidden), N = rows x length. Goes backward once."""
+    """Apply a layer: x (N, hidden) -> (N, hidden), N = rows x length. Backward works only once."""
     factors: list[Tensor | None] = []
     for linear in layer.linears:
         factors += linear.factors() if linear.factors is not None else (None, None)

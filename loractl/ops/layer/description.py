@@ -1,4 +1,4 @@
-"""What a layer of a Llama-like decoder is made of, for the function in block.py."""
+"""The description of a Llama-like decoder layer, for the function in block.py."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Shape:
-    """What differs between the layers of this family beside their weights."""
+    """What differs between the layers of this family, apart from their weights."""
 
     heads: int
     kv_heads: int
@@ -33,14 +33,12 @@ class Shape:
     rotary: bool = True
     window: int | None = None
     softcap: float | None = None
-    residual: float = (
-        1.0  # what attention and MLP are multiplied by before they are added (Granite)
-    )
+    residual: float = 1.0  # factor on attention and MLP before they are added (Granite)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a layer. Norms that an architecture lacks are None."""
+    """The weights of a layer. Norms that an architecture does not have are None."""
 
     shape: Shape
     q: Linear
@@ -64,7 +62,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of a batch stand: N = rows x length."""
+    """The positions of a batch's tokens: N = rows x length."""
 
     segments: Segments
     cos: Tensor  # (N, rotated), in float32, rounded to the dtype of the layer

@@ -1,9 +1,9 @@
-"""A layer of a Llama-like decoder as one call into C each way, without Python between its steps.
+"""A layer of a Llama-like decoder as one C call each way, without Python between its steps.
 
-layer.c computes what block.py does, by the same functions in the same order, on the processors that
-gemm.py is for. In a step of 4 x 256 tokens of SmolLM2-135M, Python and torch's
-small calls between some 40 functions a layer took 6 % of the time, in which all threads but one
-waited (scripts/LOG.md).
+layer.c computes the same as block.py, with the same functions in the same order, on the processors
+that gemm.py is for. In a step of 4 x 256 tokens of SmolLM2-135M, Python and torch's small calls
+between some 40 functions per layer took 6 % of the time, while all threads but one waited
+(scripts/LOG.md).
 """
 
 import ctypes
@@ -56,16 +56,16 @@ class _Place(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Whole:
-    """A layer for one batch, where layer.c computes it."""
+    """A layer for one batch, computed by layer.c."""
 
     given: _Layer
     where: _Place
     pairs: Sequence[Pair]
-    held: tuple[Layer, Place]  # whose tensors `given` and `where` point to
+    held: tuple[Layer, Place]  # owns the tensors that `given` and `where` point to
 
     @classmethod
     def of(cls, x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> "Whole | None":
-        """None where layer.c does not serve."""
+        """None if layer.c cannot be used."""
         if not _layer_fits(x, layer, place, pairs):
             return None
         return cls(
@@ -87,8 +87,8 @@ class Whole:
     def backward(
         self, dy: Tensor, x: Tensor, kept: Tensor, *, to_input: bool
     ) -> tuple[Tensor | None, list[Pair]]:
-        """From the gradient of the output that of the input, if asked, and those of all factors in
-        the order of the linears; once after each `forward`, whose `kept` it writes over."""
+        """From the gradient of the output, that of the input if wanted and those of all factors in
+        the order of the linears. Once per `forward`, since it overwrites `kept`."""
         library, at = _library_for(x), self._own_addresses
         dy, dx, gradients = dy.contiguous(), torch.empty_like(x), _gradient_places(self.pairs)
         for to, (dA, dB) in zip(self.given.linears, gradients, strict=True):
@@ -138,7 +138,7 @@ def _is_readable(linear: Linear, dtype: torch.dtype) -> bool:
 
 
 def _most_ranks(pairs: Sequence[Pair]) -> int:
-    """Of linears that share an input, together."""
+    """The largest total rank of linears that share an input."""
     return max(sum(len(A) for A, _ in pairs[group] if A is not None) for group in GROUPS)
 
 
@@ -153,7 +153,7 @@ def _library_for(x: Tensor) -> ctypes.CDLL:
 
 
 def _take_spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, int]:
-    """Memory for the layer and for a step of it, and threads."""
+    """Memory for the layer and for one of its steps, and the number of threads."""
     threads = torch.get_num_threads()
     of_layer = held_memory.scratch("layer", library.layer_space(*at))
     of_step = held_memory.scratch("step", library.layer_step(*at, threads))
@@ -193,7 +193,7 @@ def _describe_place(layer: Layer, place: Place) -> _Place:
 
 
 def _gradient_places(pairs: Sequence[Pair]) -> list[Pair]:
-    """Places for those of all factors, side by side: first of every A, then of every B."""
+    """Memory for the gradients of all factors, contiguous: first of every A, then of every B."""
     factors = [pair[which] for which in (0, 1) for pair in pairs]
     sizes = [0 if one is None else one.numel() for one in factors]
     parts = torch.empty(sum(sizes)).split_with_sizes(sizes)

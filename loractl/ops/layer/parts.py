@@ -1,8 +1,7 @@
-"""One layer of a Llama-like decoder, part by part, forward and backward written out.
+"""One layer of a Llama-like decoder, part by part, with forward and backward written out.
 
-What the layer computes is what transformers' modules compute (`models/fast/read_layer.py` says
-which and how their layers are read), in the same order of roundings; the gradients are those of its
-formulas.
+The layer computes the same as transformers' modules (`models/fast/read_layer.py` tells which ones
+and reads them), with the same order of roundings; the gradients are those of its formulas.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from loractl.ops.lora_linear import (
 
 @dataclass
 class _Kept:
-    """What the forward pass leaves for the backward pass; every tensor has N rows."""
+    """What the forward pass keeps for the backward pass; every tensor has N rows."""
 
     rstd_in: Tensor
     q: Tensor  # (N, heads, head_dim), rotated
@@ -40,7 +39,7 @@ class _Kept:
     k_rstd: Tensor | None
     thin_qkv: Tensor | None
     attended: Tensor  # (N, heads, head_dim)
-    softmax: Tensor  # what the attention kernel wants to see again
+    softmax: Tensor  # what the attention kernel needs again
     thin_o: Tensor | None
     o_raw: Tensor | None  # before its norm
     o_rstd: Tensor | None
@@ -72,7 +71,7 @@ def _heads_normed(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def _add_scaled(x: Tensor, y: Tensor, factor: float) -> Tensor:
-    """x + factor * y, the product rounded first as transformers does."""
+    """x + factor * y, rounding the product first as in transformers."""
     return x + y if factor == 1.0 else x + y * factor
 
 
@@ -130,14 +129,14 @@ def _norm_again(x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
 def _mlp_backward(
     dy: Tensor, layer: Layer, thins: _Thins, kept: _Kept
 ) -> tuple[Tensor, list[Pair]]:
-    """From the gradient of the layer's output that of `middle`, and those of the MLP's factors."""
+    """From the gradient of the layer's output, that of `middle` and those of the MLP's factors."""
     d_out = dy if layer.shape.residual == 1.0 else dy * layer.shape.residual
     if layer.after_mlp is not None:
         assert kept.down_raw is not None and kept.down_rstd is not None
         d_out = _through_norm(d_out, kept.down_raw, kept.down_rstd, layer.after_mlp)
     u, dBs = output_gradients([d_out], thins.down, kept.thin_down)
     inner = input_gradient([d_out], [layer.down], thins.down, u)  # (N, intermediate)
-    # Now gate and up become their own gradients, and `inner` the product that they had made.
+    # Now gate and up become their own gradients, and `inner` becomes their product again.
     pieces.gated_backward_(inner, kept.gate, kept.up, activation=layer.shape.activation)
     down = factor_gradients(dBs, thins.down, u, inner)
     del inner
@@ -157,7 +156,7 @@ def _mlp_backward(
 def _attention_backward(
     d_middle: Tensor, layer: Layer, thins: _Thins, kept: _Kept, place: Place
 ) -> tuple[list[Tensor], list[Pair]]:
-    """From the gradient of `middle` those of q, k and v (N, d_out), and of the factors of o."""
+    """From the gradient of `middle`, those of q, k and v (N, d_out) and of the factors of o."""
     shape, n = layer.shape, d_middle.shape[0]
     d_out = d_middle if shape.residual == 1.0 else d_middle * shape.residual
     if layer.after_attention is not None:
@@ -189,7 +188,7 @@ def _through_heads(dy: Tensor, x: Tensor, rstd: Tensor, norm: Norm) -> Tensor:
 def _layer_backward(
     dy: Tensor, x: Tensor, layer: Layer, thins: _Thins, kept: _Kept, place: Place, *, to_input: bool
 ) -> tuple[Tensor | None, list[Pair]]:
-    """From the gradient of the output that of the input, if asked, and of all factors in order."""
+    """From the gradient of the output, that of the input if wanted and of all factors in order."""
     dx, mlp = _mlp_backward(dy, layer, thins, kept)
     dqkv, o = _attention_backward(dx, layer, thins, kept, place)
     u, dBs = output_gradients(dqkv, thins.qkv, kept.thin_qkv)
@@ -206,7 +205,7 @@ def _layer_backward(
 
 @dataclass(frozen=True)
 class Parts:
-    """A layer for one batch, whatever its device, dtype and norms."""
+    """A layer for one batch, on any device, with any dtype and norms."""
 
     layer: Layer
     place: Place
@@ -228,6 +227,6 @@ class Parts:
     def backward(
         self, dy: Tensor, x: Tensor, kept: _Kept, *, to_input: bool
     ) -> tuple[Tensor | None, list[Pair]]:
-        """From the gradient of the output that of the input, if asked, and those of all factors in
-        the order of the linears; once after each `forward`, whose `kept` it writes over."""
+        """From the gradient of the output, that of the input if wanted and those of all factors in
+        the order of the linears. Once per `forward`, since it overwrites `kept`."""
         return _layer_backward(dy, x, self.layer, self.thins, kept, self.place, to_input=to_input)

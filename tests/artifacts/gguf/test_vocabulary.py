@@ -163,7 +163,7 @@ def test_a_space_before_the_start_alone_is_kept_as_conversations_need_it(
     plain, turns = PROBES[:3], PROBES[4:5]
     assert ids_in_llama_cpp(tokenizer, turns, turns[0]) == expected(tokenizer, turns)
     assert ids_in_llama_cpp(tokenizer, plain, plain[0]) == expected(tokenizer, plain)
-    with pytest.raises(ModelError, match="before the start of a conversation alone"):
+    with pytest.raises(ModelError, match="only before the start of a conversation"):
         ids_in_llama_cpp(tokenizer, plain, f"Hi {turns[0]}")
 
 
@@ -181,9 +181,9 @@ def changed(tokenizer: PreTrainedTokenizerFast, change: Callable[[Any], None]) -
 
 def test_rules_without_a_name_are_refused_with_the_rules() -> None:
     other = byte_level((r"\p{L}+|\P{L}+",), False)
-    assert "splits text by rules without a name there" in refusal(other)
+    assert "splits text by rules that llama.cpp has no name for" in refusal(other)
     assert r"\\p{L}+|\\P{L}+" in refusal(other)
-    assert "without a name" in refusal(byte_level((DIGITS, GPT2), True))
+    assert "has no name for" in refusal(byte_level((DIGITS, GPT2), True))
 
 
 def test_what_changes_text_before_it_is_split_is_refused() -> None:
@@ -215,7 +215,7 @@ def test_special_tokens_that_take_space_are_those_of_phi_3_or_refused(
     tokenizer = changed(pieces("always", extra=("<unk>", "<s>", "</s>")), _strip_like_phi3)
     texts = ["<|im_start|> \n user<|im_end|>\n a", "<|endoftext|> a"]
     assert ids_in_llama_cpp(tokenizer, texts) == expected(tokenizer, texts)
-    assert "but no </s> as Phi-3 has" in refusal(pieces("always", rstrip=True))
+    assert "but no </s> as in Phi-3" in refusal(pieces("always", rstrip=True))
     assert "with lstrip or single_word" in refusal(pieces("always", lstrip=True))
 
 

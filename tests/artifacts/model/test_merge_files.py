@@ -65,7 +65,7 @@ def test_a_shard_that_the_index_names_and_that_is_gone_is_named(
     directory = adapter_dir(where)
     gone = sorted(where.glob("*.safetensors"))[1]
     gone.unlink()
-    with pytest.raises(ArtifactError, match=f"names {gone.name}, which is not there"):
+    with pytest.raises(ArtifactError, match=f"lists {gone.name}, which does not exist"):
         merge(where, directory, tmp_path / "out")
 
 

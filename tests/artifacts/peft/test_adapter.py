@@ -54,7 +54,7 @@ def test_a_pattern_that_is_no_regex_is_refused_by_its_file_and_field(
     config = json.loads((directory / CONFIG).read_text("utf-8"))
     config["rank_pattern"] = {"(": 4}
     (directory / CONFIG).write_text(json.dumps(config), "utf-8")
-    with pytest.raises(ArtifactError, match=f"{CONFIG}: rank_pattern: '\\(' is no valid regex"):
+    with pytest.raises(ArtifactError, match=f"{CONFIG}: rank_pattern: '\\(' is not a valid regex"):
         ours(base("llama"), directory)
 
 
@@ -190,7 +190,7 @@ def test_a_missing_file_is_named(base: Make, adapter_dir: Make, tmp_path: Path) 
     with pytest.raises(ArtifactError, match="no such directory, expected an adapter"):
         read(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match="this is no adapter, run or checkpoint directory"):
+    with pytest.raises(ArtifactError, match="this is not an adapter, run or checkpoint directory"):
         read(tmp_path / "empty")
 
 
@@ -205,7 +205,7 @@ def test_a_run_means_its_final_adapter(base: Make, adapter_dir: Make, tmp_path: 
 
 def test_a_run_that_trained_every_weight_has_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
-    with pytest.raises(ArtifactError, match="a run of method: full has no adapter; its model lies"):
+    with pytest.raises(ArtifactError, match="a run with method: full has no adapter; its model is"):
         adapters.find(tmp_path / "run")
 
 
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_no_adapter(base: Make, adapter_dir: Make) -> No
     content = bytearray(where.read_bytes())
     content[-3] ^= 1
     where.write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"{where}: its SHA-256 is not that of the manifest"):
+    with pytest.raises(ArtifactError, match=f"{where}: damaged: its SHA-256 is not the one in"):
         read(directory)
 
 

@@ -160,7 +160,10 @@ ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "total_step": 4}
             lambda t: t.update({n: torch.ones(9, 1) for n in t if n.endswith(".lora_E")}),
             "A, B and E have shapes .* k at most init_r \\(4\\)",
         ),
-        (lambda t: [t.pop(n) for n in list(t)] and t.update(x=torch.ones(1)), "holds no lora_A"),
+        (
+            lambda t: [t.pop(n) for n in list(t)] and t.update(x=torch.ones(1)),
+            "no module with lora_A",
+        ),
     ],
 )
 def test_a_damaged_adalora_is_refused_by_module(

@@ -183,7 +183,7 @@ def test_fused_experts_answer_one_adapter_at_a_time(
         4 * tensor.numel() for tensor in adapter.tensors.values()
     )
     hub.use_rows(["tuned", None])
-    with pytest.raises(MixedRowsError, match="experts: an input of shape"):
+    with pytest.raises(MixedRowsError, match="experts: found an input of shape"):
         logits(model)
     hub.use(None)
     assert torch.equal(logits(model), untouched)

@@ -147,8 +147,8 @@ def test_without_a_valid_one_every_reason_is_told(tmp_path: Path) -> None:
     with pytest.raises(StateError) as caught:
         checkpoint.newest_valid(tmp_path)
     assert len(caught.value.messages) == 2
-    assert "step-000002/optimizer.safetensors: 0 bytes, expected" in caught.value.messages[0]
-    assert "step-000001/state.json: 0 bytes, expected" in caught.value.messages[1]
+    assert "step-000002/optimizer.safetensors: truncated or changed" in caught.value.messages[0]
+    assert "step-000001/state.json: truncated or changed" in caught.value.messages[1]
 
 
 def test_without_any_there_is_nothing_to_resume(tmp_path: Path) -> None:

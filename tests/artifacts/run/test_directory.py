@@ -34,7 +34,7 @@ def test_a_file_on_the_way_or_a_directory_of_other_things_is_refused(tmp_path: P
     for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "file" / "a" / "run"):
         with pytest.raises(ConfigError, match=f"{tmp_path / 'file'} is a file"):
             RunDir(path).status()
-    with pytest.raises(ConfigError, match=r"not empty and holds no run \(no config.yaml\)"):
+    with pytest.raises(ConfigError, match=r"not empty and does not hold a run \(no config.yaml\)"):
         RunDir(tmp_path).status()
 
 

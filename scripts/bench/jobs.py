@@ -1,4 +1,4 @@
-"""The single measurements of `scripts/bench speed`, and the rows and configs that they take."""
+"""The single measurements of `bench speed`, and the rows and configs that they take."""
 
 import json
 import shutil
@@ -8,9 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import bench_run
+from bench import run
 
 Found = dict[str, Any]
+LORACTL = "loractl"  # jobs by whose names tables and the chart find them
+LIMIT = "limit, torch's products"
+OWN_LIMIT = "limit, loractl's products"
+PLAIN = "plain PEFT loop"
+FULL = "full fine-tuning, plain loop"
+TRL_PADDED = "TRL, padded"
+TRL_PACKED = "TRL, packed"
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Setting:
     data: Path  # JSONL of chats, in any layout that loractl reads
     dtype: str
     place: Path  # a directory for what is made on the way
-    steps: int = 6  # of ours
+    steps: int = 6  # of loractl
     peer_steps: int = 4
     batch: int = 8  # chats a step of the peers
     rank: int = 8
@@ -40,8 +47,8 @@ class Setting:
         """Packed rows a step that hold about as many tokens as the peers' chats."""
         return max(1, self.batch // 4)
 
-    def script(self, name: str, *options: object) -> Found:
-        return bench_run.script(name, *options, cache=self.cache)
+    def module(self, name: str, *options: object) -> Found:
+        return run.module(name, *options, cache=self.cache)
 
 
 @dataclass(frozen=True)
@@ -82,27 +89,27 @@ def config_of(s: Setting, path: Path, *, length: int, rows: int, **sections: Any
 def ours(s: Setting, workload: str, name: str, config: Mapping[str, Any]) -> Job:
     """The real command on a config."""
 
-    def run(repeat: int) -> Found:
+    def measure(repeat: int) -> Found:
         place = s.place / workload / f"{name}-{repeat}".replace(" ", "-")
-        found = bench_run.train(config, place, cache=s.cache)
+        found = run.train(config, place, cache=s.cache)
         shutil.rmtree(place)
         return found
 
-    return Job(name, run)
+    return Job(name, measure)
 
 
 def peer(s: Setting, name: str, kind: str, rows: Path, *options: object) -> Job:
     return Job(
         name,
-        lambda _: s.script(
-            "bench_peers.py", kind, rows, "--model", s.model, "--dtype", s.dtype, "--rank", s.rank,
+        lambda _: s.module(
+            "peers", kind, rows, "--model", s.model, "--dtype", s.dtype, "--rank", s.rank,
             "--steps", s.peer_steps, "--lr", 2e-5 if kind == "full" else 2e-4, *options,
         ),
     )  # fmt: skip
 
 
 def limits(s: Setting, tokens: int, trained_share: float) -> list[Job]:
-    """That of torch's products, and of ours where they are others."""
+    """That of torch's products, and of loractl's where it has its own."""
     import torch
 
     from loractl.ops import gemm
@@ -110,23 +117,23 @@ def limits(s: Setting, tokens: int, trained_share: float) -> list[Job]:
     def job(name: str, by: str) -> Job:
         return Job(
             name,
-            lambda _: s.script(
-                "bench_limit.py", "--model", s.model, "--dtype", s.dtype, "--tokens", tokens,
+            lambda _: s.module(
+                "limit", "--model", s.model, "--dtype", s.dtype, "--tokens", tokens,
                 "--trained", max(1, round(tokens * trained_share)), "--by", by,
             ),
         )  # fmt: skip
 
     serves = gemm.serves_here(getattr(torch, s.dtype))
-    own = [job("own limit", "loractl")] if serves else []
-    return [job("limit", "torch"), *own]
+    own = [job(OWN_LIMIT, "loractl")] if serves else []
+    return [job(LIMIT, "torch"), *own]
 
 
 def written_rows(s: Setting, config: Mapping[str, Any], out: Path, *options: object) -> Found:
-    """The rows for peers, as the config of ours would train them; what bench_rows.py says."""
+    """The rows for peers, as the config of ours would train them; what rows.py says."""
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    return s.script("bench_rows.py", path, "--out", out, "--steps", s.peer_steps, *options)
+    return s.module("rows", path, "--out", out, "--steps", s.peer_steps, *options)
 
 
 def texts_file(data: Path, out: Path, *, length: int, rows: int) -> Path:

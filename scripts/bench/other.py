@@ -1,6 +1,6 @@
 """Make a model of random weights, about 100M parameters, in an architecture of its own.
 
-python bench_other.py gpt2|phi --tokenizer DIR --out DIR [--dtype T] [--width N] [--layers N]
+python -m bench.other gpt2|phi --tokenizer DIR --out DIR [--dtype T] [--width N] [--layers N]
 """
 
 import argparse

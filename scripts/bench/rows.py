@@ -1,6 +1,6 @@
 """Write the rows that a peer trains, as `loractl` tokenises them: the same ids and labels.
 
-    python bench_rows.py CONFIG --out FILE --steps N [--batch B]
+    python -m bench.rows CONFIG --out FILE --steps N [--batch B]
 
 With --batch they are the examples in the order of the file, B a step; without, those of the
 windows that `loractl train CONFIG` takes, in its order. FILE gets {"steps": [[{"ids", "labels"},

@@ -1,8 +1,8 @@
 """LoRA written down as its formula, over transformers: what ours is held to.
 
-    python bench_naive.py curves CONFIG --steps N    losses of N steps of training, one JSON line
-    python bench_naive.py bias CONFIG --steps N      losses of N batches: ours and transformers in
-                                                     bfloat16, transformers in float32
+    python -m bench.naive curves CONFIG --steps N    losses of N steps of training, one JSON line
+    python -m bench.naive bias CONFIG --steps N      losses of N batches: loractl and transformers
+                                                     in bfloat16, transformers in float32
 
 Base, rows, their order and the first A and B are those of `loractl train CONFIG`. Each example goes
 through the model alone, so nothing is packed or padded; all logits, F.cross_entropy, AdamW.
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_rows import rows_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from bench.rows import rows_of
 from loractl.config import loader
 from loractl.engine.session import Session, assemble
 from loractl.records import UNTRAINED, Batch, DataState
@@ -122,11 +122,11 @@ def bias(config: Path, batches: int) -> dict[str, Any]:
             layer.B.copy_(torch.randn(layer.B.shape, generator=generator) * SIZE_OF_B)
     adapters, rows, path = starts(session), list(windows(session, batches)), session.source.name
     session.model.train()
-    losses: dict[str, list[float]] = {"ours": []}
+    losses: dict[str, list[float]] = {"loractl": []}
     for window in rows:
         pairs = [session.loss(batch) for batch in window]
         total = sum(float(loss_sum.detach()) for loss_sum, _ in pairs)
-        losses["ours"].append(total / sum(count for _, count in pairs))
+        losses["loractl"].append(total / sum(count for _, count in pairs))
         del pairs  # its graph
     del session
     for name, dtype in (("transformers", torch.bfloat16), ("float32", torch.float32)):

@@ -1,9 +1,9 @@
 """Train with what others use, for comparison: a loop over transformers and PEFT, or TRL.
 
-    python bench_peers.py plain|full|trl|trl-packed ROWS.json --model DIR --dtype T [--rank R] ...
+    python -m bench.peers plain|full|trl|trl-packed ROWS.json --model DIR --dtype T [--rank R] ...
 
 `plain` is a loop over transformers with PEFT's LoRA, `full` the same loop training every weight:
-rows padded to the longest, all logits, the loss on the labels of ROWS.json (see bench_rows.py).
+rows padded to the longest, all logits, the loss on the labels of ROWS.json (see rows.py).
 `trl` is TRL's SFTTrainer with PEFT on the same conversations, which trains all tokens; with
 `trl-packed` in rows of --length tokens. Prints one JSON line: losses, real tokens and seconds a
 step, peak resident memory, and when the first step began.

@@ -1,6 +1,6 @@
 """Import what anyone needs who loads this model with transformers, and say when it is there.
 
-python bench_imports.py MODEL_DIR
+python -m bench.imports MODEL_DIR
 """
 
 import json

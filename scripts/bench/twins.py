@@ -1,4 +1,4 @@
-"""The ops that `scripts/bench ops` times, each with the plain formula that it stands for.
+"""The ops that `bench ops` times, each with the plain formula that it stands for.
 
 A new op is a function here, which makes both from a dtype and a number of tokens, and a line in
 OPS. Sizes are SmolLM2-135M's. Ops are imported where they are used: what this checkout lacks is

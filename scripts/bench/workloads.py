@@ -1,10 +1,15 @@
-"""What each workload of `scripts/bench speed` runs, and what must come out equal."""
+"""What each workload of `bench speed` runs, and what must come out equal."""
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from bench_jobs import (
+from bench.jobs import (
+    FULL,
+    LORACTL,
+    PLAIN,
+    TRL_PACKED,
+    TRL_PADDED,
     Found,
     Job,
     Setting,
@@ -18,7 +23,8 @@ from bench_jobs import (
     written_rows,
 )
 
-LENGTH = 1024  # tokens of a packed row of chats, ours and TRL's
+LENGTH = 1024  # tokens of a packed row of chats, loractl's and TRL's
+FIRST = f"{LORACTL} on the peers' first rows"
 
 
 def chats(s: Setting, name: str) -> Workload:
@@ -33,18 +39,18 @@ def chats(s: Setting, name: str) -> Workload:
     same = config_of(s, first, length=LENGTH, rows=s.batch, train={"steps": 1})
     packed = ("--batch", s.packed_rows, "--length", LENGTH)
     return Workload(
-        f"chats, answers trained, {s.packed_rows} packed rows of {LENGTH} tokens or {s.batch}"
-        " padded ones",
+        f"rows of very different length, answers trained; a step takes {s.packed_rows} packed rows"
+        f" of {LENGTH} tokens (loractl, and TRL packed) or {s.batch} padded ones",
         [
             *limits(s, s.packed_rows * LENGTH, about["trained_share"]),
-            replace(ours(s, name, "ours on the peers' first rows", same), once=True),
-            ours(s, name, "ours", config),
-            peer(s, "plain PEFT loop", "plain", rows),
-            peer(s, "full fine-tuning, plain loop", "full", rows),
-            peer(s, "TRL, padded", "trl", rows, "--batch", s.batch, "--length", LENGTH),
-            peer(s, "TRL, packed", "trl-packed", rows, *packed),
+            replace(ours(s, name, FIRST, same), once=True),
+            ours(s, name, LORACTL, config),
+            peer(s, PLAIN, "plain", rows),
+            peer(s, FULL, "full", rows),
+            peer(s, TRL_PADDED, "trl", rows, "--batch", s.batch, "--length", LENGTH),
+            peer(s, TRL_PACKED, "trl-packed", rows, *packed),
         ],
-        [["ours on the peers' first rows", "plain PEFT loop", "full fine-tuning, plain loop"]],
+        [[FIRST, PLAIN, FULL]],
     )
 
 
@@ -55,10 +61,10 @@ def texts(s: Setting, name: str, *, length: int = 256, batch: int = 4) -> Worklo
         f"{batch} rows of {length} tokens, all trained",
         [
             *limits(s, length * batch, share),
-            ours(s, name, "ours", config),
-            peer(s, "plain PEFT loop", "plain", rows),
+            ours(s, name, LORACTL, config),
+            peer(s, PLAIN, "plain", rows),
         ],
-        [["ours", "plain PEFT loop"]],
+        [[LORACTL, PLAIN]],
     )
 
 
@@ -73,7 +79,7 @@ def long(s: Setting, name: str) -> Workload:
         }
         config = config_of(s, path, length=length, rows=1, **changes)
         texts_file(s.data, path, length=length, rows=3)
-        jobs.append(ours(s, name, f"ours, {length} tokens", config))
+        jobs.append(ours(s, name, f"{LORACTL}, {length} tokens", config))
     return Workload("one long row a step, all trained, gradient checkpointing", jobs)
 
 
@@ -82,12 +88,14 @@ def other(s: Setting, name: str) -> Workload:
     jobs, same = [], []
     for kind in ("gpt2", "phi"):
         model = s.place / name / kind
-        s.script("bench_other.py", kind, "--tokenizer", s.model, "--dtype", s.dtype, "--out", model)
+        s.module("other", kind, "--tokenizer", s.model, "--dtype", s.dtype, "--out", model)
         inner = replace(s, model=model)
         part = texts(inner, f"{name}/{kind}")
         jobs += [replace(job, name=f"{kind}: {job.name}") for job in part.jobs]
         same += [[f"{kind}: {one}" for one in group] for group in part.same_losses]
-    return Workload("random models of other architectures, 4 rows of 256 tokens", jobs, same)
+    return Workload(
+        "its tokenizer with random models of other architectures, 4 rows of 256 tokens", jobs, same
+    )
 
 
 def trunk(s: Setting, name: str) -> Workload:
@@ -108,7 +116,7 @@ def trunk(s: Setting, name: str) -> Workload:
         )  # fmt: skip
         del config["train"]["steps"]
         jobs.append(ours(s, name, what, config))
-    return Workload("two epochs, cache_trunk: auto", jobs)
+    return Workload("two epochs with `cache_trunk: auto`", jobs)
 
 
 def curves(s: Setting, name: str) -> Workload:
@@ -121,10 +129,10 @@ def curves(s: Setting, name: str) -> Workload:
     path.write_text(json.dumps(config), encoding="utf-8")
 
     def naive(_: int) -> Found:
-        return s.script("bench_naive.py", "curves", path, "--steps", steps)
+        return s.module("naive", "curves", path, "--steps", steps)
 
-    jobs = [replace(ours(s, name, "ours", config), once=True), Job("naive", naive, once=True)]
-    return Workload(f"{steps} steps against the naive formula", jobs, [["ours", "naive"]])
+    jobs = [replace(ours(s, name, LORACTL, config), once=True), Job("naive", naive, once=True)]
+    return Workload(f"{steps} steps against the naive formula", jobs, [[LORACTL, "naive"]])
 
 
 def bias(s: Setting, name: str) -> Workload:
@@ -137,7 +145,7 @@ def bias(s: Setting, name: str) -> Workload:
     told.write_text(json.dumps(config), encoding="utf-8")
 
     def run(_: int) -> Found:
-        return s.script("bench_naive.py", "bias", told, "--steps", batches)
+        return s.module("naive", "bias", told, "--steps", batches)
 
     return Workload(
         f"bfloat16 against float32, {batches} batches of {length} tokens",
@@ -150,16 +158,16 @@ def start(s: Setting, name: str) -> Workload:
     config = config_of(s, s.data, length=LENGTH // 4, rows=1, train={"steps": 1})
     rows = s.place / name / "rows.json"
     written_rows(s, config, rows, "--batch", 1)
-    mine = ours(s, name, "ours", config)
+    mine = ours(s, name, LORACTL, config)
     mine.run(-1)  # fills them
 
     def imports(_: int) -> Found:
-        return s.script("bench_imports.py", s.model)
+        return s.module("imports", s.model)
 
     jobs = [
         Job("imports of torch and transformers alone", imports),
         mine,
-        peer(replace(s, peer_steps=1), "plain PEFT loop, its tokens given", "plain", rows),
+        peer(replace(s, peer_steps=1), f"{PLAIN}, its tokens given", "plain", rows),
     ]
     return Workload("from the command to the first step, caches warm", jobs)
 

@@ -1,4 +1,4 @@
-"""Run one measurement in a process of its own: `loractl train`, or a script of this folder.
+"""Run one measurement in a process of its own: `loractl train`, or a module of this package.
 
 What is measured comes back as a plain dict, the same for ours and for peers: `losses`, `tokens`
 (real ones, padding apart) and `seconds` a step, `start_s`, `peak_rss_bytes`.
@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+SCRIPTS = Path(__file__).resolve().parent.parent
+ROOT = SCRIPTS.parent
 POLL = 0.02  # seconds between two looks at metrics.jsonl
+PER_STEP = ("tokens", "trained_tokens", "seconds", "arrived", "epochs", "losses_of")
 WARM = 2  # steps that do not count: caches fill, pages are touched, code is compiled
 
 
@@ -28,24 +29,25 @@ class Failed(Exception):
 def environment(cache: Path) -> dict[str, str]:
     """What every process sees: this checkout, no network, and a cache of its own for rows."""
     # As a user has it, Python keeps what it compiled of our files: the first step comes sooner.
+    found = [str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")]
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {
         **inherited,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, found)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "LORACTL_CACHE": str(cache),
     }
 
 
-def script(name: str, *options: object, cache: Path) -> dict[str, Any]:
-    """Run a script of this folder and read the JSON object on its last line. Raises Failed.
+def module(name: str, *options: object, cache: Path) -> dict[str, Any]:
+    """Run a module of this package and read the JSON object on its last line. Raises Failed.
 
     `first_step_at`, a time of the clock, becomes `start_s`: seconds from the start of the process.
     """
     began = time.time()
     done = subprocess.run(
-        [sys.executable, str(HERE / name), *(str(option) for option in options)],
+        [sys.executable, "-m", f"bench.{name}", *(str(option) for option in options)],
         capture_output=True, text=True, errors="replace", env=environment(cache), cwd=cache,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
@@ -104,12 +106,39 @@ def _as_measured(rows: list[dict[str, Any]], arrived: list[float]) -> dict[str, 
     }
 
 
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json keeps of a run: speeds in place of the tokens and seconds of each step."""
+    kept = {key: value for key, value in found.items() if key not in PER_STEP}
+    if found.get("seconds"):
+        kept |= {"steps": len(found["seconds"]), "tokens_per_s": round(tokens_per_s(found), 2)}
+    if (around := around_steps(found)) is not None:
+        kept["between_steps"] = round(around, 5)
+    if found.get("epochs") and found["epochs"][-1] > 1:
+        kept["epoch_tokens_per_s"] = [round(one, 2) for one in epochs(found)]
+    if found.get("losses"):
+        kept["losses"] = [found["losses"][0], found["losses"][-1]]
+    if "start_s" in found:
+        kept["start_s"] = round(found["start_s"], 3)
+    return kept
+
+
 def tokens_per_s(found: Mapping[str, Any]) -> float:
     """Real tokens a second over the steps after the second; of fewer steps over the last."""
     if "tokens_per_s" in found:
         return float(found["tokens_per_s"])
     first = min(WARM, len(found["seconds"]) - 1)
     return float(sum(found["tokens"][first:]) / sum(found["seconds"][first:]))
+
+
+def epochs(found: Mapping[str, Any]) -> tuple[float, float]:
+    """Tokens a second of the first and the second epoch, the first two steps of each left out."""
+    rows = list(zip(found["epochs"], found["tokens"], found["seconds"], strict=True))
+    speeds = []
+    for number in (0, 1):
+        steps = [row[1:] for row in rows if number < row[0] <= number + 1]
+        counted = steps[min(WARM, len(steps) - 1) :]
+        speeds.append(sum(n for n, _ in counted) / sum(s for _, s in counted))
+    return speeds[0], speeds[1]
 
 
 def around_steps(found: Mapping[str, Any]) -> float | None:

@@ -3,18 +3,21 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import bench_report
-import bench_run
+from bench import report, store
 
 if TYPE_CHECKING:
-    from bench_twins import Twins
     from torch import Tensor
 
-RESULTS = bench_run.ROOT / "build" / "bench_ops.json"
+    from bench.twins import Twins
+
+TITLE = "Single operations"
+ABOUT = """\
+Each operation of `loractl/ops`, forward and backward, compared with the plain formula that it
+stands for. The two take turns, and times are medians. The difference is the largest in any
+output or gradient, relative to the largest value of that tensor."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,48 +25,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a micro-batch (1024)")
     parser.add_argument("--rounds", type=int, default=7, help="times each is run (7)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file (%(default)s)")
-    parser.add_argument("--write", type=Path, metavar="README.md", help="put the table there")
 
 
 def measure(asked: argparse.Namespace) -> int:
     """Run what is asked for; 1 where an op and its twin do not agree."""
-    import sys
-
-    sys.path.insert(0, str(bench_run.ROOT))  # this checkout, whatever is installed
-    import bench_machine
-    import bench_twins
     import torch
 
-    if asked.write:
-        bench_report.around(asked.write, "ops-table")
-    machine = bench_machine.describe()
-    name = machine["dtype"] if asked.dtype == "auto" else asked.dtype
-    dtype = getattr(torch, name)
+    from bench import machine, twins
+
+    about = machine.describe()
+    about |= {"dtype": about["dtype"] if asked.dtype == "auto" else asked.dtype}
+    dtype = getattr(torch, about["dtype"])
     found: dict[str, Any] = {}
-    for op, make in bench_twins.OPS.items():
+    for op, make in twins.OPS.items():
         if not any(part in op for part in asked.only):
             continue
         torch.manual_seed(0)
         try:
-            twins = make(dtype, asked.tokens)
+            pair = make(dtype, asked.tokens)
         except ImportError as error:
-            bench_report.say(f"{op}: not in this checkout ({error})")
+            report.say(f"{op}: not in this checkout ({error})")
             continue
-        found[op] = run(twins, asked.rounds)
-        one = found[op]
-        bench_report.say(f"{op}: {one['fast_ms']:.2f} ms, its twin {one['naive_ms']:.2f} ms")
-    about = {"machine": {**machine, "dtype": name}, "tokens": asked.tokens, "ops": found}
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    bench_report.write(asked.results, about)
-    text = table(about)
-    print(text)
-    if asked.write:
-        bench_report.put(asked.write, "ops-table", text)
-    within = bench_twins.WITHIN[dtype]
+        one = {"machine": about, "tokens": asked.tokens, **run(pair, asked.rounds)}
+        found[op] = one
+        store.keep(asked.results, "ops", op, one)
+        report.say(f"{op}: {one['loractl_ms']:.2f} ms, plain {one['plain_ms']:.2f} ms")
+    print(section(found))
+    within = twins.WITHIN[dtype]
     wrong = [op for op, one in found.items() if not one["off"] <= within]
     for op in wrong:
-        bench_report.say(f"{op}: differs from its twin by {found[op]['off']:.1e}, over {within:g}")
+        report.say(f"{op}: differs from its twin by {found[op]['off']:.1e}, over {within:g}")
     return 1 if wrong else 0
 
 
@@ -77,7 +68,7 @@ def run(twins: "Twins", rounds: int) -> dict[str, Any]:
             taken[way].append(_milliseconds(work, twins.fresh()))
         ways.reverse()  # neither always follows the other
     fast, naive = (statistics.median(times) for times in taken.values())
-    return {"setting": twins.setting, "fast_ms": fast, "naive_ms": naive, "off": off}
+    return {"setting": twins.setting, "loractl_ms": fast, "plain_ms": naive, "off": off}
 
 
 def _milliseconds(work: Callable[[Any], Any], given: Any) -> float:
@@ -96,18 +87,18 @@ def difference(ours: "list[Tensor]", theirs: "list[Tensor]") -> float:
     return worst
 
 
-def table(about: dict[str, Any]) -> str:
-    machine = about["machine"]
-    lines = [
-        f"{about['tokens']} tokens, {machine['dtype']}, {bench_report.machine_line(machine)}:",
-        "",
-        "| op, forward and backward | setting | op | naive twin | faster by | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for op, one in about["ops"].items():
-        cells = [
-            op, one["setting"], f"{one['fast_ms']:.2f} ms", f"{one['naive_ms']:.2f} ms",
-            f"{one['naive_ms'] / one['fast_ms']:.2f} x", f"{one['off']:.0e}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def section(records: Mapping[str, dict[str, Any]]) -> str:
+    return report.by_machine(records, table)
+
+
+def table(records: Mapping[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            op, one["setting"], str(one["tokens"]), f"{one['loractl_ms']:.2f} ms",
+            f"{one['plain_ms']:.2f} ms", f"{one['plain_ms'] / one['loractl_ms']:.2f}x",
+            f"{one['off']:.0e}",
+        ]
+        for op, one in records.items()
+    ]  # fmt: skip
+    head = ["operation", "setting", "tokens", "loractl", "plain formula", "speedup"]
+    return report.markdown([*head, "difference"], rows)

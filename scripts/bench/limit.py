@@ -1,6 +1,6 @@
 """The limit: how fast the frozen base's own matrix products alone run.
 
-    python bench_limit.py --model DIR --dtype T --tokens N --trained M [--by torch|loractl]
+    python -m bench.limit --model DIR --dtype T --tokens N --trained M [--by torch|loractl]
 
 For a micro-batch of N tokens, each linear layer of the blocks forward and its input gradient, and
 the output head the same on M tokens. No norms, no attention, no softmax, no adapter, no optimizer;
