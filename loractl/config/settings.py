@@ -86,6 +86,9 @@ class LoraSection(Section):
         [],
         description="names or paths of modules to train in full and save with the adapter",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="an adapter to train further, with its own ranks and modules"
+    )
     adalora: AdaloraSection = Field(AdaloraSection(), description="settings for method: adalora")
 
 
@@ -214,6 +217,11 @@ class RunConfig(Section):
 
 UNSET_MEANT = {"train.keep": "last"}
 """The old meaning of keys that a run's config lacks because they are newer than the run."""
+
+FROM_ADAPTER = frozenset(
+    ("rank", "alpha", "scaling", "rank_pattern", "alpha_pattern", "modules_to_save")
+) | {"target_modules", "layers", "init"}
+"""Settings of the lora section that an adapter named in lora.start_from decides."""
 
 ABSENT = "not available in this version"
 
