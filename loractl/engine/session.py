@@ -145,19 +145,15 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         trust_remote_code=remote,
         finite=False,
     )
-    adapted = Adapted({}, {}, ())
     if start is not None:
         require_base(start, fingerprint.result(), source.name)
         loaded = adopt(loaded, start, model)
         config = loaded.config
+    adapted = Adapted({}, {}, ()) if full else adapt_(model, loaded)
+    if start is not None:
+        fill_(adapted, start)
     if full:
         model.requires_grad_(True)
-        parameters = dict(model.named_parameters())
-    else:
-        adapted = adapt_(model, loaded)
-        if start is not None:
-            fill_(adapted, start)
-        parameters = adapted.parameters()
     _set_checkpointing_(model, config, max_length, device)
     trunk, loss = _prove_ways_(model, config, epochs, total_steps, dtype)
     return Session(
@@ -171,7 +167,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         layers=adapted.layers,
         whole=adapted.whole,
         module_names=adapted.module_names,
-        parameters=parameters,
+        parameters=dict(model.named_parameters()) if full else adapted.parameters(),
         data=data,
         plan=plan,
         epochs=epochs,
