@@ -88,7 +88,7 @@ def check(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Dry run: check data, masks, lengths and memory, and run one real step."""
+    """Dry-run a config: data, masks, memory and one real step."""
     from loractl.commands.check import run
 
     return run(config, overrides or [], as_json=as_json)
@@ -126,7 +126,7 @@ def merge(
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Merge an adapter into its base model, and verify that the logits agree."""
+    """Merge an adapter into its base model. Verifies that the logits agree."""
     from loractl.commands.merge import run
 
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)

@@ -66,7 +66,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Evaluate a base model, adapters and full models on held-out data."""
+    """Evaluate models and adapters on held-out data."""
     from loractl.commands.eval import run
     from loractl.evaluation.eval_request import EvalRequest
 
@@ -77,9 +77,9 @@ def evaluate(
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg.")],
+    out: Annotated[Path, typer.Option(help="The .png or .svg file to write.")],
 ) -> int:
-    """Draw losses, learning rate and gradient norm of one or more runs."""
+    """Plot the losses, learning rate and gradient norm of runs."""
     from loractl.commands.plot import run
 
     return run(runs, out)

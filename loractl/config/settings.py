@@ -86,6 +86,9 @@ class LoraSection(Section):
         [],
         description="names or paths of modules to train in full and save with the adapter",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="an adapter to train further, with its own ranks and modules"
+    )
     adalora: AdaloraSection = Field(AdaloraSection(), description="settings for method: adalora")
 
 
@@ -183,8 +186,8 @@ class TrainSection(Section):
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="which weights are published; best: those with the lowest held-out loss, where "
-        "there are evaluations",
+        description="which weights are published; best: those with the lowest held-out loss, if "
+        "there are evaluations; last: the final ones",
     )
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="experiment trackers that receive the metrics"
@@ -213,7 +216,12 @@ class RunConfig(Section):
 
 
 UNSET_MEANT = {"train.keep": "last"}
-"""What runs did before a key existed, where its default is another: such a run is resumed so."""
+"""The old meaning of keys that a run's config lacks because they are newer than the run."""
+
+FROM_ADAPTER = frozenset(
+    ("rank", "alpha", "scaling", "rank_pattern", "alpha_pattern", "modules_to_save")
+) | {"target_modules", "layers", "init"}
+"""Settings of the lora section that an adapter named in lora.start_from decides."""
 
 ABSENT = "not available in this version"
 
