@@ -27,6 +27,14 @@ Base = Annotated[
 Dtype = Annotated[
     str, typer.Option(help="The dtype to load in: auto, float32, bfloat16 or float16.")
 ]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN",
+        help="The file's name for a field, such as prompt=question. Repeatable.",
+    ),
+]
 Rank = Annotated[int | None, typer.Option(min=1, help="The rank of A and B.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]

@@ -9,6 +9,7 @@ from loractl.cli import completion
 from loractl.cli.options import (
     AdapterDir,
     Base,
+    Columns,
     Dtype,
     Json,
     MaxNewTokens,
@@ -46,6 +47,7 @@ def evaluate(
         typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs or fully trained models."),
     ],
     data: Annotated[Path, typer.Option(help="The held-out data.")],
+    columns: Columns = None,
     metrics: Annotated[
         str,
         typer.Option(help="Any of loss, perplexity, exact_match, contains, json_match, regex."),
@@ -67,11 +69,15 @@ def evaluate(
     as_json: Json = False,
 ) -> int:
     """Evaluate models and adapters on held-out data."""
+    from loractl.commands.arguments import parse_columns
     from loractl.commands.eval import run
     from loractl.evaluation.eval_request import EvalRequest
 
     wanted = tuple(name.strip() for name in metrics.split(","))
-    asked = EvalRequest(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
+    asked = EvalRequest(
+        data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype,
+        parse_columns(columns or ()),
+    )  # fmt: skip
     return run(targets, asked, model=model, rows=rows, as_json=as_json)
 
 

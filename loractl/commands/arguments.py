@@ -66,6 +66,24 @@ def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse FIELD=COLUMN, as in data.columns: the field that we read, and its name in the file."""
+    from loractl.data.rows import FIELDS
+
+    found = {}
+    for text in pairs:
+        field, equals, column = text.partition("=")
+        if not equals or not column:
+            raise ConfigError(
+                f"--columns: found {text!r}, expected FIELD=COLUMN, such as prompt=question"
+            )
+        require_word("--columns", field, sorted(FIELDS))
+        if field in found:
+            raise ConfigError(f"--columns: {field} is given twice; remove one")
+        found[field] = column
+    return found
+
+
 def require_size(rank: int | None, energy: float | None) -> None:
     """Raise ConfigError unless exactly one of --rank and --energy is given, and in range."""
     if (rank is None) == (energy is None):

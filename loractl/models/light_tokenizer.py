@@ -6,6 +6,7 @@ architectures of `models.shape`, and a test compares every case with AutoTokeniz
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ REGISTERED = {
 """The class that transformers registers for each architecture; those left out have none."""
 
 
-def load(directory: Path) -> Tokenizer:
+def load_light(directory: Path) -> Tokenizer:
     """The tokenizer in a directory, with its chat template. Raises ModelError."""
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -33,6 +34,7 @@ def load(directory: Path) -> Tokenizer:
     with libraries.quickly():
         import transformers
         from transformers.tokenization_utils_tokenizers import TokenizersBackend
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     chosen: Any = getattr(transformers, class_name(directory), None)
     if chosen is None or not issubclass(chosen, TokenizersBackend):
         chosen = TokenizersBackend

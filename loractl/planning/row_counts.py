@@ -8,7 +8,7 @@ from loractl.data import examples
 from loractl.data.examples import Reading
 from loractl.data.template import TemplateError, Tokenizer, encode_many
 from loractl.errors import DataError
-from loractl.models import light_tokenizer
+from loractl.models.light_tokenizer import load_light
 from loractl.planning.known_model import directory_of
 from loractl.planning.recommend import Rows
 from loractl.records import UNTRAINED, Conversation
@@ -41,7 +41,7 @@ def tokenizer_of(model: str) -> Tokenizer | None:
     Raises ModelError.
     """
     directory = directory_of(model)
-    return None if directory is None else light_tokenizer.load(directory)
+    return None if directory is None else load_light(directory)
 
 
 def lengths(path: str, tokenizer: Tokenizer, reading: Reading) -> Iterator[Length]:
@@ -73,11 +73,14 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
             f"estimated at {CHARACTERS_A_TOKEN} characters per token, as {model} has no tokenizer,"
             f" plus {TEMPLATE} per message for the chat template"
         )
+        used = sum(tokens)
     else:
-        tokens = sorted(one.tokens for one in lengths(path, tokenizer, reading))
+        found_lengths = list(lengths(path, tokenizer, reading))
+        tokens = sorted(one.tokens for one in found_lengths)
+        used = sum(one.tokens for one in found_lengths if one.trained)  # others are left out
         counted = f"counted with the tokenizer and chat template of {model}"
     p99 = tokens[min(len(tokens) - 1, int(0.99 * len(tokens)))]
-    return Rows(len(tokens), sum(tokens), tokens[-1], p99, counted)
+    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0])
 
 
 def _refuse(message: str) -> None:

@@ -43,7 +43,7 @@ def test_the_class_and_the_ids_are_those_of_autotokenizer(
     directory = made(tmp_path, tokenizer, kind, declared)
     row = [Message("user", "What is 123 plus 4?  Straße"), Message("assistant", "It is 127.")]
     theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    ours = light_tokenizer.load(directory)
+    ours = light_tokenizer.load_light(directory)
     assert type(ours) is type(theirs)
     assert encode(ours, row, train_on="assistant") == encode(theirs, row, train_on="assistant")
 
@@ -59,7 +59,7 @@ ALONE = """
 import sys
 from pathlib import Path
 from loractl.models import light_tokenizer
-light_tokenizer.load(Path(sys.argv[1]))
+light_tokenizer.load_light(Path(sys.argv[1]))
 assert "transformers" in sys.modules and "torch" not in sys.modules
 """
 
@@ -83,4 +83,4 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(
     directory = made(tmp_path, tokenizer, "llama", None)
     (directory / name).unlink() if text is None else (directory / name).write_text(text, "utf-8")
     with pytest.raises(ModelError, match=message):
-        light_tokenizer.load(directory)
+        light_tokenizer.load_light(directory)
