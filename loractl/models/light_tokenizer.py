@@ -8,11 +8,13 @@ architectures of `models.shape`, and a test compares every case with AutoTokeniz
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loractl.data.rendering import Tokenizer
 from loractl.errors import ModelError
 from loractl.startup import libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 PLAIN = "TokenizersBackend"  # reads tokenizer.json as it is
 REGISTERED = {
@@ -26,7 +28,7 @@ REGISTERED = {
 """The class that transformers registers for each architecture; those left out have none."""
 
 
-def load_light(directory: Path) -> Tokenizer:
+def load_light(directory: Path) -> "Tokenizer":
     """The tokenizer in a directory, with its chat template. Raises ModelError."""
     path = directory / "tokenizer.json"
     if not path.is_file():
