@@ -17,6 +17,10 @@ Adapters = Annotated[
         "--adapter", metavar="NAME=DIR", help="Load this adapter under this name. Repeatable."
     ),
 ]
+AdapterDirs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[[NAME=]DIR]...", help="Adapters, like --adapter.", show_default=False),
+]
 Model = Annotated[
     str | None, typer.Option(help="The base model, or a run trained with method: full.")
 ]

@@ -179,12 +179,13 @@ def _check_combinations(checked: Checked) -> Iterator[tuple[str, str]]:
 def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
     if checked.config is None:
         return
-    train = checked.config.data.train
-    listed = (
-        {f"data.train[{i}].path": one.path for i, one in enumerate(train)}
-        if isinstance(train, list)
-        else {}
-    )
+    data = checked.config.data
+    train = data.train if isinstance(data.train, list) else []
+    held_out = data.eval if isinstance(data.eval, list) else []
+    listed = {
+        **{f"data.train[{i}].path": one.path for i, one in enumerate(train)},
+        **{f"data.eval[{i}].path": one.path for i, one in enumerate(held_out)},
+    }
     for key, value in {
         **{key: _get_value(checked.config, key) for key in _PATHS},
         **listed,

@@ -205,7 +205,13 @@ KEYS = {  # their name -> "our key", or "our key: the equivalent value"
     "data_seed": "seed",
 }
 
+_AS_LIST = "a split is named per source: train: [{path: ..., split: train}], and likewise for eval"
+
 NO_SETTING = {  # their name -> what to do instead
+    "split": _AS_LIST,
+    "dataset_split": _AS_LIST,
+    "train_split": _AS_LIST,
+    "eval_split": _AS_LIST,
     "template": "the model's own chat template is used",
     "chat_template": "the model's own chat template is used",
     "chat_template_path": "the model's own chat template is used",
