@@ -134,10 +134,19 @@ def _choose_targets(task: str) -> Choice:
     return Choice(value, f"{what[value]}. Published: {known}", f"{OURS}; {QLORA}, 4; {REGRET}")
 
 
+def usual_rate(hidden: int, architecture: str, method: str) -> float:
+    """The peak learning rate for Adam that the rule of COOKBOOK gives a model of this width."""
+    times = 1 if method == "full" else 10
+    return float(5e-5 * times * (2000 / hidden) ** _power_of(architecture))
+
+
+def _power_of(architecture: str) -> float:
+    return 0.0775 if architecture.startswith("qwen") else 0.781
+
+
 def _learning_rate(shape: ModelShape, data: Rows | None) -> Choice:
-    power = 0.0775 if shape.architecture.startswith("qwen") else 0.781
-    rate = 5e-5 * 10 * (2000 / shape.hidden) ** power
-    rounded = float(f"{rate:.2g}")
+    power = _power_of(shape.architecture)
+    rounded = float(f"{usual_rate(shape.hidden, shape.architecture, 'lora'):.2g}")
     return Choice(
         rounded,
         f"5e-5 x 10 x (2000 / {shape.hidden})^{power:g}: about ten times the rate for full"

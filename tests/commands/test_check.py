@@ -120,7 +120,7 @@ def test_tools_that_the_template_leaves_out_are_told(
 
 
 def test_an_unusual_learning_rate_is_told(config_file: Config, capsys: Capture) -> None:
-    for rate, state in (("1e-6", "note"), ("2e-4", "ok"), ("0.5", "note")):
+    for rate, state in (("1e-6", "note"), ("1e-2", "ok"), ("0.5", "note")):
         config = config_file("train: {steps: 2}")
         report = check(config, capsys, "--set", f"train.learning_rate={rate}")
         assert finding(report, "learning rate")["state"] == state, rate

@@ -13,6 +13,7 @@ from loractl.data.examples import TooLongError
 from loractl.engine.check.data import data_findings
 from loractl.engine.check.model import model_findings, step_findings
 from loractl.engine.check.step import StepReport, one_step
+from loractl.engine.prospects import prospects
 from loractl.engine.session import Session, assemble
 from loractl.reports import check as check_preview
 from loractl.reports.findings import Finding, findings_as_dicts, findings_as_text
@@ -100,7 +101,7 @@ def examine(loaded: Loaded) -> Report:
         for line in check_preview.histogram(error.account, loaded.config.data.max_length):
             console.note(line)
         raise
-    findings = [*data_findings(session), *model_findings(session)]
+    findings = [*data_findings(session), *model_findings(session), *prospects(session)]
     step = one_step(session)
     findings += step_findings(session, step)
     return Report(
