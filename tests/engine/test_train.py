@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs import rows_of
-from tests.sweeps import sampled
 
 Config = Callable[..., Path]
 
@@ -63,7 +62,8 @@ def numbers_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in beside} for row in rows_of(run)]
 
 
-@pytest.mark.parametrize("packing", sampled(["true", "false"], "true"))
+@pytest.mark.slow  # tests/training/test_distributed.py has the loop of two in the default tier
+@pytest.mark.parametrize("packing", ["true", "false"])
 def test_two_processes_make_the_run_of_one(
     config_file: Config, tmp_path: Path, packing: str
 ) -> None:
