@@ -67,6 +67,7 @@ def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
         "name   n\na      5\nlong  12"
     )
     assert text.table(["name", "n"], []) == "name  n"
+    assert text.table(["n"], [["5"], ["cpu"]], has_numbers=False) == "n\n5\ncpu"
 
 
 @pytest.mark.parametrize(

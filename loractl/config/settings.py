@@ -1,7 +1,7 @@
 """Every setting of a run, defined once: name, type, bounds, default and meaning.
 
 Reading YAML into these models, with line numbers and good errors, is the job of `loader`. The
-JSON Schema that editors use and the reference in the README are generated from here.
+JSON Schema that editors use and the table of keys in configs/README.md are generated from here.
 """
 
 from collections.abc import Iterator

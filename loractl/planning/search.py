@@ -11,7 +11,9 @@ from loractl.planning.recommend import Choice
 from loractl.planning.request import Request, memory_of, ranks_of
 
 ORDER = ("full", "lora", "qlora")
-MODEL = "loractl's memory model: see loractl estimate; the README gives its error"
+MODEL = (
+    "loractl's memory model: see loractl estimate; scripts/bench/RESULTS.md has its measured error"
+)
 
 
 @dataclass(frozen=True)
