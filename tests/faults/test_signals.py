@@ -12,13 +12,16 @@ import pytest
 from loractl.artifacts.run import checkpoint
 from loractl.paths import cache_home
 from tests.faults.conftest import CONFIGS, FULL, Process, Warm, Whole, finish, rows
+from tests.sweeps import sampled
 from tests.tiny import chat_rows, write_jsonl
 
 STOPS = 30 if FULL else 2
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", sampled(CONFIGS, "dropout-accumulation-shuffle", "packing-evaluation")
+)
 def test_a_run_stopped_at_random_times_loses_no_step_and_goes_on_as_if_never_stopped(
     name: str, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from loractl.ops import native
-from tests.sweeps import sampled
 
-ATTENTION = ("attention/test_tasks.py",)
-FILES = (ATTENTION, ("test_gemm.py", "test_thin.py", "layer/test_block.py"))
+OF_PRODUCTS = ("test_gemm.py", "test_thin.py", "attention/test_tasks.py", "layer/test_block.py")
 LACKING = {
     "avx512_bf16": ("-mno-avx512bf16",),
     "avx512f": ("-mno-avx512bf16", "-mno-avx512f"),
@@ -20,12 +18,10 @@ LACKING = {
 """What a processor lacks, and how GCC is told."""
 
 
+@pytest.mark.slow
 @pytest.mark.native
-@pytest.mark.parametrize("files", sampled(FILES, ATTENTION), ids=" ".join)
-@pytest.mark.parametrize("lacking", sampled(LACKING, "avx512f"))
-def test_products_attention_and_layers_without(
-    lacking: str, files: tuple[str, ...], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("lacking", LACKING)
+def test_products_attention_and_layers_without(lacking: str, tmp_path: Path) -> None:
     """Widened bfloat16, with AVX-512 and with AVX2; in float32 the tiles of AVX2."""
     if lacking not in native.processor().split():
         pytest.skip(f"this processor has no {lacking}: all tests run as this one would")
@@ -34,9 +30,9 @@ def test_products_attention_and_layers_without(
     compiler = tmp_path / "cc"
     compiler.write_text(f'#!/bin/sh\nexec gcc "$@" {" ".join(LACKING[lacking])}\n')
     compiler.chmod(0o755)
-    places = [str(Path(__file__).parent / name) for name in files]
+    files = [str(Path(__file__).parent / name) for name in OF_PRODUCTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *places],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, "CC": str(compiler)},
         capture_output=True,
         text=True,
