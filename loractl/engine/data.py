@@ -55,6 +55,7 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         reading = examples.Reading(
             format=source.format if source.format != "auto" else data.format,
             max_length=max_length,
+            is_all_positions=max_length < data.max_length,
             train_on="all" if whole else data.train_on,
             too_long="truncate" if whole else data.too_long,
             columns={} if whole else data.columns,

@@ -61,10 +61,11 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
         if one.dropped.count:
             yield note("dropped", f"{name}: too long, so dropped: {one.dropped}; {keeps}")
         if one.untrained.count:
+            cure = "give each an assistant message, or remove them"
+            if one.lost_whole:
+                cure = f"the whole answer of {one.lost_whole:,} of them is cut off; {keeps}"
             yield note(
-                "no answer",
-                f"{name}: no trained token, so dropped: {one.untrained}; give each an assistant"
-                " message, or remove them",
+                "no answer", f"{name}: no trained token, so dropped: {one.untrained}; {cure}"
             )
     if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
         longest = max(one.longest for one in accounts.values())
