@@ -28,7 +28,7 @@ from loractl.cli.options import (
     Overwrite,
     Plot,
 )
-from loractl.cli.planning import estimate, recommend
+from loractl.cli.planning import estimate, init, recommend
 from loractl.cli.results import evaluate, export, plot
 from loractl.errors import (
     INTERRUPTED,
@@ -59,24 +59,7 @@ NOT_YET = (
 """Planned commands, listed here so that they are not reported as misspelled."""
 
 
-@app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")
-def init(
-    template: Annotated[
-        str,
-        typer.Option(
-            help="One of lora, dora, adalora or full.", autocompletion=completion.templates
-        ),
-    ] = "lora",
-    model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
-    data: Annotated[str | None, typer.Option(help="The training data.")] = None,
-    out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(
-        "config.yaml"
-    ),
-) -> int:
-    """Write a commented config file."""
-    from loractl.commands.init import run
-
-    return run(template, model, data, out)
+app.command(epilog="Example: loractl init --data train.jsonl --out config.yaml")(init)
 
 
 @app.command(epilog="Example: loractl check config.yaml")

@@ -1,10 +1,11 @@
-"""The planning commands, estimate and recommend: signatures and help. No torch."""
+"""The planning commands, init, estimate and recommend: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from loractl.cli import completion
 from loractl.cli.options import Columns, Json, Overrides, Plot, Rank
 
 Shape = Annotated[
@@ -124,3 +125,34 @@ def recommend(
         task, model, data_size, data, memory, dtype, write, tuple(columns or ())
     )
     return run(asked, as_json=as_json)
+
+
+def init(
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method (lora, dora, adalora or full), or what the rows are: classification,"
+            " chat, json-extraction, tool-calls or continued-pretraining. Repeatable: one of each.",
+            autocompletion=completion.templates,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The training data, which is opened and measured.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Convert a config of LLaMA-Factory, axolotl, TRL, unsloth, PEFT or torchtune.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(
+        "config.yaml"
+    ),
+) -> int:
+    """Open the data and write a commented config that trains well on it."""
+    from loractl.commands.init import InitRequest, run
+
+    return run(InitRequest(template or (), model, data, source), out)

@@ -1,147 +1,122 @@
-"""`loractl init`: write a config with a comment on every key that it sets."""
+"""`loractl init`: open the data, and write a config with a comment on every key that it sets."""
 
 import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loractl import console
-from loractl.config.strict_yaml import scalar
-from loractl.errors import ConfigError, StorageError
+from loractl.data.sources import exists
+from loractl.errors import ConfigError, DataError, StorageError
+from loractl.paths import is_hub_data
+from loractl.planning import first_model
+from loractl.planning.first_model import FirstModel
 from loractl.text import closest, found, listed, printable
 
-DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+METHODS = ("lora", "dora", "adalora", "full")
+SHAPES = ("classification", "chat", "json-extraction", "tool-calls", "continued-pretraining")
+TEMPLATES = (*METHODS, *SHAPES)
+NOT_YET = ("qlora", "dpo")
 DEFAULT_DATA = "train.jsonl"
-
-_HEAD = """\
-# {title}
-# Every other setting has a default: `loractl schema` lists them all.
-
-model:
-  name_or_path: {model}  # the base model: a hub id, a directory, or a .gguf file
-
-"""
-_DATA = """\
-data:
-  train: {data}  # the training data: JSON lines or a JSON array
-  # eval: 0.05  # held-out data: a share of the rows, or a file
-  max_length: 1024  # maximum tokens per row; longer rows are an error unless too_long is set
-
-"""
-TEMPLATES = {
-    "lora": (
-        "LoRA: train a small update next to the frozen model.",
-        """\
-method: lora  # full would train every weight
-
-lora:
-  rank: 16  # r: a higher rank learns more and needs more memory
-  alpha: 32  # the update is scaled by alpha / rank
-  target_modules: all-linear  # all linear layers except the output head; or a list
-
-""",
-        """\
-train:
-  epochs: 3  # passes over the data; or use steps: N
-  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
-  gradient_accumulation: 1  # ... and double this: the steps stay the same
-  learning_rate: 2e-4  # the peak; about ten times that of full fine-tuning
-  save_every: 100  # steps between checkpoints; --resume continues from the last
-
-seed: 0  # random seed for row order, dropout and initial values
-""",
-    ),
-    "dora": (
-        "DoRA: LoRA with one trained length per output, close to full fine-tuning at low rank.",
-        """\
-method: dora  # lora would leave out the lengths and be faster
-
-lora:
-  rank: 16  # r: a higher rank learns more and needs more memory
-  alpha: 32  # the update is scaled by alpha / rank
-  target_modules: all-linear  # all linear layers except the output head; or a list
-
-""",
-        """\
-train:
-  epochs: 3  # passes over the data; or use steps: N
-  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
-  gradient_accumulation: 1  # ... and double this: the steps stay the same
-  learning_rate: 1e-4  # the peak; DoRA needs a little less than LoRA
-  save_every: 100  # steps between checkpoints; --resume continues from the last
-
-seed: 0  # random seed for row order, dropout and initial values
-""",
-    ),
-    "adalora": (
-        "AdaLoRA: a shared rank budget goes to the modules where it matters most.",
-        """\
-method: adalora  # lora would give every module the same rank
-
-lora:
-  alpha: 24  # the update is scaled by alpha / initial_rank
-  target_modules: all-linear  # all linear layers except the output head; or a list
-  adalora:
-    initial_rank: 12  # rank of each module at the start
-    target_rank: 8  # the average at the end; some modules get more, some none
-    warmup_steps: 50  # steps with all ranks
-    final_steps: 100  # steps at the end with the chosen ranks; ranks fall in between
-    every: 10  # steps between rank reallocations
-
-""",
-        """\
-train:
-  steps: 500  # must exceed warmup_steps + final_steps
-  batch_size: 8  # rows per micro-batch; if memory is short, halve this ...
-  gradient_accumulation: 1  # ... and double this: the steps stay the same
-  learning_rate: 1e-3  # the peak; AdaLoRA starts more slowly and needs more than LoRA
-  save_every: 100  # steps between checkpoints; --resume continues from the last
-
-seed: 0  # random seed for row order, dropout and initial values
-""",
-    ),
-    "full": (
-        "Full fine-tuning: train every weight; needs about 16 bytes per weight.",
-        """\
-method: full  # lora would train a small update next to the frozen model
-
-""",
-        """\
-train:
-  epochs: 1  # passes over the data; or use steps: N
-  batch_size: 4  # rows per micro-batch; if memory is short, halve this ...
-  gradient_accumulation: 2  # ... and double this: the steps stay the same
-  learning_rate: 2e-5  # the peak; about a tenth of that for LoRA
-  save_every: 200  # steps between checkpoints, each as large as the model and its optimizer state
-
-seed: 0  # random seed for the order of the rows
-""",
-    ),
-}
-NOT_YET = ("qlora",)
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?<!\.gguf)")
 
 
-def run(template: str, model: str | None, data: str | None, out: Path) -> int:
-    """Write a config to a new file, or to stdout if `out` is `-`."""
-    text = template_text(template, model or DEFAULT_MODEL, data or DEFAULT_DATA)
+@dataclass(frozen=True)
+class InitRequest:
+    """The arguments of `loractl init`, as typed."""
+
+    templates: Sequence[str] = ()
+    model: str | None = None
+    data: str | None = None
+    source: Path | None = None  # --from
+
+
+def run(asked: InitRequest, out: Path) -> int:
+    """Write a config to a new file, or to stdout if `out` is `-`. Raises ConfigError, DataError."""
+    method, shape = _read_templates(asked.templates)
+    if str(out) != "-" and out.exists():
+        raise _already_exists(out, "--out")
+    if asked.source is not None:
+        from loractl.commands.imported_config import converted
+
+        text = converted(
+            asked.source, model=asked.model, data=asked.data, templates=asked.templates
+        )
+    else:
+        text = _config_text(asked, method, shape)
     if str(out) == "-":
         console.result(text.rstrip("\n"))
         return 0
     write_new(out, text)
-    console.note(printable(f"wrote {out}; next: loractl train {out}"))
+    console.note(printable(f"wrote {out}; next: loractl check {out}"))
     return 0
 
 
-def template_text(template: str, model: str, data: str) -> str:
-    """The commented config from a template, for this model and data."""
-    if template in NOT_YET:
-        raise ConfigError(f"--template {template}: {template} is not available in this version")
-    if template not in TEMPLATES:
-        near = closest(template, TEMPLATES)
-        hint = f"; did you mean {near}?" if near else ""
-        what = f"found {found(template)}, expected {listed(list(TEMPLATES))}"
-        raise ConfigError(printable(f"--template: {what}{hint}"))
-    title, method, train = TEMPLATES[template]
-    head = _HEAD.format(title=title, model=scalar(model))
-    return head + method + _DATA.format(data=scalar(data)) + train
+def _read_templates(names: Sequence[str]) -> tuple[str, str | None]:
+    """The method and the shape of the data that --template names. Raises ConfigError."""
+    for name in names:
+        if name in NOT_YET:
+            raise ConfigError(f"--template {name}: {name} is not available in this version")
+        if name not in TEMPLATES:
+            near = closest(name, TEMPLATES)
+            hint = f"; did you mean {near}?" if near else ""
+            what = f"found {found(name)}, expected {listed(list(TEMPLATES))}"
+            raise ConfigError(printable(f"--template: {what}{hint}"))
+    for kind, words in (("method", METHODS), ("shape of data", SHAPES)):
+        given = list(dict.fromkeys(name for name in names if name in words))
+        if len(given) > 1:
+            raise ConfigError(f"--template: found {' and '.join(given)}, expected one {kind}")
+    method = next((name for name in names if name in METHODS), "lora")
+    return method, next((name for name in names if name in SHAPES), None)
+
+
+def _config_text(asked: InitRequest, method: str, shape: str | None) -> str:
+    from loractl.data.survey import survey
+    from loractl.reports import first_config
+
+    model = choose_model(asked.model)
+    data = asked.data or DEFAULT_DATA
+    if asked.data is None and not exists(data):
+        why = f"there is no {data} here, and no --data was given"
+        return first_config.unopened(model, data, method, shape, why)
+    try:
+        opened = survey(data, tokenizer_of(model))
+    except DataError as error:
+        if exists(data) or not is_hub_data(data):
+            raise
+        return first_config.unopened(model, data, method, shape, str(error).splitlines()[0])
+    return first_config.opened(model, opened, method, shape)
+
+
+def choose_model(named: str | None) -> FirstModel:
+    """The base model to write. Raises ConfigError for a path that does not exist."""
+    from loractl.engine.base import model_path
+
+    if named is None:
+        return first_model.choose(None)
+    if not Path(named).expanduser().exists() and not _HUB_ID.fullmatch(named):
+        raise ConfigError(printable(f"--model: {named} does not exist, and is not a hub id"))
+    return first_model.choose(model_path(named))
+
+
+def tokenizer_of(model: FirstModel) -> "Tokenizer | None":
+    """The model's tokenizer, or None if it is not on this machine. Without torch."""
+    from loractl.models.light_tokenizer import load_light
+
+    path = Path(model.name).expanduser()
+    directory = path.parent if path.suffix == ".gguf" else model.directory
+    if directory is None or not (directory / "tokenizer.json").is_file():
+        return None
+    return load_light(directory)
+
+
+def _already_exists(path: Path, option: str) -> ConfigError:
+    return ConfigError(printable(f"{path}: already exists; choose another {option}"))
 
 
 def write_new(path: Path, text: str, *, option: str = "--out") -> None:
@@ -149,7 +124,7 @@ def write_new(path: Path, text: str, *, option: str = "--out") -> None:
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise ConfigError(printable(f"{path}: already exists; choose another {option}")) from None
+        raise _already_exists(path, option) from None
     except (FileNotFoundError, NotADirectoryError):
         what = f"{path.parent} is not a directory"
         raise ConfigError(

@@ -80,6 +80,12 @@ def dump(config: RunConfig) -> str:
     return strict_yaml.dump(config.model_dump())
 
 
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """The plain values of a YAML file, whatever its keys mean. Raises ConfigError."""
+    value: dict[Any, Any] = _read_document(path).value
+    return value
+
+
 def _read_document(path: Path) -> strict_yaml.Document:
     text = _read_text(path)
     try:

@@ -178,8 +178,8 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
         if fitting:
             return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
-    guess = _guess_columns(fields)
-    hint = f"; map them in the config: data.columns: {guess}" if guess else ""
+    moved = ", ".join(f"{ours}: {theirs}" for ours, theirs in guess_columns(fields).items())
+    hint = f"; map them in the config: data.columns: {{{moved}}}" if moved else ""
     raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
 
 
@@ -196,8 +196,11 @@ _ALSO = {
 """Other names for the fields of our formats, the likeliest first."""
 
 
-def _guess_columns(fields: Fields) -> str:
-    """The `data.columns` that turn these fields into a format, if one can be recognized."""
+def guess_columns(fields: Fields) -> dict[str, str]:
+    """The `data.columns` that turn these fields into a format, or none if their names tell nothing.
+
+    `columns.propose` also looks at what they hold.
+    """
     for format in ("messages", "sharegpt", "alpaca", "prompt-completion", "text"):
         found = {ours: _find_called(fields, ours) for ours in sorted(SIGNS[format], reverse=True)}
         if format in ("messages", "sharegpt"):
@@ -208,9 +211,8 @@ def _guess_columns(fields: Fields) -> str:
         if all(found.values()) and len(set(found.values())) == len(found):
             if format == "alpaca" and (more := _find_called(fields, "input")):
                 found["input"] = more
-            moved = ", ".join(f"{ours}: {name}" for ours, name in found.items() if ours != name)
-            return f"{{{moved}}}"
-    return ""
+            return {ours: name for ours, name in found.items() if name and ours != name}
+    return {}
 
 
 def _find_called(fields: Fields, ours: str) -> str | None:

@@ -128,10 +128,14 @@ def held_out(conversation: Conversation, fraction: float) -> bool:
     Its content alone decides, so duplicates stay together whatever else their rows hold and
     whatever their format, and a row keeps its part when others are added.
     """
+    return place_of(conversation) < fraction
+
+
+def place_of(conversation: Conversation) -> float:
+    """Where a conversation's content puts it between 0 and 1: below a fraction, it is held out."""
     parts: list[Any] = [_content_of(message) for message in conversation.messages]
     text = json.dumps([parts, list(conversation.tools)], sort_keys=True, default=str)
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    return share < fraction
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _content_of(message: Message) -> list[Any]:

@@ -45,6 +45,9 @@ def load_light(directory: Path) -> "Tokenizer":
     except Exception as error:  # tokenizers raises nothing narrower
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"{path}: cannot be read: {first[:300]}") from None
+    # A limit in the file would cut rows, and hide how long they are.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -45,10 +45,14 @@ def _in_cache(name: str) -> Path | None:
     """The newest snapshot of a hub id in the cache of huggingface_hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    found = hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
+    found = hub_cache().glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
     return max((path.parent for path in found), key=lambda p: p.stat().st_mtime, default=None)
+
+
+def hub_cache() -> Path:
+    """The directory in which huggingface_hub keeps what it has downloaded."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
 def automatic_dtype() -> str:

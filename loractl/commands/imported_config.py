@@ -1,0 +1,151 @@
+"""`loractl init --from`: another tool's config as one of ours, with what could not be converted."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loractl import console
+from loractl.config.imports.tools import Converted, convert
+from loractl.config.loader import read_mapping
+from loractl.config.settings import RunConfig
+from loractl.data import sources
+from loractl.data.sources import exists
+from loractl.data.survey import choose_columns
+from loractl.errors import ConfigError
+from loractl.planning import first_model
+from loractl.reports.commented_config import commented
+from loractl.text import printable
+
+MEANINGS = {
+    "method": "lora trains a small update, full every weight",
+    "lora.rank": "the width of the update",
+    "lora.target_modules": "the modules that get adapters",
+    "lora.init": "how A and B start",
+    "lora.scaling": "alpha / rank, or with rslora alpha / sqrt(rank)",
+    "lora.layers": "the blocks that get adapters",
+    "data.columns": "our field: your column",
+    "data.format": "the layout of a row",
+    "data.packing": "several examples per row, none of which sees another",
+    "data.train_on": "which tokens are trained",
+    "data.eval": "held-out rows: a share, or a file",
+    "train.warmup": "a share of the steps, or from 1 on their number",
+    "train.gradient_checkpointing": "recompute activations to save memory",
+}
+"""Of keys whose description is longer than a comment."""
+ORDER = ("model.name_or_path", "model", "method", "lora", "data.train", "data", "train", "seed")
+
+
+def converted(path: Path, *, model: str | None, data: str | None, templates: Sequence[str]) -> str:
+    """The text of the config that this file becomes; `model` and `data` replace those in it.
+
+    Raises ConfigError.
+    """
+    if templates:
+        raise ConfigError("--template: set together with --from, which has its own; remove one")
+    document = read_mapping(path)
+    try:
+        found = convert(document, path.parent)
+    except ConfigError as error:
+        raise ConfigError(printable(f"{path}: {error}")) from None
+    _set_base_(found, model)
+    _set_data_(found, data)
+    _fit_warmup_(found)
+    for why, keys in _by_reason(found).items():
+        console.note(printable(f"note: {path}: not converted: {', '.join(keys)}: {why}"))
+    title = [
+        f"Converted from a config of {found.tool}, {path.name}.",
+        "Every other setting has a default: `loractl schema` lists them all.",
+    ]
+    keys = sorted(found.settings, key=_place)
+    settings = [(key, found.settings[key], _comment(found, key)) for key in keys]
+    return commented(title, settings, _left_out(found))
+
+
+def _set_base_(found: Converted, named: str | None) -> None:
+    if named is not None:
+        found.source.pop("model.name_or_path", None)
+        found.set_({"model.name_or_path": named}, "--model")
+    elif "model.name_or_path" not in found.settings:
+        found.set_({"model.name_or_path": first_model.choose(None).name}, "")
+
+
+def _set_data_(found: Converted, named: str | None) -> None:
+    """Put the named rows in place of theirs, with the columns that they need."""
+    if named is not None:
+        for key in ("data.train", "data.format", "data.columns"):
+            found.drop_(key, "replaced by --data")
+        found.set_({"data.train": named}, "--data")
+        if exists(named) and (columns := choose_columns(named)[0]):
+            found.set_({"data.columns": columns}, "--data")
+    elif "data.train" not in found.settings:
+        found.set_({"data.train": "train.jsonl"}, "")
+        found.not_mapped["data"] = "it names no data: give the file with --data"
+
+
+def _fit_warmup_(found: Converted) -> None:
+    """A share in place of warmup steps that are more than the steps of a run on these rows."""
+    ours = found.settings
+    warmup, path = ours.get("train.warmup", 0), ours["data.train"]
+    if warmup < 1 or "train.steps" in ours or not isinstance(path, str) or not exists(path):
+        return
+    rows = sum(1 for _ in sources.read(path))
+    window = ours.get("train.batch_size", 8) * ours.get("train.gradient_accumulation", 1)
+    packed = 8 if ours.get("data.packing") else 1  # rows in one, roughly; more would be safer
+    steps = int(rows / packed / window * ours.get("train.epochs", 1))
+    if warmup > steps:
+        theirs = found.source["train.warmup"]
+        found.not_mapped[theirs] = f"more than the run's steps on {path}: 0.1 of them instead"
+        found.set_({"train.warmup": 0.1}, "")
+
+
+def _by_reason(found: Converted) -> dict[str, list[str]]:
+    """The keys that were not converted, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for key, why in found.not_mapped.items():
+        reasons.setdefault(why, []).append(key)
+    return reasons
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Sections in the order of our configs, keys in that of the settings."""
+    section = key.partition(".")[0]
+    rank = next((i for i, name in enumerate(ORDER) if name == key), None)
+    if rank is None:
+        rank = ORDER.index(section) if section in ORDER else len(ORDER)
+    return rank, f"{_fields(key):06d}"
+
+
+def _fields(key: str) -> int:
+    """The number of a key among all settings."""
+    number, section = 0, RunConfig
+    for depth, name in enumerate(key.split(".")):
+        fields: dict[str, Any] = section.model_fields
+        number += list(fields).index(name) * 40 ** (2 - depth)
+        section = fields[name].annotation
+    return number
+
+
+def _comment(found: Converted, key: str) -> str:
+    section: Any = RunConfig
+    *above, name = key.split(".")
+    for part in above:
+        section = section.model_fields[part].annotation
+    described = section.model_fields[name].description or ""
+    meaning = MEANINGS.get(key) or described.split(";")[0].split(":")[0]
+    theirs = found.source[key]
+    return f"{theirs}: {meaning}" if theirs else f"{meaning}; not set in the original"
+
+
+def _left_out(found: Converted) -> list[str]:
+    lines = []
+    if found.not_mapped:
+        lines.append(f"Not converted from {found.tool}:")
+        lines += [f"  {', '.join(keys)}: {why}" for why, keys in _by_reason(found).items()]
+    if found.off:
+        lines.append(f"There is nothing to set for {', '.join(found.off)}.")
+    return [line for text in lines for line in _wrapped(text)]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, subsequent_indent="    ") or [""]

@@ -1,0 +1,242 @@
+"""Another tool's value -> ours: each function gives our settings, or the reason there are none.
+
+A value that switches something off gives no settings: it is off here too.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+Ours = dict[str, Any]
+"""Our keys and their values; empty: nothing to set."""
+Translated = Ours | str
+"""Or the reason why a value has no counterpart."""
+Translator = Callable[[Any], Translated]
+
+QUANTIZED = (
+    "quantized bases are not available in this version: the base keeps its own dtype, which needs"
+    " more memory"
+)
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none", "null", "")
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value says that something is not wanted: false, null, empty, none."""
+    if isinstance(value, str):
+        return value.strip().lower() in _FALSE
+    return value is None or value is False or value == [] or value == {}
+
+
+def is_on(value: Any) -> bool:
+    return value is True or (isinstance(value, str) and value.strip().lower() in _TRUE)
+
+
+def same(key: str) -> Translator:
+    """Our key takes their value as it is."""
+    return lambda value: {} if is_off(value) else {key: value}
+
+
+def text(key: str) -> Translator:
+    def translate(value: Any) -> Translated:
+        if is_off(value):
+            return {}
+        return {key: value} if isinstance(value, str) else f"{value!r} is not a name"
+
+    return translate
+
+
+def whole(key: str, *, least: int = 1) -> Translator:
+    """A number of something; one below `least`, such as -1, means that it is not set."""
+
+    def translate(value: Any) -> Translated:
+        number = as_number(value)
+        if value is None or (number is not None and number < least and number <= 0):
+            return {}
+        if number is None or number != int(number):
+            return f"{key} takes a whole number, found {value!r}"
+        return {key: int(number)}
+
+    return translate
+
+
+def number(key: str) -> Translator:
+    def translate(value: Any) -> Translated:
+        if is_off(value) and not isinstance(value, int | float):
+            return {}
+        found = as_number(value)
+        return f"{value!r} is not a number" if found is None else {key: found}
+
+    return translate
+
+
+def as_number(value: Any) -> int | float | None:
+    """A number, also one that another YAML reader takes for text, such as 1e-4."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(found) if found == int(found) and "." not in str(value) else found
+
+
+def switch(key: str, on: Any, off: Any = None) -> Translator:
+    """`on` where their switch is on; `off`, if given, where it is off."""
+
+    def translate(value: Any) -> Translated:
+        if is_on(value):
+            return {key: on}
+        if is_off(value):
+            return {} if off is None else {key: off}
+        return f"found {value!r}, expected true or false"
+
+    return translate
+
+
+def no(reason: str) -> Translator:
+    """Something that does not exist here; switched off, it needs nothing."""
+    return lambda value: {} if is_off(value) else reason
+
+
+def only(*words: str, why: str) -> Translator:
+    """A word that says what is always so here, or switches something off; else the reason."""
+    return lambda value: {} if is_off(value) or str(value).lower() in words else why
+
+
+def fixed(reason: str) -> Translator:
+    """Something that is always so here, whatever the value."""
+    return lambda value: reason
+
+
+def share_of_rows(value: Any) -> Translated:
+    """val_size and the like: a share, or a number of rows."""
+    found = as_number(value)
+    if is_off(value) or found == 0:
+        return {}
+    if found is None or not 0 < found < 1:
+        return f"{value} is a number of rows, and data.eval takes a share of them"
+    return {"data.eval": float(found)}
+
+
+def dtype(value: Any) -> Translated:
+    known = {
+        "bf16": "bfloat16", "bfloat16": "bfloat16", "torch.bfloat16": "bfloat16",
+        "fp16": "float16", "float16": "float16", "torch.float16": "float16", "half": "float16",
+        "fp32": "float32", "float32": "float32", "torch.float32": "float32", "auto": "auto",
+    }  # fmt: skip
+    word = str(value).lower()
+    if is_off(value):
+        return {}
+    return {"model.dtype": known[word]} if word in known else f"{value} is not a dtype of a run"
+
+
+def precision(on: str) -> Translator:
+    """bf16: true, fp16: true, or bf16: auto."""
+
+    def translate(value: Any) -> Translated:
+        if str(value).lower() == "auto":
+            return {"model.dtype": "auto"}
+        return switch("model.dtype", on)(value)
+
+    return translate
+
+
+def targets(value: Any) -> Translated:
+    """Module names: a list, names between commas or spaces, a regex, or a word for all of them."""
+    if is_off(value):
+        return {}
+    if isinstance(value, list):
+        if all(isinstance(name, str) for name in value):
+            return targets(value[0]) if value == ["all-linear"] else {_TARGETS: value}
+        return "a list that holds something other than names"
+    word = str(value).strip()
+    if word in ("all", "all-linear", "all_linear", "auto"):
+        return {_TARGETS: "all-linear"}
+    if re.fullmatch(r"[\w.]+(?:[\s,]+[\w.]+)*", word):
+        return {_TARGETS: re.split(r"[\s,]+", word)}
+    return {_TARGETS: word}
+
+
+_TARGETS = "lora.target_modules"
+
+
+def names(key: str) -> Translator:
+    """A list of names, or names between commas."""
+
+    def translate(value: Any) -> Translated:
+        if is_off(value):
+            return {}
+        found = value if isinstance(value, list) else re.split(r"[\s,]+", str(value).strip())
+        return {key: found}
+
+    return translate
+
+
+def layers(value: Any) -> Translated:
+    if value is None or value == []:
+        return {}
+    return {"lora.layers": [value] if isinstance(value, int) else value}
+
+
+def start(value: Any) -> Translated:
+    """init_lora_weights: a switch, or the name of a method."""
+    word = str(value).lower()
+    if word in ("true", "none", "default"):
+        return {}
+    if word in ("gaussian", "olora"):
+        return {"lora.init": word}
+    if word.startswith("pissa"):
+        return {"lora.init": "pissa"}
+    return f"adapters cannot start as {value} here: A is random and B is zero"
+
+
+SCHEDULES = {
+    "cosine": "cosine", "linear": "linear", "constant": "constant",
+    "constant_with_warmup": "constant", "cosine_with_warmup": "cosine",
+}  # fmt: skip
+OPTIMIZERS = {
+    "adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_xla", "torch.optim.adamw"
+}  # fmt: skip
+
+
+def schedule(value: Any) -> Translated:
+    if is_off(value):
+        return {}
+    word = str(value).lower().removeprefix("schedulertype.")
+    ours = SCHEDULES.get(word)
+    if ours is None:
+        near = "cosine" if "cosine" in word else "linear"
+        return f"there is no schedule {value} here; the nearest is train.schedule: {near}"
+    return {"train.schedule": ours}
+
+
+def optimizer(value: Any) -> Translated:
+    word = str(value).lower()
+    if is_off(value) or word in OPTIMIZERS:
+        return {}
+    if "8bit" in word or "paged" in word:
+        return f"{value} is not available in this version: adamw in 32 bits is used"
+    return f"{value} is not available here: adamw is used"
+
+
+def warmup_steps(value: Any) -> Translated:
+    """Steps; below 1, a share of them, as newer transformers have it."""
+    found = as_number(value)
+    if found is None:
+        return {} if is_off(value) else f"{value!r} is not a number"
+    return {"train.warmup": found}
+
+
+def checkpointing(value: Any) -> Translated:
+    if isinstance(value, str) and value.lower() in ("unsloth", "offload", "offload_disk"):
+        return {"train.gradient_checkpointing": True}
+    return switch("train.gradient_checkpointing", True, False)(value)
+
+
+def trackers(value: Any) -> Translated:
+    listed = value if isinstance(value, list) else [value]
+    if all(is_off(one) for one in listed):
+        return {}
+    return "trackers are not available in this version: metrics.jsonl has every step"

@@ -1,0 +1,267 @@
+"""Settings that train well on given rows with a given model: each with its reason, in one line.
+
+Steps come first: a run needs about 100 optimizer steps to learn a task, whatever its rows are. Few
+rows mean small steps and several passes, and no packing, which would hide n examples in a row.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from loractl.data.survey import Survey
+from loractl.planning import recommend
+from loractl.planning.first_model import FirstModel, has_gpu
+from loractl.planning.recommend import Rows
+
+METHODS = ("lora", "dora", "adalora", "full")
+ENOUGH = 100
+"""Optimizer steps. 173 tickets in 3 packed steps taught SmolLM2-135M nothing."""
+MOST_PASSES = 20
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT, LARGEST_HELD_OUT = 0.1, 20, 0.25, 2000
+RANKS = {"classification": 8, "continued-pretraining": 32}
+RANK = 16
+RATES = {"lora": 1.0, "dora": 0.7, "adalora": 3.0, "full": 0.1}
+"""Learning rate by method, relative to LoRA's."""
+MICRO_BATCH = {"cpu": 2048, "gpu": 8192}
+"""Tokens. On two cores, packed micro-batches of 4,096 tokens took 2.19 GiB at 739 tokens/s, of
+2,048 1.47 GiB at 738, of 1,024 1.10 GiB at 677."""
+POINTS = 8
+"""Evaluations during a run: enough for a curve."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the config, its value and the reason for it."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a run's rows become optimizer steps."""
+
+    window: int  # rows per step
+    epochs: int
+    per_epoch: int
+
+    @property
+    def total(self) -> int:
+        return self.epochs * self.per_epoch
+
+
+def settings(model: FirstModel, data: Survey, method: str, shape: str) -> list[Setting]:
+    """Every setting of a first run, in the order of a config."""
+    share = held_out_share(data)
+    length, packing = _length(model, data), _packs(data, shape)
+    held = data.n_below(share) if share else 0
+    rows = data.rows - held
+    if packing:
+        rows = math.ceil(1.02 * data.tokens * rows / data.rows / length.value)
+    steps = steps_of(rows, data.rows, shape)
+    return [
+        Setting("method", method, _SAYS[method]),
+        *_adapter(method, shape, steps.total),
+        *_data(data, share, held, length, packing),
+        *_train(model, data, method, shape, steps, packing, length.value),
+        Setting("seed", 0, "random seed for the order of the rows, dropout and initial values"),
+    ]
+
+
+def general_settings(model: FirstModel, path: str, method: str, shape: str) -> list[Setting]:
+    """Settings for rows that could not be opened."""
+    length = min(1024, model.positions or 1024)
+    steps = 500
+    return [
+        Setting("method", method, _SAYS[method]),
+        *_adapter(method, shape, steps),
+        Setting("data.train", path, "the training data: a file, a directory or a hub id"),
+        Setting("data.eval", HELD_OUT, "held-out share of the rows; or a file"),
+        Setting("data.max_length", length, "longer rows are an error unless too_long is set"),
+        Setting("data.packing", shape == "continued-pretraining", "several examples per row"),
+        Setting("train.steps", steps, "or epochs: N")
+        if method == "adalora"
+        else Setting("train.epochs", 1 if method == "full" else 3, "passes over the data"),
+        Setting("train.batch_size", 2, "rows per micro-batch; if memory is short, 1 ..."),
+        Setting("train.gradient_accumulation", 4, "... and twice this: the steps stay the same"),
+        learning_rate(model, method, shape, steps),
+        Setting("train.save_every", 100, "steps between checkpoints, for --resume"),
+        Setting("seed", 0, "random seed for the order of the rows, dropout and initial values"),
+    ]
+
+
+_SAYS = {
+    "lora": "full would train every weight",
+    "dora": "LoRA with one trained length per output; lora would be faster",
+    "adalora": "LoRA whose ranks move to where they matter; lora would give all the same",
+    "full": "every weight is trained: about 16 bytes of memory each; lora needs far less",
+}
+
+
+def _adapter(method: str, shape: str, steps: int) -> Iterator[Setting]:
+    if method == "full":
+        return
+    rank = RANKS.get(shape, RANK)
+    if method != "adalora":
+        yield Setting("lora.rank", rank, "r: a higher rank learns more and needs more memory")
+        yield Setting("lora.alpha", 2 * rank, "the update is scaled by alpha / rank")
+    yield Setting(
+        "lora.target_modules", "all-linear", "all linear layers except the output head; or a list"
+    )
+    if method == "adalora":
+        start = 12 if rank <= RANK else 48
+        yield Setting("lora.alpha", 2 * start, "the update is scaled by alpha / initial_rank")
+        yield Setting("lora.adalora.initial_rank", start, "rank of each module at the start")
+        yield Setting(
+            "lora.adalora.target_rank", 2 * start // 3, "the average at the end; some get none"
+        )
+        yield Setting("lora.adalora.warmup_steps", steps // 10, "steps with all ranks")
+        yield Setting(
+            "lora.adalora.final_steps", steps * 2 // 5, "steps at the end with the chosen ranks"
+        )
+        yield Setting("lora.adalora.every", max(1, steps // 50), "steps between reallocations")
+
+
+def held_out_share(data: Survey) -> float | None:
+    """The smallest round fraction whose content split holds out the larger of 20 rows and 10 %, at
+    most 25 % (and 2,000 rows); None if there are too few rows."""
+    wanted = max(LEAST_HELD_OUT, math.ceil(HELD_OUT * data.rows))
+    wanted = min(wanted, math.floor(MOST_HELD_OUT * data.rows), LARGEST_HELD_OUT)
+    if wanted < 1:
+        return None
+    least = data.places[wanted - 1]  # the fraction must be above this
+    for digits in (2, 3, 4, 6):
+        share = math.floor(least * 10**digits + 1) / 10**digits
+        most = max(wanted, MOST_HELD_OUT * data.rows)
+        if share < 1 and data.n_below(share) <= min(most, 1.1 * wanted + 2):
+            return share
+    return None  # equal rows that cannot be parted
+
+
+def _length(model: FirstModel, data: Survey) -> Setting:
+    wanted = max(64, -(-data.longest // 32) * 32)
+    longest = f"the longest row has {data.longest:,} tokens"
+    if data.estimated:
+        wanted = -(-int(1.25 * data.longest + 1) // 64) * 64
+        longest = f"the longest row has about {data.longest:,} tokens, estimated from its bytes"
+    if model.positions is not None and wanted > model.positions:
+        over = sum(length > model.positions for length in data.lengths)
+        what = f"; {over:,} are longer" if over else ""
+        return Setting("data.max_length", model.positions, f"as many as the model has{what}")
+    return Setting("data.max_length", wanted, longest)
+
+
+def _packs(data: Survey, shape: str) -> bool:
+    """Text is packed; elsewhere only many rows on a GPU, where padding costs time."""
+    if shape == "continued-pretraining":
+        return True
+    return has_gpu() and data.rows >= recommend.MANY and data.longest <= 2048
+
+
+def _data(
+    data: Survey, share: float | None, held: int, length: Setting, packing: bool
+) -> Iterator[Setting]:
+    yield Setting("data.train", data.path, f"{data.rows:,} rows, {data.format}")
+    if data.columns:
+        unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
+        yield Setting("data.columns", data.columns, f"our field: your column{unused}")
+    if share is not None:
+        yield Setting("data.eval", share, f"held-out share of the rows: {held:,} of {data.rows:,}")
+    yield length
+    over = sum(one > length.value for one in data.lengths)
+    if over:
+        text = data.format == "text"
+        what = "cut" if text else "left out: cut answers would teach it to stop too soon"
+        yield Setting("data.too_long", "truncate" if text else "drop", f"{over:,} rows are {what}")
+    why = (
+        "several texts per row, none of which sees another"
+        if packing
+        else "one row per example: packed rows would mean fewer, larger steps"
+    )
+    yield Setting("data.packing", packing, why)
+
+
+def steps_of(rows: int, examples: int, shape: str) -> Steps:
+    """The largest steps that still make about 100 of them in the usual number of passes; else more
+    passes. `rows` are those trained on, packed if they are packed."""
+    passes = 3 if examples < recommend.FEW else 2 if examples <= recommend.MANY else 1
+    if shape == "continued-pretraining":
+        passes = min(2, passes)
+    largest = 16 if rows >= recommend.FEW else 8
+    for window in (16, 8, 4):
+        per_epoch = math.ceil(rows / window)
+        if window <= largest and passes * per_epoch >= ENOUGH:
+            return Steps(window, passes, per_epoch)
+    for window in (4, 2, 1):
+        per_epoch = math.ceil(rows / window)
+        found = Steps(window, min(MOST_PASSES, math.ceil(ENOUGH / per_epoch)), per_epoch)
+        if found.total >= ENOUGH:
+            break
+    return found
+
+
+def _train(
+    model: FirstModel,
+    data: Survey,
+    method: str,
+    shape: str,
+    steps: Steps,
+    packing: bool,
+    length: int,
+) -> Iterator[Setting]:
+    few = f": more than {MOST_PASSES} passes would memorize rows" if steps.total < ENOUGH else ""
+    what = f"{steps.per_epoch:,} steps each, about {steps.total:,} in all{few}"
+    if method == "adalora":  # whose phases are counted in steps
+        yield Setting("train.steps", steps.total, f"about {steps.epochs} passes over the data{few}")
+    else:
+        yield Setting("train.epochs", steps.epochs, f"passes over the data: {what}")
+    batch = _micro_batch(data, steps.window, packing, length)
+    tokens = length if packing else data.tokens / data.rows
+    yield Setting(
+        "train.batch_size", batch, f"rows per micro-batch, about {round(batch * tokens):,} tokens"
+    )
+    yield Setting(
+        "train.gradient_accumulation",
+        steps.window // batch,
+        f"micro-batches per step; a step takes {steps.window} rows",
+    )
+    yield learning_rate(model, method, shape, steps.total)
+    if data.rows > 3 and held_out_share(data) is not None:
+        every = max(1, math.ceil(steps.total / POINTS))
+        yield Setting("train.eval_every", every, "steps between evaluations of the held-out rows")
+    else:
+        every = max(1, steps.total // 2)
+    yield Setting(
+        "train.save_every", min(100, 2 * every), "steps between checkpoints, for --resume"
+    )
+
+
+def _micro_batch(data: Survey, window: int, packing: bool, length: int) -> int:
+    """Rows per micro-batch: the most that keep the longest ones within its tokens."""
+    most = MICRO_BATCH["gpu" if has_gpu() else "cpu"]
+    for rows in (window, window // 2, window // 4, window // 8):
+        tokens = rows * length if packing else sum(data.lengths[-rows:]) if rows else 0
+        if rows and tokens <= most:
+            return rows
+    return 1
+
+
+def learning_rate(model: FirstModel, method: str, shape: str, steps: int) -> Setting:
+    """The rate for LoRA at this width, scaled for the method and for short runs."""
+    if model.shape is None:
+        rate, why = 3e-4, "the peak; for a model of a few billion weights, more for smaller ones"
+    else:
+        rate = recommend.choices("medium", model.shape, Rows(1))["learning_rate"].value
+        why = f"the peak; by the rule for a model {model.shape.hidden:,} wide"
+    rate *= RATES[method]
+    if shape == "continued-pretraining":
+        rate *= 0.5
+        why += ", half of it for text"
+    if method != "lora":
+        why += f", times {RATES[method]:g} for {method}"
+    if steps < ENOUGH:
+        rate *= 1.5
+        why += ", times 1.5 for few steps"
+    return Setting("train.learning_rate", float(f"{rate:.2g}"), why)

@@ -1,0 +1,50 @@
+"""The config that `init` writes, for rows that were opened or could not be."""
+
+from loractl.data.survey import BYTES_A_TOKEN, Survey
+from loractl.planning import first_run
+from loractl.planning.first_model import FirstModel
+from loractl.planning.first_run import Setting
+from loractl.reports.commented_config import commented
+
+NAMES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "full": "Full fine-tuning",
+}
+LOOKS = {
+    "classification": "{answers} different answers: a classification",
+    "chat": "conversations",
+    "json-extraction": "every answer is JSON",
+    "tool-calls": "conversations with tools",
+    "continued-pretraining": "plain text",
+}
+REST = "Every other setting has a default: `loractl schema` lists them all."
+
+
+def opened(model: FirstModel, data: Survey, method: str, shape: str | None) -> str:
+    """The config for rows that were read; `shape` replaces what they look like."""
+    looks = LOOKS[data.shape].format(answers=data.answers)
+    title = [f"{NAMES[method]}, for {data.rows:,} rows of {data.format} ({looks})."]
+    if shape is not None and shape != data.shape:
+        title.append(f"The settings are those for {shape}, as asked for.")
+    if data.estimated:
+        title.append(
+            f"Lengths are estimated at {BYTES_A_TOKEN} bytes per token, as the model is not on this"
+            " machine."
+        )
+    settings = first_run.settings(model, data, method, shape or data.shape)
+    return _as_text([*title, REST], model, settings)
+
+
+def unopened(model: FirstModel, path: str, method: str, shape: str | None, why: str) -> str:
+    """The config for rows that could not be read, which says why."""
+    title = [f"{NAMES[method]}. The data was not opened, so these settings are general:", why, REST]
+    settings = first_run.general_settings(model, path, method, shape or "chat")
+    return _as_text(title, model, settings)
+
+
+def _as_text(title: list[str], model: FirstModel, settings: list[Setting]) -> str:
+    why = f"the base model: {model.why}"
+    every = [Setting("model.name_or_path", model.name, why), *settings]
+    return commented(title, [(one.key, one.value, one.why) for one in every])

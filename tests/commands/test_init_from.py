@@ -1,0 +1,99 @@
+"""`loractl init --from`: another tool's config becomes one that check accepts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loractl.cli.main import main
+from loractl.config.loader import load
+from tests.commands.conftest import assert_refused, said
+from tests.config.imports.examples import EXAMPLES
+from tests.tiny import chat_rows, write_jsonl
+
+Base = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+QUICK = [("LLaMA-Factory", "lora-sft"), ("axolotl", "full"), ("PEFT", "adalora")]
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_jsonl(Path("rows.jsonl"), chat_rows(48))
+
+
+def check_converted(example: tuple[str, str], base: Path, capsys: Capture) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES[example], "utf-8")
+    asked = ["--model", str(base), "--data", "rows.jsonl", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    path = Path("ours.yaml")
+    lines = [
+        "  eval: 0.2  # held out" if line.startswith("  eval: data/") else line
+        for line in path.read_text("utf-8").splitlines()
+    ]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    capsys.readouterr()
+    assert main(["check", "ours.yaml", "--json"]) == 0, capsys.readouterr().err
+    assert said(capsys)["ok"]
+
+
+@pytest.mark.parametrize("example", QUICK, ids=str)
+def test_some_examples_pass_check(example: tuple[str, str], base: Base, capsys: Capture) -> None:
+    check_converted(example, base("llama"), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [one for one in EXAMPLES if one not in QUICK], ids=str)
+def test_every_example_passes_check(example: tuple[str, str], base: Base, capsys: Capture) -> None:
+    check_converted(example, base("llama"), capsys)
+
+
+def test_every_key_is_commented_and_the_rest_is_listed_in_the_file_and_on_stderr(
+    capsys: Capture, base: Base
+) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES["LLaMA-Factory", "lora-sft"], "utf-8")
+    asked = ["--model", str(base("llama")), "--data", "rows.jsonl"]
+    assert main(["init", "--from", "theirs.yaml", *asked, "--out", "-"]) == 0
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert "max_samples: all rows are used: cut the file instead" in text
+    lines = out.splitlines()
+    for number, line in enumerate(lines):
+        explained = "  # " in line or lines[number - 1].lstrip().startswith("#")
+        assert not line or line.startswith("#") or line.endswith(":") or explained, line
+    assert "  learning_rate: 1e-4  # learning_rate: peak learning rate of the schedule" in lines
+
+
+def test_a_quantized_config_converts_and_says_what_is_missing(capsys: Capture) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES["axolotl", "qlora-sharegpt"], "utf-8")
+    assert main(["init", "--from", "theirs.yaml", "--out", "ours.yaml"]) == 0
+    assert "quantized bases are not available in this version" in capsys.readouterr().err
+    assert load(Path("ours.yaml"), paths_exist=False).config.model.quantization == "none"
+
+
+def test_more_warmup_than_steps_becomes_a_share(base: Base) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES["axolotl", "full"], "utf-8")
+    asked = ["--model", str(base("llama")), "--data", "rows.jsonl", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    assert load(Path("ours.yaml")).config.train.warmup == 0.1
+    assert "warmup_steps: more than the run's steps" in Path("ours.yaml").read_text("utf-8")
+
+
+def test_columns_of_the_given_data_are_found(base: Base) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES["TRL", "peft"], "utf-8")
+    Path("own.csv").write_text("question,answer\n" + "How are you?,Fine thanks\n" * 4)
+    asked = ["--model", str(base("llama")), "--data", "own.csv", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    columns = load(Path("ours.yaml")).config.data.columns
+    assert columns == {"prompt": "question", "completion": "answer"}
+
+
+def test_what_is_no_config_of_a_known_tool_is_refused(capsys: Capture) -> None:
+    Path("theirs.yaml").write_text("stage: dpo\nmodel_name_or_path: x\n")
+    assert main(["init", "--from", "theirs.yaml"]) == 2
+    assert_refused(capsys, "theirs.yaml: stage: dpo is not available in this version")
+    assert main(["init", "--from", "absent.yaml"]) == 2
+    assert_refused(capsys, "absent.yaml: does not exist")
+    assert main(["init", "--from", "theirs.yaml", "--template", "lora"]) == 2
+    assert_refused(capsys, "--template: set together with --from")
+    assert not Path("config.yaml").exists()

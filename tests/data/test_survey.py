@@ -1,0 +1,116 @@
+"""What a file of rows holds: columns of foreign tables, real lengths, kinds of answers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from loractl.data import columns
+from loractl.data.examples import Reading, load
+from loractl.data.store import Cache
+from loractl.data.survey import survey
+from loractl.errors import DataError
+from loractl.models.light_tokenizer import load_light
+from tests.tiny import chat_rows, write_jsonl
+
+TICKETS = [
+    {"id": f"T-{i}", "opened": f"2026-01-{1 + i % 28:02}", "priority": ("low", "high")[i % 2],
+     "kundenanfrage": f"My parcel number {i} has not arrived.", "kategorie": "abcde"[i % 5] * 4}
+    for i in range(40)
+]  # fmt: skip
+
+
+def table(path: Path, rows: list[dict[str, str]]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def test_the_columns_of_a_foreign_table_are_found_by_what_they_hold(tmp_path: Path) -> None:
+    found = survey(table(tmp_path / "t.csv", TICKETS), None)
+    assert found.columns == {"prompt": "kundenanfrage", "completion": "kategorie"}
+    assert (found.format, found.shape, found.rows) == ("prompt-completion", "classification", 40)
+    assert found.unused == ("id", "opened", "priority")
+    assert found.estimated and found.answers == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "q", "answer": "a"}, {"prompt": "question", "completion": "answer"}),
+        ({"prompt": "q", "completion": "a"}, {}),
+        ({"frage": "Wie geht es dir?", "antwort": "Mir geht es gut."},
+         {"prompt": "frage", "completion": "antwort"}),
+        ({"antwort": "Mir geht es gut.", "frage": "Wie geht es dir?"},
+         {"prompt": "frage", "completion": "antwort"}),
+        ({"text": "some long text"}, {}),
+        ({"abstract": "some long text"}, {"text": "abstract"}),
+        ({"n": "12", "day": "2026-01-01"}, {}),
+        ({"dialogue": [{"role": "user", "content": "x"}]}, {"messages": "dialogue"}),
+    ],
+)  # fmt: skip
+def test_names_tell_which_column_is_the_answer(
+    row: dict[str, Any], expected: dict[str, str]
+) -> None:
+    assert columns.propose([row] * 3) == expected
+
+
+def test_text_beside_a_label_is_a_question_and_its_answer() -> None:
+    rows = [
+        {"text": f"This film was seen {i} times", "label": ("good", "bad")[i % 2]} for i in range(9)
+    ]
+    assert columns.propose(rows) == {"prompt": "text", "completion": "label"}
+    assert columns.propose([{"content": row["text"], "label": row["label"]} for row in rows]) == {
+        "prompt": "content",
+        "completion": "label",
+    }
+    assert columns.propose([{**row, "label": str(i)} for i, row in enumerate(rows)]) == {}
+
+
+def test_lengths_are_those_that_training_finds(
+    tmp_path: Path, base: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = str(write_jsonl(tmp_path / "chat.jsonl", chat_rows(30)))
+    found = survey(path, load_light(base("llama")))
+    reading = Reading("auto", max_length=4096, train_on="assistant", too_long="error")
+    store, account = load(path, tokenizer, reading, cache=Cache.default())
+    assert found.lengths == sorted(len(example.ids) for example in store)
+    assert found.longest == account.longest and not found.estimated
+    held = Reading(**{**reading.__dict__, "held_out": 0.3, "part": "eval"})
+    assert found.n_below(0.3) == load(path, tokenizer, held, cache=Cache.default())[1].rows
+
+
+@pytest.mark.parametrize(
+    ("answers", "shape"),
+    [
+        (['{"a": 1}', '[{"b": 2}]', "{}"] * 3, "json-extraction"),
+        (["yes", "no"] * 5, "classification"),
+        (["all alike"] * 9, "chat"),
+        ([f"answer {i}" for i in range(9)], "chat"),
+    ],
+)
+def test_the_shape_follows_from_the_answers(tmp_path: Path, answers: list[str], shape: str) -> None:
+    rows = [{"prompt": f"q{i}", "completion": answer} for i, answer in enumerate(answers)]
+    assert survey(str(write_jsonl(tmp_path / "r.jsonl", rows)), None).shape == shape  # type: ignore[arg-type]
+
+
+def test_tools_and_text_have_shapes_of_their_own(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows: list[dict[str, object]] = [{"messages": asked, "tools": [tool]}]
+    assert survey(str(write_jsonl(tmp_path / "a.jsonl", rows)), None).shape == "tool-calls"
+    plain: list[dict[str, object]] = [{"text": "once upon a time"}]
+    found = survey(str(write_jsonl(tmp_path / "b.jsonl", plain)), None)
+    assert found.shape == "continued-pretraining"
+
+
+def test_bad_rows_are_refused_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a"}) + '\n{"prompt": "q"}\n')
+    with pytest.raises(DataError, match="bad.jsonl:2: no field completion"):
+        survey(str(path), None)
