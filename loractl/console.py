@@ -5,16 +5,10 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from loractl.errors import MOST_SHOWN, DataError
-from loractl.text import duration
 from loractl.world import World
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
 
 _is_silent = False
 """Whether another process prints for this one."""
@@ -89,6 +83,11 @@ def speak_as(world: World) -> None:
     _is_silent = not world.is_first
 
 
+def is_silent() -> bool:
+    """Whether another process prints for this one."""
+    return _is_silent
+
+
 def note(text: str) -> None:
     """Print a message to stderr. A closed stream or a full disk is ignored."""
     if not _is_silent:
@@ -115,63 +114,3 @@ def errors(messages: Sequence[str]) -> None:
         _print_to_stderr(
             f"... and {more} more error{'s' if more > 1 else ''} ({len(messages)} in all)"
         )
-
-
-class Progress:
-    """A live line on a terminal, one plain line per `log_every` steps elsewhere.
-
-    A context manager, so that the terminal is restored however the work ends.
-    """
-
-    def __init__(self, total: int, *, start: int = 0, log_every: int = 1) -> None:
-        self.total = total
-        self.start = start
-        self.log_every = log_every
-        self._live: RichProgress | None = None
-
-    def __enter__(self) -> "Progress":
-        if is_rich(sys.stderr) and not _is_silent:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as RichProgress
-
-            self._live = RichProgress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}"),
-                TextColumn("eta"),
-                TimeRemainingColumn(compact=True),
-                console=Console(stderr=True),
-            )
-            self._live.start()
-            self._task = self._live.add_task("", total=self.total, completed=self.start)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def step(self, step: int, text: str, *, seconds_left: float) -> None:
-        """Report that `step` is done; `text` has loss, speed and memory on one line."""
-        if self._live is not None:
-            self._live.update(self._task, completed=step, description=text)
-        elif step % self.log_every == 0 or step == self.total:
-            note(f"step {step}/{self.total}  {text}  eta {duration(seconds_left)}")
-
-    def say(self, text: str) -> None:
-        """Print a line that stays, above the live line where there is one."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            note(text)

@@ -1,7 +1,7 @@
 """Plain records passed between packages on different levels. No torch at import."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class Message:
     content: str
     train: bool = True
     tool_calls: tuple[Mapping[str, Any], ...] = ()  # as in the row, for the chat template
+    extra: Mapping[str, Any] = field(default_factory=dict)  # other fields, for the chat template
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,12 @@ def printable(message: str) -> str:
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + "..."
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out text in columns as wide as their widest cell, with numbers right-aligned."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, has_numbers: bool = True) -> str:
+    """Lay out text in columns as wide as their widest cell. Columns that begin with a number are
+    right-aligned, unless `has_numbers` is false."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    right = [bool(rows) and rows[0][i].lstrip("-")[:1].isdigit() for i in range(len(header))]
+    first = rows[0] if rows and has_numbers else [""] * len(header)
+    right = [cell.lstrip("-")[:1].isdigit() for cell in first]
     lines = [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)

@@ -67,6 +67,7 @@ def test_a_table_lines_its_columns_up_with_numbers_to_the_right() -> None:
         "name   n\na      5\nlong  12"
     )
     assert text.table(["name", "n"], []) == "name  n"
+    assert text.table(["n"], [["5"], ["cpu"]], has_numbers=False) == "n\n5\ncpu"
 
 
 @pytest.mark.parametrize(
@@ -91,36 +92,6 @@ def test_durations_read_as_people_write_them(seconds: float, written: str) -> No
 )
 def test_sizes_have_binary_units_and_no_exponents(n_bytes: float, written: str) -> None:
     assert text.size(n_bytes) == written
-
-
-def test_progress_is_one_plain_line_every_so_many_steps_and_at_the_last(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with console.Progress(5, log_every=2) as progress:
-        for step in range(1, 6):
-            progress.step(step, f"loss {step}.0", seconds_left=5 - step)
-        progress.say("held-out loss 1.0")
-    assert capsys.readouterr().err.splitlines() == [
-        "step 2/5  loss 2.0  eta 3s",
-        "step 4/5  loss 4.0  eta 1s",
-        "step 5/5  loss 5.0  eta 0s",
-        "held-out loss 1.0",
-    ]
-
-
-def test_progress_on_a_terminal_is_live_and_leaves_it_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", shown := Terminal())
-    with pytest.raises(KeyboardInterrupt), console.Progress(3, start=1) as progress:
-        progress.step(2, "loss [bold]1.0[/bold]", seconds_left=1)
-        progress.say("held-out loss [1.0]")
-        raise KeyboardInterrupt
-    text = shown.getvalue()
-    assert "2/3" in text and "held-out loss [1.0]" in text
-    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is back"
 
 
 def test_lines_are_read_as_they_come_where_nobody_types_and_nothing_is_shown(

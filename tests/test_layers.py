@@ -29,7 +29,8 @@ LEVELS = {
     **dict.fromkeys(("quant", "config"), 2),
     "ops": 1,
     **dict.fromkeys(("errors", "records", "world", "console"), 0),
-    **dict.fromkeys(("text", "paths", "dtypes", "digests", "leftovers", "signals", "startup"), 0),
+    **dict.fromkeys(("text", "progress", "paths", "dtypes", "digests", "leftovers"), 0),
+    **dict.fromkeys(("signals", "startup"), 0),
     "platforms": 0,
     "__main__": 9,
 }

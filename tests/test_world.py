@@ -3,6 +3,7 @@
 import pytest
 
 from loractl import console
+from loractl.progress import Progress
 from loractl.world import ALONE, World
 
 
@@ -31,7 +32,7 @@ def test_the_first_process_speaks_for_all_and_errors_are_told_by_each(
         console.note("a note")
         console.result("a result")
         console.errors(["what went wrong here"])
-        with console.Progress(1) as progress:
+        with Progress(1) as progress:
             progress.step(1, "loss", seconds_left=0.0)
         out, err = capsys.readouterr()
         assert (out, err) == ("", "error: what went wrong here\n")

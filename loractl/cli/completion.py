@@ -1,7 +1,7 @@
 """The options of `loractl` itself, before any command: the version, and shell completion.
 
 The shells' scripts are typer's; they ask the program, which answers without torch. The options for
-them are ours, because typer's exit with 1, which stands for a bug, in a shell it does not know.
+them are ours, because typer's exit with 1, our code for a bug, in a shell that it does not know.
 """
 
 import os
@@ -88,7 +88,7 @@ def options(
             "--install-completion",
             callback=_install,
             is_eager=True,
-            help="Turn on completion in bash, zsh or fish.",
+            help="Install completion for bash, zsh or fish.",
         ),
     ] = False,
     show_completion: Annotated[

@@ -17,15 +17,12 @@ import typer
 from loractl import console, signals
 from loractl.cli import completion
 from loractl.cli.adapters import adapters_app
+from loractl.cli.answers import chat, generate
 from loractl.cli.options import (
     AdapterDir,
-    Adapters,
     Base,
     Config,
-    Dtype,
     Json,
-    MaxNewTokens,
-    Model,
     NoVerify,
     Overrides,
     Overwrite,
@@ -71,7 +68,7 @@ def check(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Dry run: check data, masks, lengths and memory, and run one real step."""
+    """Dry-run a config: data, masks, memory and one real step."""
     from loractl.commands.check import run
 
     return run(config, overrides or [], as_json=as_json)
@@ -109,7 +106,7 @@ def merge(
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Merge an adapter into its base model, and verify that the logits agree."""
+    """Merge an adapter into its base model. Verifies that the logits agree."""
     from loractl.commands.merge import run
 
     return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
@@ -117,63 +114,8 @@ def merge(
 
 app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)
 
-
-Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")]
-TopP = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, help="Sample from the top tokens with this total probability."),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed for sampling.")]
-
-
-@app.command(epilog="Example: loractl generate --adapter tuned=runs/name --prompt 'Hello'")
-def generate(
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt. Repeatable.")] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="JSON lines with prompt or messages, and optionally adapter."),
-    ] = None,
-    model: Model = None,
-    adapter: Adapters = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> int:
-    """Generate text with a base model or an adapter."""
-    from loractl.commands.arguments import GenerationOptions
-    from loractl.commands.generate import run
-
-    return run(
-        prompts=prompt or [],
-        prompts_file=prompts,
-        model=model,
-        adapters=adapter or [],
-        options=GenerationOptions(max_new_tokens, temperature, top_p, seed, dtype),
-        as_json=as_json,
-    )
-
-
-@app.command(epilog="Example: loractl chat --adapter tuned=runs/name --adapter other=runs/other")
-def chat(
-    model: Model = None,
-    adapter: Adapters = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-) -> int:
-    """Chat with a base model and switch its adapters. /help lists the commands."""
-    from loractl.commands.arguments import GenerationOptions
-    from loractl.commands.chat import run
-
-    options = GenerationOptions(max_new_tokens, temperature, top_p, seed, dtype)
-    return run(model=model, adapters=adapter or [], options=options)
-
-
+app.command(epilog="Example: loractl generate runs/name --prompt 'Hello'")(generate)
+app.command(epilog="Example: loractl chat runs/name other=runs/other")(chat)
 app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")(evaluate)
 app.add_typer(adapters_app, name="adapters")
 app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)

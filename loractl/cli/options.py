@@ -17,6 +17,10 @@ Adapters = Annotated[
         "--adapter", metavar="NAME=DIR", help="Load this adapter under this name. Repeatable."
     ),
 ]
+AdapterDirs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[[NAME=]DIR]...", help="Adapters, like --adapter.", show_default=False),
+]
 Model = Annotated[
     str | None, typer.Option(help="The base model, or a run trained with method: full.")
 ]
@@ -26,6 +30,14 @@ Base = Annotated[
 ]
 Dtype = Annotated[
     str, typer.Option(help="The dtype to load in: auto, float32, bfloat16 or float16.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN",
+        help="The file's name for a field, such as prompt=question. Repeatable.",
+    ),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="The rank of A and B.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Generate at most this many tokens.")]

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from loractl.cli import completion
-from loractl.cli.options import Json, Overrides, Plot, Rank
+from loractl.cli.options import Columns, Json, Overrides, Plot, Rank
 
 Shape = Annotated[
     str | None,
-    typer.Option(help="Instead of a config, a size (7B, 13B, 30B or 70B) or a model directory."),
+    typer.Option(help="Instead of a config, a size (0.5B to 72B) or a model directory."),
 ]
 Targets = Annotated[
     str | None,
@@ -100,13 +100,14 @@ def estimate(
 
 def recommend(
     task: Annotated[str, typer.Option(help="One of simple, medium or complex.")],
-    model: Annotated[str, typer.Option(help="A size (7B, 13B, 30B or 70B) or a model directory.")],
+    model: Annotated[str, typer.Option(help="A size (0.5B to 72B) or a model directory.")],
     data_size: Annotated[
         str | None, typer.Option(help="Number of training rows, such as 5000 or 5k.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="The training data; its tokens are counted.")
     ] = None,
+    columns: Columns = None,
     memory: Annotated[
         str | None, typer.Option(help="GPU memory to fit into, such as 24GB.")
     ] = None,
@@ -120,7 +121,9 @@ def recommend(
     from loractl.commands.recommend import run
     from loractl.planning.recommend import RecommendRequest
 
-    asked = RecommendRequest(task, model, data_size, data, memory, dtype, write)
+    asked = RecommendRequest(
+        task, model, data_size, data, memory, dtype, write, tuple(columns or ())
+    )
     return run(asked, as_json=as_json)
 
 

@@ -9,6 +9,7 @@ from loractl.cli import completion
 from loractl.cli.options import (
     AdapterDir,
     Base,
+    Columns,
     Dtype,
     Json,
     MaxNewTokens,
@@ -46,6 +47,7 @@ def evaluate(
         typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs or fully trained models."),
     ],
     data: Annotated[Path, typer.Option(help="The held-out data.")],
+    columns: Columns = None,
     metrics: Annotated[
         str,
         typer.Option(help="Any of loss, perplexity, exact_match, contains, json_match, regex."),
@@ -66,20 +68,24 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Evaluate a base model, adapters and full models on held-out data."""
+    """Evaluate models and adapters on held-out data."""
+    from loractl.commands.arguments import parse_columns
     from loractl.commands.eval import run
     from loractl.evaluation.eval_request import EvalRequest
 
     wanted = tuple(name.strip() for name in metrics.split(","))
-    asked = EvalRequest(data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype)
+    asked = EvalRequest(
+        data, wanted, regex, retain, max_length, max_new_tokens, batch_size, dtype,
+        parse_columns(columns or ()),
+    )  # fmt: skip
     return run(targets, asked, model=model, rows=rows, as_json=as_json)
 
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The picture to write, .png or .svg.")],
+    out: Annotated[Path, typer.Option(help="The .png or .svg file to write.")],
 ) -> int:
-    """Draw losses, learning rate and gradient norm of one or more runs."""
+    """Plot the losses, learning rate and gradient norm of runs."""
     from loractl.commands.plot import run
 
     return run(runs, out)

@@ -54,15 +54,35 @@ def require_word(option: str, word: str, known: Iterable[str], *, more: str = ""
 
 
 def parse_adapters(adapters: Sequence[str]) -> dict[str, Path]:
-    """Parse NAME=DIR, or DIR alone, named after its last component. Raises ConfigError."""
+    """Parse NAME=DIR, or DIR alone, named after its last component: one that exists as it is
+    written may hold an = itself. Raises ConfigError."""
     found: dict[str, Path] = {}
     for text in adapters:
         name, equals, directory = text.partition("=")
-        path = Path(directory if equals else text)
-        name = name if equals else path.resolve().name
+        is_alone = not equals or Path(text).is_dir()
+        path = Path(text if is_alone else directory)
+        name = path.resolve().name if is_alone else name
         if not name or name in found:
             raise ConfigError(f"--adapter: found {text!r}, expected NAME=DIR with a unique name")
         found[name] = path
+    return found
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse FIELD=COLUMN, as in data.columns: the field that we read, and its name in the file."""
+    from loractl.data.rows import FIELDS
+
+    found = {}
+    for text in pairs:
+        field, equals, column = text.partition("=")
+        if not equals or not column:
+            raise ConfigError(
+                f"--columns: found {text!r}, expected FIELD=COLUMN, such as prompt=question"
+            )
+        require_word("--columns", field, sorted(FIELDS))
+        if field in found:
+            raise ConfigError(f"--columns: {field} is given twice; remove one")
+        found[field] = column
     return found
 
 

@@ -170,13 +170,15 @@ class Command:
 
 
 COMMANDS = {
-    "/use": Command("NAME", "switch to this adapter; the conversation is kept", _use_adapter),
-    "/base": Command("", "switch to the base model", _use_base),
+    "/use": Command("NAME", "switch to this adapter and the conversation with it", _use_adapter),
+    "/base": Command("", "switch to the base model and the conversation with it", _use_base),
     "/compare": Command(
-        "[TEXT]", "let the base and all adapters answer TEXT, or the last message", _compare_answers
+        "[TEXT]",
+        "let all answer TEXT, or the last message, after this conversation",
+        _compare_answers,
     ),
     "/adapters": Command("", "list the adapters; * marks the active one", _list_adapters),
-    "/reset": Command("", "clear the conversation", _reset_talk),
+    "/reset": Command("", "clear this conversation", _reset_talk),
     "/help": Command("", "show this list", _show_help),
     "/quit": Command("", "leave, like Ctrl-D; Ctrl-C stops an answer", _quit_talk),
 }

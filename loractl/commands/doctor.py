@@ -20,7 +20,7 @@ def run(*, as_json: bool) -> int:
         console.result(json.dumps(facts, indent=2))
         return 0
     rows = [[name, str(value)] for name, value in facts.items() if name != "missing"]
-    console.result(text.table(["item", "found"], rows))
+    console.result(text.table(["item", "found"], rows, has_numbers=False))
     for line in facts["missing"]:
         console.result(f"missing: {line}")
     return 0

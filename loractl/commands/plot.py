@@ -1,4 +1,4 @@
-"""`loractl plot`: the curves of one or more runs in one picture."""
+"""`loractl plot`: the curves of one or more runs in one figure."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from loractl.text import printable
 
 
 def run(runs: list[Path], out: Path) -> int:
-    """Draw the metrics of runs, finished or not. Raises ConfigError for what is not a run."""
+    """Draw the metrics of runs, finished or not. Raises ConfigError if one is not a run."""
     require_plot(out, "--out")
     require_writable_file("--out", out)
     read = {}
@@ -38,7 +38,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _names(runs: list[Path]) -> list[str]:
-    """The last component of each path, or the whole path where two runs would share it."""
+    """The last component of each path, or the whole path if two runs share it."""
     short = [path.resolve().name for path in runs]
     return [
         name if short.count(name) == 1 else str(path)

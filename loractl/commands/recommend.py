@@ -5,7 +5,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from loractl import console
-from loractl.commands.arguments import DTYPES, bytes_of, count_of, require_word
+from loractl.commands.arguments import (
+    DTYPES,
+    bytes_of,
+    count_of,
+    parse_columns,
+    require_word,
+)
 from loractl.errors import ConfigError
 from loractl.lora.ranks import UnmatchedError
 from loractl.models.shape.types import ModelShape
@@ -25,6 +31,8 @@ def run(asked: RecommendRequest, *, as_json: bool) -> int:
     require_word("--dtype", asked.dtype, DTYPES)
     if asked.data is not None and asked.data_size is not None:
         raise ConfigError("--data-size: set together with --data, which is counted; remove one")
+    if asked.columns and asked.data is None:
+        raise ConfigError("--columns: set without --data, whose columns it names; add --data FILE")
     from loractl.engine.base import model_path
 
     asked = replace(asked, model=model_path(asked.model))
@@ -34,7 +42,9 @@ def run(asked: RecommendRequest, *, as_json: bool) -> int:
         from loractl.commands.init import write_new
         from loractl.reports.recommended_config import config_text
 
-        write_new(asked.write, config_text(asked, found), option="--write")
+        write_new(
+            asked.write, config_text(asked, found, parse_columns(asked.columns)), option="--write"
+        )
         console.note(f"wrote {asked.write}; next: loractl check {asked.write}")
     from loractl.reports.recommend import as_text
 
@@ -46,7 +56,7 @@ def _count_rows(asked: RecommendRequest, shape: ModelShape) -> Rows | None:
     if asked.data is not None:
         from loractl.planning.row_counts import count
 
-        return count(asked.data, asked.model)
+        return count(asked.data, asked.model, columns=parse_columns(asked.columns))
     if asked.data_size is not None:
         return Rows(count_of(asked.data_size, "--data-size"))
     return None
@@ -63,7 +73,7 @@ def _choose_settings(
         length=chosen["max_length"].value,
         batch=most,
         dtype=asked.dtype,
-        packing=True,
+        packing=chosen["packing"].value,
     )
     found: dict[str, Any] = {
         "task": asked.task,

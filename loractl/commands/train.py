@@ -11,7 +11,7 @@ from loractl.artifacts.run.directory import RunDir, Status
 from loractl.artifacts.run.lock import RunLock
 from loractl.config import loader
 from loractl.config.loader import Loaded
-from loractl.config.settings import UNSET_MEANT, RunConfig
+from loractl.config.settings import FROM_ADAPTER, UNSET_MEANT, RunConfig
 from loractl.errors import StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
@@ -117,14 +117,19 @@ def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[o
 
 
 def _as_begun(directory: RunDir, loaded: Loaded) -> RunConfig:
-    """The config with the old meaning of keys that neither it nor the run's own config sets."""
-    known = loader.load(directory.config, paths_exist=False).lines
-    given = (*loaded.lines, *loaded.overrides)
-    plain = loaded.config.model_dump()
+    """The config as the run began, in keys that it leaves open: those that mean something else
+    since, and those that come from the adapter of lora.start_from."""
+    began = loader.load(directory.config, paths_exist=False)
+    plain, old = loaded.config.model_dump(), began.config.model_dump()
     for key, meant in UNSET_MEANT.items():
-        if key not in known and key not in given:
-            section, _, name = key.rpartition(".")
+        section, _, name = key.rpartition(".")
+        if key not in began.lines and key not in loaded.explicit:
             plain[section][name] = meant
+    if loaded.config.lora.start_from is not None:
+        open_keys = [name for name in FROM_ADAPTER if f"lora.{name}" not in loaded.explicit]
+        plain["lora"] |= {name: old["lora"][name] for name in open_keys}
+        if "method" not in loaded.explicit:
+            plain["method"] = old["method"]
     return RunConfig.model_validate(plain)
 
 

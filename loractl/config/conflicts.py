@@ -30,6 +30,13 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
     for name in ("rank_pattern", "alpha_pattern"):
         if "" in getattr(config.lora, name):
             yield f"lora.{name}", "found an empty module name, expected a name or a regex"
+    if config.lora.start_from is not None and config.method in ("full", "adalora"):
+        yield (
+            "lora.start_from",
+            f"method: {config.method} cannot continue from an adapter; remove it",
+        )
+    if config.lora.start_from is not None and config.lora.rank_schedule:
+        yield "lora.rank_schedule", "an adapter that is trained further keeps its rank; remove it"
     if config.lora.modules_to_save and config.method == "full":
         yield "lora.modules_to_save", "method: full trains every module; remove it"
     yield from _rank_conflicts(config)

@@ -22,7 +22,9 @@ from loractl.text import closest, found, is_secret, printable
 
 LARGEST = 1 << 18  # bytes; pure-Python YAML reads a hostile file of this size in about a second
 
-_PATHS = ("model.name_or_path", "data.train", "data.eval", "data.retain", "out")
+_PATHS = (
+    "model.name_or_path", "lora.start_from", "data.train", "data.eval", "data.retain", "out",
+)  # fmt: skip
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 _KEY = re.compile(r"[^\W\d][\w-]*(?:\.[^.\s]+)*")
 
@@ -35,6 +37,11 @@ class Loaded:
     path: Path
     lines: Mapping[str, int]  # of the keys in the file
     overrides: Mapping[str, str]  # of the keys set by --set: the option as typed
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """The keys that are set, in the file or by --set."""
+        return frozenset((*self.lines, *self.overrides))
 
     def error(self, key: str, message: str) -> ConfigError:
         """An error about a setting, with the file and line of the setting or of its section."""
@@ -178,12 +185,13 @@ def _check_combinations(checked: Checked) -> Iterator[tuple[str, str]]:
 def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
     if checked.config is None:
         return
-    train = checked.config.data.train
-    listed = (
-        {f"data.train[{i}].path": one.path for i, one in enumerate(train)}
-        if isinstance(train, list)
-        else {}
-    )
+    data = checked.config.data
+    train = data.train if isinstance(data.train, list) else []
+    held_out = data.eval if isinstance(data.eval, list) else []
+    listed = {
+        **{f"data.train[{i}].path": one.path for i, one in enumerate(train)},
+        **{f"data.eval[{i}].path": one.path for i, one in enumerate(held_out)},
+    }
     for key, value in {
         **{key: _get_value(checked.config, key) for key in _PATHS},
         **listed,
@@ -201,7 +209,7 @@ def _missing_path(key: str, value: str, folder: Path) -> str | None:
     if key.startswith("model."):
         is_hub_id = _HUB_ID.fullmatch(value) is not None and path.suffix != ".gguf"
     else:
-        is_hub_id = is_hub_data(value)
+        is_hub_id = key.startswith("data.") and is_hub_data(value)
     try:
         if path.exists():
             return None

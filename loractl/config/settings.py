@@ -1,7 +1,7 @@
 """Every setting of a run, defined once: name, type, bounds, default and meaning.
 
 Reading YAML into these models, with line numbers and good errors, is the job of `loader`. The
-JSON Schema that editors use and the reference in the README are generated from here.
+JSON Schema that editors use and the table of keys in configs/README.md are generated from here.
 """
 
 from collections.abc import Iterator
@@ -86,6 +86,9 @@ class LoraSection(Section):
         [],
         description="names or paths of modules to train in full and save with the adapter",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="an adapter to train further, with its own ranks and modules"
+    )
     adalora: AdaloraSection = Field(AdaloraSection(), description="settings for method: adalora")
 
 
@@ -100,6 +103,14 @@ class SourceSection(Section):
     split: str | None = Field(None, description="split of a hub dataset")
 
 
+class HeldOutSection(Section):
+    path: str = Field(min_length=1, description="file, directory or hub id")
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
+        "auto", description="like data.format, for these rows"
+    )
+    split: str | None = Field(None, description="split of a hub dataset")
+
+
 class DataSection(Section):
     train: (
         Annotated[str, Field(min_length=1)] | Annotated[list[SourceSection], Field(min_length=1)]
@@ -107,8 +118,15 @@ class DataSection(Section):
         description="the training rows: a file (.jsonl, .json, .csv, .tsv, .parquet), a directory "
         "of such files, a hub id, or a list of {path, format, weight, split}"
     )
-    eval: Annotated[str, Field(min_length=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="held-out rows: a path, or a fraction of train (split by content)"
+    eval: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[float, Field(gt=0, lt=1)]
+        | Annotated[list[HeldOutSection], Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="held-out rows: a path, a fraction of train (split by content), or a list of "
+        "{path, format, split}",
     )
     retain: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="general text whose loss shows forgetting, evaluated like data.eval"
@@ -183,8 +201,8 @@ class TrainSection(Section):
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="which weights are published; best: those with the lowest held-out loss, where "
-        "there are evaluations",
+        description="which weights are published; best: those with the lowest held-out loss, if "
+        "there are evaluations; last: the final ones",
     )
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="experiment trackers that receive the metrics"
@@ -213,7 +231,12 @@ class RunConfig(Section):
 
 
 UNSET_MEANT = {"train.keep": "last"}
-"""What runs did before a key existed, where its default is another: such a run is resumed so."""
+"""The old meaning of keys that a run's config lacks because they are newer than the run."""
+
+FROM_ADAPTER = frozenset(
+    ("rank", "alpha", "scaling", "rank_pattern", "alpha_pattern", "modules_to_save")
+) | {"target_modules", "layers", "init"}
+"""Settings of the lora section that an adapter named in lora.start_from decides."""
 
 ABSENT = "not available in this version"
 

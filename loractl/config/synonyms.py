@@ -57,6 +57,9 @@ KEYS = {  # their name -> "our key", or "our key: the equivalent value"
     "lora_alpha": "lora.alpha",
     "scale": "lora.alpha (rank x scale)",
     "lora_dropout": "lora.dropout",
+    "adapter_name_or_path": "lora.start_from",
+    "resume_adapter_file": "lora.start_from",
+    "lora_model_dir": "lora.start_from",
     "lora_target": "lora.target_modules",
     "lora_targets": "lora.target_modules",
     "lora_target_modules": "lora.target_modules",
@@ -202,7 +205,13 @@ KEYS = {  # their name -> "our key", or "our key: the equivalent value"
     "data_seed": "seed",
 }
 
+_AS_LIST = "a split is named per source: train: [{path: ..., split: train}], and likewise for eval"
+
 NO_SETTING = {  # their name -> what to do instead
+    "split": _AS_LIST,
+    "dataset_split": _AS_LIST,
+    "train_split": _AS_LIST,
+    "eval_split": _AS_LIST,
     "template": "the model's own chat template is used",
     "chat_template": "the model's own chat template is used",
     "chat_template_path": "the model's own chat template is used",
@@ -210,7 +219,6 @@ NO_SETTING = {  # their name -> what to do instead
     "prompt_style": "the model's own chat template is used",
     "resume": "continue a run with `loractl train CONFIG --resume`",
     "resume_from_checkpoint": "continue a run with `loractl train CONFIG --resume`",
-    "resume_adapter_file": "continue a run with `loractl train CONFIG --resume`",
     "auto_resume_from_checkpoints": "continue a run with `loractl train CONFIG --resume`",
     "overwrite_output_dir": "replace a run with `loractl train CONFIG --overwrite`",
     "hub_token": "set HF_TOKEN in the environment; keep secrets out of configs",

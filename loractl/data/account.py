@@ -50,6 +50,7 @@ class Account:
     lost_answer: Lines = field(default_factory=Lines)  # too long: trained tokens past max_length
     dropped: Lines = field(default_factory=Lines)  # longer than max_length
     untrained: Lines = field(default_factory=Lines)  # left out: no trained token
+    lost_whole: int = 0  # of these, the rows whose whole answer was past max_length
     weight: float = 1.0  # how often an epoch uses each row
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,11 +106,17 @@ def warnings(account: Account, *, max_length: int) -> list[str]:
             f"cut to {max_length} tokens, {cut or 'none'} of them within an answer{keeps}",
         ),
         (account.dropped, f"left out: longer than {max_length} tokens{keeps}"),
-        (
-            account.untrained,
-            "left out: no trained tokens (no assistant answer, or it was cut off)",
-        ),
+        (account.untrained, f"left out: no trained tokens{_why_untrained(account, max_length)}"),
     ):
         if lines.count:
             notes.append(f"{account.path}: {lines} {lines.are} {what}")
     return notes
+
+
+def _why_untrained(account: Account, max_length: int) -> str:
+    if not account.lost_whole:
+        return " (no assistant answer)"
+    whole = f"the whole answer of {account.lost_whole:,} of them is past {max_length} tokens"
+    return (
+        f" ({whole}); data.max_length {account.keeps_99_percent} would keep 99% of the rows whole"
+    )

@@ -34,6 +34,7 @@ class Reading:
     split: str | None = None  # of a hub dataset
     held_out: float | None = None  # share of the rows held out, chosen by content
     part: str = "all"  # with held_out: "train" or "eval"
+    is_all_positions: bool = False  # max_length is all that the model has, so it cannot be raised
 
     def takes(self, conversation: Conversation) -> bool:
         """Whether a row belongs to the part that is read."""
@@ -220,6 +221,7 @@ def _keep_example(
             account.dropped.add(where)
             return
         account.truncated.add(where)
+        account.lost_whole += bool(trained and not kept)
         trained = kept
     if not trained:
         account.untrained.add(where)
@@ -237,15 +239,25 @@ def _n_trained(labels: list[int]) -> int:
 def _refuse_empty(account: Account, reading: Reading) -> None:
     """Raise if rows are too long and that is an error, or if nothing is left to train on."""
     name, dropped = account.path, account.dropped
-    over = f"longer than data.max_length {reading.max_length} (the longest has {account.longest}"
+    limit, cure = f"data.max_length {reading.max_length}", "raise it"
+    if reading.is_all_positions:
+        limit = f"the {reading.max_length} positions that the model has"
+        cure = "split the rows, or use a model with more positions"
+    over = f"longer than {limit} (the longest has {account.longest}"
     over += f" tokens; {account.keeps_99_percent} would keep 99% of the rows)"
     if dropped.count and reading.too_long == "error":
-        fix = "raise it, or set data.too_long to truncate or drop"
+        fix = f"{cure}, or set data.too_long to truncate or drop"
         lost = f"{account.lost_answer.count} of them would lose tokens of an answer"
         message = f"{name}: {dropped} {dropped.are} {over}; {lost}; {fix}"
         raise TooLongError(message, account)
     if dropped.count and dropped.count == account.rows:
-        raise TooLongError(f"{name}: all {account.rows} rows are {over}; raise it", account)
+        raise TooLongError(f"{name}: all {account.rows} rows are {over}; {cure}", account)
+    if account.lost_whole and not account.examples:
+        rows = f"{account.lost_whole} of {account.rows} {'rows' if account.rows > 1 else 'row'}"
+        message = f"{name}: nothing to train on: the whole answer of {rows} is past {limit}, where"
+        message += f" data.too_long: truncate cuts (the longest row has {account.longest} tokens;"
+        message += f" {account.keeps_99_percent} would keep 99% of the rows whole); {cure}"
+        raise TooLongError(message, account)
     if not account.rows and reading.held_out is not None:
         raise DataError(
             f"data.eval: a share of {reading.held_out} leaves no row of {name} to"

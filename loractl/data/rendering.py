@@ -1,9 +1,11 @@
 """A chat template and a conversation -> text. Locating the answers in it is left to spans.py."""
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jinja2
 
@@ -46,6 +48,50 @@ class Tokenizer(Protocol):
 
 class TemplateError(ValueError):
     """A conversation that the chat template cannot render, or not with identifiable answers."""
+
+
+class Part(NamedTuple):
+    """A part of a conversation that its text must have."""
+
+    number: int  # of the message
+    call: int = -1  # of the tool call in it; -1: the content
+    name: str = "content"  # or of a call: name, arguments
+
+
+def parts_of(messages: Sequence[Message]) -> Iterator[Part]:
+    """Every part that holds something: contents, and the name and the arguments of each call."""
+    for number, message in enumerate(messages):
+        if message.content.strip():
+            yield Part(number)
+        for index, call in enumerate(message.tool_calls):
+            yield Part(number, index, "name")
+            if _function_of(call)["arguments"]:
+                yield Part(number, index, "arguments")
+
+
+def _function_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function: Mapping[str, Any] = call.get("function", call)
+    return function
+
+
+def _with_parts_replaced(message: Message, number: int, parts: Mapping[Part, str]) -> Message:
+    content = parts.get(Part(number), message.content)
+    calls = tuple(
+        _with_call_replaced(call, number, index, parts)
+        for index, call in enumerate(message.tool_calls)
+    )
+    return replace(message, content=content, tool_calls=calls)
+
+
+def _with_call_replaced(
+    call: Mapping[str, Any], number: int, index: int, parts: Mapping[Part, str]
+) -> Mapping[str, Any]:
+    function = dict(_function_of(call))
+    if name := parts.get(Part(number, index, "name")):
+        function["name"] = name
+    if text := parts.get(Part(number, index, "arguments")):
+        function["arguments"] = dict.fromkeys(function["arguments"], text)
+    return {**call, "function": function} if "function" in call else function
 
 
 class Renders:
@@ -93,6 +139,23 @@ class Renders:
             self._mark = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in known)
         return self._mark
 
+    def with_parts_marked(self, parts: Mapping["Part", str]) -> str:
+        """The whole conversation with another text in the place of some parts."""
+        messages = [
+            _with_parts_replaced(message, number, parts)
+            for number, message in enumerate(self.messages)
+        ]
+        return apply(self._tokenizer, messages, self._tools)
+
+    @property
+    def template(self) -> str:
+        """What renders this conversation."""
+        return str(self._tokenizer.chat_template)
+
+    @property
+    def has_tools(self) -> bool:
+        return bool(self._tools)
+
 
 def apply(
     tokenizer: Tokenizer,
@@ -108,6 +171,11 @@ def apply(
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template rejects the row: {error}") from None
     except REFUSALS as error:
+        if any(message.tool_calls for message in messages):
+            # Some templates join arguments to other text, as OpenAI's API has them (DeepSeek V3)
+            with contextlib.suppress(*REFUSALS):
+                written = [_with_arguments_as_text(message) for message in messages]
+                return _render_text(tokenizer, written, tools, prompt, today)
         for n in range(1, len(messages)):
             if str(error) in _refusal_text(tokenizer, messages[:n], tools, today):
                 break
@@ -116,6 +184,16 @@ def apply(
         raise TemplateError(
             f"messages[{n - 1}]: the chat template rejects the row: {error}"
         ) from None
+
+
+def _with_arguments_as_text(message: Message) -> Message:
+    return replace(message, tool_calls=tuple(map(_call_with_text, message.tool_calls)))
+
+
+def _call_with_text(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "function" in call:
+        return {**call, "function": _call_with_text(call["function"])}
+    return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
 
 
 def _refusal_text(
@@ -157,7 +235,7 @@ def _render_text(
 
 
 def _plain_message(message: Message) -> dict[str, Any]:
-    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    plain: dict[str, Any] = {"role": message.role, "content": message.content, **message.extra}
     if message.tool_calls:
         plain["tool_calls"] = [dict(call) for call in message.tool_calls]
     return plain

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from loractl.data import turns
-from loractl.data.turns import RowError as RowError
-from loractl.data.turns import kind, names
+from loractl.data import calls, turns
+from loractl.data.row_errors import RowError as RowError
+from loractl.data.row_errors import as_list, kind, names
 from loractl.records import Conversation, Message
 from loractl.text import closest
 
@@ -103,7 +103,7 @@ def _turns_of(fields: Fields, name: str) -> list[Message]:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
-    found = (turns.as_list(value) or value) if isinstance(value, str) else value
+    found = (as_list(value) or value) if isinstance(value, str) else value
     if not isinstance(found, list) or not found:
         what = "an empty list" if found == [] else kind(found)
         raise RowError(f"{name} is {what}, expected a list of messages")
@@ -112,18 +112,19 @@ def _turns_of(fields: Fields, name: str) -> list[Message]:
 
 def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
     """Combine the messages of a row with the system text and the tools given beside them."""
+    turns.refuse_media(fields)
     system = _optional_text(fields, "system")
     own = found[0].content if found[0].role == "system" else None
     if system and own is None:
         found = [Message("system", system), *found]
     elif system and own != system:
         raise RowError("system is both beside the messages and among them, expected only one")
-    return Conversation(tuple(found), turns.tools(fields.get("tools")))
+    return Conversation(tuple(found), calls.tools(fields.get("tools")))
 
 
 def _history_turns(fields: Fields) -> list[Message]:
     value = fields.get("history")
-    value = turns.as_list(value) if isinstance(value, str) and value.strip() else value or []
+    value = as_list(value) if isinstance(value, str) and value.strip() else value or []
     if not isinstance(value, list):
         found = kind(fields["history"])
         raise RowError(f"history is {found}, expected a list of [question, answer]")

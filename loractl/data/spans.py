@@ -49,21 +49,15 @@ def is_ended(renders: Renders, number: int) -> bool:
     return _turn_end(renders, number) != ""
 
 
-def check_all_is_written(renders: Renders) -> None:
-    """Raise TemplateError if the template silently leaves out a message's content or calls."""
-    for number, message in enumerate(renders.messages):
-        n = len(renders.messages)
-        if message.content.strip() not in renders.whole:
-            shown = renders.text(n, marked=number)
-            if renders.mark not in shown:
-                what = f"the content of this {message.role} message"
-                raise _message_error(number, f"the chat template leaves out {what}")
-        if message.tool_calls and renders.text(number + 1) == renders.text(
-            number + 1, without_calls=True
-        ):
-            raise _message_error(
-                number, "the chat template leaves out the tool_calls of this message"
-            )
+def untrained_span(renders: Renders, number: int) -> tuple[int, int]:
+    """Where a message stands that is not to be trained: an answer with its end, else the content.
+
+    Raises TemplateError where that cannot be told.
+    """
+    if renders.messages[number].role == "assistant":
+        span = find_answer(renders, number)
+        return span.start, span.end
+    return _content_span(renders, number, len(renders.messages))
 
 
 def _turn_end(renders: Renders, number: int) -> str:

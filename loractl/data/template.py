@@ -20,6 +20,7 @@ from loractl.data.rendering import (
     writes_date,
     writes_tools,
 )
+from loractl.data.written import check_all_is_written
 from loractl.records import UNTRAINED, Conversation, Message
 
 __all__ = [
@@ -162,19 +163,29 @@ def render(
     if not tokenizer.chat_template:
         return _without_template(tokenizer, messages, train_on)
     renders = Renders(tokenizer, messages, tools)
-    spans.check_all_is_written(renders)
+    check_all_is_written(renders)
     last = len(messages) - 1
     text = renders.whole
     if messages[last].role == "assistant" and not spans.is_ended(renders, last):
         text += tokenizer.eos_token or ""  # or a model would never learn to stop
     if train_on == "all":
-        return Rendered(text, ((0, len(text)),))
+        left_out = [spans.untrained_span(renders, n) for n, m in enumerate(messages) if not m.train]
+        return Rendered(text, tuple(_between(left_out, len(text))))
     answers = [number for number, m in enumerate(messages) if m.role == "assistant"]
     if train_on == "last":
         answers = answers[-1:]
     numbers = tuple(number for number in answers if messages[number].train)
     found = [spans.find_answer(renders, number) for number in numbers]
     return Rendered(text, tuple(_with_end(tokenizer, text, span) for span in found), numbers)
+
+
+def _between(spans: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """What is left of a text of this length without some spans of it, in order."""
+    at = 0
+    for start, stop in [*sorted(spans), (end, end)]:
+        if start > at:
+            yield at, start
+        at = max(at, stop)
 
 
 def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> tuple[int, int]:

@@ -1,12 +1,13 @@
-"""One message of a row, and the tools it declares -> records; errors name the path inside the row.
+"""One message of a row -> a record; errors name the path inside the row. Calls are in `calls`.
 
 Combining messages into a conversation is left to `rows`.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from loractl.data.calls import calls_in_text, tool_calls
+from loractl.data.row_errors import RowError, kind, names
 from loractl.records import Message
 from loractl.text import closest
 
@@ -22,7 +23,7 @@ SHAREGPT_ROLES = {
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
-    "function_call": "assistant",  # its text is the call
+    "function_call": "assistant",  # its text is the JSON of the call
     "observation": "tool",
     "tool": "tool",
     "function_response": "tool",
@@ -31,28 +32,27 @@ SHAREGPT_ROLES = {
 
 _MEANT = {**SHAREGPT_ROLES, "function": "tool", "ipython": "tool", "bot": "assistant"}
 
+MARKS = {
+    "train": True, "training": True, "trainable": True, "loss": True, "weight": True, "mask": False,
+}  # fmt: skip
+"""How a message says whether it is trained, in the words of loractl and other tools, and the value
+that means that it is."""
+
+EXTRA = ("name", "tool_call_id")
+"""Fields of a message that are passed to the chat template as they are."""
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+PICTURE = "<image>"
+
 _RENDERED = ("reasoning_content", "reasoning", "thinking")
 """Message fields that some chat templates render but that are not passed to them here."""
-
-
-class RowError(ValueError):
-    """A row that does not match its format; the caller adds file and line."""
-
-
-def kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def names(fields: Mapping[Any, Any]) -> str:
-    """The first few field names of an object, each of bounded length."""
-    short = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, fields)]
-    return ", ".join(short[:8]) + (", ..." if len(short) > 8 else "") or "nothing"
 
 
 def message(turn: Any, where: str) -> Message:
     """Read {"role", "content"} or {"from", "value"}; `where` is its path in the row.
 
-    "train": false or "weight": 0 leaves it untrained. Raises RowError.
+    One of MARKS may leave it untrained. A field that is null counts as absent: so tables and
+    datasets pad rows. Raises RowError.
     """
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind(turn)}, expected an object with role and content")
@@ -69,11 +69,37 @@ def message(turn: Any, where: str) -> Message:
             )
     if turn.get("function_call") is not None:
         raise RowError(f"{where}.function_call is OpenAI's old form, expected tool_calls")
-    calls = _tool_calls(turn, where)
+    is_call = sharegpt and turn["from"] == "function_call"
+    calls = calls_in_text(turn.get(name), f"{where}.{name}") if is_call else tool_calls(turn, where)
     if calls and role != "assistant":
         raise RowError(f"{where}.tool_calls is in a {role} message, expected assistant")
-    content = "" if calls and turn.get(name) is None else _read_content(turn, where, name)
-    return Message(role, content, _is_trained(turn, where), calls)
+    is_empty = is_call or (calls and turn.get(name) is None)
+    content = "" if is_empty else _read_content(turn, where, name)
+    _refuse_media(turn, content, where)
+    extra = {key: _read_extra(turn, where, key) for key in EXTRA if turn.get(key) is not None}
+    return Message(role, content, _is_trained(turn, where), calls, extra)
+
+
+def _read_extra(turn: Mapping[str, Any], where: str, key: str) -> str:
+    if not isinstance(turn[key], str):
+        raise RowError(f"{where}.{key} is {kind(turn[key])}, expected text")
+    return str(turn[key])
+
+
+def _refuse_media(turn: Mapping[str, Any], content: str, where: str) -> None:
+    refuse_media(turn, f"{where}.")
+    if PICTURE in content:
+        raise RowError(
+            f"{where}: {PICTURE} stands for a picture, and only text is trained; remove the row, or"
+            " write the picture's content as text"
+        )
+
+
+def refuse_media(fields: Mapping[str, Any], place: str = "") -> None:
+    """Raise RowError for a row or message that comes with pictures, sound or video."""
+    for name in MEDIA:
+        if fields.get(name):
+            raise RowError(f"{place}{name} is not empty, and only text is trained; remove the row")
 
 
 def _read_role(turn: Mapping[str, Any], where: str, name: str) -> str:
@@ -122,77 +148,18 @@ def _part_text(part: Any, where: str) -> str:
 
 
 def _is_trained(turn: Mapping[str, Any], where: str) -> bool:
-    train, weight = turn.get("train"), turn.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise RowError(f"{where}.train is {kind(train)}, expected true or false")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise RowError(f"{where}.weight is {weight!r}, expected 0 or 1")
-    if train is not None and weight is not None and train != bool(weight):
-        raise RowError(f"{where} has train {train} and weight {weight}, expected only one")
-    return train is not False and weight != 0
-
-
-def _tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    calls = turn.get("tool_calls")
-    if calls is None:
-        return ()
-    if not isinstance(calls, list):
-        raise RowError(f"{where}.tool_calls is {kind(calls)}, expected a list of calls")
-    return tuple(_read_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls))
-
-
-def _read_call(call: Any, where: str) -> Mapping[str, Any]:
-    """A call as given, with its arguments parsed if they are JSON text.
-
-    OpenAI writes arguments as JSON text; chat templates render them with tojson, which would quote
-    a text again, so that the model would learn to answer with escaped quotes.
-    """
-    if not isinstance(call, Mapping):
-        raise RowError(f"{where} is {kind(call)}, expected an object with function")
-    nested = call.get("function")
-    function, inside = (nested, f"{where}.function") if nested is not None else (call, where)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowError(f"{inside} has no name, expected an object with name and arguments")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (RecursionError, ValueError):
-            raise RowError(f"{inside}.arguments is not valid JSON, expected an object") from None
-        function = {**function, "arguments": arguments}
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise RowError(f"{inside}.arguments is {kind(arguments)}, expected an object")
-    return {**call, "function": function} if nested is not None else function
-
-
-def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Read the tools of a row: a list of JSON Schemas, or the JSON text of one. Raises RowError."""
-    if isinstance(value, str):
-        text = value.strip()
-        value = as_list(text) if text else None
-        if value is None and text:
-            raise RowError("tools is text but not a JSON list, expected a list of tools")
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise RowError(f"tools is {kind(value)}, expected a list of tools")
-    return tuple(_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
-
-
-def _read_tool(tool: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(tool, Mapping):
-        raise RowError(f"{where} is {kind(tool)}, expected an object that describes a function")
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        inside = f"{where}.function" if "function" in tool else where
-        raise RowError(f"{inside}.name is missing, expected the name of the tool")
-    return tool
-
-
-def as_list(text: str) -> list[Any] | None:
-    """The list that a JSON text encodes, or None: tables store lists this way."""
-    try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (RecursionError, ValueError):
-        return None
-    return value if isinstance(value, list) else None
+    """What the marks of a message say; they must agree."""
+    said = {}
+    for name, trains in MARKS.items():
+        value = turn.get(name)
+        if value is None:
+            continue
+        if name != "weight" and not isinstance(value, bool):
+            raise RowError(f"{where}.{name} is {kind(value)}, expected true or false")
+        if name == "weight" and (isinstance(value, bool) or value not in (0, 1)):
+            raise RowError(f"{where}.weight is {value!r}, expected 0 or 1")
+        said[name] = bool(value) is trains
+    if len(set(said.values())) > 1:
+        given = " and ".join(f"{name} {turn[name]}" for name in said)
+        raise RowError(f"{where} has {given}, expected only one")
+    return all(said.values())

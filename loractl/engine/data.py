@@ -35,6 +35,13 @@ def sources_of(data: DataSection) -> list[SourceSection]:
     return [SourceSection(path=data.train, format=data.format)]
 
 
+def held_out_sources(data: DataSection) -> list[SourceSection]:
+    """The held-out sources that are not a share of the training rows."""
+    if isinstance(data.eval, list):
+        return [SourceSection(path=o.path, format=o.format, split=o.split) for o in data.eval]
+    return [SourceSection(path=data.eval)] if isinstance(data.eval, str) else []
+
+
 def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
     """Read and tokenize the training and held-out rows, or take them from the cache.
 
@@ -48,6 +55,7 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         reading = examples.Reading(
             format=source.format if source.format != "auto" else data.format,
             max_length=max_length,
+            is_all_positions=max_length < data.max_length,
             train_on="all" if whole else data.train_on,
             too_long="truncate" if whole else data.too_long,
             columns={} if whole else data.columns,
@@ -71,15 +79,18 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         if isinstance(data.eval, float):
             store, accounts[f"eval{place}"] = read(source, "eval")
             held.append(store)
-    if isinstance(data.eval, str):
-        store, accounts["eval"] = read(SourceSection(path=data.eval, format="auto"), "all")
+    apart = held_out_sources(data)
+    for number, source in enumerate(apart):
+        place = f"[{number}]" if len(apart) > 1 else ""
+        store, accounts[f"eval{place}"] = read(source, "all")
         held.append(store)
     retain: Sequence[Example] = []
     if data.retain is not None:
         general = SourceSection(path=data.retain, format="auto")
         retain, accounts["retain"] = read(general, "all", whole=True)
-    for store in stores if several else []:
-        store.named = True
+    for group in (stores, held):
+        for store in group if len(group) > 1 else []:
+            store.named = True
     weights = [source.weight for source in listed]
     mixed = several or weights != [1.0]
     sizes = [len(store) for store in stores]

@@ -140,7 +140,9 @@ def _measure_model(
 
 def _read_conversations(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
     bad: list[str] = []
-    reading = examples.Reading("auto", asked.max_length, "assistant", "truncate")
+    reading = examples.Reading(
+        "auto", asked.max_length, "assistant", "truncate", dict(asked.columns)
+    )
     several = asked.data.is_dir()
     found: list[tuple[int | str, Conversation]] = [
         (f"{row.path}:{row.line}" if several else row.line, conversation)
@@ -154,7 +156,8 @@ def _read_conversations(asked: EvalRequest) -> list[tuple[int | str, Conversatio
 def _losses_by_row(
     objective: TokenLoss, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
 ) -> Losses:
-    reading = examples.Reading("auto", asked.max_length, train_on, "truncate")
+    columns = dict(asked.columns) if path == asked.data else {}
+    reading = examples.Reading("auto", asked.max_length, train_on, "truncate", columns)
     store, _ = examples.load(str(path), tokenizer, reading)
     plan = batches.BatchPlan(asked.batch_size, 1, asked.max_length, packing=False)
     found = row_losses(objective.of_rows, batches.in_order(store, plan), objective.model.device)

@@ -128,7 +128,9 @@ class Exporting:
         if not self.verify:
             self.lines.append("not proven: --no-verify was given")
         elif not llamacpp.is_installed():
-            self.lines.append("not proven: llama-cpp-python is not installed")
+            self.lines.append(
+                "not proven: llama-cpp-python is not installed; pip install 'loractl[llama]'"
+            )
         else:
             return True
         return False

@@ -32,7 +32,7 @@ def write_portable(
         if not verify:
             lines.append("not proven: --no-verify was given")
         elif find_spec("peft") is None:
-            lines.append("not proven: peft is not installed")
+            lines.append("not proven: peft is not installed; pip install peft")
         else:
             said, holds = portable.prove(directory, source, adapter, kind)
             if not holds:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from loractl import __version__, console
+from loractl import __version__
 from loractl.artifacts import files
 from loractl.artifacts.model.pair import ModelPair
 from loractl.artifacts.peft import config as peft_config
@@ -19,6 +19,7 @@ from loractl.lora.extract import extract
 from loractl.lora.ranks import ModuleRank, RankSpec
 from loractl.lora.spectrum import Factors, effective_rank, rank_keeping
 from loractl.models import load
+from loractl.progress import Progress
 from loractl.reports.extract import Change, Findings
 
 STRIP = 1 << 22
@@ -29,7 +30,7 @@ def find_changes(pair: ModelPair, asked: ExtractRequest) -> Findings:
     """Go through both models once, with one tensor of each and their difference in memory."""
     found = Findings({}, {}, {}, 0, set(), 0.0, 0.0)
     names, began = pair.names, time.perf_counter()
-    with console.Progress(len(names), log_every=max(1, len(names) // 4)) as progress:
+    with Progress(len(names), log_every=max(1, len(names) // 4)) as progress:
         for step, (name, old, new) in enumerate(pair.tensors(), start=1):
             if old.is_floating_point():
                 found.dtypes.add(f"{old.dtype} -> {new.dtype}".replace("torch.", ""))

@@ -23,8 +23,10 @@ def inputs(session: Session) -> dict[str, str]:
     Tokenizer and chat template count through the tokens that they make of the rows.
     """
     data = {f"data.{name}": account.sha256 for name, account in session.data.accounts.items()}
+    start = {"lora.start_from": session.start.sha256} if session.start else {}
     return {
         "model.name_or_path": session.base_fingerprint,
+        **start,
         **data,
         "tokens of the rows": session.data.tokens_sha256,
     }

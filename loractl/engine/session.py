@@ -21,6 +21,7 @@ from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
+from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base
 from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
@@ -63,6 +64,7 @@ class Session:
     total_steps: int
     trunk: Trunk | None  # None if every weight is trained
     loss: Loss
+    start: Start | None = None  # the adapter that is trained further
     world: World = ALONE
 
     def windows(self, start: DataState) -> Iterator[tuple[list[Batch], DataState]]:
@@ -104,6 +106,7 @@ class Session:
             "loractl": __version__,
             "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
+            **({"start_from": self.start.about()} if self.start else {}),
             "dtype": dtype_word(self.dtype),
             "method": self.config.method,
             "versions": {
@@ -121,6 +124,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate_base(loaded)
+    start = read_start(loaded)
     fingerprint = compute_beside(lambda: load.fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
@@ -141,13 +145,15 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         trust_remote_code=remote,
         finite=False,
     )
-    adapted = Adapted({}, {}, ())
+    if start is not None:
+        require_base(start, fingerprint.result(), source.name)
+        loaded = adopt(loaded, start, model)
+        config = loaded.config
+    adapted = Adapted({}, {}, ()) if full else adapt_(model, loaded)
+    if start is not None:
+        fill_(adapted, start)
     if full:
         model.requires_grad_(True)
-        parameters = dict(model.named_parameters())
-    else:
-        adapted = adapt_(model, loaded)
-        parameters = adapted.parameters()
     _set_checkpointing_(model, config, max_length, device)
     trunk, loss = _prove_ways_(model, config, epochs, total_steps, dtype)
     return Session(
@@ -161,13 +167,14 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         layers=adapted.layers,
         whole=adapted.whole,
         module_names=adapted.module_names,
-        parameters=parameters,
+        parameters=dict(model.named_parameters()) if full else adapted.parameters(),
         data=data,
         plan=plan,
         epochs=epochs,
         total_steps=total_steps,
         trunk=trunk,
         loss=loss,
+        start=start,
         world=world,
     )
 

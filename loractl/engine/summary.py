@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from loractl import console, text
+from loractl.engine.prospects import FEW_STEPS, prospects
 from loractl.engine.publish import Published
 from loractl.engine.session import Session
 from loractl.evaluation.loss import is_below
@@ -12,7 +13,7 @@ from loractl.records import HeldOutLoss
 
 
 def introduce(session: Session) -> None:
-    """Print what is about to be trained, and on what."""
+    """Print what is about to be trained, on what, and what may keep it from learning."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
     read = session.data.of_train()
@@ -33,6 +34,9 @@ def introduce(session: Session) -> None:
         f" {sum(one.trained_tokens for one in read):,} of them trained;"
         f" {session.total_steps:,} steps"
     )
+    for finding in prospects(session):
+        if finding.state != "ok":
+            console.note(f"note: {finding.text}")
 
 
 def _describe_kernels(session: Session) -> str:
@@ -85,9 +89,6 @@ def _held_out_lines(session: Session, published: Published) -> Iterator[str]:
             "learned nothing: the held-out loss is no lower than before training, within its"
             f" error; likely causes: {causes}"
         )
-
-
-FEW_STEPS = 50
 
 
 def _causes_of_nothing(

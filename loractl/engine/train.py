@@ -22,6 +22,7 @@ from loractl.engine.summary import conclude, introduce
 from loractl.engine.trained import write_trained
 from loractl.errors import NumericError, Stopped
 from loractl.models.device import peak_memory
+from loractl.progress import Progress
 from loractl.signals import StopRequest
 from loractl.training.optim import Rates, build_optimizer, state_tensors
 from loractl.training.state import TrainState
@@ -76,7 +77,7 @@ def train(run: "_Run", stop: StopRequest, *, again: str) -> int:
     began = time.perf_counter()
     with (
         capacity.shortage_explained(session),
-        console.Progress(
+        Progress(
             session.total_steps, start=state.step, log_every=session.config.train.log_every
         ) as progress,
     ):
@@ -114,7 +115,7 @@ class _Run:
     stopped_early: bool = False
     losses: list[float] = field(default_factory=list)  # of the steps taken
 
-    def train(self, progress: console.Progress, stop: StopRequest) -> None:
+    def train(self, progress: Progress, stop: StopRequest) -> None:
         """Train until the end, a signal, or too many evaluations without progress; then save."""
         train, state, total = self.session.config.train, self.state, self.session.total_steps
         if self.stopped_early:
@@ -175,7 +176,7 @@ class _Run:
             row |= {"skipped": step.skipped, "skipped_steps": self.state.skipped}
         self._append_row(row)
 
-    def _evaluate_now(self, progress: console.Progress, stop: StopRequest) -> None:
+    def _evaluate_now(self, progress: Progress, stop: StopRequest) -> None:
         """Evaluate and log the result; after a signal, `state.eval_pending` marks it as due."""
         began, state = time.perf_counter(), self.state
         state.eval_pending = True

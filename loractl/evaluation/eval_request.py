@@ -1,6 +1,7 @@
 """What `loractl eval` is asked to measure, without torch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 LOSSES = ("loss", "perplexity")
@@ -20,6 +21,7 @@ class EvalRequest:
     max_new_tokens: int = 256
     batch_size: int = 8
     dtype: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)  # of data, not of retain
 
     @property
     def matches(self) -> tuple[str, ...]:

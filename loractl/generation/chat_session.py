@@ -10,17 +10,22 @@ from loractl.records import Message
 
 @dataclass
 class ChatSession:
-    """The conversation so far, and who answers next: an adapter, or the base (None).
+    """Who answers next, an adapter or the base (None), and the conversation of each so far.
 
-    Whoever answers sees the whole conversation, rendered with the chat template it was trained
-    with. Each answer has its own seed, so that a whole conversation can be reproduced.
+    A conversation is rendered with the chat template that its speaker was trained with. Each answer
+    has its own seed, so that a whole conversation can be reproduced.
     """
 
     speakers: HubModel
     sampling: Sampling
     active: str | None = None
-    messages: list[Message] = field(default_factory=list)
+    conversations: dict[str | None, list[Message]] = field(default_factory=dict)
     _n_answers: int = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation with the one who is active."""
+        return self.conversations.get(self.active, [])
 
     def ask(self, text: str, tell: Callable[[str], None]) -> None:
         """Add a user turn, and stream the answer to `tell`.
@@ -45,12 +50,14 @@ class ChatSession:
         finally:
             self.speakers.hub.use(None)
             if finished or told:
-                self.messages = [*asked, Message("assistant", "".join(told))]
+                answer = Message("assistant", "".join(told))
+                self.conversations[self.active] = [*asked, answer]
 
     def compare(self, text: str | None = None) -> dict[str | None, str]:
-        """The answers of the base and of every adapter to `text`, or to the last user turn.
+        """The answers of the base and of every adapter to `text`, or to the last user turn, each
+        after the conversation of the one who is active.
 
-        The conversation stays as it was. Raises ValueError if there is no user turn yet, and
+        All conversations stay as they were. Raises ValueError if there is no user turn yet, and
         TemplateError or ModelError like `ask`.
         """
         asked = [*self.messages]
@@ -66,8 +73,8 @@ class ChatSession:
         return {name: one.text for name, one in zip(names, answers, strict=True)}
 
     def reset(self) -> None:
-        """Forget the conversation."""
-        self.messages = []
+        """Forget the conversation of the one who is active."""
+        self.conversations.pop(self.active, None)
 
     def _next_sampling(self) -> Sampling:
         self._n_answers += 1

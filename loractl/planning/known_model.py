@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loractl.errors import ModelError
 from loractl.models.shape import read as shapes
+from loractl.models.shape.sizes import SIZES
 from loractl.models.shape.types import ModelShape
 
 FAST_BF16 = ("avx512_bf16", "amx_bf16")
@@ -16,22 +17,21 @@ def shape_of(model: str) -> ModelShape:
 
     Raises ModelError; nothing is downloaded.
     """
-    if model.upper() in shapes.SIZES:
+    if model.upper() in SIZES:
         return shapes.named(model.upper())
     path = Path(model).expanduser()
     if path.exists():
         if path.suffix == ".gguf":
             raise ModelError(
                 f"{model}: planning does not read .gguf files; give the model's directory with its"
-                " config.json, or a size: 7B, 13B, 30B, 70B"
+                f" config.json, or a size: {', '.join(SIZES)}"
             )
         return shapes.read(path)
     if (cached := _in_cache(model)) is not None:
         return shapes.read(cached)
-    sizes = ", ".join(shapes.SIZES)
     raise ModelError(
-        f"{model}: no such directory, not in the hub cache, and not one of the sizes {sizes};"
-        " planning downloads nothing"
+        f"{model}: no such directory, not in the hub cache, and not one of the sizes"
+        f" {', '.join(SIZES)}; planning downloads nothing"
     )
 
 

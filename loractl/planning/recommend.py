@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loractl.models.shape.families import UNPACKABLE
 from loractl.models.shape.types import ModelShape
 from loractl.planning import counts
 from loractl.planning.request import Request, ranks_of
@@ -25,6 +26,8 @@ FEW, MANY = 1_000, 10_000  # rows
 LOWEST, HIGHEST = 4, 64  # limits on the rank when few or many rows halve or double it
 SIZES = ((10e9, "7B"), (50e9, "13B"), (float("inf"), "70B"))
 LARGEST_BATCH = 16
+ENOUGH_STEPS = 100  # optimizer steps; with fewer than half of them few tasks are learned
+MOST_EPOCHS = 15
 BITS_A_PARAMETER, BITS_A_TOKEN = 2, 1
 
 
@@ -39,6 +42,7 @@ class RecommendRequest:
     memory: str | None = None
     dtype: str = "bfloat16"
     write: Path | None = None
+    columns: tuple[str, ...] = ()  # FIELD=COLUMN
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,24 @@ class Rows:
     longest: int | None = None
     p99: int | None = None
     counted: str = ""
+    shortest: int | None = None
 
 
 def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice]:
     """Every value that depends on task, model and data; those that depend on memory come later."""
     rank = rank_of(task, shape, data)
+    batch, length = _effective_batch(data), _max_length(shape, data)
+    epochs = _choose_epochs(data, batch.value)
     return {
         "rank": rank,
         "alpha": Choice(2 * rank.value, "alpha is set to twice the rank", OURS),
         "sweep": _choose_sweep(task, rank.value),
         "target_modules": _choose_targets(task),
         "learning_rate": _learning_rate(shape, data),
-        "effective_batch": _effective_batch(data),
-        "epochs": _choose_epochs(data),
-        "max_length": _max_length(shape, data),
+        "effective_batch": batch,
+        "epochs": epochs,
+        "max_length": length,
+        "packing": _choose_packing(shape, data, length.value, epochs.value / batch.value),
     }
 
 
@@ -126,10 +134,19 @@ def _choose_targets(task: str) -> Choice:
     return Choice(value, f"{what[value]}. Published: {known}", f"{OURS}; {QLORA}, 4; {REGRET}")
 
 
+def usual_rate(hidden: int, architecture: str, method: str) -> float:
+    """The peak learning rate for Adam that the rule of COOKBOOK gives a model of this width."""
+    times = 1 if method == "full" else 10
+    return float(5e-5 * times * (2000 / hidden) ** _power_of(architecture))
+
+
+def _power_of(architecture: str) -> float:
+    return 0.0775 if architecture.startswith("qwen") else 0.781
+
+
 def _learning_rate(shape: ModelShape, data: Rows | None) -> Choice:
-    power = 0.0775 if shape.architecture.startswith("qwen") else 0.781
-    rate = 5e-5 * 10 * (2000 / shape.hidden) ** power
-    rounded = float(f"{rate:.2g}")
+    power = _power_of(shape.architecture)
+    rounded = float(f"{usual_rate(shape.hidden, shape.architecture, 'lora'):.2g}")
     return Choice(
         rounded,
         f"5e-5 x 10 x (2000 / {shape.hidden})^{power:g}: about ten times the rate for full"
@@ -149,14 +166,15 @@ def _effective_batch(data: Rows | None) -> Choice:
     )  # fmt: skip
 
 
-def _choose_epochs(data: Rows | None) -> Choice:
+def _choose_epochs(data: Rows | None, batch: int) -> Choice:
     if data is None:
         return Choice(1, "the number of rows is unknown; give --data-size or --data", OURS)
     if data.rows < FEW:
+        passes = min(MOST_EPOCHS, max(3, -(-ENOUGH_STEPS * batch // data.rows)))
         return Choice(
-            3,
-            f"{data.rows:,} rows are few: make several passes; the held-out loss shows when to"
-            " stop",
+            passes,
+            f"{data.rows:,} rows are few: make several passes, {round(passes * data.rows / batch)}"
+            " steps in all; the held-out loss shows when to stop",
             "LIMA, arXiv 2305.11206: 15 passes over 1,000 rows",
         )  # fmt: skip
     value = 2 if data.rows <= MANY else 1
@@ -165,6 +183,25 @@ def _choose_epochs(data: Rows | None) -> Choice:
         f"{data.rows:,} rows; published: a second pass over 50,000 rows made answers worse",
         "Raschka 2023, Practical Tips for Finetuning LLMs Using LoRA",
     )  # fmt: skip
+
+
+def _choose_packing(
+    shape: ModelShape, data: Rows | None, length: int, passes_a_row: float
+) -> Choice:
+    """`passes_a_row`: epochs divided by the rows of a step."""
+    if shape.architecture in UNPACKABLE:
+        return Choice(False, f"a packed row of {shape.architecture} would mix its examples", OURS)
+    if data is None or data.tokens is None:
+        return Choice(True, "the rows were not counted; give --data", "the config's default")
+    steps = data.tokens / length * passes_a_row
+    if steps < ENOUGH_STEPS:
+        return Choice(
+            False,
+            f"packed, the rows would make only about {max(1, round(steps)):,} steps: too few to"
+            " learn from",
+            OURS,
+        )
+    return Choice(True, f"no padding is computed, and about {round(steps):,} steps remain", OURS)
 
 
 def _max_length(shape: ModelShape, data: Rows | None) -> Choice:

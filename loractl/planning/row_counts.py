@@ -1,71 +1,93 @@
-"""Rows and tokens of a data file, counted with the model's tokenizer.json, without torch."""
+"""Rows and tokens of a data file, counted as training counts them: through the chat template of the
+model. Without torch, and for a bare model size estimated."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from loractl.data import rows as formats
-from loractl.data import sources
-from loractl.errors import DataError, ModelError
+from loractl.data import examples
+from loractl.data.examples import Reading
+from loractl.data.template import TemplateError, Tokenizer, encode_many
+from loractl.errors import DataError
+from loractl.models.light_tokenizer import load_light
 from loractl.planning.known_model import directory_of
 from loractl.planning.recommend import Rows
-from loractl.records import Conversation
+from loractl.records import UNTRAINED, Conversation
 
 CHARACTERS_A_TOKEN = 4  # of English text; other languages and code have fewer
 TEMPLATE = 6  # tokens that a chat template adds to each message: role, begin, end, line break
 
 
-def count(path: str, model: str) -> Rows:
+@dataclass(frozen=True)
+class Length:
+    """The tokens of one row as `train` sees it, before data.max_length, and the trained ones."""
+
+    tokens: int
+    trained: int
+    format: str  # of the row's source: messages, sharegpt, alpaca, ...
+
+
+def reading_of(
+    *, format: str = "auto", columns: dict[str, str] | None = None, train_on: str = "assistant"
+) -> Reading:
+    """How to read a whole source for planning; nothing is cut or left out."""
+    return Reading(
+        format=format, max_length=0, train_on=train_on, too_long="error", columns=columns or {}
+    )
+
+
+def tokenizer_of(model: str) -> Tokenizer | None:
+    """The tokenizer of a directory or of a hub id in the cache, without torch; None for a size.
+
+    Raises ModelError.
+    """
+    directory = directory_of(model)
+    return None if directory is None else load_light(directory)
+
+
+def lengths(path: str, tokenizer: Tokenizer, reading: Reading) -> Iterator[Length]:
+    """The length of every row, through the chat template: the same ids as in training.
+
+    Raises DataError for the first row that training would refuse.
+    """
+    for batch in examples.in_batches(examples.conversations(path, reading, _refuse)):
+        conversations = [conversation for _, conversation, _ in batch]
+        encoded = encode_many(tokenizer, conversations, train_on=reading.train_on)
+        for (row, _, format), result in zip(batch, encoded, strict=True):
+            if isinstance(result, TemplateError):
+                raise DataError(f"{row.path}:{row.line}: {result}")
+            ids, labels = result
+            yield Length(len(ids), len(labels) - labels.count(UNTRAINED), format)
+
+
+def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Rows:
     """Count rows and tokens; for a bare model size, tokens are estimated from characters, and the
     result says so.
 
     Raises DataError for rows that cannot be read, ModelError for a tokenizer that cannot.
     """
-    tokenizer = _read_tokenizer(model)
-    lengths = []
-    read: Callable[[formats.Fields], Conversation] | None = None
-    for row in sources.read(path):
-        if row.error is not None:
-            raise DataError(f"{path}:{row.line}: {row.error}")
-        try:
-            read = read or formats.FORMATS[formats.detect(row.fields)]
-            messages = read(row.fields).messages
-        except formats.RowError as error:
-            raise DataError(f"{path}:{row.line}: {error}") from None
-        texts = [message.content for message in messages]
-        around = TEMPLATE * sum(bool(message.role) for message in messages)
-        if tokenizer is None:
-            lengths.append(-(-sum(map(len, texts)) // CHARACTERS_A_TOKEN) + around)
-        else:
-            lengths.append(sum(len(tokenizer.encode(text).ids) for text in texts) + around)
-    lengths.sort()
-    how = (
-        f"estimated at {CHARACTERS_A_TOKEN} characters per token, as {model} has no tokenizer"
-        if tokenizer is None
-        else f"counted with the tokenizer of {model}"
-    )
-    p99 = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
-    counted = f"{how}, plus {TEMPLATE} per message for the chat template"
-    return Rows(len(lengths), sum(lengths), lengths[-1], p99, counted)
+    reading, tokenizer = reading_of(columns=columns), tokenizer_of(model)
+    if tokenizer is None:
+        found = examples.conversations(path, reading, _refuse)
+        tokens = sorted(_estimate_tokens(conversation) for _, conversation, _ in found)
+        counted = (
+            f"estimated at {CHARACTERS_A_TOKEN} characters per token, as {model} has no tokenizer,"
+            f" plus {TEMPLATE} per message for the chat template"
+        )
+        used = sum(tokens)
+    else:
+        found_lengths = list(lengths(path, tokenizer, reading))
+        tokens = sorted(one.tokens for one in found_lengths)
+        used = sum(one.tokens for one in found_lengths if one.trained)  # others are left out
+        counted = f"counted with the tokenizer and chat template of {model}"
+    p99 = tokens[min(len(tokens) - 1, int(0.99 * len(tokens)))]
+    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0])
 
 
-def _read_tokenizer(model: str) -> Any:
-    directory = directory_of(model)
-    if directory is None:
-        return None
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{path}: not found; it is needed to count tokens")
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(_without_limits(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"{path}: cannot be read: {error}") from None
+def _refuse(message: str) -> None:
+    raise DataError(message)
 
 
-def _without_limits(path: Path) -> str:
-    """A tokenizer.json without truncation and padding, which would hide how long rows are."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return json.dumps({**content, "truncation": None, "padding": None})
+def _estimate_tokens(row: Conversation) -> int:
+    characters = sum(len(message.content) for message in row.messages)
+    around = TEMPLATE * sum(bool(message.role) for message in row.messages)
+    return -(-characters // CHARACTERS_A_TOKEN) + around

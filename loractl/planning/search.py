@@ -5,13 +5,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loractl.lora.ranks import ModuleRank
+from loractl.models.shape import read as shapes
+from loractl.models.shape.sizes import SIZES
 from loractl.models.shape.types import ModelShape
 from loractl.planning import devices
 from loractl.planning.recommend import Choice
 from loractl.planning.request import Request, memory_of, ranks_of
 
 ORDER = ("full", "lora", "qlora")
-MODEL = "loractl's memory model: see loractl estimate; the README gives its error"
+MODEL = (
+    "loractl's memory model: see loractl estimate; scripts/bench/RESULTS.md has its measured error"
+)
 
 
 @dataclass(frozen=True)
@@ -82,24 +86,40 @@ def of_memory(
         least = found[-1]
         reason = (
             f"nothing fits in {size}: QLoRA with checkpointing and one row needs"
-            f" {least.gpu_bytes / devices.GIB:.3g} GiB"
+            f" {least.gpu_bytes / devices.GIB:.3g} GiB; {_instead(shape, request, memory)}"
         )
         return {"method": Choice(None, reason, MODEL)}, table
     used = f"{best.gpu_bytes / devices.GIB:.3g} GiB of {size}"
-    why = {
-        "lora": "the base model fits unquantized, which is faster and exact",
-        "qlora": "the base model fits only when quantized to 4 bits",
-    }
+    why = f"the base model fits unquantized, which is faster and exact: {used}"
+    if best.method == "qlora":
+        plain = next(fit for fit in found if fit.method == "lora" and fit.checkpointing)
+        why = (
+            f"the base model fits only when quantized to 4 bits: {used}. This version cannot train"
+            f" on a quantized base yet: LoRA needs {plain.gpu_bytes / devices.GIB:.3g} GiB with"
+            f" checkpointing and one row; {_instead(shape, request, memory)}"
+        )
     again = (
         "activations are computed twice, which is a third more work, to make room for more rows"
         if best.checkpointing
         else "not needed: the activations fit"
     )
     return {
-        "method": Choice(best.method, f"{why[best.method]}: {used}", MODEL),
+        "method": Choice(best.method, why, MODEL),
         "gradient_checkpointing": Choice(best.checkpointing, again, MODEL),
         "batch_size": Choice(best.batch, "the largest micro-batch that fits", MODEL),
         "gradient_accumulation": Choice(
             -(-most // best.batch), f"{best.batch} rows at a time add up to {most} per step", MODEL
         ),
     }, table
+
+
+def _instead(shape: ModelShape, request: Request, memory: float) -> str:
+    """The largest known size that fits without quantization, in words."""
+    one = replace(request, batch=1, accumulation=1)
+    for size in reversed(SIZES):
+        other = shapes.named(size)
+        ranks = ranks_of(other, one)
+        needed = memory_of(other, one, "lora", checkpointing=True, ranks=ranks).on_gpu
+        if other.parameters < shape.parameters and devices.fits(needed, memory):
+            return f"--model {size} is the largest size that LoRA fits into this memory"
+    return "LoRA fits none of the known smaller sizes into this memory"

@@ -1,9 +1,10 @@
 """The plot of `loractl estimate`: parameters on two scales, memory by part, storage by tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loractl import text
 from loractl.reports import figure as figures
 from loractl.reports.estimate import PARTS, TITLES
 
@@ -21,13 +22,14 @@ def draw_estimate(path: Path, found: Mapping[str, Any]) -> None:
     methods = found["methods"]
     _draw_parameters(panels[0, 0], methods, log=False)
     _draw_parameters(panels[0, 1], methods, log=True)
-    _draw_memory(panels[1, 0], methods)
+    _draw_memory(panels[1, 0], methods, found["model"]["parameters"])
     _draw_storage(panels[1, 1], found["disk"])
     settings = found["settings"]
     targets = settings["target_modules"]
     listed = targets if isinstance(targets, str) else ", ".join(targets)
+    name = Path(found["model"]["name"]).name  # of a directory or hub id
     figure.suptitle(
-        f"{found['model']['name']}: rank {settings['rank']} on {listed}, {settings['batch']} x"
+        f"{name}: rank {settings['rank']} on {listed}, {settings['batch']} x"
         f" {settings['length']} tokens, {settings['dtype']}"
     )
     figures.save(figure, path)
@@ -40,7 +42,9 @@ def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> No
         [TITLES[name] for name in counts], list(counts.values()), width=0.55,
         color=[COLOURS[name] for name in counts],
     )  # fmt: skip
-    panel.bar_label(bars, labels=[f"{n:,}" for n in counts.values()], padding=3, fontsize=9)
+    share = methods["lora"]["percent_of_base"]
+    labels = [f"{counts['full']:,}", f"{counts['lora']:,}\n({share:.3g}% of the base)"]
+    panel.bar_label(bars, labels=labels, padding=3, fontsize=9)
     panel.set_ylabel("trained parameters")
     if log:
         panel.set_yscale("log")
@@ -50,15 +54,14 @@ def _draw_parameters(panel: Any, methods: Mapping[str, Any], *, log: bool) -> No
     panel.set_ylim(0, max(counts.values()) * 1.15)
     panel.ticklabel_format(axis="y", style="plain")
     panel.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}B" if value else "0")
-    share = counts["lora"] / counts["full"]
     title = "trained parameters, linear scale"
-    if share < INVISIBLE:
-        title += f"\nLoRA's bar, {share:.2%} as high, is too low to see"
+    if counts["lora"] / counts["full"] < INVISIBLE:
+        title += "\nLoRA's bar is too low to see"
     panel.set_title(title, fontsize=10)
 
 
-def _draw_memory(panel: Any, methods: Mapping[str, Any]) -> None:
-    """Memory at the peak, as stacked bars by part."""
+def _draw_memory(panel: Any, methods: Mapping[str, Any], parameters: int) -> None:
+    """Memory at the peak, as stacked bars by part, with what a reader would ask about them."""
     from matplotlib import colormaps
 
     colours = colormaps["tab10"]
@@ -80,6 +83,22 @@ def _draw_memory(panel: Any, methods: Mapping[str, Any]) -> None:
     panel.set_ylabel("GiB allocated at the peak")
     panel.set_title("memory at the peak of a step, by part", fontsize=10)
     panel.legend(fontsize=8, loc="upper right", reverse=True)
+    panel.set_xlabel("\n".join(memory_notes(methods, parameters)), fontsize=8, loc="left")
+
+
+def memory_notes(methods: Mapping[str, Any], parameters: int) -> Iterator[str]:
+    """What the bars leave open: the dtype of "full", gradients, why QLoRA may stand taller."""
+    full, lora, qlora = (methods[name] for name in ("full", "lora", "qlora"))
+    width = full["parts_bytes"]["weights"] / parameters
+    dtype = {4: "float32", 2: "16 bits"}.get(round(width), f"{width:.2g} bytes per weight")
+    yield f"full: weights, gradients and optimizer state are in {dtype}"
+    gradients = full["parts_bytes"].get("gradients", 0)
+    if gradients and not full["peak_parts_bytes"].get("gradients"):
+        size = text.size(gradients)
+        yield f"gradients ({size} in full) come after its peak, as activations are freed"
+    kept = [one["peak_parts_bytes"].get("activations", 0) for one in (lora, qlora)]
+    if kept[1] > kept[0]:
+        yield "QLoRA keeps more activations: it runs in transformers' layers, LoRA in loractl's"
 
 
 def _draw_storage(panel: Any, disk: Mapping[str, Any]) -> None:

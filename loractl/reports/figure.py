@@ -1,4 +1,4 @@
-"""Figures as files: what may be asked for, and how one is written."""
+"""Figures as files: the accepted names, and writing them."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -4,6 +4,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+NARROW = " " * 6
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,12 +27,29 @@ def findings_as_text(
     lines = []
     for one in sorted(findings, key=lambda one: order[one.state]):
         state = f"\x1b[{codes[one.state]}m{one.state:4}\x1b[0m" if colour else f"{one.state:4}"
-        text = [one.text]
-        if width is not None and width > 2 * left:
-            text = textwrap.wrap(one.text, width - left)
-        lines.append(f"{state}  {one.what:{words}}  {text[0]}")
-        lines += [" " * left + more for more in text[1:]]
+        what = f"{one.what:{words}}  "
+        if width is not None and width <= 2 * left:  # too narrow for a column of its own
+            lines.append(f"{state}  {one.what}")
+            lines += wrapped(one.text, width, first=NARROW, then=NARROW)
+            continue
+        text = wrapped(one.text, width, first=" " * left, then=" " * left)
+        lines.append(f"{state}  {what}{text[0][left:]}")
+        lines += text[1:]
     return lines
+
+
+def wrapped(text: str, width: int | None, *, first: str = "", then: str = "") -> list[str]:
+    """Lines of at most `width`, broken between words only: a path or setting stays whole."""
+    if width is None:
+        return [first + text]
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def findings_as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from loractl.reports import figure as figures
 
 COLUMNS = 4
+LIGHTEST = 0.9  # of the color map, whose end is hard to see on white
 
 
 def draw_spectra(
@@ -27,7 +28,7 @@ def draw_spectra(
     colours = colormaps["viridis"]
     for panel, (kind, ones) in zip(panels.flat, kinds.items(), strict=False):
         for depth, values in enumerate(ones):
-            colour = colours(0.9 * depth / max(1, len(ones) - 1))
+            colour = colours(LIGHTEST * depth / max(1, len(ones) - 1))
             ranks = range(1, len(values) + 1)
             panel.plot(ranks, values, color=colour, linewidth=1.2, marker="o", markersize=3)
         panel.set_title(kind, fontsize=10)
@@ -40,7 +41,22 @@ def draw_spectra(
         panel.set_visible(False)
     figure.supxlabel("index of the singular value", fontsize=10)
     figure.supylabel("singular value of dW", fontsize=10)
-    figure.suptitle(
-        "Singular values by kind of module; dark: first layer, light: last", fontsize=11
-    )
+    figure.suptitle("Singular values of the updates, by kind of module", fontsize=11)
+    _add_color_bar(figure, panels, max(len(ones) for ones in kinds.values()))
     figures.save(figure, path)
+
+
+def _add_color_bar(figure: Any, panels: Any, n_layers: int) -> None:
+    """Say which color stands for which layer; with a single one, there is nothing to say."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    if n_layers < 2:
+        return
+    shown = ListedColormap(colormaps["viridis"]([LIGHTEST * i / 255 for i in range(256)]))
+    scale = ScalarMappable(Normalize(0, n_layers - 1), shown)
+    bar = figure.colorbar(scale, ax=panels, fraction=0.03, pad=0.02)
+    bar.set_label("layer", fontsize=10)
+    bar.locator = MaxNLocator(integer=True)

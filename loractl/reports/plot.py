@@ -19,11 +19,11 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#00
 """Distinguishable with any color vision (Okabe and Ito)."""
 
 NOISY, SMOOTHED = ("loss", "grad_norm"), 20
-"""From so many steps on, these are drawn pale, with their moving average on top."""
+"""With at least this many steps, these are drawn pale with a moving average on top."""
 
 
 def draw_runs(path: Path, runs: Mapping[str, Rows]) -> None:
-    """Draw the runs over each other, a color for each; `runs` maps a name to its metrics."""
+    """Draw the runs over each other, one color each; `runs` maps a name to its metrics."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -79,7 +79,7 @@ def _draw_retained(panel: Any, rows: Rows, color: str, name: str) -> None:
 
 
 def points(rows: Rows, key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the rows that have a value: a step that was skipped has none."""
+    """(steps, values) of the rows that have a value; a skipped step has none."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
 

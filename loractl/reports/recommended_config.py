@@ -6,37 +6,35 @@ from typing import Any
 
 from loractl.config.strict_yaml import scalar
 from loractl.errors import ConfigError
+from loractl.models.shape.sizes import SIZES
 from loractl.planning.recommend import RecommendRequest
 
-MODELS = {
-    "7B": "meta-llama/Llama-2-7b-hf",
-    "13B": "meta-llama/Llama-2-13b-hf",
-    "30B": "huggyllama/llama-30b",
-    "70B": "meta-llama/Llama-2-70b-hf",
-}
-"""The hub models whose shapes the sizes stand for."""
 
+def config_text(
+    asked: RecommendRequest, found: Mapping[str, Any], columns: Mapping[str, str]
+) -> str:
+    """The config for a recommendation.
 
-def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
-    """The config for a recommendation. Raises ConfigError if nothing fits."""
+    Raises ConfigError if nothing fits, or only a method that cannot be trained, and if every row is
+    longer than the model allows.
+    """
     choices = found["choices"]
     method = choices["method"]["value"]
     if method is None:
         raise ConfigError(f"--write: {choices['method']['reason']}; there is nothing to write")
-    again = choices["gradient_checkpointing"]["value"]
-    lines = [f"# For a {asked.task} task, written by loractl recommend."]
     if method == "qlora":
-        again = True
-        lines += _comment_lines(
-            "QLoRA would fit, but this version cannot train on a quantized base yet: this is LoRA"
-            " with checkpointing and one row at a time, which needs more memory"
+        raise ConfigError(f"--write: QLoRA for {asked.model}: {choices['method']['reason']}")
+    data, most = found["data"], choices["max_length"]["value"]
+    if data is not None and data["shortest"] is not None and data["shortest"] > most:
+        raise ConfigError(
+            f"--write: every row of {asked.data} is longer than the {most:,} positions of"
+            f" {asked.model}; choose a model with more, or split the rows"
         )
-    batch = 1 if method == "qlora" else choices["batch_size"]["value"]
-    lines += [
-        "",
-        "model:",
-        f"  name_or_path: {scalar(MODELS.get(asked.model.upper(), asked.model))}",
-    ]
+    again, batch = choices["gradient_checkpointing"]["value"], choices["batch_size"]["value"]
+    lines = [f"# For a {asked.task} task, written by loractl recommend."]
+    size = SIZES.get(asked.model.upper())
+    model = asked.model if size is None else size.hub
+    lines += ["", "model:", f"  name_or_path: {scalar(model)}"]
     if asked.memory is not None:
         lines.append(f"  dtype: {asked.dtype}  # as assumed in the memory estimate")
     lines += ["", "method: lora", "", "lora:"]
@@ -49,9 +47,13 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
     lines += ["", "data:", f"  train: {scalar(asked.data or 'train.jsonl')}"]
     if asked.data is None:
         lines[-1] += "  # the training data"
+    if columns:
+        lines.append("  columns:  # our name of a field: its name in the file")
+        lines += [f"    {field}: {scalar(column)}" for field, column in columns.items()]
     lines += _setting_lines(choices, "max_length", "max_length")
     if "too_long: drop" in choices["max_length"]["reason"]:
         lines.append("  too_long: drop")
+    lines += _setting_lines(choices, "packing", "packing")
     lines += ["", "train:"]
     lines += _setting_lines(choices, "epochs", "epochs")
     lines += _comment_lines(choices["effective_batch"]["reason"], indent="  ")
@@ -66,9 +68,10 @@ def config_text(asked: RecommendRequest, found: Mapping[str, Any]) -> str:
 def _setting_lines(choices: Mapping[str, Any], key: str, name: str) -> list[str]:
     """A setting, preceded by its reason."""
     one = choices[key]
+    value = str(one["value"]).lower() if isinstance(one["value"], bool) else one["value"]
     return [
         *_comment_lines(f"{one['reason']} [{one['source']}]", indent="  "),
-        f"  {name}: {one['value']}",
+        f"  {name}: {value}",
     ]
 
 

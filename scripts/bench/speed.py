@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(asked: argparse.Namespace) -> int:
     """Run what is asked for; 1 where a job failed or losses that must agree do not."""
-    chosen = _chosen(asked.only)
+    chosen = wanted_jobs(asked.only)
     is_good, records = True, {}
     with tempfile.TemporaryDirectory(prefix="loractl-bench-") as name:
         setting = _setting(asked, Path(name))
@@ -121,7 +121,7 @@ def _setting(asked: argparse.Namespace, place: Path) -> Setting:
     )  # fmt: skip
 
 
-def _chosen(only: list[str]) -> dict[str, list[str]]:
+def wanted_jobs(only: list[str]) -> dict[str, list[str]]:
     """Workload -> parts of the names of its jobs that are wanted; [] for all of them."""
     if only == ["all"]:
         return {name: [] for name in WORKLOADS}

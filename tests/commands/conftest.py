@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loractl import console
+from loractl.progress import Progress
 from tests.runs import timeless, train
 
 Config = Callable[..., Path]
@@ -68,13 +68,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     each."""
 
     def arrange(step: int | None, number: int = signal.SIGINT) -> None:
-        show = console.Progress.step
+        show = Progress.step
 
-        def shown(self: console.Progress, done: int, text: str, *, seconds_left: float) -> None:
+        def shown(self: Progress, done: int, text: str, *, seconds_left: float) -> None:
             show(self, done, text, seconds_left=seconds_left)
             if step in (None, done):
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(console.Progress, "step", shown)
+        monkeypatch.setattr(Progress, "step", shown)
 
     return arrange

@@ -73,14 +73,13 @@ def ask(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_first_adapter_answers_then_whoever_is_chosen_each_with_the_whole_history(
+def test_the_first_adapter_answers_then_whoever_is_chosen_each_with_its_own_history(
     chat: Chat, ask: Ask
 ) -> None:
-    out, err = chat("Is it 1?", "/use wide", "", "And 2?", "/base", "And 3?", "/use base")
-    one = ask("thin", "Is it 1?")
-    two = ask("wide", "Is it 1?", one, "And 2?")
-    three = ask(None, "Is it 1?", one, "And 2?", two, "And 3?")
-    assert out == f"{one}\n{two}\n{three}\n" and len({one, two, three}) == 3
+    out, err = chat("Is it 1?", "/use wide", "", "2?", "/base", "3?", "/use thin", "4?", "/base")
+    one, two, three = ask("thin", "Is it 1?"), ask("wide", "2?"), ask(None, "3?")
+    four = ask("thin", "Is it 1?", one, "4?")
+    assert out == f"{one}\n{two}\n{three}\n{four}\n" and len({one, two, three, four}) == 4
     assert "thin is active; /help" in err and "wide is now active" in err
     assert err.count("base is now active") == 2 and "> " not in out + err
 

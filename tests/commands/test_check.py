@@ -82,7 +82,19 @@ def test_rows_that_lose_their_answer_are_named(config_file: Config, capsys: Capt
     report = check(config_file("data: {max_length: 60, too_long: truncate}"), capsys)
     cut = finding(report, "truncated")
     assert cut["state"] == "note" and "part of an answer is lost" in cut["text"]
-    assert finding(report, "no answer")["text"].endswith("or remove them")
+    lost = finding(report, "no answer")["text"]
+    assert "the whole answer of" in lost and "keeps 99% of the rows whole" in lost
+
+
+def test_a_row_longer_than_the_model_is_not_told_to_raise_the_limit(
+    config_file: Config, capsys: Capture, tmp_path: Path
+) -> None:
+    row = {"prompt": "Why? " * 400, "completion": "So."}
+    path = write_jsonl(tmp_path / "long.jsonl", [row, *({**row, "prompt": "Why?"} for _ in "ab")])
+    assert main(["check", str(config_file(f"data: {{train: {path}, max_length: 4096}}"))]) == 2
+    err = capsys.readouterr().err
+    assert "line 1 is longer than the 512 positions that the model has" in err
+    assert "use a model with more positions" in err and "raise it" not in err
 
 
 def test_held_out_rows_that_are_trained_on_are_found(
@@ -120,7 +132,7 @@ def test_tools_that_the_template_leaves_out_are_told(
 
 
 def test_an_unusual_learning_rate_is_told(config_file: Config, capsys: Capture) -> None:
-    for rate, state in (("1e-6", "note"), ("2e-4", "ok"), ("0.5", "note")):
+    for rate, state in (("1e-6", "note"), ("1e-2", "ok"), ("0.5", "note")):
         config = config_file("train: {steps: 2}")
         report = check(config, capsys, "--set", f"train.learning_rate={rate}")
         assert finding(report, "learning rate")["state"] == state, rate
@@ -184,3 +196,20 @@ def test_findings_are_wrapped_beside_their_names() -> None:
     found = [Finding("ok", "bc", "one two three four five six seven")]
     lines = findings_as_text(found, colour=False, width=30)
     assert lines == ["ok    bc  one two three four", "          five six seven"]
+    narrow = findings_as_text(found, colour=False, width=20)
+    assert narrow == ["ok    bc", "      one two three", "      four five six", "      seven"]
+
+
+def test_the_report_is_wrapped_between_words_at_60_columns(
+    config_file: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loractl.console.width", lambda: 60)
+    assert main(["check", str(config_file("data: {eval: 0.3}"))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(n for n, line in enumerate(lines) if line == "train:")  # a long path
+    report = [
+        line for line in lines[start:] if "tokens  " not in line
+    ]  # bars are drawn as they are
+    assert all(len(line) <= 60 or " " not in line.strip() for line in report), report
+    words = " ".join(report).split()
+    assert {"data.packing:", "train.steps:", "gradient_accumulation"} <= set(words)

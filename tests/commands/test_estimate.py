@@ -105,7 +105,7 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path, capsys: Captured) -> None:
     ("flags", "message"),
     [
         ([], "expected either a CONFIG or --model"),
-        (["--model", "8B"], "8B: no such directory, not in the hub cache"),
+        (["--model", "9B"], "9B: no such directory, not in the hub cache"),
         (["--model", "7B", "--targets", "q_prj"], "--targets: 'q_prj' matches no module"),
         (["--model", "7B", "--dtype", "int4"], "--dtype: found 'int4', expected one of"),
         (["--model", "7B", "--framework", "trl"], "--framework: found 'trl', expected one of"),

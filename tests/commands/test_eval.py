@@ -217,3 +217,16 @@ def test_the_curve_of_general_text_is_the_figure_of_eval(
     words = ["--data", str(general), "--retain", str(general), "--metrics", "loss"]
     found = evaluated(capsys, str(tmp_path / "run"), "--dtype", "float32", *words)
     assert [one["retain_loss"]["value"] for one in found] == pytest.approx(curve, rel=1e-5)
+
+
+def test_columns_of_another_name_are_read_as_the_fields_they_stand_for(
+    base: Make, adapter_dir: Make, tmp_path: Path, capsys: Captured
+) -> None:
+    rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(4)]
+    ours = write_jsonl(tmp_path / "ours.jsonl", rows)
+    theirs = [{"Frage": row["prompt"], "Antwort": row["completion"]} for row in rows]
+    foreign = write_jsonl(tmp_path / "theirs.jsonl", theirs)
+    words = [str(adapter_dir(base("llama"))), "--metrics", "loss", "--dtype", "float32", "--data"]
+    assert main(["eval", *words, str(foreign)]) == 2
+    named = ["--columns", "prompt=Frage", "--columns", "completion=Antwort"]
+    assert evaluated(capsys, *words, str(foreign), *named) == evaluated(capsys, *words, str(ours))

@@ -242,3 +242,15 @@ def test_a_bad_row_of_prompts_is_named_by_its_line(
     assert main(["generate", "--prompts", str(file), "--adapter", f"yes={tuned['yes']}"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {file}:2: ") and words in err
+
+
+def test_adapters_may_stand_without_their_option_and_a_directory_may_hold_an_equals_sign(
+    base: Callable[..., Path], adapter_dir: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = adapter_dir(base("llama"), "rate=2e-4", size=0.4)
+    said = []
+    for asked in ([str(adapter)], ["--adapter", str(adapter)], [f"tuned={adapter}"], []):
+        named = [] if asked else ["--model", str(base("llama"))]
+        assert main(["generate", *asked, *named, "--prompt", "hi", "--max-new-tokens", "6"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2] != said[3]

@@ -1,6 +1,7 @@
 """`loractl recommend`: its values, what it counts, and the config it writes."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from loractl.cli.main import main
+from loractl.models.shape.sizes import SIZES
+from tests.tiny import TEXT, write_jsonl
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -37,19 +40,18 @@ def test_the_rank_follows_the_table_and_each_value_its_reason(capsys: Captured) 
     assert "[this project's table" in out and "what fits in 80.00 GiB:" in out
 
 
-def test_tokens_are_counted_with_the_models_own_tokenizer(
-    base: Make, train_file: Path, tokenizer: Any, capsys: Captured
+def test_tokens_are_counted_through_the_chat_template_as_check_counts_them(
+    base: Make, train_file: Path, config_file: Make, capsys: Captured
 ) -> None:
     model = str(base("llama"))
     found = recommend(capsys, "--task", "simple", "--model", model, "--data", str(train_file))
-    rows = [json.loads(line) for line in train_file.read_text("utf-8").splitlines()]
-    lengths = [
-        sum(len(tokenizer(m["content"])["input_ids"]) + 6 for m in row["messages"]) for row in rows
-    ]
-    assert found["data"]["rows"] == len(rows) and found["data"]["tokens"] == sum(lengths)
-    assert found["data"]["longest"] == max(lengths)
-    assert values(found)["max_length"] >= max(lengths)
-    assert "counted with the tokenizer" in found["data"]["counted"]
+    assert main(["check", str(config_file()), "--json"]) == 0
+    account = json.loads(capsys.readouterr().out)["data"]["train"]
+    assert found["data"]["rows"] == account["rows"] == account["examples"]
+    assert found["data"]["tokens"] == account["tokens"]
+    assert found["data"]["longest"] == account["longest"]
+    assert values(found)["max_length"] >= account["longest"]
+    assert "chat template of" in found["data"]["counted"]
 
 
 def test_for_a_bare_size_tokens_are_estimated_and_it_says_so(
@@ -78,13 +80,81 @@ def test_the_config_that_is_written_passes_check(
     assert "already exists" in capsys.readouterr().err
 
 
-def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> None:
+def drawn_rows(rng: random.Random) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of a random layout and random lengths, and the columns that name their fields."""
+    layout = rng.choice(["messages", "sharegpt", "prompt-completion", "columns", "text"])
+    rows: list[dict[str, Any]] = []
+    for number in range(rng.randint(3, 40)):
+        asked = " ".join(rng.choices(TEXT, k=rng.choice([1, 1, 2, 3, 12])))
+        answer = f"{number} {rng.choice(TEXT)}"
+        turns = [("user", asked), ("assistant", answer)] * rng.randint(1, 2)
+        rows.append({
+            "messages": {"messages": [{"role": r, "content": t} for r, t in turns]},
+            "sharegpt": {"conversations": [
+                {"from": {"user": "human", "assistant": "gpt"}[r], "value": t} for r, t in turns
+            ]},
+            "prompt-completion": {"prompt": asked, "completion": answer},
+            "columns": {"Frage": asked, "Antwort": answer},
+            "text": {"text": asked},
+        }[layout])  # fmt: skip
+    names = {"prompt": "Frage", "completion": "Antwort"} if layout == "columns" else {}
+    return rows, names
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_written_passes_check_for_random_models_data_and_memory(
+    seed: int, base: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(seed)
+    rows, columns = drawn_rows(rng)
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    kinds = ["llama", "llama-tied", "mistral", "qwen3", "gemma3", "phi3", "opt", "gpt-neox", "gpt2"]
+    flags = ["--task", rng.choice(["simple", "medium", "complex"]), "--data", str(data)]
+    flags += ["--model", str(base(rng.choice(kinds)))]
+    flags += [word for pair in columns.items() for word in ("--columns", "=".join(pair))]
+    memory = rng.choice([None, "2GB", "8GB", "24GB", "80GB"])
+    flags += ["--memory", memory, "--dtype", "float32"] if memory else []
+    path = tmp_path / "recommended.yaml"
+    assert main(["recommend", *flags, "--write", str(path)]) == 0
+    assert main(["check", str(path)]) == 0
+
+
+def test_rows_that_no_position_is_left_for_are_refused_before_a_config_is_written(
+    base: Make, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "recommended.yaml"
+    row = {"prompt": "Why? " * 600, "completion": "So."}
+    data = write_jsonl(tmp_path / "long.jsonl", [row, row])
+    flags = ["--task", "simple", "--data", str(data), "--model", str(base("llama"))]
+    assert main(["recommend", *flags, "--write", str(path)]) == 2
+    assert "is longer than the 512 positions" in capsys.readouterr().err and not path.exists()
+    write_jsonl(data, [row, {"prompt": "Why?", "completion": "So."}])
+    assert main(["recommend", *flags, "--write", str(path)]) == 0
+    assert yaml.safe_load(path.read_text("utf-8"))["data"]["too_long"] == "drop"
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "fits"), [("13B", "16GB", "7B"), ("7B", "8GB", "1.5B"), ("72B", "1GB", "")]
+)
+def test_where_lora_does_not_fit_nothing_is_written_and_what_fits_is_named(
+    model: str, memory: str, fits: str, tmp_path: Path, capsys: Captured
+) -> None:
     path = tmp_path / "config.yaml"
-    flags = ["--task", "complex", "--model", "13B", "--memory", "16GB", "--write", str(path)]
-    assert main(["recommend", *flags]) == 0
-    text = path.read_text("utf-8")
-    assert "QLoRA would fit" in text and "quantization" not in text
-    assert yaml.safe_load(text)["model"]["name_or_path"] == "meta-llama/Llama-2-13b-hf"
+    flags = ["recommend", "--task", "complex", "--memory", memory, "--write", str(path)]
+    assert main([*flags, "--model", model]) == 2
+    err = capsys.readouterr().err
+    assert "error: --write: " in err and not path.exists()
+    if not fits:
+        assert "nothing fits in 1 GiB" in err and "LoRA fits none of the known smaller" in err
+        return
+    assert f"--model {fits} is the largest size that LoRA fits into this memory" in err
+    assert main([*flags, "--model", fits]) == 0
+    written = yaml.safe_load(path.read_text("utf-8"))
+    assert written["method"] == "lora"
+    assert written["model"]["name_or_path"] == SIZES[fits].hub
+    larger = list(SIZES)[list(SIZES).index(fits) + 1]
+    assert larger == model or main([*flags[:-1], f"{path}2", "--model", larger]) == 2
 
 
 @pytest.mark.parametrize(
@@ -102,6 +172,13 @@ def test_qlora_is_shown_and_not_written(tmp_path: Path, capsys: Captured) -> Non
         (["--task", "simple", "--model", "7B", "--write", "absent/x.yaml"],
          "create it or choose another --write"),
         (["--task", "simple"], "Missing option"),
+        (["--task", "simple", "--model", "7B", "--columns", "prompt=q"], "add --data FILE"),
+        (["--task", "simple", "--model", "7B", "--data", "x", "--columns", "prompt"],
+         "--columns: found 'prompt', expected FIELD=COLUMN"),
+        (["--task", "simple", "--model", "7B", "--data", "x", "--columns", "promt=q"],
+         "did you mean prompt?"),
+        (["--task", "simple", "--model", "7B", "--data", "x", "--columns", "text=a",
+          "--columns", "text=b"], "--columns: text is given twice"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_recommended_is_refused_with_2(

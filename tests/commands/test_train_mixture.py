@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from loractl import console
 from loractl.cli.main import main
 from loractl.data import batches
+from loractl.progress import Progress
 from tests.tiny import chat_rows, write_jsonl
 
 Trained = list[list[str]]
@@ -89,14 +89,14 @@ def test_a_run_of_a_mixture_is_resumed_bit_for_bit(
     mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["train", str(mixture), "--out", str(tmp_path / "whole")]) == 0
-    show = console.Progress.step
+    show = Progress.step
 
-    def stopping(self: console.Progress, done: int, text: str, *, seconds_left: float) -> None:
+    def stopping(self: Progress, done: int, text: str, *, seconds_left: float) -> None:
         show(self, done, text, seconds_left=seconds_left)
         if done in (2, EPOCH, EPOCH + 1):  # within an epoch, at its end, in the next one
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(console.Progress, "step", stopping)
+    monkeypatch.setattr(Progress, "step", stopping)
     for options in ([], ["--resume"], ["--resume"]):
         assert main(["train", str(mixture), *options]) == 130
     assert main(["train", str(mixture), "--resume"]) == 0

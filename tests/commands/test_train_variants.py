@@ -15,6 +15,7 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import attach
 from loractl.cli.main import main
 from loractl.models import load
+from tests.sweeps import sampled
 
 Make = Callable[..., Path]
 Logits = Callable[..., Tensor]
@@ -94,7 +95,13 @@ def with_adapter(base: Path, directory: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", RUNS)
+SAMPLE = (
+    "lora-plus", "dora-dropout", "pissa-conv1d", "olora", "adalora-embedding", "shrinks",
+    "frozen-below-adalora", "whole-norms", "whole-mlp", "experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sampled(RUNS, *SAMPLE))
 def test_a_run_is_resumed_bit_for_bit_and_every_reader_agrees_on_it(
     name: str, base: Make, config_file: Make, logits: Logits, peft_model: Any, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ lora:
   rank_pattern: {}
   alpha_pattern: {}
   modules_to_save: []
+  start_from: null
   adalora: {initial_rank: 12, target_rank: 8, warmup_steps: 200, final_steps: 1000, every: 10,
             beta1: 0.85, beta2: 0.85, orthogonality: 0.5}
 data:

@@ -83,7 +83,11 @@ def problems(text: str) -> dict[str, str]:
         ),
         ("train: {report_to: [wand]}", "train.report_to[0]", "; did you mean wandb?"),
         ("data: {packing: yes}", "data.packing", "found the string 'yes', .*; did you mean true?"),
-        ("data: {eval: 1.5}", "data.eval", "or a number greater than 0 and less than 1, or null"),
+        (
+            "data: {eval: 1.5}",
+            "data.eval",
+            "a number greater than 0 and less than 1 or a non-empty list of mappings, or null",
+        ),
         ("data: {eval: ''}", "data.eval", "found an empty string, expected a non-empty string"),
         ("data: {train: 5}", "data.train", "found 5, expected a non-empty string .* in quotes"),
         ("data: {train: null}", "data.train", "found null, .*; it is required"),

@@ -97,6 +97,31 @@ def test_truncated_rows_lose_their_end_and_are_left_out_when_no_trained_token_st
     assert len(warnings(account, max_length=60)) == 2
 
 
+def test_answers_that_are_cut_off_whole_are_counted_and_the_limit_is_named(load: Any) -> None:
+    long = {"messages": [
+        {"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "yes"}
+    ]}  # fmt: skip
+    silent = {"messages": [{"role": "user", "content": "Are you there?"}]}
+    with pytest.raises(DataError) as error:
+        load([long, silent, long], max_length=32, too_long="truncate")
+    message = str(error.value)
+    assert "the whole answer of 2 of 3 rows is past data.max_length 32" in message
+    assert "raise it" in message
+    _, account = load([*chat_rows(4), long, silent], max_length=100, too_long="truncate")
+    assert (account.lost_whole, account.untrained.count) == (1, 2)
+    (_, said) = warnings(account, max_length=100)
+    assert "the whole answer of 1 of them is past 100 tokens" in said
+
+
+def test_at_all_positions_of_the_model_the_cure_is_not_to_raise_the_limit(load: Any) -> None:
+    for too_long, words in (("error", "split the rows"), ("drop", "split the rows")):
+        with pytest.raises(DataError) as error:
+            load(chat_rows(4), max_length=20, too_long=too_long, is_all_positions=True)
+        message = str(error.value)
+        assert "longer than the 20 positions that the model has" in message
+        assert words in message and "raise it" not in message
+
+
 def test_a_row_of_exactly_the_limit_is_not_too_long(load: Any) -> None:
     lengths = lengths_of(load)
     assert load(chat_rows(), max_length=max(lengths))[1].examples == 12

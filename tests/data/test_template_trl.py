@@ -264,7 +264,7 @@ ORIGINALS_REFUSE = {
     **{key: why for key, why in REFUSED.items() if key[0] != "deepseek_r1_distill"},
     **{
         (name, "tools"): NO_TOOLS
-        for name in ("cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3")
+        for name in ("cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3")
     },
 }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loractl.data import turns
+from loractl.data import calls, turns
 from loractl.data.rows import RowError
 from loractl.records import Message
 
@@ -32,7 +32,7 @@ def test_both_spellings_of_a_message_and_mixed_ones_are_read() -> None:
     [
         ("system", "system"), ("human", "user"), ("user", "user"), ("gpt", "assistant"),
         ("assistant", "assistant"), ("chatgpt", "assistant"), ("bing", "assistant"),
-        ("function_call", "assistant"), ("observation", "tool"), ("tool", "tool"),
+        ("observation", "tool"), ("tool", "tool"),
         ("function_response", "tool"), ("developer", "system"),
     ],
 )  # fmt: skip
@@ -57,6 +57,73 @@ def test_a_message_may_be_kept_out_of_training(marks: dict[str, Any], train: boo
         assert message({**turn, **marks}) == Message("assistant", "x", train)
 
 
+@pytest.mark.parametrize(
+    ("marks", "train"),
+    [
+        ({"loss": False}, False), ({"loss": True}, True), ({"training": False}, False),
+        ({"trainable": False}, False), ({"mask": True}, False), ({"mask": False}, True),
+        ({"mask": True, "train": False}, False), ({"loss": None, "mask": None}, True),
+    ],
+)  # fmt: skip
+def test_the_marks_of_other_tools_mean_the_same(marks: dict[str, Any], train: bool) -> None:
+    assert message({**USER, **marks}) == Message("user", "hi", train)
+    if not any(value is not None for value in marks.values()):
+        return
+    with pytest.raises(RowError, match="expected only one"):
+        message({**USER, **marks, "weight": int(not train)})
+
+
+def test_fields_that_templates_read_are_kept_and_null_ones_are_none() -> None:
+    turn = {"role": "tool", "content": "12 C", "name": "get", "tool_call_id": "1", "loss": None}
+    assert message(turn).extra == {"name": "get", "tool_call_id": "1"}
+    padded = {**USER, "name": None, "tool_call_id": None, "tool_calls": None}
+    assert message(padded) == Message("user", "hi")
+    with pytest.raises(RowError, match=r"messages\[1\].name is int, expected text"):
+        message({**USER, "name": 5})
+
+
+def test_a_call_in_sharegpt_is_a_real_call() -> None:
+    value = '{"name": "f", "arguments": {"a": 1}}'
+    expected = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    for text in (value, f"[{value}]"):
+        found = message({"from": "function_call", "value": text})
+        assert found == Message("assistant", "", True, (expected,))
+    for wrong in ("f(1)", "[]", "5", None, '{"arguments": {}}'):
+        with pytest.raises(RowError):
+            message({"from": "function_call", "value": wrong})
+
+
+def test_a_call_without_arguments_has_none_and_padding_with_nulls_is_dropped() -> None:
+    for function in (
+        {"name": "f"},
+        {"name": "f", "arguments": None},
+        {"name": "f", "arguments": ""},
+    ):
+        found = message(
+            {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
+        )
+        assert found.tool_calls[0]["function"]["arguments"] == {}
+    padded = {"name": "f", "arguments": {"city": "Bern", "n": None, "deep": {"x": None}}}
+    found = message({"role": "assistant", "content": "", "tool_calls": [padded]})
+    assert found.tool_calls[0]["arguments"] == {"city": "Bern", "deep": {}}
+    written = {"name": "f", "arguments": '{"n": null}'}  # as somebody wrote it: a value
+    found = message({"role": "assistant", "content": "", "tool_calls": [written]})
+    assert found.tool_calls[0]["arguments"] == {"n": None}
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "n": None}}
+    (tool,) = calls.tools([{"name": "a", "parameters": schema}])
+    assert tool["parameters"]["properties"] == {"city": {"type": "string"}}
+
+
+def test_media_is_refused_in_words() -> None:
+    for turn in (
+        {**USER, "images": ["cat.png"]}, {"role": "user", "content": "<image>What is it?"},
+        {**USER, "audio": "a.wav"},
+    ):  # fmt: skip
+        with pytest.raises(RowError, match="only text is trained"):
+            message(turn)
+    assert message({**USER, "images": [], "video": None}) == Message("user", "hi")
+
+
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     assert message({"role": "user", "content": parts}) == Message("user", "a b")
@@ -78,8 +145,8 @@ def test_arguments_written_as_json_text_are_read_and_all_else_of_a_call_is_kept(
 
 
 def test_calls_that_are_null_or_none_are_no_calls() -> None:
-    for calls in (None, []):
-        assert message({**USER, "tool_calls": calls}) == Message("user", "hi")
+    for nothing in (None, []):
+        assert message({**USER, "tool_calls": nothing}) == Message("user", "hi")
 
 
 ROLES = "expected one of system, user, assistant, tool, developer"
@@ -155,8 +222,8 @@ def test_a_wrong_call_is_named_by_its_path(calls: Any, words: str) -> None:
 def test_tools_are_read_from_a_list_or_its_json_text() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]
     text = '[{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]'
-    assert turns.tools(tools) == turns.tools(text) == tuple(tools)
-    assert [turns.tools(value) for value in (None, [], "", " ", "[]")] == [()] * 5
+    assert calls.tools(tools) == calls.tools(text) == tuple(tools)
+    assert [calls.tools(value) for value in (None, [], "", " ", "[]")] == [()] * 5
 
 
 @pytest.mark.parametrize(
@@ -172,4 +239,4 @@ def test_tools_are_read_from_a_list_or_its_json_text() -> None:
 )
 def test_wrong_tools_are_named(tools: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
-        turns.tools(tools)
+        calls.tools(tools)

@@ -62,6 +62,7 @@ def numbers_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in beside} for row in rows_of(run)]
 
 
+@pytest.mark.slow  # tests/training/test_distributed.py has the loop of two in the default tier
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_two_processes_make_the_run_of_one(
     config_file: Config, tmp_path: Path, packing: str

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import CONFIGS, FULL, Warm, Whole, finish
+from tests.sweeps import sampled
 
 KILLS = 50 if FULL else 3
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sampled(CONFIGS, "dropout-accumulation-shuffle", "adalora"))
 def test_a_run_killed_at_random_times_is_the_run_that_was_not(
     name: str, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 from loractl.artifacts.run import checkpoint
+from loractl.paths import cache_home
 from tests.faults.conftest import CONFIGS, FULL, Process, Warm, Whole, finish, rows
+from tests.sweeps import sampled
 from tests.tiny import chat_rows, write_jsonl
 
 STOPS = 30 if FULL else 2
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", sampled(CONFIGS, "dropout-accumulation-shuffle", "packing-evaluation")
+)
 def test_a_run_stopped_at_random_times_loses_no_step_and_goes_on_as_if_never_stopped(
     name: str, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:
@@ -71,11 +75,10 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 
     wait_until(process, second_is_done)
     process.send(signal.SIGTERM)
-    began = time.monotonic()
-    assert process.wait() == 143 and time.monotonic() - began < 2, process.said
+    assert process.wait() == 143, process.said
     assert [(row["step"], "eval_loss" in row) for row in rows(run)] == [
         (0, True), (1, False), (2, False)
-    ]  # fmt: skip
+    ], "the evaluation after step 2 was not waited for"  # fmt: skip
     for cut in (True, False):
         again = warm.start("train", expected.config, "--out", run, *options, "--resume")
         if cut:  # and killed after it made up for the evaluation, before another checkpoint
@@ -92,18 +95,24 @@ def read(run: Path) -> str:
     return (run / "metrics.jsonl").read_text()
 
 
+def stores() -> set[str]:
+    """What was tokenised to its end."""
+    return {path.name for path in (cache_home() / "tokens").iterdir()}
+
+
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_while_rows_are_tokenised_leaves_at_once_and_no_trace(
     number: signal.Signals, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:
     expected, run = whole(), tmp_path / "run"
-    many = write_jsonl(tmp_path / f"many-{number}.jsonl", chat_rows(20_000))
+    many = write_jsonl(tmp_path / f"many-{number}.jsonl", chat_rows(60_000))
+    before = stores()
     process = warm.start("train", expected.config, "--out", run, "--set", f"data.train={many}")
     wait_until(process, (run / ".lock").exists)
     time.sleep(0.4)
     process.send(number)
-    began = time.monotonic()
-    assert process.wait() == CODES[number] and time.monotonic() - began < 2, process.said
+    assert process.wait() == CODES[number], process.said
+    assert stores() == before, "the rows were not tokenised to their end"
     assert (
         f"start again with: loractl train {expected.config} --out {run} --set" not in process.said
     )
@@ -131,8 +140,7 @@ def test_a_second_interrupt_does_not_wait_for_a_long_step(
     time.sleep(0.1)
     assert "stopping after this step" in process.said
     process.send(signal.SIGINT)
-    began = time.monotonic()
-    assert process.wait() == 130 and time.monotonic() - began < 2, process.said
+    assert process.wait() == 130, process.said
     assert json.dumps(rows(run)) == before, "the step was not long enough to be cut"
     assert checkpoint.newest_valid(run / "checkpoints")[1] == []
 

@@ -30,7 +30,7 @@ def wait_for(path: Path, process: Process) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
-def test_a_second_starter_is_told_who_is_there_within_five_seconds(
+def test_a_second_starter_is_told_who_is_there_and_does_not_wait_for_it(
     flags: list[str], warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:
     expected, run = whole(), tmp_path / "run"
@@ -41,12 +41,11 @@ def test_a_second_starter_is_told_who_is_there_within_five_seconds(
     first.send(signal.SIGSTOP)  # it is slow, and keeps the lock
     try:
         before = tree(run)
-        began = time.monotonic()
         argv = ["train", str(expected.config), "--out", str(run), *flags]
         second = subprocess.run(
-            [sys.executable, "-m", "loractl", *argv], capture_output=True, text=True
+            [sys.executable, "-m", "loractl", *argv], capture_output=True, text=True, timeout=120
         )
-        assert second.returncode == 3 and time.monotonic() - began < 5
+        assert second.returncode == 3, "it ends while the first, which is stopped, cannot"
         assert f"process {first.pid} on {socket.gethostname()} is writing" in second.stderr
         assert tree(run) == before
     finally:

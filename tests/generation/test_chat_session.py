@@ -46,23 +46,24 @@ def alone(speakers: HubModel, name: str | None, messages: list[Message], samplin
 GREEDY = Sampling(max_new_tokens=8)
 
 
-def test_each_turn_is_answered_by_whoever_is_active_from_the_whole_history(
+def test_each_has_a_conversation_of_its_own_that_goes_on_where_it_was(
     speakers: HubModel,
 ) -> None:
     talk = ChatSession(speakers, GREEDY)
-    expected: list[Message] = []
+    expected: dict[str | None, list[Message]] = {"thin": [], None: [], "wide": []}
     for turn, name in enumerate(("thin", "thin", None, "wide", "thin")):
         talk.active = name
         pieces: list[str] = []
-        expected.append(Message("user", f"Is it {turn}?"))
-        answer = alone(speakers, name, expected, GREEDY)
+        expected[name].append(Message("user", f"Is it {turn}?"))
+        answer = alone(speakers, name, expected[name], GREEDY)
         talk.ask(f"Is it {turn}?", pieces.append)
-        expected.append(Message("assistant", answer))
-        assert "".join(pieces) == answer and talk.messages == expected
+        expected[name].append(Message("assistant", answer))
+        assert "".join(pieces) == answer and talk.messages == expected[name]
     talk.reset()
-    talk.active = None
-    talk.ask("hi", pieces.append)
-    assert talk.messages[-1].content == alone(speakers, None, [Message("user", "hi")], GREEDY)
+    assert talk.messages == []
+    for name in (None, "wide"):
+        talk.active = name
+        assert talk.messages == expected[name], "only the active one was forgotten"
 
 
 def test_every_adapter_sees_the_history_in_its_own_template(speakers: HubModel) -> None:

@@ -1,7 +1,6 @@
 """Which modules get adapters and how large: on module lists of real models, and as PEFT reads."""
 
 import math
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -222,12 +221,10 @@ def test_blocks_of_modules_outside_any_block_are_missed(base: Base) -> None:
     assert key == "lora.layers" and "no numbered blocks" in text
 
 
-def test_a_huge_range_of_layers_is_answered_at_once(base: Base) -> None:
-    resolved(base("llama"))  # the model is made outside the time taken
-    begin = time.perf_counter()
+def test_a_huge_range_of_layers_is_not_counted_through(base: Base) -> None:
+    """Which would take hours, and more memory than there is."""
     assert "no block 2;" in message(base("llama"), layers="0-99999999999")[1]
     assert "expected a list or a range" in message(base("llama"), layers="0-" + "9" * 5000)[1]
-    assert time.perf_counter() - begin < 1
 
 
 @pytest.mark.parametrize("layers", ["3-1", "1-", "-1-2", "one", "", "1,2", "0x1-2"])

@@ -15,6 +15,31 @@ from tests.runs import rows_of
 Make = Callable[..., Path]
 
 
+def count_compiled(monkeypatch: pytest.MonkeyPatch, *, do: bool) -> list[str]:
+    """What torch is asked to compile from now on; where it is not to `do` it, nothing is."""
+    compiled: list[str] = []
+    original = torch.nn.Module.compile
+
+    def counted(self: torch.nn.Module, **options: object) -> None:
+        compiled.append(type(self).__name__)
+        if do:
+            original(self, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", counted)
+    return compiled
+
+
+def test_the_layers_are_compiled_and_nothing_else(
+    config_file: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = count_compiled(monkeypatch, do=False)
+    config = config_file("train: {steps: 1, save_every: 2, kernels: compile}")
+    assert main(["train", str(config)]) == 0
+    assert compiled == ["LlamaDecoderLayer"] * 2
+    assert len(rows_of(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of the tracer
 def test_a_run_with_compiled_layers_learns_what_one_without_learns(
@@ -23,14 +48,7 @@ def test_a_run_with_compiled_layers_learns_what_one_without_learns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "BACKEND", "aot_eager")  # traced, and its code not generated
-    compiled: list[str] = []
-    original = torch.nn.Module.compile
-
-    def counted(self: torch.nn.Module, **options: object) -> None:
-        compiled.append(type(self).__name__)
-        original(self, **options)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", counted)
+    compiled = count_compiled(monkeypatch, do=True)
     config = config_file("train: {steps: 2, save_every: 2}", "lora: {target_modules: minimal}")
     for way in ("plain", "compile"):
         options = ["--set", f"train.kernels={way}", "--out", str(tmp_path / way)]

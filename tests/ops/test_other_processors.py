@@ -18,6 +18,7 @@ LACKING = {
 """What a processor lacks, and how GCC is told."""
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.parametrize("lacking", LACKING)
 def test_products_attention_and_layers_without(lacking: str, tmp_path: Path) -> None:

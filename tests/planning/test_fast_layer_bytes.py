@@ -25,9 +25,11 @@ from loractl.planning.request import Request, plan_of
 from loractl.planning.work import Kept, Work
 from tests.models.shape.test_read import CASES
 from tests.planning.conftest import allocated
+from tests.sweeps import sampled
 from tests.tiny import batch_of
 
 RANK, VOCABULARY = 2, 100
+dtypes = pytest.mark.parametrize("dtype", sampled([torch.float32, torch.bfloat16], torch.float32))
 D: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1,
@@ -123,7 +125,7 @@ def test_products_and_attention_in_c_take_no_more(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@dtypes
 @pytest.mark.parametrize("architecture", MODELS)
 def test_what_every_model_of_the_family_keeps_and_takes_is_counted(
     architecture: str, dtype: torch.dtype, checkpointing: bool
@@ -151,7 +153,7 @@ PACKED = ((30, 30, 30), (30, 30))  # masks of blocks of other lengths are small 
     {"dropout": 0.3, "targets": ["o_proj"]},
     {"rows": PACKED, "checkpointing": True, "layers": "2-3"},
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@dtypes
 def test_every_way_to_train_it_is_counted(settings: dict[str, Any], dtype: torch.dtype) -> None:
     for architecture in ("llama", "gemma3_text"):
         real, peak, predicted, highest = both(
@@ -163,7 +165,7 @@ def test_every_way_to_train_it_is_counted(settings: dict[str, Any], dtype: torch
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@dtypes
 @pytest.mark.parametrize("sizes", [THIN, FAT], ids=["hidden state", "MLP"])
 def test_the_peak_is_counted_wherever_it_lies(
     sizes: dict[str, Any], dtype: torch.dtype, checkpointing: bool, dropout: float

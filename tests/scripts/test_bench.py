@@ -118,13 +118,13 @@ def test_starts_are_told_as_medians_with_their_number() -> None:
 
 
 def test_workloads_are_chosen_by_name_and_their_jobs_by_a_part_of_it() -> None:
-    assert speed._chosen(["chats", "long/2048", "long/8192"]) == {
+    assert speed.wanted_jobs(["chats", "long/2048", "long/8192"]) == {
         "chats": [],
         "long": ["2048", "8192"],
     }
-    assert list(speed._chosen(["all"])) == list(WORKLOADS)
+    assert list(speed.wanted_jobs(["all"])) == list(WORKLOADS)
     with pytest.raises(SystemExit, match="no such workload"):
-        speed._chosen(["chat"])
+        speed.wanted_jobs(["chat"])
 
 
 def test_text_rows_are_longer_than_asked_for(tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ print(before, graphs)
 """
 
 
+@pytest.mark.slow
 def test_the_real_one_waits_through_training_and_then_compiles_as_ever() -> None:
     def run(how: str) -> str:
         done = subprocess.run(

@@ -5,7 +5,6 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 
 from loractl.data import batches, examples
@@ -13,18 +12,13 @@ from loractl.data.parity import doubled_bos, token_parity
 from loractl.data.rendering import TemplateError, writes_date, writes_tools
 from loractl.data.store import lengths_of
 from loractl.engine.data import sources_of
+from loractl.engine.prospects import fix, note, ok
 from loractl.engine.session import Session
 from loractl.records import UNTRAINED, Conversation, Example
 from loractl.reports.findings import Finding
 
 SEEN = 200
 """Rows whose ends and prompts are inspected; the counts of the account cover all rows."""
-COMPARED = 200_000
-"""Most rows that are searched for duplicates: more would take longer than everything else."""
-
-ok = partial(Finding, "ok")
-note = partial(Finding, "note")
-fix = partial(Finding, "fix")
 
 
 def data_findings(session: Session) -> Iterator[Finding]:
@@ -43,7 +37,12 @@ def data_findings(session: Session) -> Iterator[Finding]:
         )
     yield from _tools(session, rows)
     yield _filling(session)
-    yield _twice(session)
+    if not session.data.held_out:
+        yield note(
+            "held out",
+            "data.eval is not set: nothing will distinguish learning from memorizing; set it to a"
+            " path or a fraction",
+        )
 
 
 def _what_is_trained(session: Session) -> Iterator[Finding]:
@@ -62,10 +61,11 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
         if one.dropped.count:
             yield note("dropped", f"{name}: too long, so dropped: {one.dropped}; {keeps}")
         if one.untrained.count:
+            cure = "give each an assistant message, or remove them"
+            if one.lost_whole:
+                cure = f"the whole answer of {one.lost_whole:,} of them is cut off; {keeps}"
             yield note(
-                "no answer",
-                f"{name}: no trained token, so dropped: {one.untrained}; give each an assistant"
-                " message, or remove them",
+                "no answer", f"{name}: no trained token, so dropped: {one.untrained}; {cure}"
             )
     if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
         longest = max(one.longest for one in accounts.values())
@@ -192,25 +192,3 @@ def _filling(session: Session) -> Finding:
     )
     share = float(lengths.sum()) / padded
     return ok("padding", f"rows of similar length are batched together: {share:.1%} real tokens")
-
-
-def _twice(session: Session) -> Finding:
-    """Duplicates: held-out rows that are also trained on."""
-    train, held = session.data.train, session.data.held_out
-    if not len(held):
-        return note(
-            "held out",
-            "data.eval is not set: nothing will distinguish learning from memorizing; set it to a"
-            " path or a fraction",
-        )
-    if len(train) + len(held) > COMPARED:
-        return ok("held out", f"{len(held):,} rows (too many rows to search for duplicates)")
-    known = {tuple(example.ids) for example in held}
-    both = sum(tuple(example.ids) in known for example in train)
-    if both:
-        return fix(
-            "held out",
-            f"{both:,} training rows are also held-out rows, whose loss will look too good; remove"
-            " them, or set data.eval to a fraction instead of a path",
-        )
-    return ok("held out", f"{len(held):,} rows, none of which is trained on")

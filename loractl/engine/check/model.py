@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from loractl import text
-from loractl.engine.check.data import fix, note, ok
 from loractl.engine.check.step import StepReport
+from loractl.engine.prospects import fix, note, ok
 from loractl.engine.session import Session
 from loractl.models import load
 from loractl.models.device import free_memory
@@ -12,10 +12,9 @@ from loractl.reports.findings import Finding
 
 
 def model_findings(session: Session) -> Iterator[Finding]:
-    """Inspect the adapted modules, the vocabulary and the learning rate."""
+    """Inspect the adapted modules and the vocabulary."""
     yield from _adapted(session)
     yield _vocabulary(session)
-    yield _learning_rate(session)
     if session.config.model.trust_remote_code:
         yield note(
             "remote code", "model.trust_remote_code runs Python code from the base's directory"
@@ -55,18 +54,6 @@ def _vocabulary(session: Session) -> Finding:
             " have none; use the tokenizer of the base model",
         )
     return ok("vocabulary", f"{tokens:,} tokens, {rows:,} embeddings")
-
-
-def _learning_rate(session: Session) -> Finding:
-    rate, full = session.config.train.learning_rate, session.config.method == "full"
-    low, high = (1e-6, 1e-4) if full else (2e-5, 5e-3)
-    if low <= rate <= high:
-        return ok("learning rate", f"{rate:g} is usual for method: {session.config.method}")
-    return note(
-        "learning rate",
-        f"{rate:g} is unusual for method: {session.config.method}; most runs use {low:g} to"
-        f" {high:g} (LoRA needs about ten times the rate of full fine-tuning)",
-    )
 
 
 def step_findings(session: Session, step: StepReport) -> Iterator[Finding]:

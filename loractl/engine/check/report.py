@@ -13,9 +13,10 @@ from loractl.data.examples import TooLongError
 from loractl.engine.check.data import data_findings
 from loractl.engine.check.model import model_findings, step_findings
 from loractl.engine.check.step import StepReport, one_step
+from loractl.engine.prospects import prospects
 from loractl.engine.session import Session, assemble
 from loractl.reports import check as check_preview
-from loractl.reports.findings import Finding, findings_as_dicts, findings_as_text
+from loractl.reports.findings import Finding, findings_as_dicts, findings_as_text, wrapped
 
 SHOWN = 2
 
@@ -57,16 +58,19 @@ class Report:
             yield check_preview.as_text(stretches, colour=colour)
             yield ""
         for name, account in self.accounts.items():
-            yield (
+            yield from wrapped(
                 f"{name}: {account.path}, {account.format}: {account.rows:,} rows,"
                 f" {account.examples:,} examples, {account.tokens:,} tokens,"
-                f" {account.trained_tokens:,} trained"
+                f" {account.trained_tokens:,} trained",
+                width,
+                then="  ",
             )
             yield from check_preview.histogram(account, self.max_length)
         yield ""
         yield from findings_as_text(self.findings, colour=colour, width=width)
         yield ""
-        yield from self._step_lines()
+        for line in self._step_lines():
+            yield from wrapped(line, width, then=" " * 10)
 
     def _step_lines(self) -> Iterator[str]:
         step = self.step
@@ -100,7 +104,7 @@ def examine(loaded: Loaded) -> Report:
         for line in check_preview.histogram(error.account, loaded.config.data.max_length):
             console.note(line)
         raise
-    findings = [*data_findings(session), *model_findings(session)]
+    findings = [*data_findings(session), *model_findings(session), *prospects(session)]
     step = one_step(session)
     findings += step_findings(session, step)
     return Report(

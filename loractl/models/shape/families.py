@@ -185,6 +185,10 @@ def decoder(key: str = "attention_bias", **traits: Any) -> Llama:
     return Llama(qkv_bias=key, o_bias=key, **traits)
 
 
+UNPACKABLE = ("bloom", "falcon", "opt")
+"""Architectures whose examples in a packed row would see or shift each other: they place tokens by
+the mask or by ALiBi, or leave positions out."""
+
 FAMILIES: dict[str, Callable[[Sizes], ModelShape]] = {
     "llama": decoder(mlp_bias="mlp_bias", kv_like_heads=True),
     "granite": decoder(mlp_bias="mlp_bias", kv_like_heads=True),

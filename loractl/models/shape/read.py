@@ -12,26 +12,13 @@ from typing import Any
 from loractl.dtypes import WIDTHS
 from loractl.errors import ModelError
 from loractl.models.shape.families import FAMILIES
+from loractl.models.shape.sizes import SIZES
 from loractl.models.shape.types import ModelShape, Sizes
-
-LLAMA = {"model_type": "llama", "vocab_size": 32000, "hidden_act": "silu"}
-
-SIZES: dict[str, dict[str, Any]] = {
-    # Llama 2 (arXiv 2307.09288) and, for 30B, LLaMA (arXiv 2302.13971, table 2)
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "max_position_embeddings": 4096},
-    "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-            "num_attention_heads": 40, "max_position_embeddings": 4096},
-    "30B": {"hidden_size": 6656, "intermediate_size": 17920, "num_hidden_layers": 60,
-            "num_attention_heads": 52, "max_position_embeddings": 2048},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-            "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096},
-}  # fmt: skip  # fmt: skip
 
 
 def named(size: str) -> ModelShape:
-    """The Llama model of this size: 7B, 13B, 30B or 70B."""
-    return from_config({**LLAMA, **SIZES[size]}, where=size)
+    """The model that a size stands for: one of `sizes.SIZES`."""
+    return from_config(SIZES[size].config, where=size)
 
 
 def read(directory: Path) -> ModelShape:

@@ -1,5 +1,6 @@
 """Shapes read from config.json alone, against the models that transformers builds from it."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from loractl.errors import ModelError
 from loractl.lora.dense import MatrixSize, dense_weight_of, matrix_sizes
 from loractl.lora.inject import adaptable, module_of, sizes_of
+from loractl.models.forward import check_isolation
 from loractl.models.load import head_name
+from loractl.models.segments.install import use_segments_
 from loractl.models.shape import read as shapes
-from loractl.models.shape.families import FAMILIES
+from loractl.models.shape.families import FAMILIES, UNPACKABLE
+from loractl.models.shape.sizes import SIZES
 
 D: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -83,6 +87,23 @@ def test_a_shape_is_that_of_the_model_which_transformers_builds(case: str, tmp_p
     assert found.tied == model.config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_architectures_that_cannot_be_packed_are_those_that_training_refuses(
+    case: str,
+) -> None:
+    architecture, settings = CASES[case]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings)).eval()
+    with torch.no_grad():  # the default start is near zero, which would hide what is seen
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    use_segments_(model)
+    refused = pytest.raises(ModelError, match=r"data\.packing")
+    with refused if architecture in UNPACKABLE else contextlib.nullcontext():
+        check_isolation(model)
+
+
 def test_every_family_is_compared_with_transformers_or_with_its_published_count() -> None:
     compared = {architecture for architecture, _ in CASES.values()}
     assert FAMILIES.keys() - compared == {"qwen"}  # not in transformers; counted below
@@ -98,12 +119,19 @@ def test_qwen_1_has_the_parameters_that_its_card_counts() -> None:
 
 @pytest.mark.parametrize(
     ("size", "parameters"),
-    # Llama 2 as its checkpoints hold it; LLaMA 33B (arXiv 2302.13971, table 2: 32.5B)
-    [("7B", 6_738_415_616), ("13B", 13_015_864_320), ("30B", 32_528_943_616),
-     ("70B", 68_976_648_192)],
+    # As the checkpoints on the hub hold them; LLaMA 33B (arXiv 2302.13971, table 2: 32.5B)
+    [("0.5B", 494_032_768), ("1B", 1_235_814_400), ("1.5B", 1_543_714_304), ("3B", 3_085_938_688),
+     ("4B", 4_022_468_096), ("7B", 6_738_415_616), ("8B", 8_030_261_248), ("13B", 13_015_864_320),
+     ("14B", 14_770_033_664), ("30B", 32_528_943_616), ("32B", 32_763_876_352),
+     ("70B", 68_976_648_192), ("72B", 72_706_203_648)],
 )  # fmt: skip
-def test_a_size_is_the_llama_of_that_name(size: str, parameters: int) -> None:
+def test_a_size_has_the_parameters_of_the_model_it_stands_for(size: str, parameters: int) -> None:
     assert shapes.named(size).parameters == parameters
+
+
+def test_the_sizes_are_listed_from_small_to_large() -> None:
+    counts = [shapes.named(size).parameters for size in SIZES]
+    assert counts == sorted(counts)
 
 
 def write(tmp_path: Path, **settings: Any) -> Path:

@@ -1,0 +1,155 @@
+"""Whether a run is likely to learn: judged before its first step, for `check` and `train` alike.
+
+Every finding that is not `ok` names the setting to change. None of them stops a run.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from loractl.data.store import lengths_of
+from loractl.engine.session import Session
+from loractl.planning.recommend import ENOUGH_STEPS, usual_rate
+from loractl.records import UNTRAINED, Example
+from loractl.reports.findings import Finding
+
+FEW_STEPS = 50
+"""With fewer optimizer steps, few tasks are learned; ENOUGH_STEPS is what we suggest instead."""
+FEW_HELD_OUT = 20
+"""With fewer rows, the error of the held-out loss is as large as what most runs gain."""
+FAR = 10
+"""A learning rate this many times above or below the rule is far from it."""
+MIXED = 2
+"""Examples in a packed row from which batch_size no longer says how many a step takes."""
+COMPARED = 200_000
+"""Most rows that are searched for duplicates: more would take longer than everything else."""
+
+ok = partial(Finding, "ok")
+note = partial(Finding, "note")
+fix = partial(Finding, "fix")
+
+
+def prospects(session: Session) -> Iterator[Finding]:
+    """One finding for each way in which runs are known to learn nothing without saying so."""
+    train, data, plan = session.config.train, session.data, session.plan
+    rows = session.epochs.rows(0)
+    yield judge_steps(
+        session.total_steps,
+        epochs=train.epochs if train.steps is None else None,
+        unpacked=len(rows.indices) / plan.window if plan.packing else None,
+    )
+    sizes, method = session.model.config.get_text_config(), session.config.method
+    usual = usual_rate(sizes.hidden_size, sizes.model_type, method)
+    yield judge_rate(train.learning_rate, method, usual)
+    yield judge_answers(data.train)
+    if data.held_out:
+        yield judge_held_out(len(data.held_out), len(data.train))
+        if isinstance(session.config.data.eval, float):  # by content, so duplicates are together
+            yield ok("held out", f"{len(data.held_out):,} rows, none of which is trained on")
+        else:
+            yield judge_split(data.train, data.held_out)
+    if plan.packing:
+        yield judge_packing(len(rows.indices), len(rows), plan.window, plan.max_length)
+
+
+def judge_steps(steps: int, *, epochs: float | None, unpacked: float | None) -> Finding:
+    """`unpacked`: the steps of one epoch if the run packed no rows; None if it packs none."""
+    if steps >= FEW_STEPS:
+        return ok("steps", f"{steps:,} optimizer steps")
+    cures = []
+    if epochs is None:
+        cures.append(f"train.steps: {ENOUGH_STEPS}")
+    else:
+        without = math.ceil(unpacked * epochs) if unpacked is not None else 0
+        if without >= 2 * steps:
+            cures.append(f"data.packing: false (about {without:,} steps)")
+        if without < FEW_STEPS:
+            enough = math.ceil(epochs * ENOUGH_STEPS / max(steps, without))
+            cures.append(f"train.epochs: {enough} (about {ENOUGH_STEPS} steps)")
+    return note(
+        "steps",
+        f"only {steps:,} optimizer steps: few tasks are learned in under {FEW_STEPS}; set"
+        f" {' and '.join(cures)}",
+    )
+
+
+def judge_rate(rate: float, method: str, usual: float) -> Finding:
+    """Compare the learning rate with the rule for the method and the width of the model."""
+    rule = f"the rule for method: {method} on this model gives {usual:.2g}"
+    times = rate / usual
+    if 1 / FAR <= times <= FAR:
+        return ok("learning rate", f"{rate:g}; {rule}")
+    how = f"{times:,.0f} times" if times > 1 else f"1/{1 / times:,.0f} of"
+    why = "training may diverge" if times > 1 else "little may be learned"
+    return note(
+        "learning rate",
+        f"{rate:g} is {how} what is usual, so {why}: {rule}; set train.learning_rate: {usual:.2g}",
+    )
+
+
+def judge_answers(examples: Sequence[Example]) -> Finding:
+    """Whether any two rows are trained on different tokens; reads no further than to the first."""
+    answers = (_trained_tokens(example) for example in examples)
+    first = next(answers, [])
+    if len(examples) < 2 or any(answer != first for answer in answers):
+        return ok("answers", "the rows have different answers")
+    return note(
+        "answers",
+        f"all {len(examples):,} rows have the same answer, which is what the model will then say to"
+        " anything; check that data.columns names the right column",
+    )
+
+
+def _trained_tokens(example: Example) -> list[int]:
+    return [label for label in example.labels if label != UNTRAINED]
+
+
+def judge_held_out(held_out: int, trained: int) -> Finding:
+    """Whether there are enough held-out rows to tell learning from chance."""
+    if held_out >= FEW_HELD_OUT:
+        return ok("eval rows", f"{held_out:,} held-out rows")
+    share = FEW_HELD_OUT / (held_out + trained)
+    cure = (
+        f"set data.eval to a share of at least {math.ceil(share * 100) / 100:g}"
+        if share <= 0.5
+        else "name a file with more rows as data.eval"
+    )
+    are = "rows are" if held_out > 1 else "row is"
+    return note(
+        "eval rows",
+        f"only {held_out:,} {are} held out, too few to tell learning from chance; {cure}, so that"
+        f" there are {FEW_HELD_OUT}",
+    )
+
+
+def judge_split(train: Sequence[Example], held_out: Sequence[Example]) -> Finding:
+    """Whether held-out rows are also trained on."""
+    if len(train) + len(held_out) > COMPARED:
+        return ok("held out", f"{len(held_out):,} rows (too many to search for duplicates)")
+    known = {tuple(example.ids) for example in held_out}
+    alike = np.isin(lengths_of(train), lengths_of(held_out))  # only these are read
+    both = sum(tuple(train[int(number)].ids) in known for number in alike.nonzero()[0])
+    if both:
+        return fix(
+            "held out",
+            f"{both:,} training rows are also held-out rows, whose loss will look too good; remove"
+            " them, or set data.eval to a fraction instead of a path",
+        )
+    return ok("held out", f"{len(held_out):,} rows, none of which is trained on")
+
+
+def judge_packing(examples: int, rows: int, window: int, max_length: int) -> Finding:
+    """How many examples a step takes, which batch_size does not say where rows are packed."""
+    in_a_row = examples / rows
+    a_step = examples * min(1, window / rows)
+    holds = f"a packed row of {max_length:,} tokens holds {in_a_row:.1f} examples"
+    if in_a_row < MIXED:
+        return ok("examples", f"{holds}; a step takes about {a_step:,.0f}")
+    return note(
+        "examples",
+        f"{holds}, so a step takes about {a_step:,.0f} examples, where batch_size x"
+        f" gradient_accumulation says {window:,}; for more and smaller steps set data.packing:"
+        " false",
+    )
