@@ -12,6 +12,7 @@ import pytest
 import loractl
 from loractl.cli import completion
 from loractl.cli.main import app, main
+from loractl.commands.init import TEMPLATES
 
 NAMES = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
 PROGRAM = """\
@@ -73,7 +74,7 @@ def test_h_is_help_everywhere(command: list[str], capsys: pytest.CaptureFixture[
         ("loractl adapters ''", ["resize", "combine", "extract"]),
         ("loractl train c.yaml --res", ["--resume"]),
         ("loractl --v", ["--version"]),
-        ("loractl init --template ''", ["lora", "dora", "adalora", "full"]),
+        ("loractl init --template ''", list(TEMPLATES)),
         ("loractl export runs/a --to p", ["peft"]),
         ("loractl train my", [""]),  # nothing of ours, so that bash completes files
         ("loractl train c.yaml --set ''", [""]),
