@@ -11,7 +11,6 @@ from loractl.config.loader import read_mapping
 from loractl.config.settings import RunConfig
 from loractl.data import sources
 from loractl.data.sources import exists
-from loractl.data.survey import choose_columns
 from loractl.errors import ConfigError
 from loractl.planning import first_model
 from loractl.reports.commented_config import commented
@@ -72,6 +71,8 @@ def _set_base_(found: Converted, named: str | None) -> None:
 
 def _set_data_(found: Converted, named: str | None) -> None:
     """Put the named rows in place of theirs, with the columns that they need."""
+    from loractl.data.survey import choose_columns  # brings numpy
+
     if named is not None:
         for key in ("data.train", "data.format", "data.columns"):
             found.drop_(key, "replaced by --data")

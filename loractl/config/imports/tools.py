@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl.config.imports import torchtune
-from loractl.config.imports.tables import ADALORA, KEYS
+from loractl.config.imports.key_tables import ADALORA, KEYS
 from loractl.config.imports.their_data import DATA, READ
 from loractl.config.imports.values import QUANTIZED, Translator, is_off, is_on
 from loractl.errors import ConfigError

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from loractl.config.imports.tables import KEYS
+from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.values import (
     QUANTIZED,
     Ours,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loractl.config import loader, strict_yaml
-from loractl.config.imports.tables import KEYS
+from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.tools import Converted, convert
 from loractl.config.imports.values import QUANTIZED
 from loractl.config.settings import RunConfig
