@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.config.imports.tools import Converted, convert
+from loractl.config.imports.tools import Converted, convert, settle_conflicts_
 from loractl.config.loader import read_mapping
 from loractl.config.settings import RunConfig
 from loractl.data import sources
@@ -49,6 +49,8 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
         raise ConfigError(printable(f"{path}: {error}")) from None
     _set_base_(found, model)
     _set_data_(found, data)
+    planned = _plan_(found) if found.tool == "PEFT" else {}
+    settle_conflicts_(found)
     _fit_warmup_(found)
     for why, keys in _by_reason(found).items():
         console.note(printable(f"note: {path}: not converted: {', '.join(keys)}: {why}"))
@@ -57,7 +59,9 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
         "Every other setting has a default: `loractl schema` lists them all.",
     ]
     keys = sorted(found.settings, key=_place)
-    settings = [(key, found.settings[key], _comment(found, key)) for key in keys]
+    settings = [
+        (key, found.settings[key], planned.get(key) or _comment(found, key)) for key in keys
+    ]
     return commented(title, settings, _left_out(found))
 
 
@@ -74,7 +78,9 @@ def _set_data_(found: Converted, named: str | None) -> None:
     from loractl.data.survey import choose_columns  # brings numpy
 
     if named is not None:
-        for key in ("data.train", "data.format", "data.columns"):
+        theirs = ["data.train", "data.format", "data.columns"]
+        theirs += ["data.eval"] if isinstance(found.settings.get("data.eval"), str) else []
+        for key in theirs:
             found.drop_(key, "replaced by --data")
         found.set_({"data.train": named}, "--data")
         if exists(named) and (columns := choose_columns(named)[0]):
@@ -82,6 +88,26 @@ def _set_data_(found: Converted, named: str | None) -> None:
     elif "data.train" not in found.settings:
         found.set_({"data.train": "train.jsonl"}, "")
         found.not_mapped["data"] = "it names no data: give the file with --data"
+
+
+def _plan_(found: Converted) -> dict[str, str]:
+    """Fill in how to train, which an adapter's config does not say; the reason for each key."""
+    from loractl.data.survey import survey
+    from loractl.planning import first_run, row_counts
+
+    ours = found.settings
+    if not exists(ours["data.train"]):
+        return {}
+    model = first_model.choose(ours["model.name_or_path"])
+    data = survey(ours["data.train"], row_counts.tokenizer_of(model.name))
+    settings = first_run.settings(model, data, ours["method"], data.shape)
+    missing = {
+        one.key: one
+        for one in settings
+        if one.key not in ours and one.key.startswith(("data.", "train.", "seed"))
+    }
+    found.set_({key: one.value for key, one in missing.items()}, "")
+    return {key: one.why for key, one in missing.items()}
 
 
 def _fit_warmup_(found: Converted) -> None:

@@ -54,7 +54,8 @@ class Steps:
 def settings(model: FirstModel, data: Survey, method: str, shape: str) -> list[Setting]:
     """Every setting of a first run, in the order of a config."""
     share = held_out_share(data)
-    length, packing = _length(model, data), _packs(model, data, shape)
+    packing = _packs(model, data, shape)
+    length = _length(model, data, packing)
     held = data.n_below(share) if share else 0
     rows = data.rows - held
     if packing:
@@ -139,7 +140,11 @@ def held_out_share(data: Survey) -> float | None:
     return None  # equal rows that cannot be parted
 
 
-def _length(model: FirstModel, data: Survey) -> Setting:
+def _length(model: FirstModel, data: Survey, packing: bool) -> Setting:
+    wide = min(1024, model.positions or 1024)
+    if packing and data.longest < wide and data.tokens > ENOUGH_STEPS * 4 * wide:
+        longest = f"texts are packed into rows of this; the longest has {data.longest:,} tokens"
+        return Setting("data.max_length", wide, longest)
     wanted = max(64, -(-data.longest // 32) * 32)
     longest = f"the longest row has {data.longest:,} tokens"
     if data.estimated:

@@ -101,7 +101,7 @@ def convert(document: Mapping[str, Any], folder: Path) -> Converted:
         if key not in READ.get(tool, ()) and key not in _METHOD_KEYS:
             _translate_key_(found, key, value)
     _fill_defaults_(found)
-    _settle_conflicts_(found)
+    settle_conflicts_(found)
     return found
 
 
@@ -205,7 +205,7 @@ def _fill_defaults_(found: Converted) -> None:
             found.set_({key: value}, "")
 
 
-def _settle_conflicts_(found: Converted) -> None:
+def settle_conflicts_(found: Converted) -> None:
     """Drop what our settings exclude, as each tool does in silence or by its own rules."""
     ours = found.settings
     if "train.steps" in ours:
