@@ -30,8 +30,8 @@ def opened(model: FirstModel, data: Survey, method: str, shape: str | None) -> s
         title.append(f"The settings are those for {shape}, as asked for.")
     if data.estimated:
         title.append(
-            f"Lengths are estimated at {BYTES_A_TOKEN} bytes per token: there is no tokenizer.json of"
-            " the model on this machine."
+            f"Lengths are estimated at {BYTES_A_TOKEN} bytes per token: the model has no tokenizer"
+            " on this machine."
         )
     settings = first_run.settings(model, data, method, shape or data.shape)
     return _as_text([*title, REST], model, settings)

@@ -46,8 +46,8 @@ def loractl(folder: Path, *argv: str) -> str:
 
 
 def first_hour(folder: Path, data: str, held: str, metrics: str) -> dict[str, Any]:
-    """The losses of the run before and after, and what eval says of base and tuned model on held-out
-    rows. On a quiet machine it is done in time."""
+    """The losses of the run before and after, and what eval says of base and tuned model on rows
+    held out. On a quiet machine it is done in time."""
     began, quiet = time.perf_counter(), os.getloadavg()[0] < 1
     loractl(folder, "init", "--data", data, "--out", "own.yaml")
     loractl(folder, "check", "own.yaml")
