@@ -1,7 +1,8 @@
 """Settings that train well on given rows with a given model: each with its reason, in one line.
 
 Steps come first: a run needs about 100 optimizer steps to learn a task, whatever its rows are. Few
-rows mean small steps and several passes, and no packing, which would hide n examples in a row.
+rows mean small steps and several passes, and no packing, which would hide n examples in a row: 173
+tickets in 3 packed steps taught SmolLM2-135M nothing.
 """
 
 import math
@@ -10,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loractl.data.survey import Survey
+from loractl.models.shape.families import UNPACKABLE
 from loractl.planning import recommend
 from loractl.planning.first_model import FirstModel, has_gpu
-from loractl.planning.recommend import Rows
+from loractl.planning.recommend import ENOUGH_STEPS, MOST_EPOCHS
 
 METHODS = ("lora", "dora", "adalora", "full")
-ENOUGH = 100
-"""Optimizer steps. 173 tickets in 3 packed steps taught SmolLM2-135M nothing."""
-MOST_PASSES = 20
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT, LARGEST_HELD_OUT = 0.1, 20, 0.25, 2000
 RANKS = {"classification": 8, "continued-pretraining": 32}
 RANK = 16
@@ -55,7 +54,7 @@ class Steps:
 def settings(model: FirstModel, data: Survey, method: str, shape: str) -> list[Setting]:
     """Every setting of a first run, in the order of a config."""
     share = held_out_share(data)
-    length, packing = _length(model, data), _packs(data, shape)
+    length, packing = _length(model, data), _packs(model, data, shape)
     held = data.n_below(share) if share else 0
     rows = data.rows - held
     if packing:
@@ -153,8 +152,10 @@ def _length(model: FirstModel, data: Survey) -> Setting:
     return Setting("data.max_length", wanted, longest)
 
 
-def _packs(data: Survey, shape: str) -> bool:
+def _packs(model: FirstModel, data: Survey, shape: str) -> bool:
     """Text is packed; elsewhere only many rows on a GPU, where padding costs time."""
+    if model.shape is not None and model.shape.architecture in UNPACKABLE:
+        return False
     if shape == "continued-pretraining":
         return True
     return has_gpu() and data.rows >= recommend.MANY and data.longest <= 2048
@@ -192,12 +193,12 @@ def steps_of(rows: int, examples: int, shape: str) -> Steps:
     largest = 16 if rows >= recommend.FEW else 8
     for window in (16, 8, 4):
         per_epoch = math.ceil(rows / window)
-        if window <= largest and passes * per_epoch >= ENOUGH:
+        if window <= largest and passes * per_epoch >= ENOUGH_STEPS:
             return Steps(window, passes, per_epoch)
     for window in (4, 2, 1):
         per_epoch = math.ceil(rows / window)
-        found = Steps(window, min(MOST_PASSES, math.ceil(ENOUGH / per_epoch)), per_epoch)
-        if found.total >= ENOUGH:
+        found = Steps(window, min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / per_epoch)), per_epoch)
+        if found.total >= ENOUGH_STEPS:
             break
     return found
 
@@ -211,7 +212,11 @@ def _train(
     packing: bool,
     length: int,
 ) -> Iterator[Setting]:
-    few = f": more than {MOST_PASSES} passes would memorize rows" if steps.total < ENOUGH else ""
+    few = (
+        f": more than {MOST_EPOCHS} passes would memorize rows"
+        if steps.total < ENOUGH_STEPS
+        else ""
+    )
     what = f"{steps.per_epoch:,} steps each, about {steps.total:,} in all{few}"
     if method == "adalora":  # whose phases are counted in steps
         yield Setting("train.steps", steps.total, f"about {steps.epochs} passes over the data{few}")
@@ -253,7 +258,7 @@ def learning_rate(model: FirstModel, method: str, shape: str, steps: int) -> Set
     if model.shape is None:
         rate, why = 3e-4, "the peak; for a model of a few billion weights, more for smaller ones"
     else:
-        rate = recommend.choices("medium", model.shape, Rows(1))["learning_rate"].value
+        rate = recommend.usual_rate(model.shape.hidden, model.shape.architecture, "lora")
         why = f"the peak; by the rule for a model {model.shape.hidden:,} wide"
     rate *= RATES[method]
     if shape == "continued-pretraining":
@@ -261,7 +266,7 @@ def learning_rate(model: FirstModel, method: str, shape: str, steps: int) -> Set
         why += ", half of it for text"
     if method != "lora":
         why += f", times {RATES[method]:g} for {method}"
-    if steps < ENOUGH:
+    if steps < ENOUGH_STEPS:
         rate *= 1.5
         why += ", times 1.5 for few steps"
     return Setting("train.learning_rate", float(f"{rate:.2g}"), why)

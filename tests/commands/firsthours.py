@@ -100,3 +100,36 @@ def tickets(n: int, seed: int) -> list[tuple[str, str]]:
             text.format(**{slot: rng.choice(words.split("|")) for slot, words in WORDS.items()})
         ] = category
     return list(found.items())
+
+
+HOURS = {"Leeds": "8 to 18", "Graz": "9 to 17", "Lyon": "10 to 19", "Porto": "9 to 20"}
+DAYS = {"a lamp": "two days", "a chair": "nine days", "a tent": "five days", "a watch": "one day"}
+GREETINGS = ("Hello", "Good morning", "Hi", "Hey there", "Good day", "Hello again")
+ASKS_HOURS = (
+    "when is the shop in {} open?", "what are your hours in {}?", "how long is {} open today?",
+    "can I still come to your place in {}?", "I want to visit {}, when may I come?",
+    "are you in {} open now?",
+)  # fmt: skip
+ASKS_DAYS = (
+    "How long does {} take to arrive?", "And when would {} be here?",
+    "I order {}: when is it here?",
+    "If I buy {} now, how long must I wait?", "What is the delivery time of {}?",
+    "How fast can you ship {}?",
+)  # fmt: skip
+
+
+def chats(n: int, seed: int) -> list[list[dict[str, str]]]:
+    """Different conversations of two turns in ShareGPT's layout; each answer is the only one."""
+    rng = random.Random(seed)
+    found: dict[str, list[dict[str, str]]] = {}
+    while len(found) < n:
+        city, thing = rng.choice(list(HOURS)), rng.choice(list(DAYS))
+        asked = f"{rng.choice(GREETINGS)}, {rng.choice(ASKS_HOURS).format(city)}"
+        then = rng.choice(ASKS_DAYS).format(thing)
+        found[asked + then] = [
+            {"from": "human", "value": asked},
+            {"from": "gpt", "value": f"Our shop in {city} is open from {HOURS[city]}."},
+            {"from": "human", "value": then},
+            {"from": "gpt", "value": f"We deliver {thing} within {DAYS[thing]}."},
+        ]
+    return list(found.values())

@@ -148,7 +148,7 @@ def test_rows_are_held_out_and_steps_suffice(rows: int, base: Base) -> None:
 def test_a_few_rows_are_no_reason_for_endless_passes() -> None:
     write_jsonl(Path("rows.jsonl"), [ROWS["chat"](i) for i in range(3)])
     text = write(data="rows.jsonl", model="own/model")
-    assert "more than 20 passes would memorize rows" in text and config().data.eval is None
+    assert "more than 15 passes would memorize rows" in text and config().data.eval is None
 
 
 def test_long_rows_make_small_micro_batches_and_are_covered(base: Base) -> None:
