@@ -18,17 +18,19 @@ def draw_spectra(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    kinds: dict[str, list[Sequence[float]]] = {}
+    kinds: dict[str, dict[str, Sequence[float]]] = {}
     for name, values in spectra.items():
-        kinds.setdefault(kind_of(name), []).append(values)
+        kinds.setdefault(kind_of(name), {})[name] = values
+    layers = [layer_of(name) for name in spectra]
+    first, last = min(layers), max(layers)
     columns = min(COLUMNS, len(kinds))
     rows = -(-len(kinds) // columns)
     figure = Figure(figsize=(1 + 3.0 * columns, 1 + 2.4 * rows), layout="constrained")
     panels: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
     colours = colormaps["viridis"]
     for panel, (kind, ones) in zip(panels.flat, kinds.items(), strict=False):
-        for depth, values in enumerate(ones):
-            colour = colours(LIGHTEST * depth / max(1, len(ones) - 1))
+        for name, values in ones.items():
+            colour = colours(LIGHTEST * (layer_of(name) - first) / max(1, last - first))
             ranks = range(1, len(values) + 1)
             panel.plot(ranks, values, color=colour, linewidth=1.2, marker="o", markersize=3)
         panel.set_title(kind, fontsize=10)
@@ -42,21 +44,26 @@ def draw_spectra(
     figure.supxlabel("index of the singular value", fontsize=10)
     figure.supylabel("singular value of dW", fontsize=10)
     figure.suptitle("Singular values of the updates, by kind of module", fontsize=11)
-    _add_color_bar(figure, panels, max(len(ones) for ones in kinds.values()))
+    _add_color_bar(figure, panels, first, last)
     figures.save(figure, path)
 
 
-def _add_color_bar(figure: Any, panels: Any, n_layers: int) -> None:
+def layer_of(name: str) -> int:
+    """The number of the layer that a module is in: the first number in its path; 0 without one."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+
+
+def _add_color_bar(figure: Any, panels: Any, first: int, last: int) -> None:
     """Say which color stands for which layer; with a single one, there is nothing to say."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.ticker import MaxNLocator
 
-    if n_layers < 2:
+    if first == last:
         return
     shown = ListedColormap(colormaps["viridis"]([LIGHTEST * i / 255 for i in range(256)]))
-    scale = ScalarMappable(Normalize(0, n_layers - 1), shown)
+    scale = ScalarMappable(Normalize(first, last), shown)
     bar = figure.colorbar(scale, ax=panels, fraction=0.03, pad=0.02)
     bar.set_label("layer", fontsize=10)
     bar.locator = MaxNLocator(integer=True)

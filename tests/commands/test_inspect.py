@@ -16,6 +16,7 @@ from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
 from loractl.artifacts.peft.updates import updates
 from loractl.cli.main import main
 from loractl.reports import figure
+from loractl.reports.inspect_plot import layer_of
 from tests.commands.conftest import said
 
 Make = Callable[..., Path]
@@ -206,3 +207,8 @@ def test_help_of_all_these_commands_loads_no_torch_and_shows_an_example() -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Example: loractl ") == 5
     assert "see loractl adapters resize --help" in done.stderr
+
+
+def test_the_colors_of_the_plot_are_numbers_of_layers() -> None:
+    assert layer_of("model.layers.15.self_attn.q_proj") == 15
+    assert layer_of("transformer.h.3.mlp.experts.7.w1") == 3 and layer_of("lm_head") == 0
