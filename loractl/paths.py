@@ -33,6 +33,12 @@ def is_hub_data(name: str) -> bool:
     return not Path(name).exists() and not Path(name).parent.is_dir()
 
 
+def address(name: str) -> str:
+    """A name that means the same in any working directory: an absolute path, or a hub id."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if path.exists() else name
+
+
 def cache_home() -> Path:
     """$LORACTL_CACHE, or `loractl` in the user's cache directory."""
     own = os.environ.get("LORACTL_CACHE")

@@ -74,6 +74,17 @@ class Batch:
         return counts
 
     @property
+    def example_counts(self) -> list[int]:
+        """Trained tokens per example, in the order of `lines`. Waits likewise."""
+        counts: list[int] = []
+        sizes = self.sizes or (self.input_ids.shape[1],) * len(self.input_ids)
+        for labels, positions, size in zip(self.labels, self.position_ids, sizes, strict=True):
+            starts = (positions[:size] == 0).nonzero().flatten().tolist()
+            for start, end in zip(starts, [*starts[1:], size], strict=True):
+                counts.append(int((labels[start:end] != UNTRAINED).sum()))
+        return counts
+
+    @property
     def n_trained(self) -> int:
         """Trained tokens in total. Waits likewise."""
         return sum(self.row_counts)

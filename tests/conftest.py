@@ -129,6 +129,7 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
     from loractl.lora.inject import adaptable, inject_
     from loractl.lora.ranks import RankSpec, resolve
     from loractl.models import load
+    from loractl.models.fingerprints import fingerprint
 
     def make(base: Path, name: str = "adapter", *, size: float = 0.15, **settings: object) -> Path:
         source = load.locate(str(base))
@@ -159,7 +160,7 @@ def adapter_dir(tmp_path: Path) -> Callable[..., Path]:
             directory,
             peft_names.parameters(layers),
             config=content,
-            about={"base": {"fingerprint": load.fingerprint(source), "name_or_path": str(base)}},
+            about={"base": {"fingerprint": fingerprint(source), "name_or_path": str(base)}},
             chat_template=CHATML,
         )
         return directory

@@ -28,7 +28,7 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> int:
     """Generate text with a base model or an adapter."""
@@ -53,7 +53,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
+    dtype: Dtype = None,
 ) -> int:
     """Chat with a base model and switch its adapters. /help lists the commands."""
     from loractl.commands.arguments import GenerationOptions

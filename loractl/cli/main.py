@@ -116,7 +116,7 @@ app.command(epilog="Example: loractl export runs/name --to merged-gguf --out mod
 
 app.command(epilog="Example: loractl generate runs/name --prompt 'Hello'")(generate)
 app.command(epilog="Example: loractl chat runs/name other=runs/other")(chat)
-app.command("eval", epilog="Example: loractl eval runs/name --data heldout.jsonl")(evaluate)
+app.command("eval", epilog="Example: loractl eval runs/name")(evaluate)
 app.add_typer(adapters_app, name="adapters")
 app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)
 app.command(epilog="Example: loractl recommend --task complex --model 7B --memory 24GB")(recommend)

@@ -29,7 +29,11 @@ Base = Annotated[
     typer.Option("--base", help="The base model. By default, the one the adapter names."),
 ]
 Dtype = Annotated[
-    str, typer.Option(help="The dtype to load in: auto, float32, bfloat16 or float16.")
+    str | None,
+    typer.Option(
+        help="The dtype to load in: auto, float32, bfloat16 or float16. By default, the one trained"
+        " in."
+    ),
 ]
 Columns = Annotated[
     list[str] | None,

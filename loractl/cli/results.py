@@ -46,7 +46,10 @@ def evaluate(
         list[str],
         typer.Argument(metavar="[NAME=]PATH...", help="Adapters, runs or fully trained models."),
     ],
-    data: Annotated[Path, typer.Option(help="The held-out data.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The held-out data. By default, the rows that the run held out."),
+    ] = None,
     columns: Columns = None,
     metrics: Annotated[
         str,
@@ -59,10 +62,16 @@ def evaluate(
         Path | None, typer.Option(help="General text on which to measure forgetting.")
     ] = None,
     model: Model = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens per row.")] = 1024,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Maximum tokens per row. By default, the run's; 1024 for --data."),
+    ] = None,
     max_new_tokens: MaxNewTokens = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, for the losses.")] = 8,
-    dtype: Dtype = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows per batch, for the losses. By default, the run's, or 8."),
+    ] = None,
+    dtype: Dtype = None,
     rows: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the results of each row as JSONL.")
     ] = None,

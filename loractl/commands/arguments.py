@@ -30,11 +30,12 @@ class GenerationOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    dtype: str = "auto"
+    dtype: str | None = None  # None: the one that the adapters were trained in
 
     def check(self) -> None:
         """Raise ConfigError for an unknown dtype; the CLI checks the ranges of the numbers."""
-        require_word("--dtype", self.dtype, LOADED_DTYPES)
+        if self.dtype is not None:
+            require_word("--dtype", self.dtype, LOADED_DTYPES)
 
     @property
     def sampling(self) -> "Sampling":

@@ -28,7 +28,7 @@ def run(*, model: str | None, adapters: Sequence[str], options: GenerationOption
         raise ConfigError(f"--adapter: {BASE!r} is reserved for the base; choose another name")
     if model is None and not directories:
         raise ConfigError("no model to chat with; give --adapter NAME=DIR or --model")
-    from loractl.engine.base import open_hub
+    from loractl.engine.speakers import open_hub
 
     opened = open_hub(model, directories, options.dtype)
     from loractl.generation.chat_session import ChatSession

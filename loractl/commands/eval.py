@@ -52,7 +52,8 @@ def run(
 
 
 def _check_words(asked: EvalRequest) -> None:
-    require_word("--dtype", asked.dtype, LOADED_DTYPES)
+    if asked.dtype is not None:
+        require_word("--dtype", asked.dtype, LOADED_DTYPES)
     for name in asked.metrics:
         require_word("--metrics", name, (*LOSSES, *MATCHES))
     if ("regex" in asked.metrics) != (asked.regex is not None):

@@ -106,7 +106,7 @@ def _answer_prompts(
     options: GenerationOptions,
 ) -> "list[Answer]":
     from loractl.data.template import TemplateError
-    from loractl.engine.base import open_hub
+    from loractl.engine.speakers import open_hub
 
     opened = open_hub(model, directories, options.dtype)
     try:

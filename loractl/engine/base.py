@@ -2,22 +2,21 @@
 which dtype it is loaded: one answer for all commands. Torch is imported only to load something.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loractl import console
+from loractl.dtypes import WIDTHS
 from loractl.errors import ArtifactError, ModelError
-from loractl.startup import libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from loractl.artifacts.peft.adapter import Adapter
-    from loractl.generation.hub_model import HubModel
     from loractl.models.load import Source
 
 
@@ -27,6 +26,30 @@ def model_path(name: str) -> str:
     return str(inside) if name and (inside / "config.json").is_file() else name
 
 
+def _recorded(name: str) -> dict[str, Any]:
+    """What a fully trained model records about itself; empty for anything else."""
+    from loractl.artifacts import files
+    from loractl.artifacts.peft.adapter import ABOUT
+
+    about = Path(model_path(name)).expanduser() / ABOUT
+    return files.read_json(about) if about.is_file() else {}
+
+
+def recorded_base(path: Path) -> str | None:
+    """The base that a fully trained model records."""
+    from loractl.artifacts.peft.adapter import find_base
+
+    base = _recorded(str(path)).get("base")
+    name = base.get("name_or_path") if isinstance(base, dict) else None
+    return find_base(path, name) if isinstance(name, str) else None
+
+
+def recorded_dtype(name: str) -> str | None:
+    """The dtype that a fully trained model records."""
+    found = _recorded(name).get("dtype")
+    return found if found in WIDTHS else None
+
+
 def find_model(name: str) -> "Source":
     """Find a model by hub id, directory or run. Raises ModelError."""
     from loractl.models import load
@@ -34,15 +57,24 @@ def find_model(name: str) -> "Source":
     return load.locate(model_path(name))
 
 
-def find_shared_base(named: str | None, recorded: Iterable[str | None]) -> "Source":
+def find_shared_base(named: str | None, recorded: Mapping[str, str | None]) -> "Source":
     """The named base, or the one that all adapters and models record. Raises ModelError."""
     if named is not None:
         return find_model(named)
-    names = sorted({name for name in recorded if name})
-    if len(names) != 1:
-        found = f"the adapters name {', '.join(names)}" if names else "no adapter names one"
-        raise ModelError(f"no base model: {found}; give --model")
-    return _locate_recorded(names[0], "--model")
+    known = {name: base for name, base in recorded.items() if base}
+    if not known:
+        raise ModelError("no base model: no adapter names one; give --model")
+    places = {_real_place(base) for base in known.values()}
+    if len(places) > 1:
+        listed = ", ".join(f"{base} for {name}" for name, base in known.items())
+        raise ModelError(f"the adapters name different bases: {listed}; give --model")
+    return _locate_recorded(next(iter(known.values())), "--model")
+
+
+def _real_place(base: str) -> str:
+    """What two paths of one directory have in common; a hub id as it is."""
+    path = Path(model_path(base)).expanduser()
+    return os.path.realpath(path) if path.exists() else base
 
 
 def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
@@ -50,7 +82,7 @@ def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
 
     Raises ArtifactError or ModelError; if a named base differs in its bytes, that is a note.
     """
-    from loractl.models import load
+    from loractl.models.fingerprints import fingerprint
 
     if not named and not adapter.base:
         raise ArtifactError(
@@ -59,9 +91,7 @@ def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
         )
     source = find_model(named) if named else _locate_recorded(adapter.base or "", "--base")
     if adapter.trained_on:
-        require_same_bytes(
-            source, load.fingerprint(source), [adapter], named=named, option="--base"
-        )
+        require_same_bytes(source, fingerprint(source), [adapter], named=named, option="--base")
     return source
 
 
@@ -94,6 +124,23 @@ def require_same_bytes(
             console.note(f"note: {message}")
 
 
+def choose_trained_dtype(named: str | None, recorded: Iterable[str | None]) -> str:
+    """The named dtype, or the one that the adapters and models were trained in; auto if none tells.
+
+    Several: one that holds the values of each.
+    """
+    if named is not None:
+        return named
+    found = sorted({dtype for dtype in recorded if dtype})
+    if len(found) < 2:
+        return found[0] if found else "auto"
+    console.note(
+        f"note: the adapters were trained in {' and '.join(found)}; float32, which holds both, is"
+        " used; --dtype names another"
+    )
+    return "float32"  # the only one of the three that is wider than another
+
+
 def load_base(
     source: "Source", dtype: str, adapters: Iterable["Adapter"] = (), *, named: str | None = None
 ) -> "PreTrainedModel":
@@ -101,9 +148,10 @@ def load_base(
     the base that the adapters were trained on. Raises ModelError."""
     from loractl.models import load
     from loractl.models.device import choose_device, choose_dtype
+    from loractl.models.fingerprints import remembered_fingerprint
 
     trained = [adapter for adapter in adapters if adapter.trained_on]
-    fingerprint = compute_beside(lambda: load.fingerprint(source)) if trained else None
+    fingerprint = compute_beside(lambda: remembered_fingerprint(source)) if trained else None
     device = choose_device()
     model = load.load_model(source, dtype=choose_dtype(dtype, device), device=device)
     if fingerprint is not None:
@@ -123,27 +171,3 @@ def compute_beside(work: Callable[[], str]) -> "Future[str]":
 
     threading.Thread(target=run, daemon=True).start()
     return found
-
-
-def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str) -> "HubModel":
-    """Load a base once and attach every adapter to it. Raises ArtifactError or ModelError."""
-    from loractl.artifacts.peft import adapter as adapters
-    from loractl.artifacts.peft import attach
-
-    read = {name: adapters.read(path) for name, path in directories.items()}
-    libraries.import_()  # after the adapters, so that an unreadable one is reported first
-    from loractl.data.template import with_template
-    from loractl.generation.hub_model import HubModel
-    from loractl.lora.hub import Hub
-    from loractl.models import load
-
-    source = find_shared_base(named, [adapter.base for adapter in read.values()])
-    tokenizer = load.load_tokenizer(source)
-    model = load_base(source, dtype, read.values(), named=named)
-    hub = Hub(model)
-    tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
-    for name in directories:
-        adapter = read.pop(name)  # freed as soon as it is in the hub
-        attach.add_to_hub_(hub, model, name, adapter)
-        tokenizers[name] = with_template(tokenizer, adapter.chat_template)
-    return HubModel(model, hub, tokenizers)

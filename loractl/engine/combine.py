@@ -12,7 +12,7 @@ import torch
 from loractl import console
 from loractl.artifacts import files
 from loractl.artifacts.peft import updates
-from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.adapter import Adapter, copy_tokenizer
 from loractl.artifacts.peft.updates import Update
 from loractl.engine.made_adapters import about_made, require_effect
 from loractl.engine.requests import Recipe
@@ -50,6 +50,8 @@ def write_combined(
             chat_template=_first_template(read),
             copied=copied,
         )
+        for adapter in [one for one in read.values() if one.brings_tokenizer][:1]:
+            copy_tokenizer(adapter, directory)
 
     files.publish(out, write)
     return {"out": str(out), **settings, "weights": shares, **_report_distances(made)}

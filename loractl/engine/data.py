@@ -1,7 +1,7 @@
 """From the `data` section to examples: every source tokenized, held-out rows kept apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loractl.config.settings import DataSection, SourceSection
 from loractl.data import examples, rows
@@ -51,18 +51,9 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     _require_fields(data.columns)
 
     def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
-        share = data.eval if isinstance(data.eval, float) and part != "all" else None
-        reading = examples.Reading(
-            format=source.format if source.format != "auto" else data.format,
-            max_length=max_length,
-            is_all_positions=max_length < data.max_length,
-            train_on="all" if whole else data.train_on,
-            too_long="truncate" if whole else data.too_long,
-            columns={} if whole else data.columns,
-            split=source.split,
-            held_out=share,
-            part=part,
-        )
+        reading = _reading_of(data, source, part, max_length)
+        if whole:
+            reading = replace(reading, train_on="all", too_long="truncate", columns={})
         store, account = examples.load(source.path, tokenizer, reading, cache=cache)
         account.weight = source.weight
         return store, account
@@ -102,6 +93,39 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
         parts=tuple(zip(sizes, weights, strict=True)) if mixed else (),
         tokens_sha256=tokens_sha256([*stores, *held]),
     )
+
+
+def _reading_of(
+    data: DataSection, source: SourceSection, part: str, max_length: int
+) -> examples.Reading:
+    share = data.eval if isinstance(data.eval, float) and part != "all" else None
+    return examples.Reading(
+        format=source.format if source.format != "auto" else data.format,
+        max_length=max_length,
+        is_all_positions=max_length < data.max_length,
+        train_on=data.train_on,
+        too_long=data.too_long,
+        columns=data.columns,
+        split=source.split,
+        held_out=share,
+        part=part,
+    )
+
+
+def held_out_readings(
+    data: DataSection, *, max_length: int
+) -> dict[str, tuple[str, examples.Reading]]:
+    """Where the held-out rows are, by the names of their accounts: (path, how they are read)."""
+    is_share = isinstance(data.eval, float)
+    listed = sources_of(data) if is_share else held_out_sources(data)
+    part = "eval" if is_share else "all"
+    return {
+        f"eval[{number}]" if len(listed) > 1 else "eval": (
+            source.path,
+            _reading_of(data, source, part, max_length),
+        )
+        for number, source in enumerate(listed)
+    }
 
 
 def _require_fields(columns: dict[str, str]) -> None:

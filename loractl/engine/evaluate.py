@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loractl.artifacts import files
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
-from loractl.data import batches, examples
-from loractl.data.template import TemplateError, Tokenizer, prompt_ids, with_template
-from loractl.engine.base import find_model, find_shared_base, load_base, model_path
+from loractl.data import batches
+from loractl.data.ends import ends_of_template
+from loractl.data.template import TemplateError, Tokenizer, prompt_ids
+from loractl.engine.base import (
+    choose_trained_dtype,
+    find_model,
+    find_shared_base,
+    load_base,
+    model_path,
+    recorded_base,
+    recorded_dtype,
+)
+from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs
+from loractl.engine.layers import attend_apart_
+from loractl.engine.speakers import ends_of, tokenizer_of
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
 from loractl.evaluation.loss import row_losses
 from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
+from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.inject import remove_
 from loractl.models import load
 from loractl.models.fast.trunk import Trunk
@@ -72,22 +84,32 @@ def evaluate(
     full = {name: path for name, path in paths.items() if _is_model(path)}
     read = {name: adapters.read(path) for name, path in paths.items() if name not in full}
     libraries.import_()  # after the adapters, so that an unreadable one is reported first
-    recorded = [*(one.base for one in read.values()), *map(_recorded_base, full.values())]
-    source = find_shared_base(model, recorded)
-    loaded = _load_frozen(source, asked, list(read.values()), named=model)
+    bases = {name: one.base for name, one in read.items()}
+    bases |= {name: recorded_base(path) for name, path in full.items()}
+    source = find_shared_base(model, bases)
+    if asked.data is not None:
+        rows = rows_of_file(asked.data, asked, columns=asked.columns)
+    else:
+        rows = rows_of_runs(paths.values(), asked, load.positions(source))
+    dtypes = [one.dtype for one in read.values()]
+    dtypes += [recorded_dtype(str(path)) for path in full.values()]
+    dtype = choose_trained_dtype(asked.dtype, dtypes)
+    loaded = _load_frozen(source, dtype, list(read.values()), named=model)
     tokenizer = load.load_tokenizer(source)
-    found = [_measure_model("base", loaded, tokenizer, asked)]
+    plain = _speech(loaded, tokenizer, ends_of_template(tokenizer))
+    found = [_measure_model("base", loaded, plain, asked, rows)]
     for name, adapter in read.items():
-        own = with_template(tokenizer, adapter.chat_template)
+        own = tokenizer_of(adapter, tokenizer, load.n_rows(loaded))
         load_(loaded, adapter)
-        found.append(_measure_model(name, loaded, own, asked))
+        speech = _speech(loaded, own, ends_of(adapter, own))
+        found.append(_measure_model(name, loaded, speech, asked, rows))
         remove_(loaded)
     del loaded
     for name, path in full.items():
         whole = find_model(str(path))
-        found.append(
-            _measure_model(name, _load_frozen(whole, asked), load.load_tokenizer(whole), asked)
-        )
+        tuned, own = _load_frozen(whole, dtype), load.load_tokenizer(whole)
+        speech = _speech(tuned, own, ends_of_template(own))
+        found.append(_measure_model(name, tuned, speech, asked, rows))
     for one in found:
         _fill_figures_(one, found[0], asked)
     return found
@@ -98,94 +120,83 @@ def _is_model(path: Path) -> bool:
     return (Path(model_path(str(path))) / "config.json").is_file()
 
 
-def _recorded_base(path: Path) -> str | None:
-    """The base that a fully trained model records."""
-    about = Path(model_path(str(path))) / adapters.ABOUT
-    base = files.read_json(about).get("base") if about.is_file() else None
-    name = base.get("name_or_path") if isinstance(base, dict) else None
-    return name if isinstance(name, str) else None
-
-
 def _load_frozen(
     source: load.Source,
-    asked: EvalRequest,
+    dtype: str,
     trained: Sequence[adapters.Adapter] = (),
     *,
     named: str | None = None,
 ) -> "PreTrainedModel":
-    model = load_base(source, asked.dtype, trained, named=named)
+    model = load_base(source, dtype, trained, named=named)
     return model.requires_grad_(False)  # trained layers would not use the fast implementation
 
 
+def _speech(model: "PreTrainedModel", tokenizer: Any, ends: Sequence[int]) -> Speech:
+    return Speech(tokenizer, tuple(stop_ids(model, tokenizer, ends)))
+
+
 def _measure_model(
-    name: str, model: "PreTrainedModel", tokenizer: Tokenizer, asked: EvalRequest
+    name: str, model: "PreTrainedModel", speech: Speech, asked: EvalRequest, rows: EvalRows
 ) -> Evaluated:
-    found = Evaluated(name)
-    conversations = _read_conversations(asked)
+    found, tokenizer = Evaluated(name), speech.tokenizer
+    conversations = rows.conversations()
     found.where = [where for where, _ in conversations]
     has_loss = any(metric in LOSSES for metric in asked.metrics)
     if has_loss or asked.retain is not None:
-        run = ProvingRun(model)
-        objective = TokenLoss(model, trunk=Trunk(model, run), run=run)
+        objective = _objective_of(model, rows)
         if has_loss:
-            found.losses = _losses_by_row(
-                objective, tokenizer, asked, asked.data, train_on="assistant"
-            )
+            found.losses = _losses_by_row(objective, tokenizer, rows)
         if asked.retain is not None:
-            found.retain = _losses_by_row(objective, tokenizer, asked, asked.retain, train_on="all")
+            general = rows_of_file(asked.retain, asked, train_on="all")
+            found.retain = _losses_by_row(objective, tokenizer, general)
     if asked.matches:
-        _answer_rows_(found, model, tokenizer, asked, [row for _, row in conversations])
+        _answer_rows_(found, model, speech, asked, rows.name, [row for _, row in conversations])
     return found
 
 
-def _read_conversations(asked: EvalRequest) -> list[tuple[int | str, Conversation]]:
-    bad: list[str] = []
-    reading = examples.Reading(
-        "auto", asked.max_length, "assistant", "truncate", dict(asked.columns)
+def _objective_of(model: "PreTrainedModel", rows: EvalRows) -> TokenLoss:
+    """The loss as training computes it: by fast layers, or by transformers' own."""
+    run = ProvingRun(model)
+    is_auto = rows.kernels == "auto"
+    trunk = Trunk(model, run) if is_auto else None
+    if rows.of_run and (trunk is None or trunk.fallback_reason):
+        attend_apart_(model, run, fuses=is_auto, packing=rows.plan.packing)
+    return TokenLoss(model, trunk=trunk, run=run)
+
+
+def _losses_by_row(objective: TokenLoss, tokenizer: Tokenizer, rows: EvalRows) -> Losses:
+    found = row_losses(
+        objective.of_examples,
+        batches.in_order(rows.examples(tokenizer), rows.plan),
+        objective.model.device,
     )
-    several = asked.data.is_dir()
-    found: list[tuple[int | str, Conversation]] = [
-        (f"{row.path}:{row.line}" if several else row.line, conversation)
-        for row, conversation, _ in examples.conversations(str(asked.data), reading, bad.append)
-    ]
-    if bad or not found:
-        raise DataError(*(bad or [f"{asked.data}: no rows"]))
-    return found
-
-
-def _losses_by_row(
-    objective: TokenLoss, tokenizer: Tokenizer, asked: EvalRequest, path: Path, *, train_on: str
-) -> Losses:
-    columns = dict(asked.columns) if path == asked.data else {}
-    reading = examples.Reading("auto", asked.max_length, train_on, "truncate", columns)
-    store, _ = examples.load(str(path), tokenizer, reading)
-    plan = batches.BatchPlan(asked.batch_size, 1, asked.max_length, packing=False)
-    found = row_losses(objective.of_rows, batches.in_order(store, plan), objective.model.device)
     for where, (loss, _) in found.items():
         if not math.isfinite(loss):
-            raise NumericError(f"{path}:{where}: the loss is {loss}")
+            raise NumericError(f"{rows.name}:{where}: the loss is {loss}")
     return found
 
 
 def _answer_rows_(
     found: Evaluated,
     model: "PreTrainedModel",
-    tokenizer: Any,
+    speech: Speech,
     asked: EvalRequest,
+    data: str,
     conversations: Sequence[Conversation],
 ) -> None:
     """Let the model write the last turn of each row, and compare."""
     prompts = []
     for where, row in zip(found.where, conversations, strict=True):
         if len(row.messages) < 2 or row.messages[-1].role != "assistant":
-            raise _no_answers(asked.data, asked.matches)
+            raise _no_answers(data, asked.matches)
         try:
-            prompts.append(prompt_ids(tokenizer, row.messages[:-1], row.tools))
+            prompts.append(prompt_ids(speech.tokenizer, row.messages[:-1], row.tools))
         except TemplateError as error:
-            raise DataError(f"{asked.data}:{where}: {error}") from None
+            raise DataError(f"{data}:{where}: {error}") from None
     found.expected = [row.messages[-1].content for row in conversations]
+    sampling = Sampling(max_new_tokens=asked.max_new_tokens)
     with torch.no_grad():
-        answers = generate(model, tokenizer, prompts, Sampling(max_new_tokens=asked.max_new_tokens))
+        answers = generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops)
     found.answers = [answer.text for answer in answers]
     for name in asked.matches:
         score: Callable[[str, str], float]
@@ -217,7 +228,7 @@ def _fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
         )
 
 
-def _no_answers(data: Path, matches: Sequence[str]) -> DataError:
+def _no_answers(data: str, matches: Sequence[str]) -> DataError:
     """The error for metrics that compare answers on rows that have none."""
     return DataError(
         f"{data}: its rows are not conversations that end with an answer, which {matches[0]} needs;"

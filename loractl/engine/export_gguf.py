@@ -1,6 +1,7 @@
 """The GGUF exports of `loractl export`: writing the files, and the proof in llama.cpp."""
 
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from loractl.artifacts.gguf import (
     write as gguf,
 )
 from loractl.artifacts.model.merge import Plan, own_dtype, plan_merge, refuse_quantized
+from loractl.artifacts.model.stops import listed_ends
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import ranks_of
+from loractl.data.ends import texts_of
 from loractl.data.rendering import TemplateError, apply
-from loractl.data.template import with_template
+from loractl.engine.speakers import ends_of, tokenizer_of
 from loractl.errors import ModelError, NumericError
-from loractl.generation.sample import stop_ids
-from loractl.models.load import Source, load_skeleton, load_tokenizer
+from loractl.models.load import Source, load_skeleton, load_tokenizer, n_rows
 from loractl.models.torch_dtypes import short_word
 from loractl.records import Message
 
@@ -60,13 +62,14 @@ class Exporting:
         self.skeleton = load_skeleton(source)
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
-        self.tokenizer = with_template(load_tokenizer(source), adapter.chat_template)
+        self.tokenizer = tokenizer_of(adapter, load_tokenizer(source), n_rows(self.skeleton))
+        self.ends = ends_of(adapter, self.tokenizer)
         self.texts = [*self._render_conversations(), *TEXTS]
         self.vocabulary = gguf_vocabulary.fields(
             source.name,
             self.tokenizer,
             int(self.skeleton.config.vocab_size),
-            stops=stop_ids(self.skeleton, self.tokenizer),
+            stops=list(dict.fromkeys([*self.ends, *listed_ends(source.directory)])),
             rendered=self.texts[0] if self.tokenizer.chat_template else None,
         )
 
@@ -82,7 +85,8 @@ class Exporting:
 
     def ollama_family(self) -> ollama.Found:
         adds_bos = bool(self.vocabulary["tokenizer.ggml.add_bos_token"])
-        return ollama.find(self.source.name, self.tokenizer, adds_bos=adds_bos)
+        found = ollama.find(self.source.name, self.tokenizer, adds_bos=adds_bos)
+        return replace(found, ends=tuple(texts_of(self.tokenizer, self.ends)))
 
     def write_adapter(self, path: Path) -> None:
         """Write only the adapter, and prove it on a float32 GGUF of the base."""

@@ -26,7 +26,7 @@ def write_portable(
 
     def write(directory: Path) -> None:
         rank = portable.write(
-            directory, adapter, skeleton, dtype=kind, base=adapter.base or source.name
+            directory, adapter, skeleton, dtype=kind, base=adapter.base or source.address
         )
         lines.append(f"one rank for all modules: {rank} (vLLM: --max-lora-rank)")
         if not verify:

@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from loractl import __version__
-from loractl.artifacts import files
 from loractl.artifacts.model.pair import ModelPair
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft import updates
+from loractl.artifacts.peft.adapter import find_template
 from loractl.engine.requests import ExtractRequest
 from loractl.errors import ArtifactError
 from loractl.lora.algebra import Cut
 from loractl.lora.extract import extract
 from loractl.lora.ranks import ModuleRank, RankSpec
 from loractl.lora.spectrum import Factors, effective_rank, rank_keeping
-from loractl.models import load
+from loractl.models.fingerprints import fingerprint
 from loractl.progress import Progress
 from loractl.reports.extract import Change, Findings
 
@@ -126,15 +126,15 @@ def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found
         spec=RankSpec(rank=top, alpha=top),
         kinds=pair.kinds,
         dropout=0.0,
-        base=pair.base.source.name,
+        base=pair.base.source.address,
     )
-    prints = [load.fingerprint(side.source) for side in (pair.base, pair.tuned)]
+    prints = [fingerprint(side.source) for side in (pair.base, pair.tuned)]
     about = {
         "loractl": __version__,
-        "base": {"name_or_path": pair.base.source.name, "fingerprint": prints[0]},
+        "base": {"name_or_path": pair.base.source.address, "fingerprint": prints[0]},
         "made": {
             "by": "adapters extract",
-            "from": {"name_or_path": pair.tuned.source.name, "fingerprint": prints[1]},
+            "from": {"name_or_path": pair.tuned.source.address, "fingerprint": prints[1]},
             "kept_energy": found.kept_energy / found.changed_energy,
             "not_expressed": sorted(found.rest),
             **asked.size,
@@ -145,14 +145,5 @@ def write_adapter(directory: Path, pair: ModelPair, asked: ExtractRequest, found
         found.updates,
         config=config,
         about=about,
-        chat_template=_find_template(pair.tuned.source.directory),
+        chat_template=find_template(pair.tuned.source.directory),
     )
-
-
-def _find_template(directory: Path) -> str | None:
-    """The chat template stored with a model, in either of its two places."""
-    path, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if path.is_file():
-        return files.read_text(path)
-    found = files.read_json(config).get("chat_template") if config.is_file() else None
-    return found if isinstance(found, str) else None

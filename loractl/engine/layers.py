@@ -44,17 +44,22 @@ def trunk_of_(
     if kernels == "liger":
         use_liger_(model, device)
     if trunk is None or trunk.fallback_reason:
-        if kernels == "auto":
-            fuse_activations_(model)
-        use_segments_(model)
-        run.forget_()
-        if config.data.packing:
-            check_isolation(model)
+        attend_apart_(model, run, fuses=kernels == "auto", packing=config.data.packing)
     elif config.train.cache_trunk == "auto" and trunk.frozen_layers:
         comes_again = total_steps > batches.count_windows(epochs, 1)
         if comes_again:
             _keep_(trunk, model, trunk.frozen_layers, epochs.examples)
     return trunk
+
+
+def attend_apart_(model: "PreTrainedModel", run: ProvingRun, *, fuses: bool, packing: bool) -> None:
+    """Let transformers' own layers keep packed examples apart. Raises ModelError if they do not."""
+    if fuses:
+        fuse_activations_(model)
+    use_segments_(model)
+    run.forget_()
+    if packing:
+        check_isolation(model)
 
 
 def _keep_(

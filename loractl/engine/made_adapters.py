@@ -21,14 +21,16 @@ def about_made(
 ) -> dict[str, Any]:
     """loractl.json of an adapter made from others: their hashes, the settings, the base."""
     first = next(iter(sources.values()))
+    base = first.about.get("base")
     return {
         "loractl": __version__,
-        "base": first.about.get("base") or {"name_or_path": first.base},
+        "base": {**(base if isinstance(base, dict) else {}), "name_or_path": first.base},
+        **_about_all(list(sources.values())),
         "made": {
             "by": f"adapters {command}",
             "from": {
                 name: {
-                    "path": str(source.directory),
+                    "path": str(source.directory.absolute()),
                     "sha256": file_sha256(source.directory / WEIGHTS),
                 }
                 for name, source in sources.items()
@@ -36,3 +38,15 @@ def about_made(
             **settings,
         },
     }
+
+
+def _about_all(sources: Sequence[Adapter]) -> dict[str, Any]:
+    """What is known of every source: the dtype they were trained in, and how answers end."""
+    found: dict[str, Any] = {}
+    dtypes = {source.dtype for source in sources}
+    if len(dtypes) == 1 and None not in dtypes:
+        found["dtype"] = dtypes.pop()
+    ends = [source.ends for source in sources]
+    if None not in ends:
+        found["ends"] = sorted({end for some in ends for end in some or ()})
+    return found

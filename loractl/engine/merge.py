@@ -8,7 +8,9 @@ from safetensors import SafetensorError
 from loractl.artifacts import files
 from loractl.artifacts.model import merge as merged
 from loractl.artifacts.model.proof import prove
+from loractl.artifacts.model.stops import add_ends
 from loractl.artifacts.peft.adapter import Adapter
+from loractl.engine.speakers import ends_of, tokenizer_of
 from loractl.errors import NumericError
 from loractl.models import load
 from loractl.models.torch_dtypes import DTYPES
@@ -21,9 +23,15 @@ def write_merged(
     and leaves nothing behind."""
     target = DTYPES[dtype] if dtype else None
     lines: list[str] = []
+    if adapter.brings_tokenizer:
+        tokenizer_of(adapter, load.load_tokenizer(source), load.n_rows(load.load_skeleton(source)))
 
     def write(directory: Path) -> None:
         written = merged.write(directory, source, adapter, dtype=target)
+        if (directory / "tokenizer.json").is_file():
+            tokenizer = load.load_tokenizer(load.Source(str(out), directory))
+            own = [tokenizer.eos_token_id] if adapter.brings_tokenizer else []
+            add_ends(directory, [*ends_of(adapter, tokenizer), *own])
         if written.untied:
             lines.append("the output head no longer shares the embedding's weight (untied)")
         if not verify:

@@ -75,6 +75,11 @@ def _write(session: Session, final: Path, state: TrainState) -> None:
     files.publish(
         final,
         lambda path: merged.write_model_(
-            path, session.model, session.tokenizer, dtype=session.dtype, about=about
+            path,
+            session.model,
+            session.tokenizer,
+            dtype=session.dtype,
+            about=about,
+            ends=session.ends,
         ),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from loractl.artifacts import files
 from loractl.artifacts.peft import updates
-from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.adapter import Adapter, copy_tokenizer
 from loractl.artifacts.peft.updates import Update
 from loractl.engine.made_adapters import about_made, require_effect
 from loractl.lora.algebra import Cut, resize
@@ -36,6 +36,7 @@ def write_resized(
             chat_template=adapter.chat_template,
             copied=copied,
         )
+        copy_tokenizer(adapter, directory)
 
     files.publish(out, write)
     return report

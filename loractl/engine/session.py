@@ -4,7 +4,7 @@ import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from loractl import __version__, console
 from loractl.config.loader import Loaded
 from loractl.config.settings import RunConfig
-from loractl.data import account, batches
+from loractl.data import account, batches, ends
 from loractl.engine.adapters import Adapted, adapt_, check_phases
 from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
@@ -29,6 +29,7 @@ from loractl.lora.whole import WholeModule
 from loractl.models import base_directory, forward, load
 from loractl.models.device import choose_device, choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
+from loractl.models.fingerprints import fingerprint
 from loractl.models.objective import BUILDERS, TokenLoss
 from loractl.models.proving_run import ProvingRun
 from loractl.models.torch_dtypes import dtype_word
@@ -100,14 +101,22 @@ class Session:
         train = self.config.train
         return LearningRate(train.learning_rate, train.schedule, train.warmup, self.total_steps)
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that are trained as the end of an answer."""
+        return ends.ends_of_training(
+            self.tokenizer, self.data.train, max_length=self.plan.max_length
+        )
+
     def about(self) -> dict[str, Any]:
         """The provenance of an adapter, as loractl.json records it."""
         return {
             "loractl": __version__,
-            "base": {"name_or_path": self.source.name, "fingerprint": self.base_fingerprint},
+            "base": {"name_or_path": self.source.address, "fingerprint": self.base_fingerprint},
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
             **({"start_from": self.start.about()} if self.start else {}),
             "dtype": dtype_word(self.dtype),
+            "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
             "versions": {
                 "python": platform.python_version(),
@@ -125,7 +134,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     source = _locate_base(loaded)
     start = read_start(loaded)
-    fingerprint = compute_beside(lambda: load.fingerprint(source))  # reads all weights
+    base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
     max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
     data = load_data(config.data, tokenizer, max_length=max_length)
@@ -146,7 +155,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         finite=False,
     )
     if start is not None:
-        require_base(start, fingerprint.result(), source.name)
+        require_base(start, base_fingerprint.result(), source.name)
         loaded = adopt(loaded, start, model)
         config = loaded.config
     adapted = Adapted({}, {}, ()) if full else adapt_(model, loaded)
@@ -159,7 +168,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     return Session(
         config=config,
         source=source,
-        base_fingerprint=fingerprint.result(),
+        base_fingerprint=base_fingerprint.result(),
         model=model,
         tokenizer=tokenizer,
         device=device,

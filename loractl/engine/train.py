@@ -22,6 +22,7 @@ from loractl.engine.summary import conclude, introduce
 from loractl.engine.trained import write_trained
 from loractl.errors import NumericError, Stopped
 from loractl.models.device import peak_memory
+from loractl.paths import address
 from loractl.progress import Progress
 from loractl.signals import StopRequest
 from loractl.training.optim import Rates, build_optimizer, state_tensors
@@ -274,5 +275,8 @@ def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed
         if final.exists():
             files.remove(final)  # of a finished run that is being extended
     files.replace_text(directory.config, loader.dump(session.config))
-    accounts = {name: account.as_dict() for name, account in session.data.accounts.items()}
+    accounts = {
+        name: account.as_dict() | {"path": address(account.path)}
+        for name, account in session.data.accounts.items()
+    }
     files.replace_text(directory.data, files.as_json(accounts))

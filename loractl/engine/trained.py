@@ -40,7 +40,7 @@ def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
         whole=session.whole,
         module_names=session.module_names,
         spec=_present_spec(session),
-        base=config.model.name_or_path,
+        base=session.source.address,
         formula=config.method,
         init=config.lora.init,
         dropout=config.lora.dropout,

@@ -8,19 +8,21 @@ LOSSES = ("loss", "perplexity")
 
 MATCHES = ("exact_match", "contains", "json_match", "regex")
 
+MAX_LENGTH, BATCH_SIZE = 1024, 8
+
 
 @dataclass(frozen=True)
 class EvalRequest:
     """What to measure, on which rows, and how to generate answers."""
 
-    data: Path
+    data: Path | None  # None: the rows that the run held out
     metrics: tuple[str, ...] = ("loss", "perplexity", "exact_match")
     regex: str | None = None
     retain: Path | None = None
-    max_length: int = 1024
+    max_length: int | None = None  # None: the run's; MAX_LENGTH for --data
     max_new_tokens: int = 256
-    batch_size: int = 8
-    dtype: str = "auto"
+    batch_size: int | None = None
+    dtype: str | None = None  # None: the one trained in
     columns: Mapping[str, str] = field(default_factory=dict)  # of data, not of retain
 
     @property

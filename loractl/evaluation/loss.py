@@ -50,18 +50,18 @@ def held_out_loss(
 
 
 def row_losses(
-    loss_of_rows: Callable[[Batch], Sequence[tuple[float, int]]],
+    loss_of_examples: Callable[[Batch], Sequence[tuple[float, int]]],
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, tuple[float, int]]:
     """(sum of the losses, their number) of each row, keyed by its line.
 
-    `loss_of_rows` returns them for a batch, row by row; each batch row is one example.
+    `loss_of_examples` returns them for a batch, in the order of its lines.
     """
     found: dict[int | str, tuple[float, int]] = {}
     with torch.no_grad():
         for batch in batches:
-            parts = loss_of_rows(batch.to(device))
-            assert len(parts) == len(batch.lines), "a row of a batch holds several examples"
+            parts = loss_of_examples(batch.to(device))
+            assert len(parts) == len(batch.lines), (len(parts), len(batch.lines))
             found |= dict(zip(batch.lines, parts, strict=True))
     return found

@@ -45,7 +45,8 @@ class ChatSession:
         self.speakers.hub.use(self.active)
         finished = False
         try:
-            stream(self.speakers.model, self.speakers.tokenizer, ids, self._next_sampling(), note)
+            speech = self.speakers.speech(self.active)
+            stream(self.speakers.model, speech, ids, self._next_sampling(), note)
             finished = True
         finally:
             self.speakers.hub.use(None)

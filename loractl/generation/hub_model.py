@@ -1,13 +1,14 @@
 """A base with a hub of adapters, and the chat template that each was trained with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.data.template import prompt_ids
 from loractl.generation.sample import Answer, PerRow, Sampling, generate
+from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.hub import Hub
 from loractl.records import Message
 
@@ -21,12 +22,18 @@ class HubModel:
 
     model: "PreTrainedModel"
     hub: Hub
-    tokenizers: Mapping[str | None, Tokenizer]  # one tokenizer, each with its own chat template
+    tokenizers: Mapping[str | None, Tokenizer]  # each with the chat template of its adapter
+    ends: Mapping[str | None, Sequence[int]] = field(default_factory=dict)  # trained as the end
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The base's tokenizer; decoding does not depend on the template."""
+        """The base's tokenizer."""
         return self.tokenizers[None]
+
+    def speech(self, name: str | None) -> Speech:
+        """How answers of this adapter become text, and where they end."""
+        tokenizer = self.tokenizers[name]
+        return Speech(tokenizer, tuple(stop_ids(self.model, tokenizer, self.ends.get(name, ()))))
 
     def prompt_ids(
         self,
@@ -47,6 +54,6 @@ class HubModel:
 
         Raises ModelError.
         """
-        return generate(
-            self.model, self.tokenizer, prompts, sampling, per_row=PerRow(self.hub, names)
-        )
+        speeches = {name: self.speech(name) for name in dict.fromkeys(names)}
+        rows = PerRow(self.hub, names, speeches)
+        return generate(self.model, self.tokenizer, prompts, sampling, per_row=rows)

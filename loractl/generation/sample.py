@@ -1,8 +1,8 @@
 """Token ids in, answers out: batched, with a KV cache, through transformers' `generate`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from loractl.errors import ModelError
+from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.hub import Hub, MixedRowsError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Sampling:
 class Answer:
     """A model's answer to one prompt."""
 
-    text: str  # without special tokens
+    text: str  # without the tokens that ended it; other special tokens are part of it
     ids: tuple[int, ...]  # up to, but without, the token that ended it
     finish_reason: str  # "stop": it ended by itself; "length": it reached the limit
     prompt_tokens: int
@@ -40,10 +41,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class PerRow:
-    """Which adapter of a model's hub answers which prompt; None: the base."""
+    """Which adapter of a model's hub answers which prompt; None: the base.
+
+    `speeches` has those that differ from the tokenizer and stops that `generate` is given.
+    """
 
     hub: Hub
     names: Sequence[str | None]
+    speeches: Mapping[str | None, Speech] = field(default_factory=dict)
 
 
 def generate(
@@ -52,23 +57,28 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
+    stops: Sequence[int] | None = None,
     per_row: PerRow | None = None,
 ) -> list[Answer]:
     """The model's continuation of each prompt, in the given order.
 
     Prompts of similar length share a batch, padded on the left, whichever adapters answer them; if
     the model cannot mix adapters in a batch, each batch has one adapter. Sampling depends only on
-    seed and batch. An answer ends at the latest where the model's positions do. Raises ModelError
-    for a prompt that leaves no positions, or that has no tokens.
+    seed and batch. An answer ends at one of `stops` (None: `stop_ids`), and at the latest where the
+    model's positions do. Raises ModelError for a prompt that leaves no positions, or that has no
+    tokens.
     """
     _require_room(model, prompts)
+    usual = Speech(tokenizer, tuple(stop_ids(model, tokenizer) if stops is None else stops))
     if per_row is None:
-        return _in_batches(model, tokenizer, prompts, sampling, lambda batch: None)
+        speeches = [usual] * len(prompts)
+        return _in_batches(model, speeches, prompts, sampling, lambda batch: None)
     hub, names = per_row.hub, per_row.names
+    speeches = [per_row.speeches.get(name, usual) for name in names]
     try:
         return _in_batches(
             model,
-            tokenizer,
+            speeches,
             prompts,
             sampling,
             lambda batch: hub.use_rows([names[i] for i in batch]),
@@ -78,7 +88,8 @@ def generate(
         for name in dict.fromkeys(names):
             places = [i for i, one in enumerate(names) if one == name]
             hub.use(name)
-            own = generate(model, tokenizer, [prompts[i] for i in places], sampling)
+            asked, said = [prompts[i] for i in places], [speeches[i] for i in places]
+            own = _in_batches(model, said, asked, sampling, lambda batch: None)
             found |= zip(places, own, strict=True)
         return [found[place] for place in range(len(prompts))]
     finally:
@@ -87,21 +98,43 @@ def generate(
 
 def _in_batches(
     model: "PreTrainedModel",
-    tokenizer: Tokenizer,
+    speeches: Sequence[Speech],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     announce: Callable[[Sequence[int]], None],
 ) -> list[Answer]:
     """Continue each prompt; `announce` is called with the prompt indices before each batch."""
     found: dict[int, Answer] = {}
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    limit = _position_limit(model)
     with draw_from_seed(model.device, sampling.seed):
-        for start in range(0, len(order), sampling.batch_size):
-            batch = order[start : start + sampling.batch_size]
+        for batch in _plan_batches(speeches, prompts, sampling, limit):
             announce(batch)
-            answers = _answer_batch(model, tokenizer, [prompts[i] for i in batch], sampling)
+            answers = _answer_batch(
+                model, [speeches[i] for i in batch], [prompts[i] for i in batch], sampling
+            )
             found |= zip(batch, answers, strict=True)
     return [found[index] for index in range(len(prompts))]
+
+
+def _plan_batches(
+    speeches: Sequence[Speech],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limit: int | None,
+) -> Iterator[list[int]]:
+    """Indices of the prompts of each batch: of similar length, with the same stops and room.
+
+    A prompt so long that the model's positions cut its answer shares a batch only with prompts of
+    its length: a batch ends for all of its rows at once, and would cut a shorter prompt's too.
+    """
+    groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        length = len(prompts[index])
+        is_free = limit is None or length + sampling.max_new_tokens <= limit
+        groups.setdefault((speeches[index].stops, 0 if is_free else length), []).append(index)
+    for group in groups.values():
+        for start in range(0, len(group), sampling.batch_size):
+            yield group[start : start + sampling.batch_size]
 
 
 @contextmanager
@@ -125,17 +158,17 @@ def draw_from_seed(device: torch.device, seed: int) -> Iterator[None]:
 
 def _answer_batch(
     model: "PreTrainedModel",
-    tokenizer: Tokenizer,
+    speeches: Sequence[Speech],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     streamer: BaseStreamer | None = None,
 ) -> list[Answer]:
-    """The answer to each prompt of one batch."""
+    """The answer to each prompt of one batch, whose stops are the same."""
     longest, limit = max(len(prompt) for prompt in prompts), _position_limit(model)
     if limit is not None:
         room = min(sampling.max_new_tokens, limit - longest)
         sampling = replace(sampling, max_new_tokens=room)
-    config = _generation_config(model, tokenizer, sampling)
+    config = _generation_config(speeches[0], sampling)
     ids, mask = _left_padded(prompts, int(config.pad_token_id or 0))
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]
@@ -144,26 +177,23 @@ def _answer_batch(
             generation_config=config,
             streamer=streamer,
         )
-    stops = stop_ids(model, tokenizer)
     drawn: list[list[int]] = out[:, longest:].tolist()
     return [
-        _answer_of(tokenizer, prompt, row, stops)
-        for prompt, row in zip(prompts, drawn, strict=True)
+        _answer_of(speech, prompt, row)
+        for speech, prompt, row in zip(speeches, prompts, drawn, strict=True)
     ]
 
 
-def _answer_of(
-    tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[int]
-) -> Answer:
+def _answer_of(speech: Speech, prompt: Sequence[int], ids: list[int]) -> Answer:
     """The sampled tokens up to the first that ends an answer; the rest is padding."""
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    end = next((place for place, token in enumerate(ids) if token in speech.stops), len(ids))
     reason = "length" if end == len(ids) else "stop"
-    return Answer(_decode_text(tokenizer, ids[: end + 1]), tuple(ids[:end]), reason, len(prompt))
+    return Answer(speech.text(ids[: end + 1]), tuple(ids[:end]), reason, len(prompt))
 
 
 def stream(
     model: "PreTrainedModel",
-    tokenizer: Tokenizer,
+    speech: Speech,
     prompt: Sequence[int],
     sampling: Sampling,
     tell: Callable[[str], None],
@@ -173,18 +203,18 @@ def stream(
     The joined pieces are the text of the answer. Raises ModelError like `generate`.
     """
     _require_room(model, [prompt])
-    pieces = _Pieces(tokenizer, tell)
+    pieces = _Pieces(speech, tell)
     with draw_from_seed(model.device, sampling.seed):
-        (answer,) = _answer_batch(model, tokenizer, [prompt], sampling, pieces)
+        (answer,) = _answer_batch(model, [speech], [prompt], sampling, pieces)
     return replace(answer, text=pieces.told)
 
 
 class _Pieces(BaseStreamer):
     """Streams the part of an answer's text that no later token can change."""
 
-    def __init__(self, tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
+    def __init__(self, speech: Speech, tell: Callable[[str], None]) -> None:
         self.told = ""
-        self._tokenizer = tokenizer
+        self._speech = speech
         self._tell = tell
         self._ids: list[int] | None = None  # None until the prompt, which comes first, has passed
 
@@ -194,22 +224,18 @@ class _Pieces(BaseStreamer):
             return
         self._ids += value.flatten().tolist()
         # A character may end with the next token, and a decoder may drop a space before it.
-        text = _decode_text(self._tokenizer, self._ids).rstrip()
+        text = self._speech.text(self._ids).rstrip()
         if not text.endswith("\ufffd"):
             self._tell_rest(text)
 
     def end(self) -> None:
-        self._tell_rest(_decode_text(self._tokenizer, self._ids or []))
+        self._tell_rest(self._speech.text(self._ids or []))
 
     def _tell_rest(self, text: str) -> None:
         if len(text) > len(self.told) and text.startswith(self.told):
             piece = text[len(self.told) :]
             self.told = text
             self._tell(piece)
-
-
-def _decode_text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _position_limit(model: "PreTrainedModel") -> int | None:
@@ -229,18 +255,8 @@ def _require_room(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) ->
             )
 
 
-def stop_ids(model: "PreTrainedModel", tokenizer: Tokenizer) -> list[int]:
-    """Ids that end an answer: those of the model's generation config, and the tokenizer's own."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    return sorted(i for i in ids if isinstance(i, int))
-
-
-def _generation_config(
-    model: "PreTrainedModel", tokenizer: Tokenizer, sampling: Sampling
-) -> GenerationConfig:
-    stops = stop_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id
+def _generation_config(speech: Speech, sampling: Sampling) -> GenerationConfig:
+    stops, pad = list(speech.stops), speech.tokenizer.pad_token_id
     if pad is None:
         pad = stops[0] if stops else 0
     # Anything not set here comes from the model's generation_config.json, which may ask for a

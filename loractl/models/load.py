@@ -4,7 +4,6 @@ The one place where errors of transformers and the hub become ours. Nothing is l
 tensor missing from the files is an error here; transformers would initialize it at random.
 """
 
-import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from loractl import text
-from loractl.digests import file_sha256
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base
 from loractl.models.torch_dtypes import dtype_word
+from loractl.paths import address
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
@@ -42,6 +41,12 @@ class Source:
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments that transformers' loaders need besides the directory."""
         return {"gguf_file": self.gguf} if self.gguf else {}
+
+    @property
+    def address(self) -> str:
+        """The name under which it is found from any working directory: an absolute path, or the
+        hub id."""
+        return address(self.name)
 
     def weight_files(self) -> list[Path]:
         if self.gguf:
@@ -226,19 +231,13 @@ def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
         )
 
 
+def n_rows(model: "PreTrainedModel") -> int:
+    """Rows of the input embedding: ids below this many have one."""
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])
+
+
 def head_name(model: "PreTrainedModel") -> str | None:
     """The path of the output head among the model's modules."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return next((name for name, module in model.named_modules() if module is head), None)
-
-
-def fingerprint(source: Source) -> str:
-    """SHA-256 of the config and weight files: identifies a base wherever it is stored."""
-    digest = hashlib.sha256()
-    config = source.directory / "config.json"
-    for path in [
-        *([config] if config.is_file() and not source.gguf else []),
-        *source.weight_files(),
-    ]:
-        digest.update(f"{file_sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -62,6 +62,11 @@ class TokenLoss:
         parts = torch.split(self.each(batch).double(), batch.row_counts)
         return [(float(part.sum()), len(part)) for part in parts]
 
+    def of_examples(self, batch: Batch) -> list[tuple[float, int]]:
+        """The same for each example, in the order of the batch's `lines`."""
+        parts = torch.split(self.each(batch).double(), batch.example_counts)
+        return [(float(part.sum()), len(part)) for part in parts]
+
     def _rows_and_targets(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """The inputs of the head, (n, hidden) in its dtype, and the target ids, (n,)."""
         rows, targets = trained_rows(*self.trunk(batch))

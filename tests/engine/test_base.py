@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from loractl.artifacts.peft.adapter import CONFIG
 from loractl.cli.main import main
+from loractl.engine.speakers import open_hub
+from loractl.models.device import choose_device, choose_dtype
 
 Make = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -72,3 +75,106 @@ def test_a_base_of_other_bytes_is_refused_unless_it_is_named(
     assert err.startswith("error:") and "differs from the base" in err and "--model" in err
     assert main([command, *asked, "--model", str(other)]) == 0
     assert "note: " in capsys.readouterr().err
+
+
+def told(about: Path, **changes: object) -> None:
+    path = about / "loractl.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def pointed(directory: Path, base: Path) -> None:
+    """Let an adapter name another base."""
+    config = json.loads((directory / CONFIG).read_text())
+    (directory / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+
+
+ASK = ["--prompt", "hi", "--max-new-tokens", "1"]
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "chat", "merge", "export"])
+def test_other_weights_under_the_same_path_are_refused(
+    command: str, base: Make, adapter_dir: Make, held_out: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    where = tmp_path / "base"
+    shutil.copytree(base("llama"), where)
+    directory = adapter_dir(where)
+    asked = {
+        "generate": ["--adapter", str(directory), *ASK],
+        "chat": ["--adapter", str(directory)],
+        "eval": [str(directory), "--data", str(held_out), "--metrics", "loss"],
+        "merge": [str(directory), "--out", str(tmp_path / "out")],
+        "export": [str(directory), "--to", "peft", "--out", str(tmp_path / "out")],
+    }[command]
+    shutil.copyfile(base("llama", seed=1) / "model.safetensors", where / "model.safetensors")
+    assert main([command, *asked]) == 2
+    err = capsys.readouterr().err
+    assert f"error: {where}: differs from the base that {directory} was trained on" in err
+
+
+def test_two_paths_of_one_base_are_one_and_other_bases_are_listed(
+    base: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path
+) -> None:
+    one, two = adapter_dir(base("llama"), "one"), adapter_dir(base("llama"), "two")
+    (tmp_path / "link").symlink_to(base("llama"))
+    pointed(two, tmp_path / "link")
+    ask = [part for path in (one, two) for part in ("--adapter", str(path))]
+    ask += ["--prompts", str(tmp_path / "asked.jsonl"), "--max-new-tokens", "1"]
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "hi", "adapter": "two"}\n')
+    assert main(["generate", *ask]) == 0
+    pointed(two, base("llama", seed=1))
+    assert main(["generate", *ask]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"error: the adapters name different bases: {base('llama')} for one,"
+        f" {base('llama', seed=1)} for two; give --model" in err
+    )
+
+
+@pytest.mark.parametrize("name", ["../base", "base"])
+def test_a_relative_base_of_anyones_adapter_is_found_beside_it(
+    name: str, base: Make, adapter_dir: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "base").symlink_to(base("llama"))
+    directory = adapter_dir(base("llama"))
+    config = json.loads((directory / CONFIG).read_text())
+    (directory / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": name}))
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert main(["generate", "--adapter", str(directory), *ASK]) == 0
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "expected"),
+    [
+        (["bfloat16"], None, torch.bfloat16),
+        (["bfloat16"], "float32", torch.float32),
+        (["bfloat16", "bfloat16"], None, torch.bfloat16),
+        (["bfloat16", "float32"], None, torch.float32),
+        (["bfloat16", "float16"], None, torch.float32),
+        (["float16"], None, torch.float16),
+    ],
+)
+def test_a_base_is_loaded_in_the_dtype_that_was_trained_in(
+    recorded: list[str], asked: str | None, expected: torch.dtype,
+    base: Make, adapter_dir: Make, capsys: Captured,
+) -> None:  # fmt: skip
+    paths = {}
+    for number, dtype in enumerate(recorded):
+        paths[str(number)] = adapter_dir(base("llama"), f"adapter{number}")
+        told(paths[str(number)], dtype=dtype)
+    assert open_hub(None, paths, asked).model.dtype == expected
+    is_mixed = asked is None and len(set(recorded)) > 1
+    assert ("note: the adapters were trained in" in capsys.readouterr().err) == is_mixed
+
+
+def test_an_adapter_that_tells_no_dtype_is_loaded_as_the_machine_likes(
+    base: Make, adapter_dir: Make
+) -> None:
+    directory = adapter_dir(base("llama"))
+    opened = open_hub(None, {"a": directory}, None)
+    assert opened.model.dtype == choose_dtype("auto", choose_device())
+
+
+def test_a_model_trained_whole_is_loaded_in_its_dtype(run_dir: Path) -> None:
+    (run_dir / "model" / "loractl.json").write_text('{"dtype": "bfloat16"}')
+    assert open_hub(str(run_dir), {}, None).model.dtype == torch.bfloat16

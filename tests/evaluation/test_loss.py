@@ -62,7 +62,7 @@ def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], w
     else:
         assert objective.head is not None
     batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
-    found = row_losses(objective.of_rows, batches, CPU)
+    found = row_losses(objective.of_examples, batches, CPU)
     assert set(found) == {example.line for example in EXAMPLES}
     for example in EXAMPLES:
         ids = torch.tensor([example.ids])

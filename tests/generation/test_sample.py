@@ -14,7 +14,8 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import attach
 from loractl.errors import ModelError
 from loractl.generation import sample
-from loractl.generation.sample import PerRow, Sampling, stop_ids, stream
+from loractl.generation.sample import PerRow, Sampling, stream
+from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.hub import Hub, MixedRowsError
 from tests.tiny import ARCHITECTURES, make_tokenizer
 
@@ -42,6 +43,10 @@ def likeliest(model: Any, prompt: list[int], n: int, stops: list[int]) -> list[i
 def generate(*given: Any, **options: Any) -> list[str]:
     """The texts of the answers."""
     return [answer.text for answer in sample.generate(*given, **options)]
+
+
+def speech_of(model: Any, tokenizer: Any) -> Speech:
+    return Speech(tokenizer, tuple(stop_ids(model, tokenizer)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -192,7 +197,7 @@ def test_an_answer_told_in_pieces_is_the_one_that_comes_whole(
     most = 0
     for prompt in PROMPTS:
         pieces: list[str] = []
-        answer = stream(model, tokenizer, prompt, sampling, pieces.append)
+        answer = stream(model, speech_of(model, tokenizer), prompt, sampling, pieces.append)
         text = answer.text
         assert [answer] == sample.generate(model, tokenizer, [prompt], sampling)
         assert "".join(pieces) == text and all(pieces)
@@ -205,7 +210,7 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole(tokenizer: Any) 
 
     text = "a 東京 \n  é b"
     pieces: list[str] = []
-    telling = _Pieces(tokenizer, pieces.append)
+    telling = _Pieces(Speech(tokenizer, ()), pieces.append)
     telling.put(torch.tensor([[5, 6]]))  # the prompt
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > len(text)
@@ -217,7 +222,7 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole(tokenizer: Any) 
 
 def test_an_answer_in_pieces_is_refused_where_a_whole_one_is(load: Any, tokenizer: Any) -> None:
     with pytest.raises(ModelError, match="an empty prompt"):
-        stream(load("llama"), tokenizer, [], Sampling(1), print)
+        stream(load("llama"), Speech(tokenizer, ()), [], Sampling(1), print)
 
 
 def test_an_answer_says_why_it_ended_and_of_how_many_tokens_it_is(
@@ -242,7 +247,7 @@ def test_drawing_leaves_the_generators_of_the_process_as_they_were(
     before = torch.get_rng_state()
     drawn = Sampling(4, temperature=2.0, seed=1)
     sample.generate(model, tokenizer, PROMPTS, drawn)
-    stream(model, tokenizer, PROMPTS[0], drawn, lambda piece: None)
+    stream(model, speech_of(model, tokenizer), PROMPTS[0], drawn, lambda piece: None)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -296,3 +301,42 @@ def test_what_pads_a_batch_is_no_part_of_an_answer(load: Any) -> None:
     assert tokenizer.decode([ends], skip_special_tokens=True), "it would be seen in a text"
     alone = [generate(model, tokenizer, [prompt], Sampling(8))[0] for prompt in PROMPTS]
     assert generate(model, tokenizer, PROMPTS, Sampling(8)) == alone
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_beside_a_long_prompt_a_short_ones_answer_has_its_own_room(
+    name: str, load: Any, tokenizer: Any
+) -> None:
+    model = load(name)
+    model.generation_config.eos_token_id = None
+    prompts = [[5, 9, 40], [17] * 509, [7], [17, 3] + [17] * 507]
+    sampling = Sampling(max_new_tokens=9)
+    beside = sample.generate(model, tokenizer, prompts, sampling)
+    assert [len(answer.ids) for answer in beside] == [9, 3, 9, 3]
+    assert beside == [sample.generate(model, tokenizer, [p], sampling)[0] for p in prompts]
+
+
+def test_special_tokens_inside_an_answer_are_part_of_its_text(tokenizer: Any) -> None:
+    """As Mistral's [TOOL_CALLS]: only what ended the answer, and padding, are left out."""
+    inside, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = [inside, *tokenizer("a b", add_special_tokens=False)["input_ids"]]
+    speech = Speech(tokenizer, (end,))
+    assert speech.text([*ids, end, tokenizer.pad_token_id]) == f"{tokenizer.bos_token}a b"
+
+
+def test_rows_of_one_call_end_at_the_stops_of_their_own_adapters(
+    load: Any, base: Any, tokenizer: Any, adapter_dir: Any
+) -> None:
+    model = load("llama")
+    hub = hub_of(model, base("llama"), adapter_dir)
+    hub.use("wide")
+    free = likeliest(model, PROMPTS[2], 8, [])
+    hub.use(None)
+    speeches = {"wide": Speech(tokenizer, (free[3],))}
+    rows = PerRow(hub, NAMES, speeches)
+    found = sample.generate(model, tokenizer, PROMPTS, Sampling(8), per_row=rows)
+    plain = sample.generate(model, tokenizer, PROMPTS, Sampling(8), per_row=PerRow(hub, NAMES))
+    end = free.index(free[3])
+    assert (list(found[2].ids), found[2].finish_reason) == (free[:end], "stop")
+    others = [i for i, name in enumerate(NAMES) if name != "wide"]
+    assert [found[i] for i in others] == [plain[i] for i in others]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loractl.errors import ModelError
-from loractl.models.load import Source, fingerprint, head_name, load_model, load_tokenizer, locate
+from loractl.models.fingerprints import fingerprint
+from loractl.models.load import Source, head_name, load_model, load_tokenizer, locate
 
 Make = Callable[..., Path]
 Logits = Callable[..., Tensor]

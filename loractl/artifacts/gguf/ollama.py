@@ -131,6 +131,7 @@ class Found:
 
     family: Family
     system: str | None
+    ends: tuple[str, ...] = ()  # trained as the end of an answer
 
 
 def find(where: str, tokenizer: Tokenizer, *, adds_bos: bool) -> Found:
@@ -184,5 +185,6 @@ def write_modelfile(directory: Path, found: Found) -> None:
     lines = [f"FROM ./{MODEL}", f'TEMPLATE """{found.family.go()}"""']
     if found.system is not None:
         lines.append(f'SYSTEM """{found.system}"""')
-    lines.append(f'PARAMETER stop "{found.family.stop}"')
+    stops = dict.fromkeys([found.family.stop, *found.ends])
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     (directory / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

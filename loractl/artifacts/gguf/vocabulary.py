@@ -77,8 +77,9 @@ def fields(
 ) -> dict[str, Field]:
     """The tokenizer's fields for an embedding of `n_rows`, including the chat template.
 
-    `stops` are the ids that end an answer; `rendered` is a conversation as text, if there is a chat
-    template. Raises ModelError naming what llama.cpp's tokenizers do not support.
+    `stops` are the ids that end an answer, the most needed first; `rendered` is a conversation as
+    text, if there is a chat template. Raises ModelError naming what llama.cpp's tokenizers do not
+    support.
     """
     vocabulary = _Vocabulary(where, tokenizer)
     if len(tokenizer) > n_rows:
@@ -243,10 +244,12 @@ def _score_tokens(vocabulary: _Vocabulary) -> dict[str, float]:
 def _role_fields(tokenizer: Tokenizer, stops: Sequence[int]) -> dict[str, Field]:
     """The ids that open, end and pad a text, whether they are added, and the chat template."""
     found: dict[str, Field] = {}
+    others = [stop for stop in stops if stop != tokenizer.eos_token_id]
     ids = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
-        "eot": next((i for i in stops if i != tokenizer.eos_token_id), None),
+        "eot": next(iter(others), None),
+        "eom": next(iter(others[1:]), None),  # llama.cpp ends an answer at any of the three
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }

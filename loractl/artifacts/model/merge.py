@@ -7,7 +7,7 @@ written.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.artifacts import files
-from loractl.artifacts.peft.adapter import ABOUT, TEMPLATE, Adapter
+from loractl.artifacts.model.stops import add_ends
+from loractl.artifacts.peft.adapter import ABOUT, TEMPLATE, Adapter, copy_tokenizer
 from loractl.artifacts.peft.attach import load_, own_weights, ranks_of, require_same
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable, merge_
@@ -71,6 +72,7 @@ def write(
         _write_shards(directory, source, plan, dtype)
         _copy_beside(source.directory, directory, dtype=dtype, untie=plan.untie)
         written = Written(plan.untie, dtype)
+    copy_tokenizer(adapter, directory)
     if adapter.chat_template:
         (directory / TEMPLATE).write_text(adapter.chat_template, encoding="utf-8")
     return written
@@ -274,6 +276,7 @@ def write_model_(
     *,
     dtype: torch.dtype,
     about: Mapping[str, Any],
+    ends: Sequence[int],
 ) -> None:
     """Write a model with all weights trained, each weight rounded once to `dtype`.
 
@@ -281,4 +284,5 @@ def write_model_(
     """
     _save_rounded(model, directory, dtype)
     tokenizer.save_pretrained(directory)
+    add_ends(directory, ends)
     files.write_json(directory / ABOUT, about)

@@ -5,6 +5,8 @@ loractl.json, which PEFT ignores.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,17 @@ from loractl.artifacts.peft import adalora_files
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft.names import MAGNITUDE, STARTS, SUFFIXES
 from loractl.artifacts.run import checkpoint
+from loractl.dtypes import WIDTHS
 from loractl.errors import ArtifactError
 from loractl.lora.ranks import RankSpec
+from loractl.models.base_directory import is_inside
 
 WEIGHTS, CONFIG, ABOUT, TEMPLATE = (
     "adapter_model.safetensors", "adapter_config.json", "loractl.json", "chat_template.jinja",
+)  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 
 
@@ -33,7 +41,7 @@ class Adapter:
     directory: Path
     spec: RankSpec
     tensors: dict[str, Tensor]  # by PEFT's names
-    base: str | None  # base_model_name_or_path
+    base: str | None  # base_model_name_or_path; absolute if it is a path that was found
     about: dict[str, Any]  # loractl.json, empty for adapters from other tools
     chat_template: str | None
     formula: str = "lora"  # or dora
@@ -52,6 +60,25 @@ class Adapter:
         base = self.about.get("base")
         found = base.get("fingerprint") if isinstance(base, dict) else None
         return found if isinstance(found, str) else None
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype its base was trained in, if loractl.json has it."""
+        found = self.about.get("dtype")
+        return found if found in WIDTHS else None
+
+    @property
+    def ends(self) -> tuple[str, ...] | None:
+        """The tokens trained as the end of an answer, if loractl.json has them."""
+        found = self.about.get("ends")
+        if not isinstance(found, list) or not all(isinstance(end, str) for end in found):
+            return None
+        return tuple(found)
+
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether it has a tokenizer of its own; what trainers save beside it often is one."""
+        return (self.directory / "tokenizer.json").is_file()
 
 
 def write(
@@ -125,14 +152,14 @@ def read(path: Path) -> Adapter:
             f"{directory / CONFIG}: init_lora_weights is {json.dumps(config['init_lora_weights'])},"
             " which is not supported: it changes the base, by tensors that are not in this adapter"
         )
-    about, template = directory / ABOUT, directory / TEMPLATE
+    about = directory / ABOUT
     found = Adapter(
         directory=directory,
         spec=spec,
         tensors=tensors,
-        base=config.get("base_model_name_or_path"),
+        base=find_base(directory, config.get("base_model_name_or_path")),
         about=files.read_json(about) if about.is_file() else {},
-        chat_template=files.read_text(template) if template.is_file() else None,
+        chat_template=find_template(directory),
         formula="dora" if config.get("use_dora") else "lora",
         has_starts=has_starts,
         whole=tuple(config.get("modules_to_save") or ()),
@@ -140,3 +167,42 @@ def read(path: Path) -> Adapter:
     )
     checkpoint.require_published(directory)
     return found
+
+
+def find_template(directory: Path) -> str | None:
+    """The chat template stored in a directory, in either of its two places."""
+    path, config = directory / TEMPLATE, directory / "tokenizer_config.json"
+    if path.is_file():
+        return files.read_text(path)
+    found = files.read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(found, list):  # several by name, of which this is the one without tools
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def copy_tokenizer(adapter: Adapter, directory: Path) -> None:
+    """Put the tokenizer that an adapter brings, if any, in place of the one in a directory."""
+    if not adapter.brings_tokenizer:
+        return
+    for name in TOKENIZER_FILES:
+        path = adapter.directory / name
+        (directory / name).unlink(missing_ok=True)
+        if not path.is_file():
+            continue
+        if not is_inside(path, adapter.directory):  # a stranger's link might point at a secret
+            raise ArtifactError(f"{path}: links to {path.resolve()}, outside the adapter; copy it")
+        shutil.copyfile(path, directory / name)
+
+
+def find_base(directory: Path, name: str | None) -> str | None:
+    """The base that an adapter names. A relative path counts from the working directory, else from
+    the adapter's own or one above it: a run is usually below the directory it was started in."""
+    if not name:
+        return name
+    path = Path(name).expanduser()
+    for place in (Path(), directory.absolute(), *directory.absolute().parents):
+        found = place / path
+        if (found / "config.json").is_file() or (found.is_file() and found.suffix == ".gguf"):
+            return os.path.abspath(found)
+    return name

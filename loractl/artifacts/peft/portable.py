@@ -72,6 +72,7 @@ def write(
         about=adapter.about,
         chat_template=adapter.chat_template,
     )
+    adapters.copy_tokenizer(adapter, directory)
     return rank
 
 

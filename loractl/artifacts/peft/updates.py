@@ -158,7 +158,9 @@ TARGETING = ("target_modules", "exclude_modules", "layers_to_transform", "layers
 
 
 def config_of(adapter: Adapter) -> dict[str, Any]:
-    return files.read_json(adapter.directory / CONFIG)
+    """The adapter's own config, which names the base so that it is found from anywhere."""
+    config = files.read_json(adapter.directory / CONFIG)
+    return config | ({"base_model_name_or_path": adapter.base} if adapter.base else {})
 
 
 def write_updates(

@@ -180,7 +180,7 @@ def test_a_model_trained_whole_is_rounded_once_and_loads(
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
     expected = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     merged.write_model_(
-        tmp_path, model, load_tokenizer(source), dtype=dtype, about={"method": "full"}
+        tmp_path, model, load_tokenizer(source), dtype=dtype, about={"method": "full"}, ends=[]
     )
     found = tensors(tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

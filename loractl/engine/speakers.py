@@ -1,0 +1,95 @@
+"""How the adapters of a base are spoken with: the tokenizer, chat template and ends that each was
+trained with, and the base loaded once with all of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loractl import console
+from loractl.engine.base import choose_trained_dtype, find_shared_base, load_base, recorded_dtype
+from loractl.errors import ArtifactError
+from loractl.startup import libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from loractl.artifacts.peft.adapter import Adapter
+    from loractl.generation.hub_model import HubModel
+
+
+def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str | None) -> "HubModel":
+    """Load a base once and attach every adapter to it. `dtype` None: the one they were trained in.
+
+    Raises ArtifactError or ModelError.
+    """
+    from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.peft import attach
+
+    read = {name: adapters.read(path) for name, path in directories.items()}
+    libraries.import_()  # after the adapters, so that an unreadable one is reported first
+    from loractl.data.ends import ends_of_template
+    from loractl.generation.hub_model import HubModel
+    from loractl.lora.hub import Hub
+    from loractl.models import load
+
+    source = find_shared_base(named, {name: adapter.base for name, adapter in read.items()})
+    dtypes = [adapter.dtype for adapter in read.values()] or [recorded_dtype(named or "")]
+    dtype = choose_trained_dtype(dtype, dtypes)
+    tokenizer = load.load_tokenizer(source)
+    model = load_base(source, dtype, read.values(), named=named)
+    hub = Hub(model)
+    tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
+    ends: dict[str | None, list[int]] = {None: ends_of_template(tokenizer)}
+    for name in directories:
+        adapter = read.pop(name)  # freed as soon as it is in the hub
+        attach.add_to_hub_(hub, model, name, adapter)
+        tokenizers[name] = tokenizer_of(adapter, tokenizer, load.n_rows(model))
+        ends[name] = ends_of(adapter, tokenizers[name])
+    return HubModel(model, hub, tokenizers, ends)
+
+
+def tokenizer_of(adapter: "Adapter", tokenizer: "Tokenizer", n_rows: int) -> "Tokenizer":
+    """The tokenizer that an adapter was trained with, with its chat template: the base's, or the
+    one in its directory. `n_rows` is the size of the base's embedding.
+
+    Raises ArtifactError for tokens that the base has no row for.
+    """
+    from loractl.data.template import with_template
+    from loractl.models import load
+
+    own = tokenizer
+    if adapter.brings_tokenizer:
+        own = load.load_tokenizer(load.Source(str(adapter.directory), adapter.directory))
+        _tell_difference(adapter, own, tokenizer, n_rows)
+    return with_template(own, adapter.chat_template)
+
+
+def _tell_difference(
+    adapter: "Adapter", own: "Tokenizer", tokenizer: "Tokenizer", n_rows: int
+) -> None:
+    """Say what an adapter's tokenizer changes, or refuse it."""
+    where = adapter.directory / "tokenizer.json"
+    found, known = own.get_vocab(), tokenizer.get_vocab()
+    beyond = sorted((index, token) for token, index in found.items() if index >= n_rows)
+    if beyond:
+        raise ArtifactError(
+            f"{where}: {len(beyond)} tokens, the first {beyond[0][1]!r}, are beyond the base's"
+            f" {n_rows} rows; the adapter belongs to a base with a larger embedding; name that one"
+        )
+    new = sorted((index, token) for token, index in found.items() if known.get(token) != index)
+    if new:
+        console.note(
+            f"note: {where} is used; {len(new)} of its tokens are not the base's, the first:"
+            f" {new[0][1]!r}"
+        )
+    elif own.eos_token_id != tokenizer.eos_token_id:
+        console.note(f"note: {where} is used; it ends texts with {own.eos_token!r}")
+
+
+def ends_of(adapter: "Adapter", tokenizer: "Tokenizer") -> list[int]:
+    """The tokens trained as the end of an answer: as recorded, or as the chat template says."""
+    from loractl.data.ends import ends_of_template, ids_of
+
+    if adapter.ends is None:
+        return ends_of_template(tokenizer)
+    return ids_of(tokenizer, adapter.ends)
