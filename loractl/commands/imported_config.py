@@ -42,6 +42,8 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
     """
     if templates:
         raise ConfigError("--template: set together with --from, which has its own; remove one")
+    if (inside := path / "adapter_config.json").is_file():
+        path = inside  # a directory with an adapter of PEFT
     document = read_mapping(path)
     try:
         found = convert(document, path.parent)

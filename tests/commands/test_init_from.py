@@ -89,6 +89,10 @@ def test_an_adapters_config_gets_a_plan_of_training_from_the_rows(base: Base) ->
     found = load(Path("ours.yaml")).config
     assert found.lora.rank == 16 and found.train.epochs and found.train.epochs >= 3
     assert isinstance(found.data.eval, float) and found.train.eval_every
+    Path("adapter").mkdir()
+    Path("theirs.yaml").rename("adapter/adapter_config.json")
+    assert main(["init", "--from", "adapter", *asked[:-1], "same.yaml"]) == 0
+    assert load(Path("same.yaml")).config.train == found.train
 
 
 def test_what_is_no_config_of_a_known_tool_is_refused(capsys: Capture) -> None:
