@@ -81,8 +81,9 @@ def judge_rate(rate: float, method: str, usual: float) -> Finding:
     times = rate / usual
     if 1 / FAR <= times <= FAR:
         return ok("learning rate", f"{rate:g}; {rule}")
-    how = f"{times:,.0f} times" if times > 1 else f"1/{1 / times:,.0f} of"
+    how = f"{times:,.0f} times" if times > 1 else f"1/{1 / times:,.0f} of" if times else "not"
     why = "training may diverge" if times > 1 else "little may be learned"
+    why = why if times else "nothing is learned"
     return note(
         "learning rate",
         f"{rate:g} is {how} what is usual, so {why}: {rule}; set train.learning_rate: {usual:.2g}",

@@ -103,5 +103,6 @@ def _causes_of_nothing(
     if worst.mean > base.mean:
         yield f"train.learning_rate {rate:g} is too high (try {rate / 5:.1g})"
     else:
-        yield f"train.learning_rate {rate:g} is too low (try {rate * 5:.1g})"
+        cure = f" (try {rate * 5:.1g})" if rate else ""
+        yield f"train.learning_rate {rate:g} is too low{cure}"
     yield "the held-out rows differ in kind from the training rows (data.eval)"

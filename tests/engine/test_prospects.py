@@ -44,7 +44,7 @@ def test_few_steps_are_told_with_the_setting_that_makes_more(
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_a_rate_ten_times_off_the_rule_is_told_with_the_usual_one(method: str) -> None:
     usual = prospects.usual_rate(4096, "llama", method)
-    for times, words in ((12, "12 times"), (1 / 12, "1/12 of")):
+    for times, words in ((12, "12 times"), (1 / 12, "1/12 of"), (0, "nothing is learned")):
         found = prospects.judge_rate(times * usual, method, usual)
         assert found.state == "note" and words in found.text, found.text
         assert f"set train.learning_rate: {usual:.2g}" in found.text
