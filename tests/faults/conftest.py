@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import loractl
+from loractl.artifacts.run import checkpoint
 from tests.tiny import chat_rows, write_jsonl
 
 FULL = bool(os.environ.get("LORACTL_FAULTS"))
@@ -202,7 +203,11 @@ def assert_same(run: Path, whole: Whole, *, most: int = 2) -> None:
         assert (run / name).read_bytes() == (whole.run / name).read_bytes(), name
     assert rows(run) == rows(whole.run)
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.run.iterdir()}
-    saved = [path.name for path in (run / "checkpoints").iterdir()]
+    best, expected = (one / "checkpoints" / "best" for one in (run, whole.run))
+    assert best.is_dir() == expected.is_dir() and not (best.is_dir() and checkpoint.faults(best))
+    for path in sorted(expected.glob("*")):
+        assert (best / path.name).read_bytes() == path.read_bytes(), path.name
+    saved = [path.name for path in (run / "checkpoints").iterdir() if path.name != "best"]
     assert len(saved) <= most and all(name.startswith("step-") for name in saved), saved
 
 
