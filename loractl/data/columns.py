@@ -20,6 +20,7 @@ FEW = 0.5
 """A column with at most this many different values per row may hold labels."""
 
 _NUMBER_OR_DATE = re.compile(r"[\d\s.,:/TZ+%€$£-]*")
+_ID = re.compile(r"[\w.:/#@-]{1,64}")
 
 
 def propose(sample: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -77,7 +78,7 @@ def _is_text(values: Sequence[str]) -> bool:
     """Whether a column holds text: not numbers, dates, or one word that is new in every row."""
     if not values or all(_NUMBER_OR_DATE.fullmatch(value) for value in values):
         return False
-    is_id = len(set(values)) == len(values) > 2 and not any(" " in v.strip() for v in values)
+    is_id = len(set(values)) == len(values) > 2 and all(map(_ID.fullmatch, values))
     return not (is_id and any(char.isdigit() for value in values for char in value))
 
 

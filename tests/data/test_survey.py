@@ -60,6 +60,11 @@ def test_names_tell_which_column_is_the_answer(
     assert columns.propose([row] * 3) == expected
 
 
+def test_json_without_spaces_is_an_answer_and_no_identifier() -> None:
+    rows = [{"id": f"x-{i}", "note": f"send {i} cups", "record": f'{{"n":{i}}}'} for i in range(9)]
+    assert columns.propose(rows) == {"prompt": "note", "completion": "record"}
+
+
 def test_text_beside_a_label_is_a_question_and_its_answer() -> None:
     rows = [
         {"text": f"This film was seen {i} times", "label": ("good", "bad")[i % 2]} for i in range(9)
