@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loractl.cli.options import AdapterDir, Json, Overwrite, Rank
+from loractl.cli.options import AdapterDir, AdapterDirs, Json, Overwrite, Rank
 
 Out = Annotated[Path, typer.Option(help="Write the new adapter to this directory.")]
 Energy = Annotated[
@@ -42,9 +42,6 @@ def resize(
     " --how cat --out both"
 )
 def combine(
-    adapter: Annotated[
-        list[str], typer.Option(metavar="NAME=DIR", help="Combine this adapter. Repeatable.")
-    ],
     how: Annotated[
         str,
         typer.Option(
@@ -53,6 +50,10 @@ def combine(
         ),
     ],
     out: Out,
+    adapters: AdapterDirs = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="Combine this adapter. Repeatable.")
+    ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=W", help="Weight of an adapter, 1 by default. Repeatable."),
@@ -72,7 +73,8 @@ def combine(
     from loractl.engine.requests import Recipe
 
     recipe = Recipe(how, rank, density, seed)
-    return run(adapter, weight or [], recipe, out, overwrite=overwrite, as_json=as_json)
+    named = [*(adapters or []), *(adapter or [])]
+    return run(named, weight or [], recipe, out, overwrite=overwrite, as_json=as_json)
 
 
 @adapters_app.command(

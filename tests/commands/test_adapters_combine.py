@@ -186,3 +186,16 @@ def test_adapters_of_different_bases_are_not_combined(
     (c / ABOUT).unlink()
     assert combine(tmp_path / "qwen", "--how", "cat", a=a, c=c) == 2
     assert_refused(capsys, "self_attn.", "made for different models", "32 -> ")
+
+
+def test_the_adapters_may_stand_without_their_option(
+    base: Make, adapter_dir: Make, tmp_path: Path, capsys: Captured
+) -> None:
+    one, two = (adapter_dir(base("llama"), name) for name in ("one", "two"))
+    for out, named in (("a", [one, two]), ("b", ["--adapter", one, "--adapter", two])):
+        asked = [*map(str, named), "--how", "cat", "--out", str(tmp_path / out)]
+        assert main(["adapters", "combine", *asked]) == 0
+    weights = [(tmp_path / out / "adapter_model.safetensors").read_bytes() for out in "ab"]
+    assert weights[0] == weights[1]
+    assert main(["adapters", "combine", "--how", "cat", "--out", str(tmp_path / "c")]) == 2
+    assert "found none, expected NAME=DIR" in capsys.readouterr().err
