@@ -76,15 +76,14 @@ def watched() -> Counter[str]:
     from loractl.artifacts import files
     from loractl.artifacts.run import checkpoint
     from loractl.artifacts.run.lock import RunLock
-    from loractl.engine import capacity
+    from loractl.engine import capacity, session
     from loractl.engine import train as training
-    from loractl.models import load
 
     for owner, name, what in (
         (files, "sync", "fsync"),
         (checkpoint, "faults", "verifying checkpoints"),
         (checkpoint, "seal", "hashes of checkpoints"),
-        (load, "fingerprint", "hash of the base"),
+        (session, "fingerprint", "hash of the base"),
         (RunLock, "__enter__", "lock"),
         (RunLock, "__exit__", "lock"),
         (capacity, "require", "free space"),
