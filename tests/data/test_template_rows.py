@@ -53,8 +53,11 @@ def test_many_rows_at_once_are_each_row_alone_and_a_bad_one_says_why(train_on: s
     ]
 
 
-def test_each_text_of_a_row_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_text_of_a_row_is_rendered_once_and_its_form_once_more_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokenizer, texts = template_tokenizer("chatml"), []
+    tokenizer.chat_template = f"{tokenizer.chat_template}{{# of this test alone #}}"
     real = tokenizer.apply_chat_template
 
     def counted(conversation: Any, **options: Any) -> Any:
@@ -62,8 +65,12 @@ def test_each_text_of_a_row_is_rendered_once(monkeypatch: pytest.MonkeyPatch) ->
         return real(conversation, **options)
 
     monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
-    encode(tokenizer, CONVERSATIONS["one"], train_on="assistant")
-    assert texts == [(3, False), (2, True)]
+    marked = (3, False)  # all parts at once, so that none is left out unseen
+    for proof in ([marked], []):
+        texts.clear()
+        encode(tokenizer, CONVERSATIONS["one"], train_on="assistant")
+        assert texts == [(3, False), *proof, (2, True)]
+    encode(tokenizer, CONVERSATIONS["chat"], train_on="assistant")
     texts.clear()
     encode(tokenizer, CONVERSATIONS["chat"], train_on="assistant")
     assert len(texts) == len(set(texts)) == 4
