@@ -74,6 +74,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, has_numbers: 
     return "\n".join(lines)
 
 
+def counted(n: int, what: str) -> str:
+    """A number and its noun: 1 step, 2 steps."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Format seconds as 42s, 3m07s or 2h05m."""
     whole = round(seconds)

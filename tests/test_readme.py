@@ -82,6 +82,15 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
             assert heading in {title.lower().replace(" ", "-") for title in titles}, target
 
 
+def test_every_file_of_the_code_map_exists() -> None:
+    text = (ROOT / "loractl" / "README.md").read_text("utf-8")
+    named = re.findall(r"`((?:[\w.]+/)+(?:[\w.]+\.\w+)?|[a-z_]+\.py)`", text)
+    assert len(named) > 80
+    places = {name: [ROOT / "loractl" / name, ROOT / name] for name in named}
+    missing = [name for name, tried in places.items() if not any(p.exists() for p in tried)]
+    assert not missing
+
+
 def test_every_command_of_the_program_is_in_the_table_and_no_other() -> None:
     rows = re.findall(r"^\| `loractl (\w+)` \|", README.read_text("utf-8"), re.M)
     assert rows == list(dict.fromkeys(rows))

@@ -12,7 +12,7 @@ from loractl.artifacts.run.lock import RunLock
 from loractl.config import loader
 from loractl.config.loader import Loaded
 from loractl.config.settings import FROM_ADAPTER, UNSET_MEANT, RunConfig
-from loractl.errors import StateError, Stopped, StorageError
+from loractl.errors import ConfigError, StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
 from loractl.world import ALONE
@@ -35,6 +35,7 @@ def run(
 
     Raises Stopped after a signal.
     """
+    _require_run_to_extend(extend, resume)
     given = {"--resume": resume, "--extend": extend, "--overwrite": overwrite}
     same = _command_line(config, overrides, out, *[flag for flag, is_on in given.items() if is_on])
     again = _command_line(config, overrides, out, "--resume")
@@ -82,6 +83,11 @@ def run(
             return train(prepared, stop, again=again)
         finally:
             gc.unfreeze()
+
+
+def _require_run_to_extend(extend: bool, resume: bool) -> None:
+    if extend and not resume:
+        raise ConfigError("--extend: allows more steps to a run that exists; add --resume")
 
 
 def _command_line(config: Path, overrides: list[str], out: str | None, *flags: str) -> str:

@@ -39,8 +39,8 @@ def check(data: dict[Any, Any]) -> Checked:
     """Validate the values of a config file; report the wrong ones and still read the others."""
     checked = Checked()
     known = copy.deepcopy(data)
-    for section, above, name in _take_unknown_(RunConfig, known, ""):
-        message, meant = advice(above, name, section)
+    for section, above, name, value in _take_unknown_(RunConfig, known, ""):
+        message, meant = advice(above, name, section, value=value)
         if meant is not None:
             checked.doubtful.add(meant)
             if _is_set(data, meant):
@@ -56,13 +56,17 @@ def check(data: dict[Any, Any]) -> Checked:
     return checked
 
 
-def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[str, str | None]:
-    """Advice about an unknown key of a section, and the key that was probably meant."""
+def advice(
+    above: str, name: str, section: type[Section] = RunConfig, *, value: Any = None
+) -> tuple[str, str | None]:
+    """Advice about an unknown key of a section, and the key that was probably meant. A flag that
+    is off does not mean what it means when it is on, so only the key is named for it."""
     word = name.lower().replace("-", "_")[:100]
     if word in section.model_fields:
         return f"did you mean {word}?", _join_key(above, word)
     if theirs := KEYS.get(_join_key(above, word)) or KEYS.get(word):
         ours = theirs.split(" ")[0].strip(":")
+        theirs = ours if value is False else theirs
         return f"it is called {theirs} here{_unless_served(theirs)}", ours
     if word in NO_SETTING:
         return NO_SETTING[word], None
@@ -73,7 +77,7 @@ def advice(above: str, name: str, section: type[Section] = RunConfig) -> tuple[s
     if near := closest(word, section.model_fields):
         return f"did you mean {near}?", _join_key(above, near)
     if near := closest(word, KEYS, 0.85):
-        return advice(above, near, section)
+        return advice(above, near, section, value=value)
     if near := closest(word, homes, 0.75):
         return f"did you mean {homes[near]}?", homes[near]
     return f"expected {listed(list(section.model_fields))}", None
@@ -91,12 +95,11 @@ def keys(section: type[Section] = RunConfig, above: str = "") -> list[str]:
 
 def _take_unknown_(
     section: type[Section], values: dict[Any, Any], above: str
-) -> Iterator[tuple[type[Section], str, str]]:
-    """Remove unknown keys; yield each with its section and the path of that section."""
+) -> Iterator[tuple[type[Section], str, str, Any]]:
+    """Remove unknown keys; yield each with its section, the path of that section, and its value."""
     for name in list(values):
         if name not in section.model_fields:
-            del values[name]
-            yield section, above, str(name)
+            yield section, above, str(name), values.pop(name)
             continue
         here, value = _join_key(above, name), values[name]
         for kind, _ in branches(section.model_fields[name].annotation):

@@ -14,6 +14,7 @@ from loractl.engine.session import Session
 from loractl.planning.recommend import ENOUGH_STEPS, usual_rate
 from loractl.records import UNTRAINED, Example
 from loractl.reports.findings import Finding
+from loractl.text import counted
 
 FEW_STEPS = 50
 """With fewer optimizer steps, few tasks are learned; ENOUGH_STEPS is what we suggest instead."""
@@ -70,7 +71,7 @@ def judge_steps(steps: int, *, epochs: float | None, unpacked: float | None) -> 
             cures.append(f"train.epochs: {enough} (about {ENOUGH_STEPS} steps)")
     return note(
         "steps",
-        f"only {steps:,} optimizer steps: few tasks are learned in under {FEW_STEPS}; set"
+        f"only {counted(steps, 'optimizer step')}: few tasks are learned in under {FEW_STEPS}; set"
         f" {' and '.join(cures)}",
     )
 

@@ -6,10 +6,14 @@ from itertools import islice
 from loractl import console, text
 from loractl.engine.prospects import FEW_STEPS, prospects
 from loractl.engine.publish import Published
+from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
 from loractl.evaluation.loss import is_below
 from loractl.models.torch_dtypes import dtype_word
 from loractl.records import HeldOutLoss
+
+FEW_ROWS = 8
+"""Of each source, whose prompts are compared: most templates treat all rows alike."""
 
 
 def introduce(session: Session) -> None:
@@ -32,9 +36,10 @@ def introduce(session: Session) -> None:
         f"data     {sum(one.examples for one in read):,} examples,"
         f" {sum(one.tokens for one in read):,} tokens,"
         f" {sum(one.trained_tokens for one in read):,} of them trained;"
-        f" {session.total_steps:,} steps"
+        f" {text.counted(session.total_steps, 'step')}"
     )
-    for finding in prospects(session):
+    rows = first_conversations(session, FEW_ROWS)
+    for finding in (*prospects(session), same_at_generation(session, rows)):
         if finding.state != "ok":
             console.note(f"note: {finding.text}")
 
@@ -97,7 +102,8 @@ def _causes_of_nothing(
     """Why a run may have learned nothing, likeliest first, each with the setting to change."""
     train = session.config.train
     if published.last_step < FEW_STEPS:
-        yield f"only {published.last_step} optimizer steps (raise train.epochs or train.steps)"
+        steps = text.counted(published.last_step, "optimizer step")
+        yield f"only {steps} (raise train.epochs or train.steps)"
     worst = published.last_loss or loss
     rate = train.learning_rate
     if worst.mean > base.mean:

@@ -203,13 +203,13 @@ def stream(
     The joined pieces are the text of the answer. Raises ModelError like `generate`.
     """
     _require_room(model, [prompt])
-    pieces = _Pieces(speech, tell)
+    pieces = Pieces(speech, tell)
     with draw_from_seed(model.device, sampling.seed):
         (answer,) = _answer_batch(model, [speech], [prompt], sampling, pieces)
     return replace(answer, text=pieces.told)
 
 
-class _Pieces(BaseStreamer):
+class Pieces(BaseStreamer):
     """Streams the part of an answer's text that no later token can change."""
 
     def __init__(self, speech: Speech, tell: Callable[[str], None]) -> None:

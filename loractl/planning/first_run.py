@@ -15,6 +15,7 @@ from loractl.models.shape.families import UNPACKABLE
 from loractl.planning import recommend
 from loractl.planning.first_model import FirstModel, has_gpu
 from loractl.planning.recommend import ENOUGH_STEPS, MOST_EPOCHS
+from loractl.text import counted
 
 METHODS = ("lora", "dora", "adalora", "full")
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT, LARGEST_HELD_OUT = 0.1, 20, 0.25, 2000
@@ -235,7 +236,7 @@ def _train(
     yield Setting(
         "train.gradient_accumulation",
         steps.window // batch,
-        f"micro-batches per step; a step takes {steps.window} rows",
+        f"micro-batches per step; a step takes {counted(steps.window, 'row')}",
     )
     yield learning_rate(model, method, shape, steps.total)
     if data.rows > 3 and held_out_share(data) is not None:

@@ -84,13 +84,17 @@ def _module_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def _compare_sizes(times: float) -> str:
+    return f"{times:.3g} times smaller" if times > 1 else f"{1 / times:.3g} times as much"
+
+
 def _disk_lines(disk: Mapping[str, Any]) -> Iterator[str]:
     n = disk["tasks"]
     yield (
         f"disk for {n} task{'s' if n > 1 else ''}: {text.size(disk['as_full_models_bytes'])} as"
         f" full models; {text.size(disk['as_adapters_bytes'])} as one base and {n}"
         f" adapter{'s' if n > 1 else ''} of {text.size(disk['adapter_bytes'])}"
-        f" ({disk['times_smaller']:.3g} times smaller)"
+        f" ({_compare_sizes(disk['times_smaller'])})"
     )
 
 

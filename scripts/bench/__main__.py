@@ -26,7 +26,7 @@ MAKES = {
 def main(argv: list[str]) -> int:
     from bench import report, results
 
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python scripts/bench", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, help in {**MEASURES, **MAKES}.items():
         options = subjects.add_parser(name, help=help, description=help)

@@ -114,11 +114,15 @@ def test_a_template_that_opens_generation_otherwise_is_found(
     shutil.copytree(base("llama"), model)
     template = model / "chat_template.jinja"
     text = template.read_text()
-    assert text.count("<|im_start|>assistant\\n") or "add_generation_prompt" in text
     template.write_text(text.replace("assistant\n' }}{% endif %}", "assistant\n<x>' }}{% endif %}"))
     assert template.read_text() != text
     found = finding(check(config_file(model=model), capsys), "prompt")
     assert found["state"] == "note" and "<x>" in found["text"]
+    capsys.readouterr()
+    assert main(["train", str(config_file("train: {steps: 1}", model=model))]) == 0
+    assert "generation sees other tokens than training" in capsys.readouterr().err
+    assert main(["train", str(config_file("train: {steps: 1}")), "--overwrite"]) == 0
+    assert "generation sees" not in capsys.readouterr().err
 
 
 def test_tools_that_the_template_leaves_out_are_told(

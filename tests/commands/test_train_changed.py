@@ -128,3 +128,11 @@ def test_extending_neither_shortens_a_run_nor_changes_other_settings(
     assert train(config, "--resume", "--extend", *epochs, "--set", "seed=0") == 3
     assert "4 steps are already done, more than the" in capsys.readouterr().err
     assert tree(tmp_path / "run") == before
+
+
+def test_extend_without_resume_is_refused(
+    config_file: Config, tmp_path: Path, capsys: Capture
+) -> None:
+    assert train(config_file(), "--extend") == 2
+    assert "--extend: " in (said := capsys.readouterr().err) and "add --resume" in said
+    assert not (tmp_path / "run").exists()

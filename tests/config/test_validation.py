@@ -242,3 +242,17 @@ def test_any_values_are_read_or_complained_about(values: dict[str, Any]) -> None
     assert all(
         re.match(r"(?s)found .*, expected|not set|unknown", text) for _, text in found.problems
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "on"),
+    [
+        ("train_on_prompt", "data.train_on: all"), ("train_on_inputs", "data.train_on: all"),
+        ("use_dora", "method: dora"), ("load_in_4bit", "model.quantization: nf4"),
+        ("bf16", "model.dtype: bfloat16"), ("use_wandb", "train.report_to: [wandb]"),
+    ],
+)  # fmt: skip
+def test_a_flag_of_another_tool_that_is_off_is_not_told_as_if_it_were_on(key: str, on: str) -> None:
+    assert f"it is called {on} here" in problems(f"{key}: true")[key]
+    said = problems(f"{key}: false")[key]
+    assert on not in said and f"it is called {on.split(':')[0]} here" in said

@@ -206,11 +206,9 @@ def test_an_answer_told_in_pieces_is_the_one_that_comes_whole(
 
 
 def test_a_character_of_several_tokens_is_told_when_it_is_whole(tokenizer: Any) -> None:
-    from loractl.generation.sample import _Pieces
-
     text = "a 東京 \n  é b"
     pieces: list[str] = []
-    telling = _Pieces(Speech(tokenizer, ()), pieces.append)
+    telling = sample.Pieces(Speech(tokenizer, ()), pieces.append)
     telling.put(torch.tensor([[5, 6]]))  # the prompt
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > len(text)

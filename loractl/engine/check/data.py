@@ -4,15 +4,14 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 
-from loractl.data import batches, examples
-from loractl.data.parity import doubled_bos, token_parity
+from loractl.data import batches
+from loractl.data.parity import doubled_bos
 from loractl.data.rendering import TemplateError, writes_date, writes_tools
 from loractl.data.store import lengths_of
-from loractl.engine.data import sources_of
 from loractl.engine.prospects import fix, note, ok
+from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
 from loractl.records import UNTRAINED, Conversation, Example
 from loractl.reports.findings import Finding
@@ -27,8 +26,8 @@ def data_findings(session: Session) -> Iterator[Finding]:
     yield from _what_is_trained(session)
     yield from _ends(session, seen)
     yield from _beginnings(session, seen)
-    rows = list(_conversations(session))
-    yield _same_at_generation(session, rows)
+    rows = first_conversations(session, SEEN)
+    yield same_at_generation(session, rows)
     if _is_dated(session, rows):
         yield note(
             "date",
@@ -111,42 +110,6 @@ def _beginnings(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:
         )
     else:
         yield ok("bos", "no row begins with a doubled beginning-of-sequence token")
-
-
-def _conversations(session: Session) -> Iterator[Conversation]:
-    data = session.config.data
-    nowhere: Callable[[str], None] = lambda message: None  # noqa: E731
-    for source in sources_of(data):
-        reading = examples.Reading(
-            format=source.format if source.format != "auto" else data.format,
-            max_length=session.plan.max_length,
-            train_on=data.train_on,
-            too_long=data.too_long,
-            columns=data.columns,
-            split=source.split,
-        )
-        found = examples.conversations(source.path, reading, nowhere)
-        yield from (conversation for _, conversation, _ in islice(found, SEEN))
-
-
-def _same_at_generation(session: Session, rows: Sequence[Conversation]) -> Finding:
-    """Whether generation sees the same ids before an answer as training does."""
-    answers, found = 0, []
-    train_on = session.config.data.train_on
-    for conversation in rows:
-        messages = conversation.messages
-        with contextlib.suppress(TemplateError):  # reported where rows are read
-            found += token_parity(
-                session.tokenizer, messages, conversation.tools, train_on=train_on
-            )
-            answers += sum(message.role == "assistant" for message in messages)
-    if found:
-        return note(
-            "prompt",
-            f"before {len(found)} of {answers} answers, generation sees other tokens than training"
-            f" ({found[0]}); use a chat template that renders both alike",
-        )
-    return ok("prompt", f"before {answers:,} answers, generation sees the same tokens as training")
 
 
 def _is_dated(session: Session, rows: Sequence[Conversation]) -> bool:
