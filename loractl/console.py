@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import IO
 
@@ -95,8 +96,20 @@ def note(text: str) -> None:
 
 
 def _print_to_stderr(text: str) -> None:
+    if sys.stderr.isatty():
+        text = _between_words(text, shutil.get_terminal_size().columns)
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _between_words(text: str, columns: int) -> str:
+    """A text whose long lines are broken between words: a terminal would break within them."""
+    keep = {"replace_whitespace": False, "break_long_words": False, "break_on_hyphens": False}
+    lines = []
+    for line in text.split("\n"):
+        is_short = len(line) <= columns
+        lines += [line] if is_short else textwrap.wrap(line, columns, **keep)  # type: ignore[arg-type]
+    return "\n".join(lines)
 
 
 def leave_terminal() -> None:

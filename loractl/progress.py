@@ -49,12 +49,12 @@ class Progress:
     def step(self, step: int, text: str, *, seconds_left: float) -> None:
         """Report that `step` is done; `text` has loss, speed and memory on one line."""
         eta = duration(seconds_left)
-        if step % self.log_every == 0 or step == self.total:
-            self.say(f"step {step}/{self.total}  {text}  eta {eta}")
         if isinstance(self._live, _PlainBar):
             self._live.draw(f"step {step}/{self.total} {_drawn(step, self.total)} eta {eta}")
         elif self._live is not None:
             self._live.update(self._task, completed=step)
+        if step % self.log_every == 0 or step == self.total:
+            self.say(f"step {step}/{self.total}  {text}  eta {eta}")
 
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar if there is one."""

@@ -107,3 +107,20 @@ def test_pieces_of_a_result_are_printed_side_by_side(capsys: pytest.CaptureFixtu
     console.piece("b")
     console.result("c")
     assert capsys.readouterr() == ("abc\n", "")
+
+
+def test_on_a_terminal_long_messages_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    words = "word   " * 30
+    path = "/a/" + "b" * 80
+    console.note(f"note: {words.strip()}")
+    console.errors([f"{path}: not found"])
+    lines = shown.getvalue().splitlines()
+    assert all(len(line) <= 60 for line in lines if path not in line)
+    assert "word   word" in lines[0], "spaces that line things up stay"
+    assert sum(line.count("word") for line in lines) == 30 and any(path in line for line in lines)
+    monkeypatch.setattr(sys, "stderr", piped := io.StringIO())
+    console.note(words.strip())
+    assert len(piped.getvalue().splitlines()) == 1

@@ -19,7 +19,11 @@ def run(runs: list[Path], out: Path) -> int:
     for path, name in zip(runs, _names(runs), strict=True):
         rows = metrics.read(RunDir(path).metrics)
         if not rows:
-            found = "no steps yet" if _is_run(path) else "not a run directory (no metrics.jsonl)"
+            found = (
+                "no steps yet"
+                if _is_run(path) or RunDir(path).metrics.is_file()
+                else "not a run directory (no metrics.jsonl)"
+            )
             raise ConfigError(printable(f"{path}: {found}"))
         read[name] = rows
 

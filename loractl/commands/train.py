@@ -57,12 +57,7 @@ def run(
         if refused:
             raise StateError(*_explain_refusals(directory, refused))
         if status is Status.FINISHED and not changed:
-            if directory.was_killed():  # after everything was written
-                with RunLock(directory.path) as held:
-                    held.keep()
-                    directory.sweep_()
-            console.note(f"{directory.path}: already complete")
-            return 0
+            return _tell_complete(directory)
 
     with StopRequest() as stop, RunLock(directory.path) as held:
         if directory.status() is not status:
@@ -83,6 +78,15 @@ def run(
             return train(prepared, stop, again=again)
         finally:
             gc.unfreeze()
+
+
+def _tell_complete(directory: RunDir) -> int:
+    if directory.was_killed():  # after everything was written
+        with RunLock(directory.path) as held:
+            held.keep()
+            directory.sweep_()
+    console.note(f"{directory.path}: already complete")
+    return 0
 
 
 def _require_run_to_extend(extend: bool, resume: bool) -> None:

@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loractl.data import rows, sources
+from loractl.config import strict_yaml
+from loractl.data import columns, rows, sources
 from loractl.data.account import Account
 from loractl.data.store import Cache, Store, Writer
 from loractl.data.template import TemplateError, Tokenizer, encode_many
 from loractl.errors import MOST_SHOWN, DataError
 from loractl.records import UNTRAINED, Conversation
 
+SAMPLE = 200
+"""Rows from which columns to map are proposed."""
 BATCH = 256
 BATCH_CHARACTERS = 400_000
 """Rows and characters tokenized in one call: enough to keep the tokenizer's threads busy, few
@@ -103,7 +108,7 @@ def conversations(
         try:
             fields = rows.rename(fields, reading.columns)
             if format == "auto":
-                format = _detect_format(row, fields, reading)
+                format = _detect_format(name, row, fields, reading)
             conversation = rows.FORMATS[format](fields)
         except rows.RowError as error:
             on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
@@ -112,13 +117,26 @@ def conversations(
             yield row, conversation, format
 
 
-def _detect_format(row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
+def _detect_format(name: str, row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
     """The format of a source, from its first row. Raises DataError if that has none, since every
-    other row would fail the same way."""
+    other row would fail the same way; with the columns to map, if some can be proposed."""
     try:
         return rows.detect(fields, reading.columns)
     except rows.RowError as error:
-        raise DataError(f"{row.path}:{row.line}: {error}") from None
+        read = islice(sources.read(name, reading.split), SAMPLE)
+        proposed = columns.propose([one.fields for one in read if one.error is None])
+        raise DataError(f"{row.path}:{row.line}: {error}{_mapping(proposed)}") from None
+
+
+def _mapping(proposed: Mapping[str, str]) -> str:
+    """How to map columns, in a config and on a command line."""
+    if not proposed:
+        return ""
+    keys = ", ".join(f"{ours}: {strict_yaml.scalar(name)}" for ours, name in proposed.items())
+    options = " ".join(
+        f"--columns {shlex.quote(f'{ours}={name}')}" for ours, name in proposed.items()
+    )
+    return f"; map them with data.columns: {{{keys}}} in the config, or {options}"
 
 
 def _other_format(fields: Any, format: str) -> str:

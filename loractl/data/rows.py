@@ -169,7 +169,7 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
     """The format whose fields this row has, the first in `SIGNS` if several fit.
 
     One that reads a field in `mapped` (the new names of renamed columns) takes precedence. Raises
-    RowError, with the columns to rename if they can be guessed.
+    RowError; which columns could be mapped is for `columns`.
     """
     filled = {name for name, value in fields.items() if value is not None}
     for present in (filled, set(fields)):
@@ -178,9 +178,7 @@ def detect(fields: Fields, mapped: Collection[str] = ()) -> str:
         if fitting:
             return (wanted or fitting)[0]
     known = "; ".join(f"{name}: {', '.join(sorted(needed))}" for name, needed in SIGNS.items())
-    moved = ", ".join(f"{ours}: {theirs}" for ours, theirs in guess_columns(fields).items())
-    hint = f"; map them in the config: data.columns: {{{moved}}}" if moved else ""
-    raise RowError(f"found the fields {names(fields)}, expected those of a format ({known}){hint}")
+    raise RowError(f"found the fields {names(fields)}, expected those of a format ({known})")
 
 
 _ALSO = {

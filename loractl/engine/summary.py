@@ -101,7 +101,12 @@ def _causes_of_nothing(
 ) -> Iterator[str]:
     """Why a run may have learned nothing, likeliest first, each with the setting to change."""
     train = session.config.train
-    if published.last_step < FEW_STEPS:
+    if published.last_step < session.total_steps:
+        yield (
+            f"train.early_stopping: {train.early_stopping} ended the run after step"
+            f" {published.last_step} of {session.total_steps} (raise it)"
+        )
+    elif published.last_step < FEW_STEPS:
         steps = text.counted(published.last_step, "optimizer step")
         yield f"only {steps} (raise train.epochs or train.steps)"
     worst = published.last_loss or loss

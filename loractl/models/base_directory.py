@@ -15,10 +15,11 @@ INDEX = "model.safetensors.index.json"
 def check(name: str, directory: Path) -> None:
     """Raise ModelError unless this is a safetensors model whose files stay in its directory."""
     config = directory / "config.json"
-    if not config.is_file() and (directory / "adapter_config.json").is_file():
+    adapters = (directory / "adapter_config.json", directory / "adapter" / "adapter_config.json")
+    if not config.is_file() and any(path.is_file() for path in adapters):
         raise ModelError(
-            f"model {name}: {directory} is an adapter, not a base model; name its base here, and"
-            " the adapter in lora.start_from to train it further, or with --adapter to use it"
+            f"model {name}: {directory} is an adapter or its run, not a base model; name its base,"
+            " and the adapter in lora.start_from to train it further, or with --adapter to use it"
         )
     if not config.is_file():
         raise ModelError(f"model {name}: {config} not found; a base model has a config.json")

@@ -172,3 +172,13 @@ def test_a_run_that_learned_says_nothing_of_the_kind(
 ) -> None:
     assert train(overfits(config_file, tmp_path)) == 0
     assert "learned nothing" not in capsys.readouterr().err
+
+
+def test_early_stopping_is_named_as_the_cause_where_it_ended_the_run(
+    config_file: Config, tmp_path: Path, capsys: Capture
+) -> None:
+    config = overfits(config_file, tmp_path, learning_rate=5.0, eval_every=1, early_stopping=1)
+    assert train(config) == 0
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "learned nothing" in x]
+    assert "train.early_stopping: 1 ended the run after step" in line and "of 24" in line
+    assert "optimizer step" not in line

@@ -183,12 +183,16 @@ def test_what_is_no_adapter_is_refused_with_its_line(
 
 
 def test_an_adapter_in_the_place_of_a_base_leads_to_the_key(
-    config_file: Config, base: Make, adapter_dir: Make, capsys: Capture
+    config_file: Config, base: Make, adapter_dir: Make, tmp_path: Path, capsys: Capture
 ) -> None:
     adapter = adapter_dir(base("llama"))
-    assert train(config_file(model=adapter)) == 2
-    said = capsys.readouterr().err
-    assert "is an adapter, not a base model" in said and "lora.start_from" in said
+    run = tmp_path / "a-run"
+    run.mkdir()
+    shutil.copytree(adapter, run / "adapter")
+    for named in (adapter, run):
+        assert train(config_file(model=named)) == 2
+        said = capsys.readouterr().err
+        assert "is an adapter or its run, not a base model" in said and "lora.start_from" in said
 
 
 def test_a_run_that_started_from_an_adapter_resumes_byte_for_byte(

@@ -234,3 +234,23 @@ def test_rows_are_tokenised_by_their_text_as_well_as_their_number(
     conversation = Conversation((Message("", "x" * characters),))
     sizes = [len(batch) for batch in examples.in_batches([(row, conversation, "text")] * 600)]
     assert sum(sizes) == 600 and max(sizes) == most
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "cure"),
+    [
+        ("question", "answer", "{prompt: question, completion: answer} in the config, or --columns"
+         " prompt=question --columns completion=answer"),
+        ("Kundenfrage", "Abteilung", "{prompt: Kundenfrage, completion: Abteilung}"),
+        ("My Text", "My Label", "--columns 'prompt=My Text' --columns 'completion=My Label'"),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names_are_answered_with_what_maps_them(
+    load: Any, ours: str, theirs: str, cure: str
+) -> None:
+    rows = [{ours: f"How do I return parcel {i}?", theirs: ("ab", "cd")[i % 2]} for i in range(20)]
+    with pytest.raises(DataError, match="found the fields") as caught:
+        load(rows)
+    assert cure in str(caught.value)
+    mapping = {"prompt": ours, "completion": theirs}
+    assert len(load(rows, columns=mapping)[0]) == 20, "the advice works"
