@@ -93,7 +93,8 @@ def workloads(records: Mapping[str, Found]) -> str:
             body = curves_text(record) if "curves" in record else ""
         else:
             body = TABLES.get(name, speed_table)({job: runs for job, runs in jobs.items() if runs})
-        head = f"**{name}**, {record['model']}: {record['title']}."
+        once = " One run each." if record.get("asked", {}).get("repeats") == 1 else ""
+        head = f"**{name}**, {record['model']}: {record['title']}.{once}"
         parts += filter(None, [head, body, *notes])
     return "\n\n".join(parts)
 

@@ -93,7 +93,7 @@ def test_every_subject_answers_help(subject: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         commands.main([subject, "--help"])
     assert ended.value.code == 0
-    assert f"usage: scripts/bench {subject}" in capsys.readouterr().out
+    assert f"usage: python scripts/bench {subject}" in capsys.readouterr().out
 
 
 def test_the_folder_runs_from_anywhere_and_lists_its_subjects(tmp_path: Path) -> None:
