@@ -20,6 +20,9 @@ class Message:
     train: bool = True
     tool_calls: tuple[Mapping[str, Any], ...] = ()  # as in the row, for the chat template
     extra: Mapping[str, Any] = field(default_factory=dict)  # other fields, for the chat template
+    parts: tuple[
+        str, ...
+    ] = ()  # the texts of a content that was given as a list; content joins them
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()  # JSON Schemas, for the chat template
+    variables: Mapping[str, Any] = field(default_factory=dict)  # of its own, for the chat template
+    unread: tuple[str, ...] = ()  # fields of its row that the format does not read
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
             f"{train.warmup:.15g} warmup steps are more than train.steps ({train.steps}), expected "
             "fewer; a value below 1 is a share of the steps",
         )
+    if data.split_turns and data.train_on != "assistant":
+        yield "data.split_turns", f"an example an answer, and train_on: {data.train_on}; remove one"
     if train.eval_every is not None and data.eval is None:
         yield "train.eval_every", "set, but data.eval is not; set data.eval or remove it"
     if train.lora_plus_ratio != 1 and config.method == "full":

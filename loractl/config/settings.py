@@ -146,6 +146,14 @@ class DataSection(Section):
     too_long: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with a row longer than max_length tokens"
     )
+    thoughts: Literal["auto", "keep", "last", "drop"] = Field(
+        "auto",
+        description="reasoning in answers; auto: what the chat template writes; keep: all, or an "
+        "error; last: after the last question; drop: none",
+    )
+    split_turns: bool = Field(
+        False, description="make one example of each answer, with the turns before it as context"
+    )
 
 
 class TrainSection(Section):

@@ -2,8 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from loractl.data.template import Rendered
+from loractl.records import Conversation
 
 MOST_LINES = 10  # in a message
 MOST_KEPT = 1000  # in an account
@@ -52,6 +56,13 @@ class Account:
     untrained: Lines = field(default_factory=Lines)  # left out: no trained token
     lost_whole: int = 0  # of these, the rows whose whole answer was past max_length
     weight: float = 1.0  # how often an epoch uses each row
+    unread: dict[str, int] = field(
+        default_factory=dict
+    )  # fields that nothing reads: rows with them
+    lost_thoughts: int = 0  # answers whose reasoning the chat template drops
+    unended: int = 0  # answers trained without what ends them
+    rendered: Lines = field(default_factory=Lines)  # prompts with special tokens in their text
+    rendered_as: str = ""  # the first of these tokens
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,10 +70,26 @@ class Account:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Account":
         """Rebuild an account from the result of `as_dict`."""
-        names = ("truncated", "lost_answer", "dropped", "untrained")
+        names = ("truncated", "lost_answer", "dropped", "untrained", "rendered")
         lines = {name: Lines(**content[name]) for name in names}
         lengths = [(upper, count) for upper, count in content["lengths"]]
         return Account(**{**content, **lines, "lengths": lengths})
+
+    def note_row_(self, where: int | str, conversation: Conversation, special: str) -> None:
+        """Record what the format of a row does not read, and the special token in its prompts."""
+        for name in conversation.unread:
+            self.unread[name] = self.unread.get(name, 0) + 1
+        if special:
+            self.rendered.add(where)
+            self.rendered_as = self.rendered_as or special
+
+    def note_rendered_(self, text: Rendered) -> None:
+        """Record what the chat template does not write of an example."""
+        self.lost_thoughts += text.lost_thoughts
+        self.unended += text.unended
+        for name in text.unread:
+            name = f"messages[].{name}"
+            self.unread[name] = self.unread.get(name, 0) + 1
 
     def measure_(self, found: Counter[int]) -> None:
         """Fill in the length statistics of all rows; `found` maps each length to its row count."""
@@ -110,7 +137,34 @@ def warnings(account: Account, *, max_length: int) -> list[str]:
     ):
         if lines.count:
             notes.append(f"{account.path}: {lines} {lines.are} {what}")
-    return notes
+    return [*notes, *(f"{account.path}: {note}" for _, note in oddities(account))]
+
+
+def oddities(account: Account) -> Iterator[tuple[str, str]]:
+    """(name, text) of what training does otherwise than the rows suggest, though it can go on."""
+    if account.lost_thoughts:
+        yield (
+            "thoughts",
+            f"the chat template drops the reasoning of {account.lost_thoughts:,} earlier answers,"
+            " which are trained or read without it; data.train_on: last trains the last answers"
+            " only, data.split_turns: true makes an example of each answer",
+        )
+    if account.unended:
+        yield (
+            "end",
+            f"{account.unended:,} earlier answers are trained without their end, which the chat"
+            " template writes in another way than that of a last answer; data.split_turns: true"
+            " makes an example of each answer",
+        )
+    if account.rendered.count:
+        yield (
+            "prompt",
+            f"{account.rendered}: a prompt holds {account.rendered_as!r}, as a conversation does"
+            " that has been rendered; split it into messages, or train it whole as text",
+        )
+    if account.unread:
+        fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(account.unread.items()))
+        yield "unread", f"fields that nothing reads, and the rows that have them: {fields}"
 
 
 def _why_untrained(account: Account, max_length: int) -> str:

@@ -8,6 +8,15 @@ from typing import Any
 from loractl.data.row_errors import RowError, as_list, kind
 
 
+class Arguments(dict[str, Any]):
+    """The arguments of a call, with the JSON text they were given as: some templates read only
+    that."""
+
+    def __init__(self, values: Mapping[str, Any], text: str = "") -> None:
+        super().__init__(values)
+        self.text = text
+
+
 def tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
     """The tool calls of a message, in the order of the row. Raises RowError."""
     calls = turn.get("tool_calls")
@@ -30,8 +39,9 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
     function, inside = (nested, f"{where}.function") if nested is not None else (call, where)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{inside} has no name, expected an object with name and arguments")
-    arguments = function.get("arguments")
+    arguments, text = function.get("arguments"), ""
     if isinstance(arguments, str):
+        text = arguments.strip()
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (RecursionError, ValueError):
@@ -42,7 +52,7 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
         arguments = without_nulls(arguments)
     if not isinstance(arguments, Mapping):
         raise RowError(f"{inside}.arguments is {kind(arguments)}, expected an object")
-    function = {**function, "arguments": arguments}
+    function = {**function, "arguments": Arguments(arguments, text)}
     return {**call, "function": function} if nested is not None else function
 
 
@@ -84,6 +94,31 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         raise RowError(f"tools is {kind(value)}, expected a list of tools")
     read = (_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
     return tuple(without_nulls(tool) for tool in read)
+
+
+_OWN = {
+    "messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template",
+    "continue_final_message", "bos_token", "eos_token",
+}  # fmt: skip
+"""Variables of a template that are not a row's to set."""
+
+
+def variables(value: Any) -> Mapping[str, Any]:
+    """Read the variables that a row gives to its chat template: an object, or its JSON text.
+
+    Raises RowError.
+    """
+    if isinstance(value, str) and value.strip():
+        with contextlib.suppress(RecursionError, ValueError):
+            value = json.loads(value)
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, Mapping):
+        raise RowError(f"chat_template_kwargs is {kind(value)}, expected an object")
+    if taken := sorted(_OWN & set(value)):
+        raise RowError(f"chat_template_kwargs.{taken[0]} is not a row's to set; remove it")
+    found: Mapping[str, Any] = without_nulls(value)
+    return found
 
 
 def _read_tool(tool: Any, where: str) -> Mapping[str, Any]:

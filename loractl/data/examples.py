@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl.config import strict_yaml
-from loractl.data import columns, rows, sources
+from loractl.data import columns, row_notes, rows, sources, thoughts
 from loractl.data.account import Account
 from loractl.data.store import Cache, Store, Writer
 from loractl.data.template import TemplateError, Tokenizer, encode_many
@@ -40,6 +40,8 @@ class Reading:
     held_out: float | None = None  # share of the rows held out, chosen by content
     part: str = "all"  # with held_out: "train" or "eval"
     is_all_positions: bool = False  # max_length is all that the model has, so it cannot be raised
+    thoughts: str = "auto"  # which reasoning a row keeps before it is rendered
+    split_turns: bool = False  # an example for each answer
 
     def takes(self, conversation: Conversation) -> bool:
         """Whether a row belongs to the part that is read."""
@@ -95,7 +97,7 @@ def _code_sha256() -> str:
 def conversations(
     name: str, reading: Reading, on_error: Callable[[str], None]
 ) -> Iterator["Found"]:
-    """Yield (row, conversation, format) for every good row of the part that is read.
+    """Yield (row, conversation, format) for every good row, or each of its answers (`split_turns`).
 
     The first row decides the format of the source. Bad rows are reported to `on_error`.
     """
@@ -109,12 +111,13 @@ def conversations(
             fields = rows.rename(fields, reading.columns)
             if format == "auto":
                 format = _detect_format(name, row, fields, reading)
-            conversation = rows.FORMATS[format](fields)
+            conversation = rows.read(fields, format)
         except rows.RowError as error:
             on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
             continue
         if reading.takes(conversation):
-            yield row, conversation, format
+            for one in thoughts.prepared(conversation, reading.thoughts, reading.split_turns):
+                yield row, one, format
 
 
 def _detect_format(name: str, row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
@@ -189,18 +192,27 @@ def _tokenise_rows(
     bad, lengths = _BadRows(), Counter[int]()
     several = Path(account.path).is_dir()
     found = conversations(account.path, reading, bad.add)
+    find_odd = row_notes.finder(tokenizer.added_tokens_encoder)
+    before: sources.Row | None = None
     for batch in in_batches(found):
         encoded = encode_many(
-            tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
+            tokenizer,
+            [conversation for _, conversation, _ in batch],
+            train_on=reading.train_on,
+            thoughts=reading.thoughts,
         )
-        for (row, _, format), result in zip(batch, encoded, strict=True):
-            account.rows, account.format = account.rows + 1, format
+        for (row, conversation, format), result in zip(batch, encoded, strict=True):
+            is_new, before = row is not before, row
+            account.rows, account.format = account.rows + is_new, format
             if isinstance(result, TemplateError):
                 bad.add(f"{row.path}:{row.line}: {result}")
             elif not bad.count:
-                lengths[len(result[0])] += 1
+                lengths[len(result.ids)] += 1
                 where = f"{row.path}:{row.line}" if several else row.line
-                _keep_example(account, writer, reading, result, row, where)
+                if is_new:
+                    account.note_row_(where, conversation, find_odd(conversation))
+                account.note_rendered_(result.text)
+                _keep_example(account, writer, reading, (result.ids, result.labels), row, where)
     bad.raise_if_any()
     account.measure_(lengths)
     _refuse_empty(account, reading)

@@ -1,13 +1,12 @@
 """Checks that generation starts an answer from the token ids that training saw before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from loractl.data.rendering import Tokenizer
-from loractl.data.template import prompt_ids, render, token_range, tokenize
-from loractl.records import Message
+from loractl.data.template import prompt_ids, render_row, token_range, tokenize, with_thoughts
+from loractl.records import Conversation
 
 SHOWN = 60  # characters of a text in a message
 
@@ -31,10 +30,10 @@ class Difference:
 
 def token_parity(
     tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
+    row: Conversation,
     *,
     train_on: str = "assistant",
+    thoughts: str = "auto",
 ) -> list[Difference]:
     """Every trained answer whose prompt is not exactly how its training row begins.
 
@@ -43,14 +42,15 @@ def token_parity(
     and some tokenizers merge the end of a prompt with the start of an answer. An answer that opens
     a conversation has no prompt. Raises TemplateError.
     """
-    rendered = render(tokenizer, messages, train_on=train_on, tools=tools)
+    row = with_thoughts(tokenizer, row, thoughts)
+    rendered = render_row(tokenizer, row, train_on=train_on)
     ((ids, offsets),) = tokenize(tokenizer, [rendered.text])
     found = []
     for number, (start, end) in zip(rendered.numbers, rendered.spans, strict=False):
         if not number:
             continue
         first, _ = token_range(offsets, start, end)
-        prompt = prompt_ids(tokenizer, messages[:number], tools)
+        prompt = prompt_ids(tokenizer, row.messages[:number], row.tools, row.variables)
         if ids[:first] == prompt:
             continue
         pairs = zip(ids[:first], prompt, strict=False)

@@ -80,8 +80,30 @@ SIGNS = {
 }
 """The fields that a row of each format must have; the more structured formats come first."""
 
-FIELDS = frozenset().union(*SIGNS.values(), {"input", "history", "system", "tools"})
+VARIABLES = "chat_template_kwargs"
+"""The field with the variables that a row gives to its chat template, in TRL's word."""
+
+_BESIDE = {"alpaca": {"input", "history"}, "text": set()}
+_BESIDE_ALL = {"system", "tools", VARIABLES}
+FIELDS = frozenset().union(*SIGNS.values(), _BESIDE["alpaca"], _BESIDE_ALL)
 """Every field that some format reads: the names a column may be given."""
+
+
+def read(fields: Fields, format: str) -> Conversation:
+    """The conversation of a row in this format, with the names of the fields that it does not read.
+
+    Raises RowError.
+    """
+    known = (
+        SIGNS[format] | _BESIDE.get(format, set()) | (_BESIDE_ALL if format != "text" else set())
+    )
+    unread = tuple(
+        str(name)
+        for name, value in fields.items()
+        if name not in known and value is not None and value != "" and value != []
+    )
+    found = FORMATS[format](fields)
+    return replace(found, unread=unread) if unread else found
 
 
 def _text_of(fields: Fields, name: str) -> str:
@@ -119,7 +141,9 @@ def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
         found = [Message("system", system), *found]
     elif system and own != system:
         raise RowError("system is both beside the messages and among them, expected only one")
-    return Conversation(tuple(found), calls.tools(fields.get("tools")))
+    return Conversation(
+        tuple(found), calls.tools(fields.get("tools")), calls.variables(fields.get(VARIABLES))
+    )
 
 
 def _history_turns(fields: Fields) -> list[Message]:

@@ -7,7 +7,9 @@ not (Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows wh
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loractl.data.rendering import Renders, TemplateError
 
@@ -19,7 +21,9 @@ class Span:
     number: int  # index of its message
     start: int
     end: int
-    ended: bool  # False: the template writes nothing after an answer that would end it
+    ending: Literal["trained", "missing", "untrained"] = "trained"
+    """missing: the template writes nothing after the answer that would end it. untrained: it ends
+    the answer in another way than the last one, whose end is what a model has to write."""
 
 
 def find_answer(renders: Renders, number: int) -> Span:
@@ -36,12 +40,15 @@ def find_answer(renders: Renders, number: int) -> Span:
             _content_span(renders, number, number + 1)  # raises if it is left out
         ending = _turn_end(renders, number)
     else:
-        start, end, ending = _find_in_whole(renders, number)
+        start, end, found = _find_in_whole(renders, number)
+        if found is None:
+            return Span(number, start, end, "untrained")
+        ending = found
     # Whitespace after an end-of-turn token belongs to the template; whitespace that itself ends
     # the turn belongs to the model.
     if ending.strip():
         end = start + len(text[start:end].rstrip())
-    return Span(number, start, end, ended=ending != "")
+    return Span(number, start, end, "trained" if ending else "missing")
 
 
 def is_ended(renders: Renders, number: int) -> bool:
@@ -58,6 +65,15 @@ def untrained_span(renders: Renders, number: int) -> tuple[int, int]:
         span = find_answer(renders, number)
         return span.start, span.end
     return _content_span(renders, number, len(renders.messages))
+
+
+def between(taken: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """What is left of a text of this length without some spans of it, in order."""
+    at = 0
+    for start, stop in [*sorted(taken), (end, end)]:
+        if start > at:
+            yield at, start
+        at = max(at, stop)
 
 
 def _turn_end(renders: Renders, number: int) -> str:
@@ -107,8 +123,9 @@ def _content_span(
     return min(start, len(text) - tail), len(text) - tail
 
 
-def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
-    """(start, end, ending) of an answer that is rendered differently when messages follow it."""
+def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str | None]:
+    """(start, end, ending) of an answer that is rendered differently when messages follow it; the
+    ending is None, and not inside, if it is another one than that of the last answer."""
     text = renders.whole
     start, end = _content_span(renders, number, len(renders.messages))
     tail = _find_ending(renders, number, text[end:])
@@ -129,11 +146,12 @@ def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str]:
                 f" {text[after:start]!r}, so its trained span cannot be determined",
             )
         start = after + len(common)
-    return start, end + len(tail), tail
+    return start, end + len(tail or ""), tail
 
 
-def _find_ending(renders: Renders, number: int, following: str) -> str:
-    """What ends an answer; `following` is the text after its content in the whole conversation."""
+def _find_ending(renders: Renders, number: int, following: str) -> str | None:
+    """What ends an answer, or None if it is followed by something else than where it is the last
+    (gpt-oss); `following` is the text after its content in the whole conversation."""
     alone = _text_after(renders, number, number + 1)
     if following.startswith(alone):
         return alone
@@ -142,19 +160,13 @@ def _find_ending(renders: Renders, number: int, following: str) -> str:
     prompted = _text_after(renders, number, number + 1, prompt=True)
     prompt = _prompt_text(renders, number) if number else ""
     ending = prompted.removesuffix(prompt) if prompt else ""
-    if not (
+    alike = (
         prompted.endswith(prompt)
         and ending.strip()
         and following.startswith(ending)
         and alone.startswith(ending.rstrip())
-    ):
-        raise _message_error(
-            number,
-            f"the chat template ends this answer with {alone[:40]!r} when it is last but continues"
-            f" with {following[:40]!r} here, so its end cannot be determined; use train_on: last,"
-            " or split the row",
-        )
-    return ending
+    )
+    return ending if alike else None
 
 
 def _prompt_text(renders: Renders, number: int) -> str:

@@ -112,9 +112,8 @@ def _measure(
         if isinstance(encoded, TemplateError):
             bad.append(f"{row.path}:{row.line}: {encoded}")
             continue
-        ids, labels = encoded
-        if labels.count(UNTRAINED) < len(labels):  # else training leaves the row out
-            yield len(ids)
+        if encoded.labels.count(UNTRAINED) < len(encoded.labels):  # else training leaves it out
+            yield len(encoded.ids)
 
 
 def _estimated_length(conversation: Conversation) -> int:

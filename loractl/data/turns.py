@@ -6,7 +6,7 @@ Combining messages into a conversation is left to `rows`.
 from collections.abc import Mapping
 from typing import Any
 
-from loractl.data.calls import calls_in_text, tool_calls
+from loractl.data.calls import calls_in_text, tool_calls, without_nulls
 from loractl.data.row_errors import RowError, kind, names
 from loractl.records import Message
 from loractl.text import closest
@@ -38,14 +38,11 @@ MARKS = {
 """How a message says whether it is trained, in the words of loractl and other tools, and the value
 that means that it is."""
 
-EXTRA = ("name", "tool_call_id")
-"""Fields of a message that are passed to the chat template as they are."""
+_READ = {"role", "content", "from", "value", "tool_calls", "function_call", *MARKS}
+"""Fields of a message that are read here; all others are passed to the chat template."""
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 PICTURE = "<image>"
-
-_RENDERED = ("reasoning_content", "reasoning", "thinking")
-"""Message fields that some chat templates render but that are not passed to them here."""
 
 
 def message(turn: Any, where: str) -> Message:
@@ -61,12 +58,6 @@ def message(turn: Any, where: str) -> Message:
     # Some rows mix the spellings, as {"role", "value"}: which one holds the text is still clear.
     name, other = ("value", "content") if sharegpt else ("content", "value")
     name = other if name not in turn and other in turn else name
-    for lost in _RENDERED:
-        if turn.get(lost):
-            raise RowError(
-                f"{where}.{lost} is not passed to the chat template in this version; write it into"
-                " content as the model writes it, or remove it"
-            )
     if turn.get("function_call") is not None:
         raise RowError(f"{where}.function_call is OpenAI's old form, expected tool_calls")
     is_call = sharegpt and turn["from"] == "function_call"
@@ -74,16 +65,21 @@ def message(turn: Any, where: str) -> Message:
     if calls and role != "assistant":
         raise RowError(f"{where}.tool_calls is in a {role} message, expected assistant")
     is_empty = is_call or (calls and turn.get(name) is None)
-    content = "" if is_empty else _read_content(turn, where, name)
+    texts = ("",) if is_empty else _read_content(turn, where, name)
+    content = "".join(texts)
     _refuse_media(turn, content, where)
-    extra = {key: _read_extra(turn, where, key) for key in EXTRA if turn.get(key) is not None}
-    return Message(role, content, _is_trained(turn, where), calls, extra)
+    parts = () if is_empty or isinstance(turn[name], str) else texts
+    return Message(role, content, _is_trained(turn, where), calls, _extra_of(turn, name), parts)
 
 
-def _read_extra(turn: Mapping[str, Any], where: str, key: str) -> str:
-    if not isinstance(turn[key], str):
-        raise RowError(f"{where}.{key} is {kind(turn[key])}, expected text")
-    return str(turn[key])
+def _extra_of(turn: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The fields that only a chat template may know, without null padding."""
+    known = (_READ - {"value", "content"}) | {text}
+    return {
+        str(key): without_nulls(value)
+        for key, value in turn.items()
+        if key not in known and value is not None
+    }
 
 
 def _refuse_media(turn: Mapping[str, Any], content: str, where: str) -> None:
@@ -124,19 +120,19 @@ def _closest_role(role: str, allowed: Mapping[str, str] | tuple[str, ...]) -> st
     return word if word in allowed else _MEANT.get(word) or closest(word, allowed)
 
 
-def _read_content(turn: Mapping[str, Any], where: str, name: str) -> str:
+def _read_content(turn: Mapping[str, Any], where: str, name: str) -> tuple[str, ...]:
     value = turn.get(name)
     if isinstance(value, str):
-        return value
+        return (value,)
     if isinstance(value, list) and value:
-        return "".join(_part_text(part, f"{where}.{name}[{i}]") for i, part in enumerate(value))
+        return tuple(_part_text(part, f"{where}.{name}[{i}]") for i, part in enumerate(value))
     found = kind(value) if name in turn else "missing"
     what = "an empty list" if value == [] else found
     raise RowError(f"{where}.{name} is {what}, expected text")
 
 
 def _part_text(part: Any, where: str) -> str:
-    """The text of {"type": "text", "text": ...}; parts are joined without a space."""
+    """The text of {"type": "text", "text": ...}."""
     if not isinstance(part, Mapping):
         raise RowError(f"{where} is {kind(part)}, expected an object with type and text")
     if part.get("type") != "text":

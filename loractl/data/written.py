@@ -1,55 +1,85 @@
-"""Whether a chat template writes all that a conversation says: contents, and each call's name and
-arguments. Proven by marks in the place of each part, never by looking for its text, which may also
-stand elsewhere: in an answer that repeats a tool's result, or in what the template itself says.
+"""What a chat template writes of a conversation: contents, reasoning, each call's name and
+arguments, other fields. Proven by marks in the place of each part, never by looking for its text,
+which may also stand elsewhere: in an answer that repeats a tool's result, or in what the template
+itself says.
 """
 
-from collections.abc import Hashable, Sequence
+import contextlib
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from loractl.data.rendering import Part, Renders, TemplateError, parts_of
+from loractl.data import thoughts
+from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of, parts_of, text_of
+from loractl.data.rendering import Renders, TemplateError
 
-FIRST_MARK, LAST_MARK = 0xE000, 0xF8FF  # Unicode's private use area
-
-_proven: dict[Hashable, None] = {}
-"""Forms of conversations that a template was seen to write whole; the oldest make room."""
 MOST_PROVEN = 4096
 
+_proven: dict[Hashable, "Written"] = {}
+"""Forms of conversations whose texts were proven; the oldest make room."""
 
-def check_all_is_written(renders: Renders) -> None:
-    """Raise TemplateError if the template silently leaves out a part of the conversation.
+
+@dataclass(frozen=True)
+class Written:
+    """What a template leaves out of a conversation without being asked to."""
+
+    thoughts: tuple[Part, ...] = ()  # reasoning
+    unread: tuple[str, ...] = ()  # fields of messages
+
+
+def what_is_written(renders: Renders) -> Written:
+    """What the template leaves out of the conversation: reasoning, and fields that it never reads.
 
     Conversations of the same form are rendered alike, so a form is proven once; a row whose texts
-    do not follow each other in what was rendered is proven by itself.
+    do not follow each other in what was rendered is proven by itself. Raises TemplateError if
+    anything else is left out.
     """
     parts = list(parts_of(renders.messages))
-    form = (renders.template, renders.has_tools, _form_of(renders))
-    if form in _proven and _texts_follow(renders):
-        return
-    marks = _free_marks(renders, len(parts))
-    if (lost := _lost_among(renders, parts, marks)) is not None:
-        raise _say_lost(renders, lost)
+    form = (renders.template, bool(renders.tools), str(renders.variables), _form_of(renders, parts))
+    if form in _proven and _texts_follow(renders, parts, _proven[form]):
+        return _proven[form]
+    lost = list(_lost_among(renders, parts, _free_marks(renders, len(parts))))
+    for part in lost:
+        if part.kind not in ("thought", "field"):
+            raise _say_lost(renders, part)
+    found = Written(
+        thoughts=tuple(part for part in lost if part.kind == "thought"),
+        unread=tuple(dict.fromkeys(part.field for part in lost if part.kind == "field")),
+    )
     while len(_proven) >= MOST_PROVEN:
         del _proven[next(iter(_proven))]
-    _proven[form] = None
+    _proven[form] = found
+    return found
 
 
-def _form_of(renders: Renders) -> Hashable:
+def lost_thoughts(renders: Renders, written: Written, trained: Sequence[int]) -> int:
+    """How many answers lose reasoning to the template, which drops that of earlier turns by design.
+
+    Raises TemplateError if the last answer loses it and is trained.
+    """
+    lost = {part.number for part in written.thoughts}
+    last = max((n for n, m in enumerate(renders.messages) if m.role == "assistant"), default=-1)
+    if last in lost and last in trained:
+        part = next(part for part in written.thoughts if part.number == last)
+        raise _say_thought_lost(renders, part)
+    return len(lost)
+
+
+def _form_of(renders: Renders, parts: Sequence[Part]) -> Hashable:
     """What a template can tell apart without reading what is said."""
-    return tuple(
-        (
-            message.role,
-            bool(message.content.strip()),
-            tuple(sorted(message.extra)),
-            tuple(len(call.get("function", call)["arguments"]) for call in message.tool_calls),
-        )
+    calls = (
+        tuple(len(function_of(call)["arguments"]) for call in message.tool_calls)
         for message in renders.messages
     )
+    return tuple(message.role for message in renders.messages), tuple(parts), tuple(calls)
 
 
-def _texts_follow(renders: Renders) -> bool:
-    """Whether the contents stand in the text one after another."""
+def _texts_follow(renders: Renders, parts: Sequence[Part], written: Written) -> bool:
+    """Whether the contents and the reasoning stand in the text one after another."""
     at, text = 0, renders.whole
-    for message in renders.messages:
-        content = message.content.strip()
+    for part in parts:
+        if part.kind not in ("content", "thought") or part in written.thoughts:
+            continue
+        content = text_of(renders.messages[part.number], part).strip()
         at = text.find(content, at)
         if at < 0:
             return False
@@ -60,13 +90,13 @@ def _texts_follow(renders: Renders) -> bool:
 def _free_marks(renders: Renders, count: int) -> list[str]:
     """Characters that do not occur in the conversation; fewer than asked for in a very long one."""
     known = set(renders.whole).union(*(message.content for message in renders.messages))
-    free = (chr(code) for code in range(FIRST_MARK, LAST_MARK + 1) if chr(code) not in known)
+    free = (chr(code) for code in range(FIRST_MARK, LAST_MARK - 1) if chr(code) not in known)
     return [mark for mark, _ in zip(free, range(count), strict=False)]
 
 
-def _lost_among(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -> Part | None:
-    """The first part that the template does not write. All are marked at once; where a mark is
-    missing then, because the template reads what is said, each part is marked alone."""
+def _lost_among(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -> Iterator[Part]:
+    """The parts that the template does not write. All are marked at once; where a mark is missing
+    then, because the template reads what is said, each part is marked alone."""
     for start in range(0, len(parts), max(1, len(marks))):
         group = dict(zip(parts[start : start + len(marks)], marks, strict=False))
         try:
@@ -75,14 +105,27 @@ def _lost_among(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -
             text = ""
         for part, mark in group.items():
             if not _stands_in(mark, text) and not _is_written_alone(renders, part, mark):
-                return part
-    return None
+                yield part
 
 
 def _is_written_alone(renders: Renders, part: Part, mark: str) -> bool:
+    if part.kind == "field":
+        return _is_read(renders, part)
     try:
         return _stands_in(mark, renders.with_parts_marked({part: mark}))
     except TemplateError:  # it must be what it is, so it was read
+        return True
+
+
+def _is_read(renders: Renders, part: Part) -> bool:
+    """Whether the text is another one without a field."""
+    messages = list(renders.messages)
+    message = messages[part.number]
+    extra = {name: value for name, value in message.extra.items() if name != part.field}
+    messages[part.number] = replace(message, extra=extra)
+    try:
+        return renders.of(messages) != renders.whole
+    except TemplateError:
         return True
 
 
@@ -92,13 +135,58 @@ def _stands_in(mark: str, text: str) -> bool:
 
 def _say_lost(renders: Renders, part: Part) -> TemplateError:
     message = renders.messages[part.number]
-    if part.call < 0:
+    if part.kind == "content":
         what = f"the content of this {message.role} message"
-    elif len(message.tool_calls) == 1:
+    elif part.at == 0:
         what = "the tool_calls of this message"
     else:
-        call = message.tool_calls[part.call]
-        name = call.get("function", call)["name"]
-        what = f"the tool_calls of this message from number {part.call + 1} on ({name})"
+        name = function_of(message.tool_calls[part.at])["name"]
+        what = f"the tool_calls of this message from number {part.at + 1} on ({name})"
         what += "; give each call a message of its own, followed by its result"
     return TemplateError(f"messages[{part.number}]: the chat template leaves out {what}")
+
+
+def _say_thought_lost(renders: Renders, part: Part) -> TemplateError:
+    """What is lost, and which settings keep it or do without it."""
+    what = part.field or "the reasoning in the content"
+    cure = "set data.thoughts: drop to train without it, or data.chat_template to one that keeps it"
+    if any(part.number not in lost for lost in _lost_by_spelling(renders)):
+        cure = "set data.thoughts: keep to write it where the template reads it, or drop to train"
+        cure += " without it"
+    return TemplateError(
+        f"messages[{part.number}]: the chat template leaves out {what} of this answer, which is"
+        f" trained; {cure}"
+    )
+
+
+def _lost_by_spelling(renders: Renders) -> Iterator[set[int]]:
+    """The messages that lose their reasoning, for each place it may be written in."""
+    for messages in thoughts.spellings(renders.messages):
+        with contextlib.suppress(TemplateError):
+            written = what_is_written(renders.like(messages))
+            yield {part.number for part in written.thoughts}
+
+
+def with_all_thoughts(renders: Renders) -> Renders:
+    """The conversation with its reasoning where the template reads it.
+
+    Raises TemplateError if it writes not all of it in any place (`data.thoughts: keep`).
+    """
+    fewest: set[int] | None = None
+    for messages in thoughts.spellings(renders.messages):
+        other = renders.like(messages)
+        with contextlib.suppress(TemplateError):
+            lost = {part.number for part in what_is_written(other).thoughts}
+            if not lost:
+                return other
+            fewest = lost if fewest is None or len(lost) < len(fewest) else fewest
+    if fewest is None:
+        return renders  # what is refused is said of the row as it is
+    last = max(n for n, m in enumerate(renders.messages) if m.role == "assistant")
+    cure = "set data.split_turns: true, which makes an example of each answer"
+    if last in fewest:
+        cure = "set data.chat_template to one that writes it"
+    raise TemplateError(
+        f"messages[{min(fewest)}]: data.thoughts: keep, and the chat template leaves out the"
+        f" reasoning of this answer; {cure}, or another value"
+    )

@@ -53,7 +53,9 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
         reading = _reading_of(data, source, part, max_length)
         if whole:
-            reading = replace(reading, train_on="all", too_long="truncate", columns={})
+            reading = replace(
+                reading, train_on="all", too_long="truncate", columns={}, split_turns=False
+            )
         store, account = examples.load(source.path, tokenizer, reading, cache=cache)
         account.weight = source.weight
         return store, account
@@ -106,6 +108,8 @@ def _reading_of(
         train_on=data.train_on,
         too_long=data.too_long,
         columns=data.columns,
+        thoughts=data.thoughts,
+        split_turns=data.split_turns,
         split=source.split,
         held_out=share,
         part=part,

@@ -33,6 +33,8 @@ def _conversations(session: Session, count: int) -> Iterator[Conversation]:
             too_long=data.too_long,
             columns=data.columns,
             split=source.split,
+            thoughts=data.thoughts,
+            split_turns=data.split_turns,
         )
         found = examples.conversations(source.path, reading, nowhere)
         yield from (conversation for _, conversation, _ in islice(found, count))
@@ -41,12 +43,12 @@ def _conversations(session: Session, count: int) -> Iterator[Conversation]:
 def same_at_generation(session: Session, rows: Sequence[Conversation]) -> Finding:
     """Whether generation sees the same ids before an answer as training does."""
     answers, found = 0, []
-    train_on = session.config.data.train_on
+    data = session.config.data
     for conversation in rows:
         messages = conversation.messages
         with contextlib.suppress(TemplateError):  # reported where rows are read
             found += token_parity(
-                session.tokenizer, messages, conversation.tools, train_on=train_on
+                session.tokenizer, conversation, train_on=data.train_on, thoughts=data.thoughts
             )
             answers += sum(message.role == "assistant" for message in messages)
     if found:

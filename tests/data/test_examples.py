@@ -78,7 +78,7 @@ def test_rows_that_are_too_long_are_dropped_and_counted(load: Any) -> None:
     assert account.dropped.first == [i for i, length in enumerate(lengths, 1) if length > 60]
     assert [len(example.ids) for example in found] == [length for length in lengths if length <= 60]
     assert account.rows == 12 and account.examples == len(found)
-    (warning,) = warnings(account, max_length=60)
+    warning, _ = warnings(account, max_length=60)
     assert "left out: longer than 60 tokens" in warning
 
 
@@ -94,7 +94,7 @@ def test_truncated_rows_lose_their_end_and_are_left_out_when_no_trained_token_st
         assert example.labels == whole[example.line].labels[:60] and example.n_trained
     assert set(account.untrained.first) == whole.keys() - {example.line for example in found}
     assert set(account.untrained.first) <= long and account.untrained.first
-    assert len(warnings(account, max_length=60)) == 2
+    assert len(warnings(account, max_length=60)) == 3
 
 
 def test_answers_that_are_cut_off_whole_are_counted_and_the_limit_is_named(load: Any) -> None:
@@ -109,7 +109,7 @@ def test_answers_that_are_cut_off_whole_are_counted_and_the_limit_is_named(load:
     assert "raise it" in message
     _, account = load([*chat_rows(4), long, silent], max_length=100, too_long="truncate")
     assert (account.lost_whole, account.untrained.count) == (1, 2)
-    (_, said) = warnings(account, max_length=100)
+    _, said, _ = warnings(account, max_length=100)
     assert "the whole answer of 1 of them is past 100 tokens" in said
 
 
@@ -132,7 +132,7 @@ def test_a_row_without_an_answer_is_left_out_with_its_line(load: Any) -> None:
     rows[1] = {"messages": [{"role": "user", "content": "?"}]}
     found, account = load(rows)
     assert account.untrained.first == [2] and [example.line for example in found] == [1, 3]
-    (warning,) = warnings(account, max_length=512)
+    warning, _ = warnings(account, max_length=512)
     assert "line 2 is left out: no trained token" in warning
 
 

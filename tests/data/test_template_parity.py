@@ -4,16 +4,19 @@ import pytest
 
 from loractl.data.parity import doubled_bos, token_parity
 from loractl.data.template import encode, prompt_ids
-from loractl.records import UNTRAINED, Message
+from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CASES, CONVERSATIONS, TOOL, template_tokenizer
 
 # A generation prompt that opens thoughts, where a rendered answer has none.
 DIFFER = {
     "deepseek_r1.chat",
-    "deepseek_r1.thoughts",
     "qwen3_prompted.chat",
     "qwen3_prompted.thoughts",
 }
+
+
+def of(name: str) -> Conversation:
+    return Conversation(tuple(CONVERSATIONS[name]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -21,22 +24,23 @@ def test_what_is_trained_follows_what_generation_sees(case: str) -> None:
     name, conversation = case.split(".")
     tokenizer, messages = template_tokenizer(name), CONVERSATIONS[conversation]
     tools = (TOOL,) if conversation == "tools" else ()
-    found = token_parity(tokenizer, messages, tools)
+    row = Conversation(tuple(messages), tools)
+    found = token_parity(tokenizer, row)
     assert bool(found) == (case in DIFFER)
     ids, labels = encode(tokenizer, messages, train_on="last", tools=tools)
     first = next(n for n, label in enumerate(labels) if label != UNTRAINED)
     same = ids[:first] == prompt_ids(tokenizer, messages[:-1], tools)
-    assert same == (not token_parity(tokenizer, messages, tools, train_on="last"))
+    assert same == (not token_parity(tokenizer, row, train_on="last"))
 
 
 def test_thoughts_that_only_a_prompt_opens_are_shown_for_each_answer() -> None:
-    first, second = token_parity(template_tokenizer("deepseek_r1"), CONVERSATIONS["chat"])
+    first, second = token_parity(template_tokenizer("deepseek_r1"), of("chat"))
     assert (first.number, first.prompt, first.trained) == (2, "<think>\n", "I")
     assert (second.number, second.prompt, second.trained) == (4, "<think>\n", "A")
     assert str(first) == (
         f"messages[2]: from token {first.at} on, generation sees '<think>\\n' and training 'I'"
     )
-    (only,) = token_parity(template_tokenizer("qwen3_prompted"), CONVERSATIONS["chat"])
+    (only,) = token_parity(template_tokenizer("qwen3_prompted"), of("chat"))
     assert only.number == 2, "the last answer has an empty block after the one the prompt opens"
 
 
@@ -47,7 +51,7 @@ def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
         "{{ 'assistant: ' if add_generation_prompt }}"
     )
     messages = [Message("user", "x"), Message("assistant", "is the fox")]
-    (found,) = token_parity(tokenizer, messages)
+    (found,) = token_parity(tokenizer, Conversation(tuple(messages)))
     assert (found.prompt, found.trained) == (" ", " is")
     ids, labels = encode(tokenizer, messages, train_on="assistant")
     assert tokenizer.decode([t for t in labels if t != UNTRAINED]) == " the fox<|im_end|>"
@@ -56,18 +60,19 @@ def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
 
 def test_an_answer_that_opens_a_conversation_or_is_not_trained_has_nothing_to_prove() -> None:
     tokenizer = template_tokenizer("deepseek_r1")
-    assert token_parity(tokenizer, [Message("assistant", "Hello.")]) == []
+    assert token_parity(tokenizer, Conversation((Message("assistant", "Hello."),))) == []
     quiet = [Message("user", "x"), Message("assistant", "y", train=False)]
-    assert token_parity(tokenizer, quiet) == []
-    assert token_parity(tokenizer, [Message("", "Plain text.")]) == []
+    assert token_parity(tokenizer, Conversation(tuple(quiet))) == []
+    assert token_parity(tokenizer, Conversation((Message("", "Plain text."),))) == []
 
 
 def test_without_a_template_the_completion_follows_its_prompt() -> None:
     tokenizer = template_tokenizer("chatml")
     tokenizer.chat_template = None
     row = [Message("user", "2 plus 2 is"), Message("assistant", " 4")]
-    assert token_parity(tokenizer, row) == []
-    (joined,) = token_parity(tokenizer, [Message("user", "a "), Message("assistant", "is it")])
+    assert token_parity(tokenizer, Conversation(tuple(row))) == []
+    joining = (Message("user", "a "), Message("assistant", "is it"))
+    (joined,) = token_parity(tokenizer, Conversation(joining))
     assert joined.number == 1
 
 

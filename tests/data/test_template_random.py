@@ -4,6 +4,7 @@ What each template should train is said here in a line of Python, apart from the
 loractl.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Family:
     last_end: str = ""  # where it is another one
     system: bool = True
     turns: bool = True  # False: only one answer can be told
+    middle_end: str | None = None  # of answers that are not the last, where it is another one
 
 
 FAMILIES = {
@@ -77,7 +79,7 @@ FAMILIES = {
     "glm4": Family(end="<|user|>", last_end=EOS),
     "granite": Family(end="<|end_of_text|>"),
     "harmony": Family(
-        lambda said, last: "<|channel|>final<|message|>" + said, "<|return|>", turns=False
+        lambda said, last: "<|channel|>final<|message|>" + said, "<|return|>", middle_end=""
     ),
     "internlm": Family(),
     "llama2": Family(lambda said, last: f" {said.strip()} "),
@@ -139,13 +141,36 @@ def trained_runs(name: str, messages: list[Message], train_on: str = "assistant"
     return [TOKENIZERS[name].decode(run) for run in runs]
 
 
+CUT = ("deepseek_r1", "qwen3", "qwen3_prompted")
+"""Templates that write only a part of some answers."""
+
+
+def drops_words(name: str, answers: list[str]) -> bool:
+    """Whether more is lost than the reasoning that begins an answer which is not the last."""
+    for number, said in enumerate(answers):
+        last = number == len(answers) - 1
+        wanted = said if last else without_thoughts(said)
+        if words(FAMILIES[name].says(said, last)) != words(wanted):
+            return True
+    return False
+
+
+def without_thoughts(said: str) -> str:
+    before, closed, after = said.partition("</think>")
+    said = after if closed and "<think>" not in before else said
+    return re.sub("<think>.*?</think>", "", said, flags=re.DOTALL)
+
+
+def words(text: str) -> str:
+    return "".join(text.replace("<think>", "").replace("</think>", "").split())
+
+
 def expected(name: str, answers: list[str]) -> list[str]:
     family = FAMILIES[name]
     *earlier, last = answers
     last_end = family.last_end or family.end
-    return [family.says(a, False) + family.end for a in earlier] + [
-        family.says(last, True) + last_end
-    ]
+    end = family.end if family.middle_end is None else family.middle_end
+    return [family.says(a, False) + end for a in earlier] + [family.says(last, True) + last_end]
 
 
 @settings(
@@ -163,6 +188,10 @@ def test_the_trained_tokens_are_the_answers_and_their_ends(
 ) -> None:
     for name, family in FAMILIES.items():
         messages = spoken(system if family.system else None, asked)
+        if name in CUT and drops_words(name, [a for _, a in asked]):
+            with pytest.raises(TemplateError, match="leaves out the (reasoning|content)"):
+                trained_runs(name, messages)
+            continue
         if len(asked) > 1 and not family.turns:
             first = 1 + (messages[0].role == "system")
             with pytest.raises(TemplateError, match=rf"messages\[{first}\]: "):

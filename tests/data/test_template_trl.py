@@ -103,8 +103,7 @@ DROPS_CALLS = "leaves out the tool_calls"  # what is trained would be an empty a
 REFUSED = {
     **{(name, "tools"): DROPS_CALLS for name in ("lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl")},
     ("deepseek_r1_distill", "tools"): DROPS_CALLS,
-    # An earlier answer ends with <|end|>, and a model that learns to write that does not stop.
-    **{("gptoss", name): "ends this answer with" for name in ("turns", "system", "thoughts")},
+    ("deepseekv3", "thoughts"): "leaves out the reasoning",
 }
 
 
@@ -157,6 +156,8 @@ def as_the_twin_trains(name: str, text: str, span: tuple[int, int]) -> tuple[int
         before = text.rfind(opener, max(span[0] - 40, 0), span[0])
         start = before if start == span[0] else max(start, before)
     assert (start < span[0]) == (name in ALSO_BEFORE)
+    if name == "gptoss" and text.startswith("<|end|>", end):
+        end += len("<|end|>")  # it is not the end that a model has to write after its answer
     if name in ALSO_NEWLINE and text.startswith("\n", end):
         end += 1
     return start, end
@@ -262,6 +263,7 @@ NO_TOOLS = "rejects the row|leaves out the tool_calls"
 ORIGINALS_REFUSE = {
     ("gemma", "system"): "System role not supported",
     **{key: why for key, why in REFUSED.items() if key[0] != "deepseek_r1_distill"},
+    ("deepseek_r1_distill", "thoughts"): "leaves out the reasoning",
     **{
         (name, "tools"): NO_TOOLS
         for name in ("cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3")
@@ -292,6 +294,10 @@ def test_with_the_original_template_each_answer_is_trained_up_to_its_one_end(
     assert len(runs) == len(answers)
     for run, message in zip(runs, answers, strict=True):
         text = tokenizer.decode(run)
+        if name == "gptoss" and message is not answers[-1] and not message.tool_calls:
+            # What ends it here, <|end|>, a model that has answered must not write.
+            assert text.endswith(message.content) and "<|end|>" not in text
+            continue
         last = message is answers[-1]
         end = LAST_ENDS.get(name, ENDS[name]) if last else ENDS[name]
         end = CALL_ENDS.get(name, end) if message.tool_calls else end

@@ -6,7 +6,7 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from loractl.data import batches
+from loractl.data import account, batches
 from loractl.data.parity import doubled_bos
 from loractl.data.rendering import TemplateError, writes_date, writes_tools
 from loractl.data.store import lengths_of
@@ -66,6 +66,8 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
             yield note(
                 "no answer", f"{name}: no trained token, so dropped: {one.untrained}; {cure}"
             )
+        for kind, text in account.oddities(one):
+            yield note(kind, f"{name}: {text}")
     if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
         longest = max(one.longest for one in accounts.values())
         yield ok("length", f"no row is truncated or dropped; the longest has {longest:,} tokens")

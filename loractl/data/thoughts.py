@@ -1,0 +1,160 @@
+"""Reasoning in an answer: where it stands, and which of it a row keeps before it is rendered.
+
+Rows write it into a field of the message or between tags in the content; which of them a chat
+template reads, and for which answers, is found by rendering (written.py).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from loractl.records import Conversation, Message
+
+FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
+"""The fields of a message that hold its reasoning, in the words of the templates that read them."""
+
+TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|channel>thought\n", "<channel|>"),
+)  # fmt: skip
+"""What surrounds reasoning in the content of an answer: Qwen and DeepSeek, Claude-made rows,
+Magistral, Seed-OSS, Gemma 4."""
+
+_TAGGED = re.compile(
+    "|".join(f"{re.escape(opened)}(.*?){re.escape(closed)}" for opened, closed in TAGS), re.DOTALL
+)
+_CLOSED = re.compile("|".join(re.escape(closed) for _, closed in TAGS))
+
+
+class Piece(NamedTuple):
+    """A stretch of a content."""
+
+    text: str
+    kind: Literal["content", "thought", "tag"]
+
+
+def pieces(message: Message, text: str) -> Iterator[Piece]:
+    """The stretches of a text of this message; joined they are the text again.
+
+    Reasoning whose opening tag is missing, since the generation prompt has written it, begins the
+    text (DeepSeek R1).
+    """
+    if message.role != "assistant" or not (closed := _CLOSED.search(text)):
+        yield Piece(text, "content")
+        return
+    at = 0
+    if not any(opened in text[: closed.start()] for opened, _ in TAGS):
+        yield Piece(text[: closed.start()], "thought")
+        yield Piece(closed[0], "tag")
+        at = closed.end()
+    for found in _TAGGED.finditer(text, at):
+        start, end = next(found.span(n) for n in range(1, len(TAGS) + 1) if found[n] is not None)
+        yield Piece(text[at : found.start()], "content")
+        yield Piece(text[found.start() : start], "tag")
+        yield Piece(text[start:end], "thought")
+        yield Piece(text[end : found.end()], "tag")
+        at = found.end()
+    yield Piece(text[at:], "content")
+
+
+def has_thoughts(message: Message) -> bool:
+    """Whether a message holds reasoning, in a field or in its content."""
+    return bool(_in_fields(message)) or any(
+        piece.kind == "thought" and piece.text.strip() for piece in pieces(message, message.content)
+    )
+
+
+def _in_fields(message: Message) -> dict[str, str]:
+    if message.role != "assistant":
+        return {}
+    found = {name: message.extra.get(name) for name in FIELDS}
+    return {n: text for n, text in found.items() if isinstance(text, str) and text.strip()}
+
+
+def without_thoughts(message: Message) -> Message:
+    """The message without its reasoning, its tags and the white space after them."""
+    if message.role != "assistant":
+        return message
+    extra = {name: value for name, value in message.extra.items() if name not in FIELDS}
+    parts = tuple(_untagged(message, text) for text in message.parts)
+    content = _untagged(message, message.content)
+    return replace(message, content=content, extra=extra, parts=parts)
+
+
+def _untagged(message: Message, text: str) -> str:
+    found = list(pieces(message, text))
+    kept = [
+        piece.text.lstrip() if number and found[number - 1].kind == "tag" else piece.text
+        for number, piece in enumerate(found)
+        if piece.kind == "content"
+    ]
+    return "".join(kept)
+
+
+def separated(message: Message) -> tuple[str, Message]:
+    """The reasoning of an answer, and the answer without it."""
+    found = pieces(message, message.content)
+    inside = [piece.text.strip("\n") for piece in found if piece.kind == "thought"]
+    texts = [*_in_fields(message).values(), *(text for text in inside if text.strip())]
+    return "\n".join(texts), without_thoughts(message)
+
+
+def prepared(conversation: Conversation, setting: str, split: bool) -> Iterator[Conversation]:
+    """What a row is rendered as: the reasoning that `data.thoughts` keeps, and with `split` one
+    conversation for each of its answers."""
+    for one in _answers_apart(conversation) if split else (conversation,):
+        yield _chosen(one, setting)
+
+
+def _chosen(conversation: Conversation, setting: str) -> Conversation:
+    """`drop` keeps none of the reasoning, `last` that of the answers after the last question."""
+    messages = conversation.messages
+    if setting == "drop":
+        kept = len(messages)
+    elif setting == "last":
+        asked = [number for number, message in enumerate(messages) if message.role == "user"]
+        kept = max(asked, default=-1)
+    else:
+        return conversation
+    left = (without_thoughts(m) if n < kept else m for n, m in enumerate(messages))
+    return replace(conversation, messages=tuple(left))
+
+
+def _answers_apart(conversation: Conversation) -> Iterator[Conversation]:
+    """One conversation for each trained answer, with what precedes it as context
+    (`data.split_turns`): as generation will see it, where a template strips earlier reasoning.
+
+    A conversation without a trained answer stays whole.
+    """
+    messages = conversation.messages
+    trained = [n for n, m in enumerate(messages) if m.role == "assistant" and m.train]
+    for number in trained:
+        context = (replace(message, train=False) for message in messages[:number])
+        yield replace(conversation, messages=(*context, messages[number]))
+    if not trained:
+        yield conversation
+
+
+def spellings(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+    """The same messages with their reasoning in each field in turn, then in tags in the content:
+    the ways in which templates read it, as given first."""
+    yield tuple(messages)
+    for name in FIELDS:
+        yield tuple(_spelled(message, name) for message in messages)
+    yield tuple(_spelled(message, "") for message in messages)
+
+
+def _spelled(message: Message, name: str) -> Message:
+    thought, answer = separated(message)
+    if not thought.strip():
+        return message
+    if name:
+        extra: Mapping[str, object] = {**answer.extra, name: thought}
+        return replace(answer, extra=extra)
+    opened, closed = TAGS[0]
+    text = f"{opened}\n{thought}\n{closed}\n\n{answer.content}"
+    return replace(answer, content=text, parts=(text,) if answer.parts else ())
