@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from loractl import console, signals
-from loractl.cli import completion
+from loractl.cli import completion, usage
 from loractl.cli.adapters import adapters_app
 from loractl.cli.answers import chat, generate
 from loractl.cli.options import (
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
             console.note("interrupted")
         return code
     except typer.TyperException as error:
-        console.errors([f"{error.format_message().rstrip('.')}; see {_help_of(argv)}"])
+        console.errors([usage.worded(error, _command_of(argv))])
         return error.exit_code
     except LoractlError as error:
         console.errors(error.messages)
@@ -192,15 +192,15 @@ def main(argv: Sequence[str]) -> int:
         return ConfigError.exit_code
 
 
-def _help_of(argv: Sequence[str]) -> str:
-    """The `... --help` of the command, or subcommand, that these words name."""
+def _command_of(argv: Sequence[str]) -> str:
+    """`loractl train` and the like: the command, or subcommand, that these words name."""
     here, path = typer.main.get_command(app), ["loractl"]
     for word in argv:
         if word not in getattr(here, "commands", {}):
             break
         here = here.commands[word]  # type: ignore[attr-defined]
         path.append(word)
-    return " ".join([*path, "--help"])
+    return " ".join(path)
 
 
 def _tell_storage(error: OSError) -> int:

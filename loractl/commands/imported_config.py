@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loractl import console
-from loractl.config.imports.tools import Converted, convert, settle_conflicts_
+from loractl.config.imports.tools import DEFAULTS, Converted, convert, settle_conflicts_
 from loractl.config.loader import read_mapping
 from loractl.config.settings import RunConfig
 from loractl.data import sources
@@ -23,6 +23,8 @@ MEANINGS = {
     "lora.init": "how A and B start",
     "lora.scaling": "alpha / rank, or with rslora alpha / sqrt(rank)",
     "lora.layers": "the blocks that get adapters",
+    "lora.start_from": "an adapter to train further; its own rank, alpha and target modules count,"
+    " so none is set",
     "data.columns": "our field: your column",
     "data.format": "the layout of a row",
     "data.packing": "several examples per row, none of which sees another",
@@ -32,6 +34,8 @@ MEANINGS = {
     "train.gradient_checkpointing": "recompute activations to save memory",
 }
 """Of keys whose description is longer than a comment."""
+START = "lora.start_from"
+MISSING = "is not a directory here; put the adapter there, or change lora.start_from"
 ORDER = ("model.name_or_path", "model", "method", "lora", "data.train", "data", "train", "seed")
 
 
@@ -56,6 +60,8 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
     _fit_warmup_(found)
     for why, keys in _by_reason(found).items():
         console.note(printable(f"note: {path}: not converted: {', '.join(keys)}: {why}"))
+    if (start := found.settings.get(START)) is not None and not _is_there(start):
+        console.note(printable(f"note: {path}: {found.source[START]}: {start} {MISSING}"))
     title = [
         f"Converted from a config of {found.tool}, {path.name}.",
         "Every other setting has a default: `loractl schema` lists them all.",
@@ -102,7 +108,7 @@ def _plan_(found: Converted) -> dict[str, str]:
         return {}
     model = first_model.choose(ours["model.name_or_path"])
     data = survey(ours["data.train"], row_counts.tokenizer_of(model.name))
-    settings = first_run.settings(model, data, ours["method"], data.shape)
+    settings = first_run.settings(model, data, ours.get("method", "lora"), data.shape)
     missing = {
         one.key: one
         for one in settings
@@ -115,16 +121,21 @@ def _plan_(found: Converted) -> dict[str, str]:
 def _fit_warmup_(found: Converted) -> None:
     """A share in place of warmup steps that are more than the steps of a run on these rows."""
     ours = found.settings
-    warmup, path = ours.get("train.warmup", 0), ours["data.train"]
-    if warmup < 1 or "train.steps" in ours or not isinstance(path, str) or not exists(path):
+    warmup, path, steps = ours.get("train.warmup", 0), ours["data.train"], ours.get("train.steps")
+    if warmup < 1:
         return
-    rows = sum(1 for _ in sources.read(path))
-    window = ours.get("train.batch_size", 8) * ours.get("train.gradient_accumulation", 1)
-    packed = 8 if ours.get("data.packing") else 1  # rows in one, roughly; more would be safer
-    steps = int(rows / packed / window * ours.get("train.epochs", 1))
+    which = "max_steps"
+    if steps is None:
+        if not isinstance(path, str) or not exists(path):
+            return
+        rows = sum(1 for _ in sources.read(path))
+        window = ours.get("train.batch_size", 8) * ours.get("train.gradient_accumulation", 1)
+        packed = 8 if ours.get("data.packing") else 1  # rows in one, roughly; more would be safer
+        steps = int(rows / packed / window * ours.get("train.epochs", 1))
+        which = f"the run's steps on {path}"
     if warmup > steps:
         theirs = found.source["train.warmup"]
-        found.not_mapped[theirs] = f"more than the run's steps on {path}: 0.1 of them instead"
+        found.not_mapped[theirs] = f"more than {which}: 0.1 of them instead"
         found.set_({"train.warmup": 0.1}, "")
 
 
@@ -162,8 +173,18 @@ def _comment(found: Converted, key: str) -> str:
         section = section.model_fields[part].annotation
     described = section.model_fields[name].description or ""
     meaning = MEANINGS.get(key) or described.split(";")[0].split(":")[0]
-    theirs = found.source[key]
-    return f"{theirs}: {meaning}" if theirs else f"{meaning}; not set in the original"
+    if key == START and not _is_there(found.settings[key]):
+        meaning += f". It {MISSING}"
+    if theirs := found.source[key]:
+        return f"{theirs}: {meaning}"
+    is_theirs = DEFAULTS[found.tool].get(key) == found.settings[key]
+    return (
+        f"{meaning}; {f'the default of {found.tool}' if is_theirs else 'not set in the original'}"
+    )
+
+
+def _is_there(adapter: str) -> bool:
+    return Path(adapter).expanduser().is_dir()
 
 
 def _left_out(found: Converted) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from loractl.config.describe import branches, choices, describe, origin
 from loractl.config.settings import ABSENT, NOT_YET, RunConfig, Section
 from loractl.config.synonyms import KEYS, NO_SETTING, VALUES
-from loractl.text import closest, found, listed
+from loractl.text import LONGEST_VALUE, closest, found, listed
 
 Problem = tuple[str, str]
 """A dotted key, and what is wrong with it."""
@@ -209,8 +209,13 @@ def _suggest_fix(place: _Place, required: dict[str, FieldInfo]) -> str:
         return f"; remove the line to use the default{f', {default}' if is_plain else ''}"
     if isinstance(value, str) and _as_section(place.kind):
         return f"; write {next(iter(required), place.key)} or its other keys, one per line below it"
+    if isinstance(value, str) and list in map(origin, kinds):
+        words = choices(place.kind)
+        one = _nearest_word(value, words) if words else value
+        return f"; write [{one}]" if one and len(one) <= LONGEST_VALUE else ""
     if isinstance(value, str):
-        return _nearest_choice(value, choices(place.kind)) or _quotes_hint(value, kinds)
+        near = _nearest_word(value, choices(place.kind))
+        return f"; did you mean {near}?" if near else _quotes_hint(value, kinds)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return f"; write {value:.0f}"
     if isinstance(value, bool | int | float) and str in kinds:
@@ -218,10 +223,9 @@ def _suggest_fix(place: _Place, required: dict[str, FieldInfo]) -> str:
     return ""
 
 
-def _nearest_choice(value: str, words: list[str]) -> str:
+def _nearest_word(value: str, words: list[str]) -> str | None:
     theirs = VALUES.get(value.lower())
-    near = theirs if theirs in words else closest(value, words)
-    return f"; did you mean {near}?" if near else ""
+    return theirs if theirs in words else closest(value, words)
 
 
 def _quotes_hint(value: str, kinds: list[Any]) -> str:

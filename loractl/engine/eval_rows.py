@@ -5,7 +5,7 @@ training printed: in bfloat16 another packing would round differently.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class EvalRows:
     of_run: bool = False
     kernels: str = "auto"  # which layers compute the loss, as in train.kernels
     sha256: tuple[str | None, ...] = ()  # of the sources, as a run read them
+    noted: set[str] = field(default_factory=set)  # changed since; each model reads them again
 
     @property
     def name(self) -> str:
@@ -61,7 +62,8 @@ class EvalRows:
             store, account = examples.load(path, tokenizer, reading)
             store.named = self._are_named
             known = self.sha256[number] if self.sha256 else None
-            if known is not None and known != account.sha256:
+            if known not in (None, account.sha256) and path not in self.noted:
+                self.noted.add(path)
                 console.note(f"note: {path} has changed since the run read it")
             stores.append(store)
         return Mixture(stores)

@@ -36,8 +36,9 @@ def combine_as_text(report: Mapping[str, Any]) -> str:
         if off is None
         else f"relative distance {off:.2e} from the exact sum of the updates"
     )
-    listed = ", ".join(f"{weight:g} x {name}" for name, weight in report["weights"].items())
+    listed = ", ".join(f"{name} (weight {w:g})" for name, w in report["weights"].items())
     return (
-        f"{report['how']} of {listed}: {len(report['modules'])} modules, rank"
-        f" {', '.join(map(str, ranks))}; {distance}\n{report['out']}"
+        f"combined by {report['how']}: {listed}\n"
+        f"{text.counted(len(report['modules']), 'module')} of rank {', '.join(map(str, ranks))};"
+        f" {distance}\n{report['out']}"
     )

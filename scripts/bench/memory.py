@@ -106,21 +106,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(asked: argparse.Namespace) -> int:
     """Run the grid, and keep each point as it is found."""
+    points = {name_of(point): point for point in (BASE | changes for changes in GRID)}
+    wanted = report.chosen(points, asked.only)
     if not asked.model.is_dir():
         sys.exit(f"error: {asked.model} is missing; run scripts/fetch_base")
     model, found = asked.model.resolve(), {}
     with tempfile.TemporaryDirectory() as name:
         machine = run.module("machine", cache=Path(name))
     del machine["dtype"]  # each point has its own
-    for point in (BASE | changes for changes in GRID):
-        name = name_of(point)
-        if not any(part in name for part in asked.only):
-            continue
+    for name in wanted:
+        point = points[name]
         found[name] = {"machine": machine, **point, **measured(point, model)}
         store.keep(asked.results, "memory", name, found[name])
         report.say(f"{name}: off by {error_of(found[name]):+.1%}")
-    if not found:
-        sys.exit(f"error: --only {' '.join(asked.only)}: no such point")
     print(section(found))
     return 0
 

@@ -33,16 +33,15 @@ def measure(asked: argparse.Namespace) -> int:
 
     from bench import machine, twins
 
+    wanted = report.chosen(twins.OPS, asked.only)
     about = machine.describe()
     about |= {"dtype": about["dtype"] if asked.dtype == "auto" else asked.dtype}
     dtype = getattr(torch, about["dtype"])
     found: dict[str, Any] = {}
-    for op, make in twins.OPS.items():
-        if not any(part in op for part in asked.only):
-            continue
+    for op in wanted:
         torch.manual_seed(0)
         try:
-            pair = make(dtype, asked.tokens)
+            pair = twins.OPS[op](dtype, asked.tokens)
         except ImportError as error:
             report.say(f"{op}: not in this checkout ({error})")
             continue

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.jobs import LIMIT, LORACTL, OWN_LIMIT
 
@@ -16,6 +16,21 @@ RESULTS = Path(__file__).with_name("results.json")
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
+    """The names that hold one of these parts. Ends with 2 for a part that is in none of them."""
+    names = list(names)
+    for part in only:
+        if not any(part in name for name in names):
+            refuse_only(part, names)
+    return [name for name in names if any(part in name for part in only)]
+
+
+def refuse_only(word: str, names: Iterable[str]) -> NoReturn:
+    """End with 2, as argparse does: there is nothing of that name to measure."""
+    say(f"error: --only {word}: found nothing of that name, expected one of {'; '.join(names)}")
+    raise SystemExit(2)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,8 +13,8 @@ HEAD = """\
 
 Run `python scripts/bench SUBJECT` with the `dev` extra installed: `ops`, `hub`, `memory` (after
 `scripts/fetch_base`), `speed --model DIR --data CHATS.jsonl`, `safety CONFIG --out DIR` or
-`forgetting --retain TEXT.jsonl`. Each updates its own records and this page; `--only` picks
-single ones, and `--help` lists the other options.
+`forgetting --retain TEXT.jsonl`. Each updates its own records and this page. `ops`, `memory` and
+`speed` measure single ones with `--only`; `--help` lists the options of each.
 
 What counts are ratios from one run on one machine: speeds depend on the processor and, on a
 shared machine, on the hour.

@@ -129,7 +129,7 @@ def wanted_jobs(only: list[str]) -> dict[str, list[str]]:
     for text in only:
         name, _, part = text.partition("/")
         if name not in WORKLOADS:
-            sys.exit(f"error: --only {text}: no such workload; there are {', '.join(WORKLOADS)}")
+            report.refuse_only(text, WORKLOADS)
         chosen.setdefault(name, [])
         chosen[name] += [part] if part else []
     return chosen

@@ -1,6 +1,7 @@
 """`loractl adapters combine`: what it makes answers as what PEFT combines; its refusals."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,18 @@ def test_the_adapters_may_stand_without_their_option(
     assert weights[0] == weights[1]
     assert main(["adapters", "combine", "--how", "cat", "--out", str(tmp_path / "c")]) == 2
     assert "found none, expected NAME=DIR" in capsys.readouterr().err
+
+
+def test_the_result_is_told_in_words(
+    base: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path
+) -> None:
+    one = adapter_dir(base("llama"))
+    assert combine(tmp_path / "scaled", "--how", "cat", one=one) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "combined by cat: one (weight 1)"
+    assert re.fullmatch(
+        r"\d+ modules of rank 4; relative distance \S+ from the exact sum .*", second
+    )
+    flags = ("--how", "cat", "--weight", "two=0.5")
+    assert combine(tmp_path / "both", *flags, one=one, two=one) == 0
+    assert capsys.readouterr().out.startswith("combined by cat: one (weight 1), two (weight 0.5)\n")

@@ -135,7 +135,8 @@ def test_rows_that_changed_since_are_measured_with_a_note(
     assert "changed since" not in capsys.readouterr().err
     write_jsonl(held_out, chat_rows(4))
     assert main(["eval", str(tmp_path / "run"), *LOSS]) == 0
-    assert f"note: {held_out} has changed since the run read it" in capsys.readouterr().err
+    note = f"note: {held_out} has changed since the run read it"
+    assert capsys.readouterr().err.count(note) == 1  # although the base reads it as well
 
 
 @pytest.mark.parametrize("is_old", [False, True])

@@ -95,6 +95,48 @@ def test_an_adapters_config_gets_a_plan_of_training_from_the_rows(base: Base) ->
     assert load(Path("same.yaml")).config.train == found.train
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_adapter_to_train_further_is_kept_without_its_own_settings(
+    is_there: bool, base: Base, adapter_dir: Callable[..., Path], capsys: Capture
+) -> None:
+    start = adapter_dir(base("llama")) if is_there else Path("absent/adapter")
+    Path("theirs.yaml").write_text(
+        f"stage: sft\nadapter_name_or_path: {start}\nlora_rank: 3\nlora_target: all\n"
+    )
+    asked = ["--model", str(base("llama")), "--data", "rows.jsonl", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    text, err = Path("ours.yaml").read_text("utf-8"), capsys.readouterr().err
+    assert "its own rank, alpha and target modules count," in text
+    found = load(Path("ours.yaml"), paths_exist=False)
+    assert found.config.lora.start_from == str(start)
+    assert not {"lora.rank", "lora.alpha", "lora.target_modules"} & found.explicit
+    missing = f"{start} is not a directory here; put the adapter there"
+    assert (f"note: theirs.yaml: adapter_name_or_path: {missing}" in err) is not is_there
+    assert ("is not a directory here" in text) is not is_there
+    assert main(["check", "ours.yaml"]) == (0 if is_there else 2)
+
+
+def test_an_invalid_number_is_listed_and_the_config_passes_check(
+    base: Base, capsys: Capture
+) -> None:
+    Path("theirs.yaml").write_text("base_model: b\nadapter: lora\nnum_epochs: -1\nseed: 3\n")
+    asked = ["--model", str(base("llama")), "--data", "rows.jsonl", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    told = "num_epochs: invalid: found -1, expected a number greater than 0"
+    text = Path("ours.yaml").read_text("utf-8")
+    assert told in text and told in capsys.readouterr().err
+    assert "epochs: 1  # passes over the data; the default of axolotl" in text
+    assert load(Path("ours.yaml")).config.train.epochs == 1
+
+
+def test_more_warmup_than_max_steps_becomes_a_share(base: Base) -> None:
+    Path("theirs.yaml").write_text("base_model: b\nmax_steps: 10\nwarmup_steps: 100\n")
+    asked = ["--model", str(base("llama")), "--data", "rows.jsonl", "--out", "ours.yaml"]
+    assert main(["init", "--from", "theirs.yaml", *asked]) == 0
+    assert load(Path("ours.yaml")).config.train.warmup == 0.1
+    assert "warmup_steps: more than max_steps" in Path("ours.yaml").read_text("utf-8")
+
+
 def test_what_is_no_config_of_a_known_tool_is_refused(capsys: Capture) -> None:
     Path("theirs.yaml").write_text("stage: dpo\nmodel_name_or_path: x\n")
     assert main(["init", "--from", "theirs.yaml"]) == 2

@@ -171,7 +171,7 @@ def test_where_lora_does_not_fit_nothing_is_written_and_what_fits_is_named(
         (["--task", "simple", "--model", "7B", "--dtype", "int4"], "--dtype: found 'int4'"),
         (["--task", "simple", "--model", "7B", "--write", "absent/x.yaml"],
          "create it or choose another --write"),
-        (["--task", "simple"], "Missing option"),
+        (["--task", "simple"], "--model: not given, but required"),
         (["--task", "simple", "--model", "7B", "--columns", "prompt=q"], "add --data FILE"),
         (["--task", "simple", "--model", "7B", "--data", "x", "--columns", "prompt"],
          "--columns: found 'prompt', expected FIELD=COLUMN"),

@@ -81,6 +81,9 @@ def problems(text: str) -> dict[str, str]:
             "train.gradient_checkpointing",
             "auto, true or false",
         ),
+        ("train: {report_to: wandb}", "train.report_to", r"; write \[wandb\]"),
+        ("train: {report_to: wandbb}", "train.report_to", r"; write \[wandb\]"),
+        ("lora: {modules_to_save: lm_head}", "lora.modules_to_save", r"; write \[lm_head\]"),
         ("train: {report_to: [wand]}", "train.report_to[0]", "; did you mean wandb?"),
         ("data: {packing: yes}", "data.packing", "found the string 'yes', .*; did you mean true?"),
         (

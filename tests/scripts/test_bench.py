@@ -117,14 +117,17 @@ def test_starts_are_told_as_medians_with_their_number() -> None:
     assert table.splitlines()[2] == "| ours | 5.50 (5.00, 9.00) | 3 |"
 
 
-def test_workloads_are_chosen_by_name_and_their_jobs_by_a_part_of_it() -> None:
+def test_workloads_are_chosen_by_name_and_their_jobs_by_a_part_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert speed.wanted_jobs(["chats", "long/2048", "long/8192"]) == {
         "chats": [],
         "long": ["2048", "8192"],
     }
     assert list(speed.wanted_jobs(["all"])) == list(WORKLOADS)
-    with pytest.raises(SystemExit, match="no such workload"):
+    with pytest.raises(SystemExit, match="2"):
         speed.wanted_jobs(["chat"])
+    assert f"expected one of {'; '.join(WORKLOADS)}" in capsys.readouterr().err
 
 
 def test_text_rows_are_longer_than_asked_for(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What the benchmarks found is shown as it is in results.json, and their commands run."""
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -101,6 +103,37 @@ def test_the_folder_runs_from_anywhere_and_lists_its_subjects(tmp_path: Path) ->
     assert done.returncode == 0
     assert all(f"\n    {subject}" in done.stdout for subject in SUBJECTS)
     assert bench("nothing", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["ops", "--only", "nothing"], "rms_norm"),
+        (["ops", "--only", "rms_norm", "nothing"], "rms_norm"),
+        (["memory", "--only", "nothing"], "lora, all-linear, float32, rank 8, 256 x 1"),
+        (["speed", "--model", ".", "--data", "rows.jsonl", "--only", "nothing"], "chats"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) else "",
+)
+def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(
+    words: list[str], known: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "config.json").touch()
+    path = tmp_path / "found.json"
+    done = bench(*words, "--results", path, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout and not path.exists()
+    assert "error: --only nothing: found nothing of that name" in done.stderr
+    assert known in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_page_names_the_subjects_that_measure_single_records() -> None:
+    """Those that have --only, and no others."""
+    (sentence,) = [text for text in results.HEAD.split(". ") if "`--only`" in text]
+    for name in results.SECTIONS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"bench.{name}").add_options(parser)
+        assert ("--only" in parser.format_help()) is (f"`{name}`" in sentence), name
 
 
 def test_an_op_is_measured_and_its_record_and_page_are_written(tmp_path: Path) -> None:

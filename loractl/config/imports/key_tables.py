@@ -8,7 +8,9 @@ from loractl.config.imports.reasons import REASONS
 from loractl.config.imports.values import (
     QUANTIZED,
     Translator,
+    adapter,
     checkpointing,
+    count,
     dtype,
     fixed,
     layers,
@@ -21,6 +23,7 @@ from loractl.config.imports.values import (
     same,
     schedule,
     share_of_rows,
+    share_of_steps,
     start,
     switch,
     targets,
@@ -46,7 +49,8 @@ KEYS: dict[str, Translator] = {
         ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method",
          "quantization_type", "double_quantization", "bnb_4bit_quant_type", "quantize_base",
          "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant", "use_bnb_nested_quant", "gptq",
-         "bnb_4bit_quant_storage", "quantization_config", "bnb_config_kwargs", "loftq_config"),
+         "bnb_4bit_quant_storage", "quantization_config", "bnb_config_kwargs", "loftq_config",
+         "quant_method"),
         no(QUANTIZED),
     ),
     # the method and the adapter
@@ -54,6 +58,9 @@ KEYS: dict[str, Translator] = {
     **dict.fromkeys(("use_dora", "peft_use_dora"), switch("method", "dora")),
     **dict.fromkeys(("use_rslora", "peft_use_rslora"), switch("lora.scaling", "rslora")),
     **dict.fromkeys(("init_lora_weights", "peft_init_lora_weights"), start),
+    **dict.fromkeys(
+        ("adapter_name_or_path", "lora_model_dir", "resume_adapter_file"), adapter
+    ),
     "pissa_init": switch("lora.init", "pissa"),
     **dict.fromkeys(("r", "lora_r", "lora_rank"), whole("lora.rank")),
     "lora_alpha": number("lora.alpha"),
@@ -95,7 +102,7 @@ KEYS: dict[str, Translator] = {
     ),
     # the training
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), number("train.epochs")),
-    "max_steps": whole("train.steps"),
+    "max_steps": count("train.steps"),
     **dict.fromkeys(
         ("per_device_train_batch_size", "micro_batch_size", "batch_size"),
         whole("train.batch_size"),
@@ -106,7 +113,7 @@ KEYS: dict[str, Translator] = {
     ),
     **dict.fromkeys(("learning_rate", "lr"), number("train.learning_rate")),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), schedule),
-    "warmup_ratio": number("train.warmup"),
+    "warmup_ratio": share_of_steps,
     **dict.fromkeys(("warmup_steps", "num_warmup_steps"), warmup_steps),
     **dict.fromkeys(("optim", "optimizer"), optimizer),
     "weight_decay": number("train.weight_decay"),
@@ -118,11 +125,11 @@ KEYS: dict[str, Translator] = {
         checkpointing,
     ),
     "disable_gradient_checkpointing": switch("train.gradient_checkpointing", False),
-    "eval_steps": whole("train.eval_every"),
-    "save_steps": whole("train.save_every"),
-    "save_total_limit": whole("train.keep_checkpoints"),
-    "logging_steps": whole("train.log_every"),
-    "early_stopping_patience": whole("train.early_stopping"),
+    "eval_steps": count("train.eval_every"),
+    "save_steps": count("train.save_every"),
+    "save_total_limit": count("train.keep_checkpoints"),
+    "logging_steps": count("train.log_every"),
+    "early_stopping_patience": count("train.early_stopping"),
     "evals_per_epoch": no(FROM_ROWS.format("train.eval_every")),
     "saves_per_epoch": no(FROM_ROWS.format("train.save_every")),
     **dict.fromkeys(
@@ -136,7 +143,7 @@ KEYS: dict[str, Translator] = {
     "bias": no("biases are not trained"),
     # the run
     "output_dir": text("out"),
-    **dict.fromkeys(("seed", "random_seed", "random_state"), whole("seed", least=0)),
+    **dict.fromkeys(("seed", "random_seed", "random_state"), whole("seed")),
     **dict.fromkeys(("report_to",), trackers),
 }  # fmt: skip
 KEYS |= {
@@ -146,8 +153,8 @@ KEYS |= {
 ADALORA: dict[str, Translator] = {
     "init_r": whole("lora.adalora.initial_rank"),
     "target_r": whole("lora.adalora.target_rank"),
-    "tinit": whole("lora.adalora.warmup_steps", least=0),
-    "tfinal": whole("lora.adalora.final_steps", least=0),
+    "tinit": whole("lora.adalora.warmup_steps"),
+    "tfinal": whole("lora.adalora.final_steps"),
     "deltaT": whole("lora.adalora.every"),
     "beta1": number("lora.adalora.beta1"),
     "beta2": number("lora.adalora.beta2"),

@@ -2,6 +2,7 @@
 
 OWN_TEMPLATE = "the model's own chat template is used"
 FASTEST = "the fastest layers that give the same result are chosen"
+NEW_ADAPTER = "to train a new adapter on top of this one, merge this one into the base first"
 SHARDING = "a model is not spread over several devices in this version"
 TRACKING = "trackers are not available in this version: metrics.jsonl has every step"
 UPLOAD = "nothing is uploaded: export the adapter and upload that"
@@ -24,8 +25,8 @@ REASONS: dict[str, tuple[str, ...]] = {
         "liger_glu_activation", "liger_layer_norm", "liger_fused_linear_cross_entropy",
         "liger_cross_entropy", "torch_compile", "tf32", "compile", "plugins", "lora_mlp_kernel",
         "lora_qkv_kernel", "lora_o_kernel", "flash_optimum", "use_unsloth_gc",
-        "flash_attn_fuse_mlp", "unsloth_cross_entropy_loss", "cut_cross_entropy", "padding_free",
-        "pad_to_sequence_len", "group_by_length", "packing_strategy", "eval_sample_packing",
+        "flash_attn_fuse_mlp", "unsloth_cross_entropy_loss", "cut_cross_entropy",
+        "pad_to_sequence_len", "group_by_length", "eval_sample_packing",
         "eval_packing", "sample_packing_eff_est", "sample_packing_group_size",
         "sample_packing_bin_size", "gradient_checkpointing_kwargs", "activation_offloading",
         "fp16_full_eval", "bf16_full_eval", "upcast_layernorm", "upcast_lmhead_output",
@@ -62,7 +63,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     UPLOAD: (
         "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo",
         "push_model", "push_gguf", "save_gguf", "save_model", "save_method", "quantization",
-        "repo_id", "quant_method", "hf_use_auth_token", "export_dir", "push_dataset_to_hub",
+        "repo_id", "hf_use_auth_token", "export_dir", "push_dataset_to_hub",
         "save_only_model", "hub_revision",
         "hub_always_push",
     ),
@@ -76,6 +77,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "dataloader_persistent_workers", "dataloader_multiprocessing_context",
         "dataloader_in_order",
     ),
+    NEW_ADAPTER: ("create_new_adapter",),
     FROM_MODEL: (
         "fan_in_fan_out", "layers_pattern", "lora_fan_in_fan_out", "is_llama_derived_model",
         "is_mistral_derived_model", "is_falcon_derived_model", "rope_scaling", "base_model_config",
@@ -85,9 +87,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "not needed: a run writes no file over another, and continues with --resume": (
         "overwrite_output_dir", "resume_from_checkpoint", "auto_resume_from_checkpoints",
-        "save_safetensors", "lora_model_dir", "adapter_name_or_path", "save_first_step",
-        "create_new_adapter", "load_best_model_at_end", "resume_training", "save_compressed",
-        "ignore_data_skip", "restore_callback_states_from_checkpoint",
+        "save_safetensors", "save_first_step", "load_best_model_at_end", "resume_training",
+        "save_compressed", "ignore_data_skip", "restore_callback_states_from_checkpoint",
     ),
     "it follows from the method and the data": (
         "do_train", "do_eval", "do_predict", "strict", "predict_with_generate", "is_preprocess",
@@ -131,6 +132,15 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "rows longer than data.max_length follow data.too_long": (
         "excess_length_strategy", "truncation_mode", "min_sample_len", "max_prompt_length",
-        "truncation_side", "ignore_pad_token_for_loss", "roles_to_train",
+        "truncation_side", "ignore_pad_token_for_loss",
+    ),
+    "data.train_on says which messages are trained: assistant, last or all": (
+        "roles_to_train",
+    ),
+    "examples are packed whole and kept apart: data.packing only switches it on or off": (
+        "packing_strategy",
+    ),
+    "it changes the speed alone: data.packing says how rows share a batch": (
+        "padding_free",
     ),
 }  # fmt: skip

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from loractl.config.imports import torchtune
+from loractl.config.imports.invalid import complaint
 from loractl.config.imports.key_tables import ADALORA, KEYS
+from loractl.config.imports.reasons import NEW_ADAPTER
 from loractl.config.imports.their_data import DATA, READ
-from loractl.config.imports.values import QUANTIZED, Translator, is_off, is_on
+from loractl.config.imports.values import QUANTIZED, Translator, adapter, is_off, is_on
+from loractl.config.settings import FROM_ADAPTER
+from loractl.config.synonyms import KEYS as SYNONYMS
 from loractl.errors import ConfigError
 from loractl.text import shortened
 
@@ -168,6 +172,8 @@ def _set_method_(found: Converted, keys: Mapping[str, Any]) -> None:
         adapts = is_on(keys.get("use_peft", False))
     if found.tool in ("LLaMA-Factory", "unsloth") and not word:
         adapts = str(keys.get("training_type", "lora")).lower() != "full"
+    if not word and any(KEYS.get(key) is adapter and not is_off(keys[key]) for key in keys):
+        adapts = True  # one to train further is named
     method = "adalora" if word == "adalora" else "lora" if adapts else "full"
     found.set_({"method": method}, theirs)
 
@@ -178,15 +184,25 @@ def _translate_key_(found: Converted, key: str, value: Any) -> None:
         if is_off(value):
             found.off.append(key)
         else:
-            found.not_mapped[key] = "there is no such setting here"
+            found.not_mapped[key] = _unknown(key)
         return
     ours = translate(value)
     if isinstance(ours, str):
         found.not_mapped[key] = ours
+    elif wrong := complaint(ours):
+        found.not_mapped[key] = f"invalid: {wrong}"
     elif not ours or (ours == {"train.warmup": 0} and "train.warmup" in found.settings):
         found.off.append(key)  # no warmup steps beside a ratio: the ratio counts
     else:
         found.set_(ours, key)
+
+
+def _unknown(key: str) -> str:
+    """The reason for a key that no tool of these has: perhaps one of another tool's."""
+    theirs = SYNONYMS.get(key.lower())
+    return (
+        f"it is called {theirs} here: set it there" if theirs else "there is no such setting here"
+    )
 
 
 def _translator_of(found: Converted, key: str) -> Translator | None:
@@ -210,6 +226,17 @@ def settle_conflicts_(found: Converted) -> None:
     ours = found.settings
     if "train.steps" in ours:
         found.drop_("train.epochs", "max_steps counts instead, as there")
+    _settle_method_(found)
+    if "data.eval" not in ours:
+        found.drop_("train.eval_every", "no rows are held out: set data.eval")
+    if "train.eval_every" not in ours:
+        found.drop_("train.early_stopping", "it needs train.eval_every")
+
+
+def _settle_method_(found: Converted) -> None:
+    """Leave out what the method does not have, or what an adapter that is trained further decides:
+    its own settings and method are read from its files."""
+    ours = found.settings
     if ours.get("method") == "full":
         for key in [
             key for key in ours if key.startswith("lora.") or key == "train.lora_plus_ratio"
@@ -218,7 +245,10 @@ def settle_conflicts_(found: Converted) -> None:
     if ours.get("method") == "adalora":
         for key in ("lora.rank", "lora.rank_pattern", "lora.alpha_pattern", "lora.init"):
             found.drop_(key, "method: adalora has its own ranks and initialization")
-    if "data.eval" not in ours:
-        found.drop_("train.eval_every", "no rows are held out: set data.eval")
-    if "train.eval_every" not in ours:
-        found.drop_("train.early_stopping", "it needs train.eval_every")
+        found.drop_("lora.start_from", "method: adalora cannot continue from an adapter")
+    if "create_new_adapter" in found.not_mapped:
+        found.drop_("lora.start_from", NEW_ADAPTER)
+    if "lora.start_from" in ours:
+        found.drop_("method", "the method is that of the adapter in lora.start_from")
+        for name in sorted(FROM_ADAPTER):
+            found.drop_(f"lora.{name}", "the adapter in lora.start_from has its own")

@@ -9,6 +9,7 @@ from loractl.config.imports.values import (
     Ours,
     Translated,
     Translator,
+    count,
     fixed,
     is_on,
     no,
@@ -36,6 +37,9 @@ def _optimizer(value: Any) -> Translated:
 
 TABLE: dict[str, Translator] = {
     "checkpointer.checkpoint_dir": text("model.name_or_path"),
+    "checkpointer.adapter_checkpoint": no(
+        "to train an adapter further, name its directory in PEFT's format in lora.start_from"
+    ),
     "model.lora_rank": whole("lora.rank"),
     "model.lora_alpha": number("lora.alpha"),
     "model.lora_dropout": number("lora.dropout"),
@@ -56,7 +60,7 @@ TABLE: dict[str, Translator] = {
     "enable_activation_offloading": no("activations stay on the device"),
     "max_steps_per_epoch": no("an epoch has all rows: set train.steps instead of train.epochs"),
     "device": no("the best device is found"),
-    "log_every_n_steps": whole("train.log_every"),
+    "log_every_n_steps": count("train.log_every"),
     "save_adapter_weights_only": fixed("an adapter is written without the base"),
 }
 

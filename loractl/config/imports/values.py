@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from loractl.text import found
+
 Ours = dict[str, Any]
 """Our keys and their values; empty: nothing to set."""
 Translated = Ours | str
@@ -31,40 +33,48 @@ def is_on(value: Any) -> bool:
     return value is True or (isinstance(value, str) and value.strip().lower() in _TRUE)
 
 
+def invalid(value: Any, expected: str) -> str:
+    """Why a value that no tool accepts is left out."""
+    return f"invalid: found {found(value)}, expected {expected}"
+
+
 def same(key: str) -> Translator:
     """Our key takes their value as it is."""
     return lambda value: {} if is_off(value) else {key: value}
 
 
 def text(key: str) -> Translator:
+    return lambda value: {} if is_off(value) else {key: value}
+
+
+def whole(key: str) -> Translator:
+    """A number of something, also one written as 8.0 or '8'."""
+
     def translate(value: Any) -> Translated:
-        if is_off(value):
+        if is_off(value) and value is not False:
             return {}
-        return {key: value} if isinstance(value, str) else f"{value!r} is not a name"
+        number = as_number(value)
+        return {key: int(number) if number is not None and number % 1 == 0 else value}
 
     return translate
 
 
-def whole(key: str, *, least: int = 1) -> Translator:
-    """A number of something; one below `least`, such as -1, means that it is not set."""
+def count(key: str) -> Translator:
+    """A number of something that 0 or -1 switches off."""
 
     def translate(value: Any) -> Translated:
         number = as_number(value)
-        if value is None or (number is not None and number < least and number <= 0):
-            return {}
-        if number is None or number != int(number):
-            return f"{key} takes a whole number, found {value!r}"
-        return {key: int(number)}
+        return {} if number is not None and number <= 0 else whole(key)(value)
 
     return translate
 
 
 def number(key: str) -> Translator:
     def translate(value: Any) -> Translated:
-        if is_off(value) and not isinstance(value, int | float):
+        if is_off(value) and value is not False:
             return {}
-        found = as_number(value)
-        return f"{value!r} is not a number" if found is None else {key: found}
+        number = as_number(value)
+        return {key: value if number is None else number}
 
     return translate
 
@@ -76,10 +86,10 @@ def as_number(value: Any) -> int | float | None:
     if isinstance(value, int | float):
         return value
     try:
-        found = float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
-    return int(found) if found == int(found) and "." not in str(value) else found
+    return int(number) if number.is_integer() and "." not in str(value) else number
 
 
 def switch(key: str, on: Any, off: Any = None) -> Translator:
@@ -90,7 +100,7 @@ def switch(key: str, on: Any, off: Any = None) -> Translator:
             return {key: on}
         if is_off(value):
             return {} if off is None else {key: off}
-        return f"found {value!r}, expected true or false"
+        return invalid(value, "true or false")
 
     return translate
 
@@ -112,12 +122,22 @@ def fixed(reason: str) -> Translator:
 
 def share_of_rows(value: Any) -> Translated:
     """val_size and the like: a share, or a number of rows."""
-    found = as_number(value)
-    if is_off(value) or found == 0:
+    number = as_number(value)
+    if is_off(value) or number == 0:
         return {}
-    if found is None or not 0 < found < 1:
+    if number is None or not number > 0:
+        return invalid(value, "a share of the rows")
+    if number >= 1:
         return f"{value} is a number of rows, and data.eval takes a share of them"
-    return {"data.eval": float(found)}
+    return {"data.eval": float(number)}
+
+
+def share_of_steps(value: Any) -> Translated:
+    """warmup_ratio: a share, where train.warmup would take a number from 1 on for steps."""
+    number = as_number(value)
+    if number is not None and number >= 1:
+        return invalid(value, "a share of the steps, below 1")
+    return warmup_steps(value)
 
 
 def dtype(value: Any) -> Translated:
@@ -168,10 +188,22 @@ def names(key: str) -> Translator:
     def translate(value: Any) -> Translated:
         if is_off(value):
             return {}
-        found = value if isinstance(value, list) else re.split(r"[\s,]+", str(value).strip())
-        return {key: found}
+        return {key: value if isinstance(value, list) else re.split(r"[\s,]+", str(value).strip())}
 
     return translate
+
+
+def adapter(value: Any) -> Translated:
+    """An adapter to train further: a directory, or several between commas."""
+    if is_off(value):
+        return {}
+    listed = value if isinstance(value, list) else str(value).split(",")
+    if len(listed) > 1:
+        return (
+            f"one adapter can be trained further, found {len(listed)}: merge the others into the"
+            " base first"
+        )
+    return {"lora.start_from": listed[0].strip() if isinstance(listed[0], str) else value}
 
 
 def layers(value: Any) -> Translated:
@@ -223,10 +255,7 @@ def optimizer(value: Any) -> Translated:
 
 def warmup_steps(value: Any) -> Translated:
     """Steps; below 1, a share of them, as newer transformers have it."""
-    found = as_number(value)
-    if found is None:
-        return {} if is_off(value) else f"{value!r} is not a number"
-    return {"train.warmup": found}
+    return number("train.warmup")(value)
 
 
 def checkpointing(value: Any) -> Translated:

@@ -10,7 +10,7 @@ from loractl.config import loader, strict_yaml
 from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.tools import Converted, convert
 from loractl.config.imports.values import QUANTIZED
-from loractl.config.settings import RunConfig
+from loractl.config.settings import FROM_ADAPTER, RunConfig
 from loractl.errors import ConfigError
 from tests.config.imports.examples import EXAMPLES
 
@@ -194,6 +194,54 @@ def test_settings_that_exclude_each_other_are_settled_with_a_reason() -> None:
     found = converted("{model_name_or_path: x, lora_r: 4, max_steps: 9, num_train_epochs: 2}")
     assert found.not_mapped["lora_r"] == "method: full has no adapter"
     assert "train.epochs" not in found.settings and found.settings["train.steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs", "others"),
+    [
+        ("{stage: sft, model_name_or_path: b, adapter_name_or_path: old, lora_rank: 4,"
+         " lora_alpha: 8, lora_target: all, finetuning_type: lora}", "adapter_name_or_path",
+         {"lora_rank", "lora_alpha", "lora_target"}),
+        ("{base_model: b, adapter: lora, lora_model_dir: old, lora_r: 4, lora_target_linear: true}",
+         "lora_model_dir", {"lora_r", "lora_target_linear"}),
+        ("{base_model: b, lora_model_dir: old}", "lora_model_dir", set()),
+        ("{model: b, learning_rate: 1e-5, resume_adapter_file: old}", "resume_adapter_file", set()),
+    ],
+)  # fmt: skip
+def test_an_adapter_to_train_further_is_named_and_its_own_settings_are_left_out(
+    text: str, theirs: str, others: set[str]
+) -> None:
+    found = converted(text)
+    assert found.settings["lora.start_from"] == "old"
+    assert found.source["lora.start_from"] == theirs and theirs not in found.not_mapped
+    assert not {"method", *(f"lora.{name}" for name in FROM_ADAPTER)} & found.settings.keys()
+    why = "the adapter in lora.start_from has its own"
+    assert {key for key, reason in found.not_mapped.items() if reason == why} == others
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{stage: sft, adapter_name_or_path: 'a,b'}", "found 2: merge the others into the base"),
+        ("{stage: sft, adapter_name_or_path: [a, b]}", "found 2: merge the others into the base"),
+        ("{stage: sft, adapter_name_or_path: a, create_new_adapter: true}",
+         "merge this one into the base first"),
+        ("{stage: sft, adapter_name_or_path: a, finetuning_type: full}", "method: full"),
+        ("{base_model: b, adapter: adalora, adapter_name_or_path: a}", "method: adalora"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_trained_further_is_listed_with_the_reason(
+    text: str, why: str
+) -> None:
+    found = converted(text)
+    assert "lora.start_from" not in found.settings and "method" in found.settings
+    assert why in found.not_mapped["adapter_name_or_path"]
+
+
+def test_no_adapter_to_start_from_changes_nothing() -> None:
+    found = converted("{stage: sft, adapter_name_or_path: null, lora_rank: 4}")
+    assert found.settings["lora.rank"] == 4 and found.settings["method"] == "lora"
+    assert found.off == ["adapter_name_or_path"]
 
 
 def test_names_of_a_registry_are_looked_up(tmp_path: Path) -> None:
