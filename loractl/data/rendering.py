@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol
 
 import jinja2
@@ -62,7 +64,6 @@ class Renders:
         self.variables = variables or {}
         self._tokenizer = tokenizer
         self._texts: dict[tuple[int, bool, int, bool], str] = {}
-        self._mark = ""
 
     def text(
         self, n: int, *, prompt: bool = False, marked: int = -1, without_calls: bool = False
@@ -97,11 +98,18 @@ class Renders:
     @property
     def mark(self) -> str:
         """A character that occurs nowhere in this conversation."""
-        if not self._mark:
-            known = "".join([self.whole, *(m.content for m in self.messages)])
-            codes = range(FIRST_MARK, LAST_MARK)
-            self._mark = next(chr(code) for code in codes if chr(code) not in known)
-        return self._mark
+        return self._two_marks[0]
+
+    @property
+    def other_mark(self) -> str:
+        """Another one."""
+        return self._two_marks[1]
+
+    @cached_property
+    def _two_marks(self) -> list[str]:
+        known = "".join([self.whole, *(m.content for m in self.messages)])
+        free = (chr(code) for code in range(FIRST_MARK, LAST_MARK) if chr(code) not in known)
+        return list(islice(free, 2))
 
     def with_parts_marked(self, marks: Mapping[Part, str]) -> str:
         """The whole conversation with another text in the place of some parts."""

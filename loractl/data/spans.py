@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from loractl.data.message_parts import Part, function_of, with_marks
 from loractl.data.rendering import Renders, TemplateError
 
 
@@ -93,21 +94,17 @@ def _turn_end(renders: Renders, number: int) -> str:
 def _content_span(
     renders: Renders, number: int, n: int, *, prompt: bool = False
 ) -> tuple[int, int]:
-    """(start, end) of the content of messages[number] in the text of the first n messages.
+    """(start, end) of the content of messages[number] in the text of the first n messages, or of
+    its calls if it has nothing else.
 
     If the template adds to the content or removes from it (thoughts), the difference is inside.
     """
     text = renders.text(n, prompt=prompt)
-    marked = renders.text(n, prompt=prompt, marked=number)
-    count = marked.count(renders.mark)
-    if count != 1:
-        times = "leaves out" if not count else "repeats"
-        raise _message_error(
-            number,
-            f"the chat template {times} the content of this message, so its trained span cannot be"
-            " determined",
-        )
-    prefix, _, suffix = marked.partition(renders.mark)
+    message = renders.messages[number]
+    if message.tool_calls and not message.content.strip():
+        prefix, suffix = _around_calls(renders, number, n, prompt=prompt)
+    else:
+        prefix, suffix = _around_content(renders, number, n, prompt=prompt)
     start = (
         len(prefix) if text.startswith(prefix) else len(_whole_marks(_common_start(text, prefix)))
     )
@@ -121,6 +118,38 @@ def _content_span(
     if start == len(prefix):
         return start, max(len(text) - tail, start)
     return min(start, len(text) - tail), len(text) - tail
+
+
+def _around_content(renders: Renders, number: int, n: int, *, prompt: bool) -> tuple[str, str]:
+    """What precedes and what follows a mark in the place of the content."""
+    marked = renders.text(n, prompt=prompt, marked=number)
+    count = marked.count(renders.mark)
+    if count != 1:
+        times = "leaves out" if not count else "repeats"
+        raise _message_error(
+            number,
+            f"the chat template {times} the content of this message, so its trained span cannot be"
+            " determined",
+        )
+    prefix, _, suffix = marked.partition(renders.mark)
+    return prefix, suffix
+
+
+def _around_calls(renders: Renders, number: int, n: int, *, prompt: bool) -> tuple[str, str]:
+    """What precedes the name of the first call, and what follows the last mark in the calls."""
+    calls, first, other = renders.messages[number].tool_calls, renders.mark, renders.other_mark
+    has_arguments = bool(function_of(calls[-1])["arguments"])
+    marks = {
+        Part(number, "name"): first,
+        Part(number, "arguments" if has_arguments else "name", len(calls) - 1): other,
+    }
+    marked = renders.of(with_marks(renders.messages[:n], marks), prompt=prompt)
+    opened = other if marks[Part(number, "name")] == other else first
+    if opened not in marked or other not in marked:
+        raise _message_error(
+            number, "the chat template leaves out the tool_calls, so they cannot be found"
+        )
+    return marked.partition(opened)[0], marked[marked.rindex(other) + 1 :]
 
 
 def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str | None]:
@@ -140,11 +169,9 @@ def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str | None]
         elif common != text[after:start]:
             common = _whole_marks(common)
         if opening and not common:
-            raise _message_error(
-                number,
-                f"the chat template prompts an answer with {opening!r} and begins this one with"
-                f" {text[after:start]!r}, so its trained span cannot be determined",
-            )
+            # The template opens this answer in another way than it prompts one (DeepSeek R1, for a
+            # second call): only the end of the previous message is not the model's to write.
+            common = _common_start(_text_after(renders, number - 1, number), text[after:start])
         start = after + len(common)
     return start, end + len(tail or ""), tail
 

@@ -9,7 +9,7 @@ import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from loractl.data import spans
 from loractl.data.rendering import (
@@ -208,8 +208,8 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     if train_on == "all":
         left_out = [spans.untrained_span(renders, n) for n, m in enumerate(messages) if not m.train]
         return Rendered(text, tuple(spans.between(left_out, len(text))), (), lost, written.unread)
-    answers = [spans.find_answer(renders, number) for number in trained]
-    found = tuple(_with_end(tokenizer, text, answer) for answer in answers)
+    answers = [_with_end(tokenizer, text, spans.find_answer(renders, n)) for n in trained]
+    found = tuple((answer.start, answer.end) for answer in answers)
     unended = sum(answer.ending == "untrained" for answer in answers)
     return Rendered(text, found, trained, lost, written.unread, unended)
 
@@ -221,22 +221,18 @@ def _trained_messages(messages: Sequence[Message], train_on: str) -> tuple[int, 
     return tuple(number for number in numbers if messages[number].train)
 
 
-def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> tuple[int, int]:
+def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> spans.Span:
     """The span, extended by what ends the answer if the template writes nothing for that.
 
     After the last answer this is the eos token; before another turn (GLM) it is the role token
-    that opens it: the model stops by writing it.
+    that opens it: the model stops by writing it. Where there is neither, the end is not trained.
     """
     if span.ending != "missing":
-        return span.start, span.end
+        return span
     ends = [*tokenizer.added_tokens_encoder, tokenizer.eos_token or ""]
     length = max((len(end) for end in ends if text.startswith(end, span.end)), default=0)
-    if not length:
-        raise TemplateError(
-            f"messages[{span.number}]: the chat template writes nothing to end this answer, so"
-            " a model would not learn to stop; use train_on: last, or split the row"
-        )
-    return span.start, span.end + length
+    ending: Literal["trained", "untrained"] = "trained" if length else "untrained"
+    return replace(span, end=span.end + length, ending=ending)
 
 
 def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_on: str) -> Rendered:

@@ -133,7 +133,10 @@ def _answers_apart(conversation: Conversation) -> Iterator[Conversation]:
     messages = conversation.messages
     trained = [n for n, m in enumerate(messages) if m.role == "assistant" and m.train]
     for number in trained:
-        context = (replace(message, train=False) for message in messages[:number])
+        context = (
+            replace(message, train=False) if message.role == "assistant" else message
+            for message in messages[:number]
+        )
         yield replace(conversation, messages=(*context, messages[number]))
     if not trained:
         yield conversation

@@ -101,11 +101,6 @@ def test_training_on_the_last_answer_trains_the_last_of_the_marked_parts(case: s
     [
         ("gemma", "chat", r"messages\[0\]: the chat template rejects the row: no system role"),
         ("mistral_v1", "chat", r"messages\[0\]: .* user and assistant must take turns"),
-        (
-            "falcon",
-            "chat",
-            r"messages\[2\]: the chat template writes nothing to end this answer",
-        ),
         ("deepseek_r1", "tools", r"messages\[2\]: the chat template leaves out the tool_calls"),
         ("deepseek_r1", "thoughts", r"messages\[3\]: .* leaves out the reasoning in the content"),
         ("mistral_v3", "chat", r"messages\[0\]: .* leaves out the content of this system message"),
