@@ -53,7 +53,10 @@ def evaluate(
     columns: Columns = None,
     metrics: Annotated[
         str,
-        typer.Option(help="Any of loss, perplexity, exact_match, contains, json_match, regex."),
+        typer.Option(
+            help="Any of loss, perplexity, exact_match, contains, json_match, answer, tool_call, "
+            "regex."
+        ),
     ] = "loss,perplexity,exact_match",
     regex: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="The pattern for the metric regex.")

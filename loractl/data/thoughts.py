@@ -27,6 +27,7 @@ Magistral, Seed-OSS, Gemma 4."""
 _TAGGED = re.compile(
     "|".join(f"{re.escape(opened)}(.*?){re.escape(closed)}" for opened, closed in TAGS), re.DOTALL
 )
+_AFTER = "|".join(map(re.escape, [*(end for _, end in TAGS), "<|channel|>final<|message|>"]))
 _CLOSED = re.compile("|".join(re.escape(closed) for _, closed in TAGS))
 
 
@@ -101,6 +102,12 @@ def separated(message: Message) -> tuple[str, Message]:
     inside = [piece.text.strip("\n") for piece in found if piece.kind == "thought"]
     texts = [*_in_fields(message).values(), *(text for text in inside if text.strip())]
     return "\n".join(texts), without_thoughts(message)
+
+
+def after_thoughts(text: str) -> str:
+    """What a generated answer says after its reasoning."""
+    ends = [found.end() for found in re.finditer(_AFTER, text)]
+    return text[max(ends, default=0) :]
 
 
 def prepared(conversation: Conversation, setting: str, split: bool) -> Iterator[Conversation]:

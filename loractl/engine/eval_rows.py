@@ -39,6 +39,11 @@ class EvalRows:
         return ", ".join(path for path, _ in self.sources)
 
     @property
+    def thoughts(self) -> str:
+        """Which reasoning the rows keep, as in data.thoughts."""
+        return self.sources[0][1].thoughts
+
+    @property
     def _are_named(self) -> bool:
         """Whether a row is known by its file and line, not by its line alone."""
         return len(self.sources) > 1 or Path(self.sources[0][0]).is_dir()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,13 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.data import batches
 from loractl.data.ends import ends_of_template
-from loractl.data.template import TemplateError, Tokenizer, prompt_ids
+from loractl.data.template import (
+    TemplateError,
+    Tokenizer,
+    encode_many,
+    prompt_ids,
+    with_thoughts,
+)
 from loractl.engine.base import (
     choose_trained_dtype,
     find_model,
@@ -37,7 +43,7 @@ from loractl.models import load
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ProvingRun
-from loractl.records import Conversation
+from loractl.records import UNTRAINED, Conversation
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
@@ -56,7 +62,7 @@ class Evaluated:
     retain: Losses = field(default_factory=dict)
     expected: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    scores: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def evaluate(
         speech = _speech(tuned, own, ends_of_template(own))
         found.append(_measure_model(name, tuned, speech, asked, rows))
     for one in found:
-        _fill_figures_(one, found[0], asked)
+        fill_figures_(one, found[0], asked)
     return found
 
 
@@ -150,7 +156,7 @@ def _measure_model(
             general = rows_of_file(asked.retain, asked, train_on="all")
             found.retain = _losses_by_row(objective, tokenizer, general)
     if asked.matches:
-        _answer_rows_(found, model, speech, asked, rows.name, [row for _, row in conversations])
+        _answer_rows_(found, model, speech, asked, rows, [row for _, row in conversations])
     return found
 
 
@@ -181,19 +187,23 @@ def _answer_rows_(
     model: "PreTrainedModel",
     speech: Speech,
     asked: EvalRequest,
-    data: str,
+    rows: EvalRows,
     conversations: Sequence[Conversation],
 ) -> None:
     """Let the model write the last turn of each row, and compare."""
     prompts = []
     for where, row in zip(found.where, conversations, strict=True):
         if len(row.messages) < 2 or row.messages[-1].role != "assistant":
-            raise _no_answers(data, asked.matches)
+            raise _no_answers(rows.name, asked.matches)
         try:
-            prompts.append(prompt_ids(speech.tokenizer, row.messages[:-1], row.tools))
+            prompt, expected = asked_and_expected(speech, row, rows.thoughts)
         except TemplateError as error:
-            raise DataError(f"{data}:{where}: {error}") from None
-    found.expected = [row.messages[-1].content for row in conversations]
+            raise DataError(f"{rows.name}:{where}: {error}") from None
+        prompts.append(prompt)
+        found.expected.append(expected)
+    has_call = [bool(row.messages[-1].tool_calls) for row in conversations]
+    if "tool_call" in asked.matches and not any(has_call):
+        raise DataError(f"{rows.name}: no row ends with a tool call, which tool_call needs")
     sampling = Sampling(max_new_tokens=asked.max_new_tokens)
     with torch.no_grad():
         answers = generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops)
@@ -202,14 +212,32 @@ def _answer_rows_(
         score: Callable[[str, str], float]
         score = matching(asked.regex) if name == "regex" and asked.regex else METRICS[name]
         pairs = zip(found.answers, found.expected, strict=True)
-        found.scores[name] = [score(answer, expected) for answer, expected in pairs]
+        scores: list[float | None] = [score(answer, expected) for answer, expected in pairs]
+        if name == "tool_call":  # says nothing of other answers
+            scores = [s if call else None for s, call in zip(scores, has_call, strict=True)]
+        found.scores[name] = scores
 
 
-def _fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
+def asked_and_expected(speech: Speech, row: Conversation, thoughts: str) -> tuple[list[int], str]:
+    """The prompt of a row's last answer, and the text of what is trained of it, as an answer is
+    decoded: calls, reasoning and special tokens included."""
+    row = with_thoughts(speech.tokenizer, row, thoughts)
+    *context, last = row.messages
+    whole = replace(row, messages=(*context, replace(last, train=True)))
+    (encoded,) = encode_many(speech.tokenizer, [whole], train_on="last")
+    if isinstance(encoded, TemplateError):
+        raise encoded
+    trained = [label for label in encoded.labels if label != UNTRAINED]
+    prompt = prompt_ids(speech.tokenizer, context, row.tools, row.variables)
+    return prompt, speech.text(trained)
+
+
+def fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
     """Fill in the table's figures in the requested order; forgetting is relative to the base."""
     for name in asked.metrics:
         if name in one.scores:
-            one.figures[name] = ratio(one.scores[name], [1.0] * len(one.scores[name]))
+            scores = [score for score in one.scores[name] if score is not None]
+            one.figures[name] = ratio(scores, [1.0] * len(scores))
             continue
         sums, counts = zip(*one.losses.values(), strict=True)
         loss = ratio(sums, counts)

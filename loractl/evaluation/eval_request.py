@@ -6,7 +6,7 @@ from pathlib import Path
 
 LOSSES = ("loss", "perplexity")
 
-MATCHES = ("exact_match", "contains", "json_match", "regex")
+MATCHES = ("exact_match", "contains", "json_match", "answer", "tool_call", "regex")
 
 MAX_LENGTH, BATCH_SIZE = 1024, 8
 

@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from loractl.data.thoughts import after_thoughts
 
 
 def exact_match(answer: str, expected: str) -> float:
@@ -12,8 +14,65 @@ def exact_match(answer: str, expected: str) -> float:
 
 
 def contains(answer: str, expected: str) -> float:
-    """Whether the expected text occurs anywhere in the answer."""
-    return float(expected.strip() in answer)
+    """Whether the expected text, without reasoning, occurs anywhere in the answer."""
+    return float(after_thoughts(expected).strip() in answer)
+
+
+def answer(answer: str, expected: str) -> float:
+    """Whether both texts are the same after their reasoning, ignoring surrounding whitespace."""
+    return exact_match(after_thoughts(answer), after_thoughts(expected))
+
+
+def tool_call(answer: str, expected: str) -> float:
+    """Whether both texts make the same calls in the same order: names and arguments equal as JSON.
+
+    Where the calls of the expected text are written otherwise than as JSON objects with a name, the
+    texts after the reasoning must be the same, but for the spelling of the JSON in them.
+    """
+    wanted, found = after_thoughts(expected), after_thoughts(answer)
+    if calls := list(_calls_in(wanted)):
+        return float(list(_calls_in(found)) == calls)
+    return float(_respelled(found) == _respelled(wanted))
+
+
+def _calls_in(text: str) -> Iterator[tuple[str, Any]]:
+    for value in _json_in(text):
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, dict):
+                continue
+            one = one.get("function", one)
+            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+                continue
+            arguments = one.get("arguments", one.get("parameters"))
+            if isinstance(arguments, str):
+                arguments = _parsed(arguments)
+            if isinstance(arguments, dict):
+                yield one["name"], arguments
+
+
+def _respelled(text: str) -> list[Any]:
+    """The text with each JSON object or list as its value, and without white space elsewhere."""
+    return [piece if not isinstance(piece, str) else piece.split() for piece in _pieces(text)]
+
+
+def _json_in(text: str) -> Iterator[Any]:
+    return (piece for piece in _pieces(text) if not isinstance(piece, str))
+
+
+def _pieces(text: str) -> Iterator[Any]:
+    """Stretches of text, and the JSON objects and lists between them as values."""
+    decoder, at, start = json.JSONDecoder(), 0, 0
+    for opened in re.finditer(r"[{\[]", text):
+        if opened.start() < at:
+            continue  # inside a value
+        try:
+            value, end = decoder.raw_decode(text, opened.start())
+        except (ValueError, RecursionError):
+            continue
+        yield text[start : opened.start()]
+        yield value
+        at = start = end
+    yield text[start:]
 
 
 def json_match(answer: str, expected: str) -> float:
@@ -21,7 +80,7 @@ def json_match(answer: str, expected: str) -> float:
 
     An answer that is not a JSON object scores 0; extra fields lower the score.
     """
-    wanted, found = _parse_object(expected), _parse_object(answer)
+    wanted, found = (_parse_object(after_thoughts(text)) for text in (expected, answer))
     if wanted is None or found is None:
         return 0.0
     same = sum(key in found and found[key] == value for key, value in wanted.items())
@@ -29,11 +88,15 @@ def json_match(answer: str, expected: str) -> float:
 
 
 def _parse_object(text: str) -> dict[str, Any] | None:
+    found = _parsed(text)
+    return found if isinstance(found, dict) else None
+
+
+def _parsed(text: str) -> Any:
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def matching(pattern: str) -> Callable[[str, str], float]:
@@ -46,4 +109,6 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "contains": contains,
     "json_match": json_match,
+    "answer": answer,
+    "tool_call": tool_call,
 }

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from loractl.evaluation.match import contains, exact_match, json_match, matching
+from loractl.evaluation.match import answer as same_answer
+from loractl.evaluation.match import contains, exact_match, json_match, matching, tool_call
 
 
 def test_exact_match_leaves_out_space_around_the_text_alone() -> None:
@@ -32,6 +33,48 @@ def test_contains_finds_the_expected_text_anywhere() -> None:
 )
 def test_json_match_is_the_share_of_fields_that_agree(answer: str, share: float) -> None:
     assert json_match(answer, '{"a": 1, "b": 2}') == pytest.approx(share)
+
+
+def test_an_answer_is_what_follows_the_reasoning() -> None:
+    for text in ("<think>\n\n</think>\n\nParis.", "so\n</think>Paris.", " Paris.\n",
+                 "<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final"
+                 "<|message|>Paris."):  # fmt: skip
+        assert same_answer(text, "<think>\nFrance\n</think>\n\nParis.") == 1.0
+        assert contains("It is Paris. Yes.", text) == 1.0
+    assert same_answer("<think>\nParis.\n</think>\n\nRome.", "Paris.") == 0.0
+    assert json_match('<think>\n\n</think>\n\n{"a": 1}', '<think>x</think>{"a":1}') == 1.0
+
+
+CALLED = '<tool_call>\n{"name": "get", "arguments": {"city": "Bern", "n": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "equal"),
+    [
+        (CALLED, 1.0),
+        ('<think>\nso\n</think>\n\n{"arguments": {"n": 1, "city": "Bern"}, "name": "get"}', 1.0),
+        ('[{"name": "get", "parameters": "{\\"city\\": \\"Bern\\", \\"n\\": 1}"}]', 1.0),
+        ('{"type": "function", "function": {"name": "get", "arguments": {"city": "Bern", "n": 1}}}',
+         1.0),
+        (CALLED + CALLED, 0.0),
+        (CALLED.replace("Bern", "Rome"), 0.0),
+        (CALLED.replace("get", "set"), 0.0),
+        (CALLED.replace("1}", '"1"}'), 0.0),
+        (CALLED[:40], 0.0),
+        ("The call is get(Bern).", 0.0),
+        ("", 0.0),
+    ],
+)  # fmt: skip
+def test_calls_are_equal_by_name_and_arguments_as_json(answer: str, equal: float) -> None:
+    assert tool_call(answer, CALLED) == equal
+
+
+def test_calls_written_otherwise_are_equal_but_for_the_spelling_of_their_json() -> None:
+    wanted = 'get[ARGS]{"city": "Bern", "n": 1}'
+    assert tool_call('get[ARGS]{"n":1,"city":"Bern"}', wanted) == 1.0
+    assert tool_call('set[ARGS]{"n":1,"city":"Bern"}', wanted) == 0.0
+    assert tool_call("call:get{city:Bern}", " call:get{city:Bern}\n") == 1.0
+    assert tool_call("call:get{city:Rome}", "call:get{city:Bern}") == 0.0
 
 
 def test_a_regex_is_searched_for_in_the_answer() -> None:
