@@ -84,12 +84,21 @@ FIELDS = frozenset().union(*SIGNS.values(), {"input", "history", "system", "tool
 """Every field that some format reads: the names a column may be given."""
 
 
+def reads(format: str) -> frozenset[str]:
+    """Every field that a format reads, those that a row may lack among them."""
+    more = {"text": (), "alpaca": ("input", "history", "system", "tools")}
+    return frozenset(SIGNS[format]).union(more.get(format, ("system", "tools")))
+
+
 def _text_of(fields: Fields, name: str) -> str:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
     if not isinstance(value, str):
-        raise RowError(f"{name} is {kind(value)}, expected text")
+        cure = (
+            "; write it as JSON text, as json.dumps does" if isinstance(value, dict | list) else ""
+        )
+        raise RowError(f"{name} is {kind(value)}, expected text{cure}")
     return value
 
 
@@ -207,9 +216,15 @@ def guess_columns(fields: Fields) -> dict[str, str]:
                 for ours, theirs in found.items()
             }
         if all(found.values()) and len(set(found.values())) == len(found):
-            if format == "alpaca" and (more := _find_called(fields, "input")):
+            more = _find_called(fields, "input")
+            if format == "prompt-completion" and more and more not in found.values():
+                found = {"instruction": found["prompt"], "output": found["completion"]}
+                format = "alpaca"  # the only one that reads what a question is about
+            if format == "alpaca" and more:
                 found["input"] = more
-            return {ours: name for ours, name in found.items() if name and ours != name}
+            order = ("instruction", "input", "output") if format == "alpaca" else tuple(found)
+            named = {ours: found[ours] for ours in order if ours in found}
+            return {ours: name for ours, name in named.items() if name and ours != name}
     return {}
 
 

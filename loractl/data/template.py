@@ -29,11 +29,13 @@ __all__ = [
     "Tokenizer",
     "encode",
     "encode_many",
+    "is_trained",
     "prompt_ids",
     "render",
     "require_offsets",
     "token_range",
     "tokenize",
+    "trained_answers",
     "with_template",
     "writes_date",
     "writes_tools",
@@ -171,12 +173,24 @@ def render(
     if train_on == "all":
         left_out = [spans.untrained_span(renders, n) for n, m in enumerate(messages) if not m.train]
         return Rendered(text, tuple(_between(left_out, len(text))))
+    numbers = trained_answers(messages, train_on)
+    found = [spans.find_answer(renders, number) for number in numbers]
+    return Rendered(text, tuple(_with_end(tokenizer, text, span) for span in found), numbers)
+
+
+def trained_answers(messages: Sequence[Message], train_on: str) -> tuple[int, ...]:
+    """The numbers of the answers that are trained."""
     answers = [number for number, m in enumerate(messages) if m.role == "assistant"]
     if train_on == "last":
         answers = answers[-1:]
-    numbers = tuple(number for number in answers if messages[number].train)
-    found = [spans.find_answer(renders, number) for number in numbers]
-    return Rendered(text, tuple(_with_end(tokenizer, text, span) for span in found), numbers)
+    return tuple(number for number in answers if messages[number].train)
+
+
+def is_trained(messages: Sequence[Message], train_on: str) -> bool:
+    """Whether training would take anything from these messages, by their roles and marks alone."""
+    if messages[0].role == "" or train_on == "all":
+        return any(message.train for message in messages)
+    return bool(trained_answers(messages, train_on))
 
 
 def _between(spans: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:

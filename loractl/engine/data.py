@@ -42,16 +42,18 @@ def held_out_sources(data: DataSection) -> list[SourceSection]:
     return [SourceSection(path=data.eval)] if isinstance(data.eval, str) else []
 
 
-def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
+def load_data(
+    data: DataSection, tokenizer: Tokenizer, *, max_length: int, positions: int | None = None
+) -> Data:
     """Read and tokenize the training and held-out rows, or take them from the cache.
 
-    Raises DataError.
+    `positions`: those of the model, if it has a limit. Raises DataError.
     """
     cache = Cache.default()
     _require_fields(data.columns)
 
     def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
-        reading = _reading_of(data, source, part, max_length)
+        reading = replace(_reading_of(data, source, part, max_length), positions=positions)
         if whole:
             reading = replace(reading, train_on="all", too_long="truncate", columns={})
         store, account = examples.load(source.path, tokenizer, reading, cache=cache)
@@ -102,7 +104,6 @@ def _reading_of(
     return examples.Reading(
         format=source.format if source.format != "auto" else data.format,
         max_length=max_length,
-        is_all_positions=max_length < data.max_length,
         train_on=data.train_on,
         too_long=data.too_long,
         columns=data.columns,

@@ -127,6 +127,7 @@ def _rows_of_run(run: RunDir, asked: EvalRequest, positions: int | None) -> Eval
         account = accounts.get(name)
         account = account if isinstance(account, dict) else {}
         recorded = account.get("path")
+        reading = replace(reading, positions=positions)
         sources.append((_find_data(run, recorded if isinstance(recorded, str) else path), reading))
         known.append(account.get("sha256"))
     if not sources:

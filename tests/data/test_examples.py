@@ -116,10 +116,23 @@ def test_answers_that_are_cut_off_whole_are_counted_and_the_limit_is_named(load:
 def test_at_all_positions_of_the_model_the_cure_is_not_to_raise_the_limit(load: Any) -> None:
     for too_long, words in (("error", "split the rows"), ("drop", "split the rows")):
         with pytest.raises(DataError) as error:
-            load(chat_rows(4), max_length=20, too_long=too_long, is_all_positions=True)
+            load(chat_rows(4), max_length=20, too_long=too_long, positions=20)
         message = str(error.value)
         assert "longer than the 20 positions that the model has" in message
-        assert words in message and "raise it" not in message
+        assert words in message and "raise it" not in message and "would keep" not in message
+
+
+def test_rows_without_any_text_in_a_trained_answer_are_counted(load: Any) -> None:
+    rows = [
+        {"prompt": "a", "completion": ""},
+        {"prompt": "b", "completion": "c"},
+        {"prompt": "d", "completion": " \n"},
+    ]
+    assert load(rows)[1].empty.first == [1, 3]
+    asked, silent = {"role": "user", "content": "q"}, {"role": "assistant", "content": ""}
+    other = {"messages": [asked, silent, asked, {"role": "assistant", "content": "yes"}]}
+    assert load([other])[1].empty.count == 1
+    assert load([other], train_on="last")[1].empty.count == 0
 
 
 def test_a_row_of_exactly_the_limit_is_not_too_long(load: Any) -> None:
