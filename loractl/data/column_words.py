@@ -17,8 +17,8 @@ BESIDE = frozenset((
 ))  # fmt: skip
 """Names of columns whose objects and lists are about the text, not an answer to it."""
 
-_SENTENCE = re.compile(r"\S+(\s+\S+){4,}|.{3,}[.!?]")
-"""Five words or more, or the end of a sentence: no usual name of a column."""
+_SENTENCE = re.compile(r"\S+(\s+\S+){4,}|\S+(\s+\S+){2,}[.!?]")
+"""Five words, or three that end a sentence: no usual name of a column."""
 
 _TABLE = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 

@@ -130,11 +130,11 @@ def _choose(path: str, sample: Sequence[sources.Row]) -> dict[str, str]:
 def _unused(
     sample: Sequence[sources.Row], format: str, columns: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The columns that the format does not read."""
+    """The columns that the format does not read; an index without a name is none."""
     read = {*columns.values(), *(rows.reads(format) - columns.keys())}
     read |= {name.partition(".")[0] for name in columns.values()}
     fields = next((row.fields for row in sample if row.error is None), {})
-    return tuple(name for name in fields if name not in read)
+    return tuple(name for name in fields if name.strip() and name not in read)
 
 
 def _measure(
