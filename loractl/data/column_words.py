@@ -123,7 +123,8 @@ def _lost_answer(
     if format in ("messages", "sharegpt"):
         return None
     taken = {*chosen.values(), *(name.partition(".")[0] for name in chosen.values())}
-    free = [name for name in odd if name not in taken and name not in rows.reads(format)]
+    taken |= rows.reads(format) - chosen.keys()
+    free = [name for name in odd if name not in taken]
     if format == "text":
         return next((name for name in free if name.lower() not in BESIDE), None)
     if not chosen:

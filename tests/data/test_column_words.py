@@ -55,6 +55,11 @@ def test_the_answers_of_a_quiz_are_not_replaced_by_its_questions() -> None:
     assert "the column answers holds objects" in found
 
 
+def test_objects_beside_a_text_of_another_name_are_not_left_out() -> None:
+    sample = [{"text": {"said": "so"}, "note": ("yes", "no")[i % 2]} for i in MANY]
+    assert "the column text holds objects" in refusal(sample)
+
+
 def test_a_part_of_an_answer_can_be_named() -> None:
     sample = [{"question": f"Why {i}?", "answer": {"text": "So."}} for i in MANY]
     (cure,) = cures(refusal(sample))
