@@ -7,7 +7,7 @@ import typer
 
 from loractl.cli.options import AdapterDir, AdapterDirs, Json, Overwrite, Rank
 
-Out = Annotated[Path, typer.Option(help="Write the new adapter to this directory.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Write the new adapter to this directory.")]
 Energy = Annotated[
     float | None,
     typer.Option(

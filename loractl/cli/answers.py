@@ -20,7 +20,9 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt. Repeatable.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="JSON lines with prompt or messages, and optionally adapter."),
+        typer.Option(
+            metavar="FILE", help="JSON lines with prompt or messages, and optionally adapter."
+        ),
     ] = None,
     model: Model = None,
     adapter: Adapters = None,

@@ -30,6 +30,7 @@ from loractl.cli.options import (
 )
 from loractl.cli.planning import estimate, init, recommend
 from loractl.cli.results import evaluate, export, plot
+from loractl.cli.value_names import name_values_
 from loractl.errors import (
     INTERRUPTED,
     TERMINATED,
@@ -78,7 +79,7 @@ def check(
 def train(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[str | None, typer.Option(help="The run directory.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run directory.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest valid checkpoint.")
     ] = False,
@@ -97,7 +98,9 @@ def train(
 @app.command(epilog="Example: loractl merge runs/name --out merged")
 def merge(
     adapter: AdapterDir,
-    out: Annotated[Path, typer.Option(help="Write the merged model to this directory.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Write the merged model to this directory.")
+    ],
     base: Base = None,
     dtype: Annotated[
         str | None,
@@ -125,7 +128,9 @@ app.command(epilog="Example: loractl recommend --task complex --model 7B --memor
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")
 def inspect(
     adapter: AdapterDir,
-    against: Annotated[Path | None, typer.Option(help="Compare with this adapter.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare with this adapter.")
+    ] = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> int:
@@ -160,6 +165,7 @@ def main(argv: Sequence[str]) -> int:
         console.errors([f"loractl {argv[0]}: not available in this version"])
         return 2
     command = typer.main.get_command(app)
+    name_values_(command)
     if os.environ.get(completion.ASKED):
         return completion.answer_shell(command)
     try:

@@ -8,7 +8,7 @@ import typer
 Config = Annotated[Path, typer.Argument(help="The YAML config file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a setting. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
 ]
 AdapterDir = Annotated[Path, typer.Argument(help="An adapter, run or checkpoint directory.")]
 Adapters = Annotated[

@@ -105,7 +105,7 @@ def recommend(
         str | None, typer.Option(help="Number of training rows, such as 5000 or 5k.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="The training data; its tokens are counted.")
+        str | None, typer.Option(metavar="FILE", help="The training data; its tokens are counted.")
     ] = None,
     columns: Columns = None,
     memory: Annotated[
@@ -138,8 +138,10 @@ def init(
     ] = None,
     model: Annotated[str | None, typer.Option(help="A hub id, directory or .gguf file.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="The training data, which is opened and measured.")
+        str | None,
+        typer.Option(metavar="FILE", help="The training data, which is opened and measured."),
     ] = None,
+    columns: Columns = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -148,11 +150,11 @@ def init(
             help="Convert a config of LLaMA-Factory, axolotl, TRL, unsloth, PEFT or torchtune.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The file to write; - for stdout.")] = Path(
-        "config.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The file to write; - for stdout.")
+    ] = Path("config.yaml"),
 ) -> int:
-    """Open the data and write a commented config that trains well on it."""
+    """Write a commented config that trains well on the data."""
     from loractl.commands.init import InitRequest, run
 
-    return run(InitRequest(template or (), model, data, source), out)
+    return run(InitRequest(template or (), model, data, source, columns or ()), out)

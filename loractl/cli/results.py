@@ -48,7 +48,9 @@ def evaluate(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="The held-out data. By default, the rows that the run held out."),
+        typer.Option(
+            metavar="FILE", help="The held-out data. By default, the rows that the run held out."
+        ),
     ] = None,
     columns: Columns = None,
     metrics: Annotated[
@@ -62,7 +64,8 @@ def evaluate(
         str | None, typer.Option(metavar="PATTERN", help="The pattern for the metric regex.")
     ] = None,
     retain: Annotated[
-        Path | None, typer.Option(help="General text on which to measure forgetting.")
+        Path | None,
+        typer.Option(metavar="FILE", help="General text on which to measure forgetting."),
     ] = None,
     model: Model = None,
     max_length: Annotated[
@@ -95,7 +98,7 @@ def evaluate(
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The .png or .svg file to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .png or .svg file to write.")],
 ) -> int:
     """Plot the losses, learning rate and gradient norm of runs."""
     from loractl.commands.plot import run

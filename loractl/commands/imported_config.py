@@ -1,7 +1,7 @@
 """`loractl init --from`: another tool's config as one of ours, with what could not be converted."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,21 @@ MISSING = "is not a directory here; put the adapter there, or change lora.start_
 ORDER = ("model.name_or_path", "model", "method", "lora", "data.train", "data", "train", "seed")
 
 
-def converted(path: Path, *, model: str | None, data: str | None, templates: Sequence[str]) -> str:
-    """The text of the config that this file becomes; `model` and `data` replace those in it.
+def converted(
+    path: Path,
+    *,
+    model: str | None,
+    data: str | None,
+    columns: Mapping[str, str],
+    templates: Sequence[str],
+) -> str:
+    """The text of the config that this file becomes; `model` and `data` replace those in it, with
+    the columns of `data`.
 
     Raises ConfigError.
     """
+    if columns and data is None:
+        raise ConfigError("--columns: set without --data, whose columns it names; add --data FILE")
     if templates:
         raise ConfigError("--template: set together with --from, which has its own; remove one")
     if (inside := path / "adapter_config.json").is_file():
@@ -54,7 +64,7 @@ def converted(path: Path, *, model: str | None, data: str | None, templates: Seq
     except ConfigError as error:
         raise ConfigError(printable(f"{path}: {error}")) from None
     _set_base_(found, model)
-    _set_data_(found, data)
+    _set_data_(found, data, columns)
     planned = _plan_(found) if found.tool == "PEFT" else {}
     settle_conflicts_(found)
     _fit_warmup_(found)
@@ -81,8 +91,8 @@ def _set_base_(found: Converted, named: str | None) -> None:
         found.set_({"model.name_or_path": first_model.choose(None).name}, "")
 
 
-def _set_data_(found: Converted, named: str | None) -> None:
-    """Put the named rows in place of theirs, with the columns that they need."""
+def _set_data_(found: Converted, named: str | None, given: Mapping[str, str]) -> None:
+    """Put the named rows in place of theirs, with the columns given or those that they need."""
     from loractl.data.survey import choose_columns  # brings numpy
 
     if named is not None:
@@ -91,7 +101,8 @@ def _set_data_(found: Converted, named: str | None) -> None:
         for key in theirs:
             found.drop_(key, "replaced by --data")
         found.set_({"data.train": named}, "--data")
-        if exists(named) and (columns := choose_columns(named)[0]):
+        columns = dict(given) or (choose_columns(named) if exists(named) else {})
+        if columns:
             found.set_({"data.columns": columns}, "--data")
     elif "data.train" not in found.settings:
         found.set_({"data.train": "train.jsonl"}, "")
@@ -106,8 +117,8 @@ def _plan_(found: Converted) -> dict[str, str]:
     ours = found.settings
     if not exists(ours["data.train"]):
         return {}
-    model = first_model.choose(ours["model.name_or_path"])
-    data = survey(ours["data.train"], row_counts.tokenizer_of(model.name))
+    model, columns = first_model.choose(ours["model.name_or_path"]), ours.get("data.columns")
+    data = survey(ours["data.train"], row_counts.tokenizer_of(model.name), columns=columns)
     settings = first_run.settings(model, data, ours.get("method", "lora"), data.shape)
     missing = {
         one.key: one

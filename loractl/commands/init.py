@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loractl import console
+from loractl.commands.arguments import parse_columns
 from loractl.data.sources import exists
 from loractl.errors import ConfigError, DataError, StorageError
 from loractl.paths import is_hub_data
@@ -34,6 +35,7 @@ class InitRequest:
     model: str | None = None
     data: str | None = None
     source: Path | None = None  # --from
+    columns: Sequence[str] = ()  # FIELD=COLUMN
 
 
 def run(asked: InitRequest, out: Path) -> int:
@@ -41,14 +43,19 @@ def run(asked: InitRequest, out: Path) -> int:
     method, shape = _read_templates(asked.templates)
     if str(out) != "-" and out.exists():
         raise _already_exists(out, "--out")
+    columns = parse_columns(asked.columns)
     if asked.source is not None:
         from loractl.commands.imported_config import converted
 
         text = converted(
-            asked.source, model=asked.model, data=asked.data, templates=asked.templates
+            asked.source,
+            model=asked.model,
+            data=asked.data,
+            columns=columns,
+            templates=asked.templates,
         )
     else:
-        text = _config_text(asked, method, shape)
+        text = _config_text(asked, columns, method, shape)
     if str(out) == "-":
         console.result(text.rstrip("\n"))
         return 0
@@ -75,22 +82,31 @@ def _read_templates(names: Sequence[str]) -> tuple[str, str | None]:
     return method, next((name for name in names if name in SHAPES), None)
 
 
-def _config_text(asked: InitRequest, method: str, shape: str | None) -> str:
+def _config_text(
+    asked: InitRequest, columns: Mapping[str, str], method: str, shape: str | None
+) -> str:
     from loractl.data.survey import survey
     from loractl.reports import first_config
 
     model = choose_model(asked.model)
     data = asked.data or DEFAULT_DATA
     if asked.data is None and not exists(data):
+        if columns:
+            raise ConfigError(
+                "--columns: set without --data, whose columns it names; add --data FILE"
+            )
         why = f"there is no {data} here, and no --data was given"
         return first_config.unopened(model, data, method, shape, why)
     try:
-        opened = survey(data, tokenizer_of(model))
+        opened = survey(data, tokenizer_of(model), columns=columns)
     except DataError as error:
-        if exists(data) or not is_hub_data(data):
+        if columns or exists(data) or not is_hub_data(data):
             raise
         return first_config.unopened(model, data, method, shape, str(error).splitlines()[0])
-    return first_config.opened(model, opened, method, shape)
+    text = first_config.opened(model, opened, method, shape)
+    for line in first_config.summary(opened):
+        console.note(printable(line))
+    return text
 
 
 def choose_model(named: str | None) -> FirstModel:

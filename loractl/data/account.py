@@ -8,6 +8,7 @@ from typing import Any
 
 from loractl.data.template import Rendered
 from loractl.records import Conversation
+from loractl.text import counted
 
 MOST_LINES = 10  # in a message
 MOST_KEPT = 1000  # in an account
@@ -54,6 +55,7 @@ class Account:
     lost_answer: Lines = field(default_factory=Lines)  # too long: trained tokens past max_length
     dropped: Lines = field(default_factory=Lines)  # longer than max_length
     untrained: Lines = field(default_factory=Lines)  # left out: no trained token
+    empty: Lines = field(default_factory=Lines)  # trained on an answer without any text
     lost_whole: int = 0  # of these, the rows whose whole answer was past max_length
     weight: float = 1.0  # how often an epoch uses each row
     unread: dict[str, int] = field(
@@ -70,7 +72,7 @@ class Account:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Account":
         """Rebuild an account from the result of `as_dict`."""
-        names = ("truncated", "lost_answer", "dropped", "untrained", "rendered")
+        names = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered")
         lines = {name: Lines(**content[name]) for name in names}
         lengths = [(upper, count) for upper, count in content["lengths"]]
         return Account(**{**content, **lines, "lengths": lengths})
@@ -122,11 +124,31 @@ def histogram(found: Counter[int]) -> list[tuple[int, int]]:
     return [((number + 1) * width, count) for number, count in enumerate(bars)]
 
 
-def warnings(account: Account, *, max_length: int) -> list[str]:
+def advice(account: Account, positions: int | None) -> str:
+    """The data.max_length that keeps nearly all rows whole, if the model has the positions."""
+    if positions is not None and account.keeps_99_percent > positions:
+        return (
+            f"no data.max_length keeps 99% of the rows whole, as the model has only {positions}"
+            " positions; split the rows"
+        )
+    return f"data.max_length {account.keeps_99_percent} would keep 99% of the rows whole"
+
+
+def empty_answers(account: Account) -> str:
+    """How many rows teach a model to say nothing, and where they are."""
+    count = account.empty.count
+    have = f"{counted(count, 'row')} {'have' if count > 1 else 'has'}"
+    return (
+        f"{have} an empty answer ({account.empty}), which teaches the model to say nothing; write"
+        " the answers, or remove the rows"
+    )
+
+
+def warnings(account: Account, *, max_length: int, positions: int | None = None) -> list[str]:
     """What a user should know about an account before training, one line each."""
     notes = []
     cut = account.lost_answer.count
-    keeps = f"; data.max_length {account.keeps_99_percent} would keep 99% of the rows whole"
+    keeps = f"; {advice(account, positions)}"
     for lines, what in (
         (
             account.truncated,
@@ -136,12 +158,15 @@ def warnings(account: Account, *, max_length: int) -> list[str]:
         (account.untrained, f"left out: no trained tokens{_why_untrained(account, max_length)}"),
     ):
         if lines.count:
-            notes.append(f"{account.path}: {lines} {lines.are} {what}")
+            more = keeps if lines is account.untrained and account.lost_whole else ""
+            notes.append(f"{account.path}: {lines} {lines.are} {what}{more}")
     return [*notes, *(f"{account.path}: {note}" for _, note in oddities(account))]
 
 
 def oddities(account: Account) -> Iterator[tuple[str, str]]:
     """(name, text) of what training does otherwise than the rows suggest, though it can go on."""
+    if account.empty.count:
+        yield "empty answers", empty_answers(account)
     if account.lost_thoughts:
         yield (
             "thoughts",
@@ -158,7 +183,7 @@ def oddities(account: Account) -> Iterator[tuple[str, str]]:
         )
     if account.rendered.count:
         yield (
-            "prompt",
+            "rendered",
             f"{account.rendered}: a prompt holds {account.rendered_as!r}, as a conversation does"
             " that has been rendered; split it into messages, or train it whole as text",
         )
@@ -170,7 +195,4 @@ def oddities(account: Account) -> Iterator[tuple[str, str]]:
 def _why_untrained(account: Account, max_length: int) -> str:
     if not account.lost_whole:
         return " (no assistant answer)"
-    whole = f"the whole answer of {account.lost_whole:,} of them is past {max_length} tokens"
-    return (
-        f" ({whole}); data.max_length {account.keeps_99_percent} would keep 99% of the rows whole"
-    )
+    return f" (the whole answer of {account.lost_whole:,} of them is past {max_length} tokens)"

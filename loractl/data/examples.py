@@ -2,52 +2,20 @@
 
 import hashlib
 import json
-import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loractl.config import strict_yaml
-from loractl.data import columns, row_notes, rows, sources, thoughts
-from loractl.data.account import Account
+from loractl.data import row_notes, sources
+from loractl.data.account import Account, advice
+from loractl.data.reading import Reading, conversations, in_batches
+from loractl.data.row_errors import BadRows
 from loractl.data.store import Cache, Store, Writer
-from loractl.data.template import TemplateError, Tokenizer, encode_many
-from loractl.errors import MOST_SHOWN, DataError
-from loractl.records import UNTRAINED, Conversation
-
-SAMPLE = 200
-"""Rows from which columns to map are proposed."""
-BATCH = 256
-BATCH_CHARACTERS = 400_000
-"""Rows and characters tokenized in one call: enough to keep the tokenizer's threads busy, few
-enough to hold in memory."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the rows of a source become examples."""
-
-    format: str
-    max_length: int
-    train_on: str
-    too_long: str
-    columns: dict[str, str] = field(default_factory=dict)
-    split: str | None = None  # of a hub dataset
-    held_out: float | None = None  # share of the rows held out, chosen by content
-    part: str = "all"  # with held_out: "train" or "eval"
-    is_all_positions: bool = False  # max_length is all that the model has, so it cannot be raised
-    thoughts: str = "auto"  # which reasoning a row keeps before it is rendered
-    split_turns: bool = False  # an example for each answer
-
-    def takes(self, conversation: Conversation) -> bool:
-        """Whether a row belongs to the part that is read."""
-        if self.held_out is None or self.part == "all":
-            return True
-        return sources.held_out(conversation, self.held_out) == (self.part == "eval")
+from loractl.data.template import TemplateError, Tokenizer, encode_many, trained_answers
+from loractl.errors import DataError
+from loractl.records import UNTRAINED, Message
 
 
 def load(
@@ -94,65 +62,6 @@ def _code_sha256() -> str:
     return found.hexdigest()
 
 
-def conversations(
-    name: str, reading: Reading, on_error: Callable[[str], None]
-) -> Iterator["Found"]:
-    """Yield (row, conversation, format) for every good row, or each of its answers (`split_turns`).
-
-    The first row decides the format of the source. Bad rows are reported to `on_error`.
-    """
-    format = reading.format
-    for row in sources.read(name, reading.split):
-        if row.error is not None:
-            on_error(f"{row.path}:{row.line}: {row.error}")
-            continue
-        fields = row.fields
-        try:
-            fields = rows.rename(fields, reading.columns)
-            if format == "auto":
-                format = _detect_format(name, row, fields, reading)
-            conversation = rows.read(fields, format)
-        except rows.RowError as error:
-            on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
-            continue
-        if reading.takes(conversation):
-            for one in thoughts.prepared(conversation, reading.thoughts, reading.split_turns):
-                yield row, one, format
-
-
-def _detect_format(name: str, row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
-    """The format of a source, from its first row. Raises DataError if that has none, since every
-    other row would fail the same way; with the columns to map, if some can be proposed."""
-    try:
-        return rows.detect(fields, reading.columns)
-    except rows.RowError as error:
-        read = islice(sources.read(name, reading.split), SAMPLE)
-        proposed = columns.propose([one.fields for one in read if one.error is None])
-        raise DataError(f"{row.path}:{row.line}: {error}{_mapping(proposed)}") from None
-
-
-def _mapping(proposed: Mapping[str, str]) -> str:
-    """How to map columns, in a config and on a command line."""
-    if not proposed:
-        return ""
-    keys = ", ".join(f"{ours}: {strict_yaml.scalar(name)}" for ours, name in proposed.items())
-    options = " ".join(
-        f"--columns {shlex.quote(f'{ours}={name}')}" for ours, name in proposed.items()
-    )
-    return f"; map them with data.columns: {{{keys}}} in the config, or {options}"
-
-
-def _other_format(fields: Any, format: str) -> str:
-    """A hint for a bad row that would be good in another format than the rows before it."""
-    try:
-        other = rows.detect(fields)
-    except rows.RowError:
-        return ""
-    if other == format or format == "auto":
-        return ""
-    return f"; the row looks like {other}, but the file's rows are {format}"
-
-
 class TooLongError(DataError):
     """Rows are longer than max_length, which is an error; the account has the lengths of all."""
 
@@ -161,35 +70,10 @@ class TooLongError(DataError):
         self.account = account
 
 
-Found = tuple[sources.Row, Conversation, str]
-"""A row, the conversation it holds, and the format it was read in."""
-
-
-class _BadRows:
-    """Keeps the first ten messages and counts the rest."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.count = 0
-
-    def add(self, message: str) -> None:
-        self.count += 1
-        if len(self.messages) < MOST_SHOWN:
-            self.messages.append(message)
-
-    def raise_if_any(self) -> None:
-        if not self.count:
-            return
-        if self.count > len(self.messages):
-            shown = len(self.messages)
-            self.messages[-1] += f"; and {self.count - shown} more bad rows ({self.count} in all)"
-        raise DataError(*self.messages)
-
-
 def _tokenise_rows(
     account: Account, tokenizer: Tokenizer, reading: Reading, writer: Writer
 ) -> None:
-    bad, lengths = _BadRows(), Counter[int]()
+    bad, lengths = BadRows(), Counter[int]()
     several = Path(account.path).is_dir()
     found = conversations(account.path, reading, bad.add)
     find_odd = row_notes.finder(tokenizer.added_tokens_encoder)
@@ -212,24 +96,13 @@ def _tokenise_rows(
                 if is_new:
                     account.note_row_(where, conversation, find_odd(conversation))
                 account.note_rendered_(result.text)
-                _keep_example(account, writer, reading, (result.ids, result.labels), row, where)
+                if _keep_example(account, writer, reading, (result.ids, result.labels), row, where):
+                    answers = trained_answers(conversation.messages, reading.train_on)
+                    if any(_is_empty(conversation.messages[number]) for number in answers):
+                        account.empty.add(where)
     bad.raise_if_any()
     account.measure_(lengths)
     _refuse_empty(account, reading)
-
-
-def in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """Rows to tokenize together: a token takes about 250 bytes there, most of them for offsets."""
-    batch: list[Found] = []
-    characters = 0
-    for one in found:
-        batch.append(one)
-        characters += sum(len(message.content) for message in one[1].messages)
-        if len(batch) == BATCH or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _keep_example(
@@ -239,8 +112,8 @@ def _keep_example(
     encoded: tuple[list[int], list[int]],
     row: sources.Row,
     where: int | str,
-) -> None:
-    """Write one example, cut or left out as the settings say."""
+) -> bool:
+    """Write one example, cut or left out as the settings say; whether it was written."""
     ids, labels = encoded
     trained = _n_trained(labels)
     if len(ids) > reading.max_length:
@@ -249,17 +122,22 @@ def _keep_example(
             account.lost_answer.add(where)
         if reading.too_long != "truncate":
             account.dropped.add(where)
-            return
+            return False
         account.truncated.add(where)
         account.lost_whole += bool(trained and not kept)
         trained = kept
     if not trained:
         account.untrained.add(where)
-        return
+        return False
     writer.append(ids, labels, row.path, row.line)
     account.examples += 1
     account.tokens += len(ids)
     account.trained_tokens += trained
+    return True
+
+
+def _is_empty(message: Message) -> bool:
+    return not message.content.strip() and not message.tool_calls
 
 
 def _n_trained(labels: list[int]) -> int:
@@ -273,8 +151,8 @@ def _refuse_empty(account: Account, reading: Reading) -> None:
     if reading.is_all_positions:
         limit = f"the {reading.max_length} positions that the model has"
         cure = "split the rows, or use a model with more positions"
-    over = f"longer than {limit} (the longest has {account.longest}"
-    over += f" tokens; {account.keeps_99_percent} would keep 99% of the rows)"
+    over = f"longer than {limit} (the longest has {account.longest} tokens"
+    over += ")" if reading.is_all_positions else f"; {advice(account, reading.positions)})"
     if dropped.count and reading.too_long == "error":
         fix = f"{cure}, or set data.too_long to truncate or drop"
         lost = f"{account.lost_answer.count} of them would lose tokens of an answer"
@@ -285,8 +163,9 @@ def _refuse_empty(account: Account, reading: Reading) -> None:
     if account.lost_whole and not account.examples:
         rows = f"{account.lost_whole} of {account.rows} {'rows' if account.rows > 1 else 'row'}"
         message = f"{name}: nothing to train on: the whole answer of {rows} is past {limit}, where"
-        message += f" data.too_long: truncate cuts (the longest row has {account.longest} tokens;"
-        message += f" {account.keeps_99_percent} would keep 99% of the rows whole); {cure}"
+        message += f" data.too_long: truncate cuts (the longest row has {account.longest} tokens"
+        message += ")" if reading.is_all_positions else f"; {advice(account, reading.positions)})"
+        message += f"; {cure}"
         raise TooLongError(message, account)
     if not account.rows and reading.held_out is not None:
         raise DataError(
@@ -294,7 +173,14 @@ def _refuse_empty(account: Account, reading: Reading) -> None:
             f" {'evaluate' if reading.part == 'eval' else 'train'} on; change it"
         )
     if not account.examples:
-        raise DataError(
-            f"{name}: nothing to train on: no row has a trained token (train_on:"
-            f" {reading.train_on} trains assistant answers)"
-        )
+        raise nothing_to_train_on(name, reading.train_on)
+
+
+def nothing_to_train_on(name: str, train_on: str) -> DataError:
+    """The error for a source whose rows are all left out, since none holds an answer."""
+    trains = {"all": "every message", "last": "the last assistant answer"}
+    what = trains.get(train_on, "assistant answers")
+    return DataError(
+        f"{name}: nothing to train on: no row has a trained token (train_on: {train_on} trains"
+        f" {what})"
+    )

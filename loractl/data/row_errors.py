@@ -4,9 +4,33 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from loractl.errors import MOST_SHOWN, DataError
+
 
 class RowError(ValueError):
     """A row that does not match its format; the caller adds file and line."""
+
+
+class BadRows:
+    """Keeps the first ten messages and counts the rest."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.count = 0
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        if len(self.messages) < MOST_SHOWN:
+            self.messages.append(message)
+
+    def raise_if_any(self) -> None:
+        """Raise DataError with the messages kept, the last of which says how many rows are bad."""
+        if not self.count:
+            return
+        if more := self.count - len(self.messages):
+            rows = "row" if more == 1 else "rows"
+            self.messages[-1] += f"; and {more:,} more bad {rows} ({self.count:,} in all)"
+        raise DataError(*self.messages)
 
 
 def kind(value: Any) -> str:

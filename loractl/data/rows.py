@@ -5,6 +5,7 @@ Errors name the field, what was found and what was expected; single messages are
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from loractl.data import calls, turns
@@ -83,9 +84,9 @@ SIGNS = {
 VARIABLES = "chat_template_kwargs"
 """The field with the variables that a row gives to its chat template, in TRL's word."""
 
-_BESIDE = {"alpaca": {"input", "history"}, "text": set()}
-_BESIDE_ALL = {"system", "tools", VARIABLES}
-FIELDS = frozenset().union(*SIGNS.values(), _BESIDE["alpaca"], _BESIDE_ALL)
+_BESIDE = ("system", "tools", VARIABLES)
+_ALPACAS = ("input", "history")
+FIELDS = frozenset().union(*SIGNS.values(), _BESIDE, _ALPACAS)
 """Every field that some format reads: the names a column may be given."""
 
 
@@ -94,9 +95,7 @@ def read(fields: Fields, format: str) -> Conversation:
 
     Raises RowError.
     """
-    known = (
-        SIGNS[format] | _BESIDE.get(format, set()) | (_BESIDE_ALL if format != "text" else set())
-    )
+    known = reads(format)
     unread = tuple(
         str(name)
         for name, value in fields.items()
@@ -106,12 +105,22 @@ def read(fields: Fields, format: str) -> Conversation:
     return replace(found, unread=unread) if unread else found
 
 
+@cache
+def reads(format: str) -> frozenset[str]:
+    """Every field that a format reads, those that a row may lack among them."""
+    more: dict[str, tuple[str, ...]] = {"text": (), "alpaca": (*_BESIDE, *_ALPACAS)}
+    return frozenset(SIGNS[format]).union(more.get(format, _BESIDE))
+
+
 def _text_of(fields: Fields, name: str) -> str:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
     if not isinstance(value, str):
-        raise RowError(f"{name} is {kind(value)}, expected text")
+        cure = (
+            "; write it as JSON text, as json.dumps does" if isinstance(value, dict | list) else ""
+        )
+        raise RowError(f"{name} is {kind(value)}, expected text{cure}")
     return value
 
 
@@ -231,9 +240,15 @@ def guess_columns(fields: Fields) -> dict[str, str]:
                 for ours, theirs in found.items()
             }
         if all(found.values()) and len(set(found.values())) == len(found):
-            if format == "alpaca" and (more := _find_called(fields, "input")):
+            more = _find_called(fields, "input")
+            if format == "prompt-completion" and more and more not in found.values():
+                found = {"instruction": found["prompt"], "output": found["completion"]}
+                format = "alpaca"  # the only one that reads what a question is about
+            if format == "alpaca" and more:
                 found["input"] = more
-            return {ours: name for ours, name in found.items() if name and ours != name}
+            order = ("instruction", "input", "output") if format == "alpaca" else tuple(found)
+            named = {ours: found[ours] for ours in order if ours in found}
+            return {ours: name for ours, name in named.items() if name and ours != name}
     return {}
 
 

@@ -5,21 +5,27 @@ finds. Without a tokenizer they are estimated.
 """
 
 import json
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from loractl.data import columns as proposals
-from loractl.data import rows, sources
-from loractl.data.examples import Found, Reading, conversations, in_batches
-from loractl.data.template import TemplateError, Tokenizer, encode_many
-from loractl.errors import MOST_SHOWN, DataError
+from loractl.data import column_words, rows, sources
+from loractl.data.columns import SAMPLE, propose
+from loractl.data.examples import nothing_to_train_on
+from loractl.data.reading import (
+    Found,
+    Reading,
+    conversations,
+    in_batches,
+)
+from loractl.data.row_errors import BadRows
+from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
+from loractl.errors import DataError
 from loractl.records import UNTRAINED, Conversation
 
-SAMPLE = 200
-"""Rows whose columns are looked at."""
 BYTES_A_TOKEN = 4
 """Of English text; other languages and code have fewer."""
 AROUND = 8
@@ -36,13 +42,14 @@ class Survey:
     path: str
     format: str
     columns: dict[str, str]  # as in data.columns
-    unused: tuple[str, ...]  # columns of a table that the format does not read
-    lengths: list[int]  # tokens of every row, sorted
-    places: list[float] = field(repr=False)  # of every row between 0 and 1, sorted
+    unused: tuple[str, ...]  # columns that the format does not read
+    lengths: list[int]  # tokens of every row that would be trained on, sorted
+    places: list[float] = field(repr=False)  # of the same rows between 0 and 1, in the same order
     estimated: bool  # lengths are estimates
     answers: int  # different answers
     turns: int  # most assistant messages in one row
     shape: str  # one of SHAPES: what the rows look like
+    note: str = ""  # what seems odd about the columns
 
     @property
     def rows(self) -> int:
@@ -60,60 +67,95 @@ class Survey:
         """The rows that data.eval: FRACTION holds out."""
         return sum(place < fraction for place in self.places)
 
+    def n_different_below(self, fraction: float) -> int:
+        """Those of them with a content of their own: copies are held out together."""
+        return len({place for place in self.places if place < fraction})
 
-def survey(path: str, tokenizer: Tokenizer | None, *, train_on: str = "assistant") -> Survey:
-    """Read all rows and measure them. Raises DataError for rows that training would refuse."""
-    columns, unused = choose_columns(path)
-    reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=columns)
-    bad: list[str] = []
-    seen = _Seen()
-    for batch in in_batches(conversations(path, reading, bad.append)):
-        seen.add_(batch)
-        for length in _measure(batch, tokenizer, train_on, bad):
-            seen.lengths.append(length)
-    if bad:
-        more = [f"and {len(bad) - MOST_SHOWN} more bad rows"] if len(bad) > MOST_SHOWN else []
-        raise DataError(*bad[:MOST_SHOWN], *more)
+    def within(self, length: int) -> "Survey":
+        """The rows of at most this many tokens."""
+        fitting = bisect_right(self.lengths, length)
+        return replace(self, lengths=self.lengths[:fitting], places=self.places[:fitting])
+
+
+def survey(
+    path: str,
+    tokenizer: Tokenizer | None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    train_on: str = "assistant",
+) -> Survey:
+    """Read all rows and measure them; `columns` are chosen unless given.
+
+    Raises DataError for rows that training would refuse, and where the columns leave open what is
+    to be trained on.
+    """
+    sample = list(islice(sources.read(path), SAMPLE))
+    chosen = dict(columns) if columns else _choose(path, sample)
+    reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=chosen)
+    bad, seen = BadRows(), _Seen()
+    for batch in in_batches(conversations(path, reading, bad.add)):
+        seen.add_(batch, _measure(batch, tokenizer, train_on, bad))
+    bad.raise_if_any()
+    if not seen.measured:
+        raise nothing_to_train_on(path, train_on)
+    seen.measured.sort()
     return Survey(
         path=path,
         format=seen.format,
-        columns=columns,
-        unused=unused if seen.format != "messages" else (),
-        lengths=sorted(seen.lengths),
-        places=sorted(seen.places),
+        columns=chosen,
+        unused=_unused(sample, seen.format, chosen),
+        lengths=[length for length, _ in seen.measured],
+        places=[place for _, place in seen.measured],
         estimated=tokenizer is None,
         answers=len(seen.answers),
         turns=seen.turns,
         shape=seen.shape(),
+        note=column_words.headerless(sample),
     )
 
 
-def choose_columns(path: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The proposed `data.columns`, and the columns that stay unused then."""
-    sample = [row.fields for row in islice(sources.read(path), SAMPLE) if row.error is None]
-    if not sample:
-        return {}, ()
-    columns = proposals.propose(sample)
-    read = set(columns.values()) | set(rows.FIELDS)
-    return columns, tuple(name for name in sample[0] if name not in read)
+def choose_columns(path: str) -> dict[str, str]:
+    """The proposed `data.columns`. Raises DataError if the rows leave open what to train on."""
+    return _choose(path, list(islice(sources.read(path), SAMPLE)))
+
+
+def _choose(path: str, sample: Sequence[sources.Row]) -> dict[str, str]:
+    fields = [row.fields for row in sample if row.error is None]
+    chosen = propose(fields) if fields else {}
+    if fields and (why := column_words.doubt(fields, chosen)):
+        raise DataError(f"{path}: {why}")
+    return chosen
+
+
+def _unused(
+    sample: Sequence[sources.Row], format: str, columns: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The columns that the format does not read; an index without a name is none."""
+    read = {*columns.values(), *(rows.reads(format) - columns.keys())}
+    read |= {name.partition(".")[0] for name in columns.values()}
+    fields = next((row.fields for row in sample if row.error is None), {})
+    return tuple(name for name in fields if name.strip() and name not in read)
 
 
 def _measure(
-    batch: list[Found], tokenizer: Tokenizer | None, train_on: str, bad: list[str]
-) -> Iterator[int]:
-    """Tokens of each row; what the chat template refuses goes to `bad`."""
+    batch: list[Found], tokenizer: Tokenizer | None, train_on: str, bad: BadRows
+) -> Iterator[int | None]:
+    """Tokens of each row; None if training leaves it out. What the chat template refuses goes to
+    `bad`."""
     if tokenizer is None:
-        yield from (_estimated_length(conversation) for _, conversation, _ in batch)
+        for _, conversation, _ in batch:
+            trained = is_trained(conversation.messages, train_on)
+            yield _estimated_length(conversation) if trained else None
         return
     found = encode_many(
         tokenizer, [conversation for _, conversation, _ in batch], train_on=train_on
     )
     for (row, _, _), encoded in zip(batch, found, strict=True):
         if isinstance(encoded, TemplateError):
-            bad.append(f"{row.path}:{row.line}: {encoded}")
+            bad.add(f"{row.path}:{row.line}: {encoded}")
+            yield None
             continue
-        if encoded.labels.count(UNTRAINED) < len(encoded.labels):  # else training leaves it out
-            yield len(encoded.ids)
+        yield len(encoded.ids) if encoded.labels.count(UNTRAINED) < len(encoded.labels) else None
 
 
 def _estimated_length(conversation: Conversation) -> int:
@@ -128,16 +170,17 @@ class _Seen:
 
     def __init__(self) -> None:
         self.format = ""
-        self.lengths: list[int] = []
-        self.places: list[float] = []
+        self.measured: list[tuple[int, float]] = []  # (tokens, place)
         self.answers: Counter[int] = Counter()  # by hash: a file may have millions
         self.longest_answer = 0
         self.json = self.tools = self.turns = 0
 
-    def add_(self, batch: Iterable[Found]) -> None:
-        for _, conversation, format in batch:
+    def add_(self, batch: Iterable[Found], lengths: Iterable[int | None]) -> None:
+        for (_, conversation, format), length in zip(batch, lengths, strict=True):
             self.format = format
-            self.places.append(sources.place_of(conversation))
+            if length is None:
+                continue
+            self.measured.append((length, sources.place_of(conversation)))
             said = [m for m in conversation.messages if m.role == "assistant"]
             text = said[-1].content.strip() if said else ""
             self.answers[hash(text)] += 1
@@ -147,7 +190,7 @@ class _Seen:
             self.turns = max(self.turns, len(said))
 
     def shape(self) -> str:
-        n_rows = len(self.places)
+        n_rows = len(self.measured)
         if self.format == "text":
             return "continued-pretraining"
         if 2 * self.tools > n_rows:

@@ -55,11 +55,11 @@ def read_separated(path: Path) -> Iterator[Row]:
 
 
 def _find_delimiter(path: Path, head: bytes) -> str:
-    """A tab for TSV; for CSV the header's: spreadsheets in much of Europe write semicolons."""
-    if path.name.lower().endswith((".tsv", ".tsv.gz")):
-        return "\t"
+    """The header's: spreadsheets in much of Europe write semicolons, some of them into a TSV."""
+    is_tsv = path.name.lower().endswith((".tsv", ".tsv.gz"))
+    marks = "\t;," if is_tsv else ",;\t"
     header = head.lstrip().splitlines()[:1]
-    return next((mark for mark in ",;\t" if header and mark.encode() in header[0]), ",")
+    return next((mark for mark in marks if header and mark.encode() in header[0]), marks[0])
 
 
 def _check_header(path: Path, line: int, cells: list[str]) -> list[str]:

@@ -30,11 +30,13 @@ __all__ = [
     "Tokenizer",
     "encode",
     "encode_many",
+    "is_trained",
     "prompt_ids",
     "render",
     "require_offsets",
     "token_range",
     "tokenize",
+    "trained_answers",
     "with_template",
     "writes_date",
     "writes_tools",
@@ -200,7 +202,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
         return _without_template(tokenizer, messages, train_on)
     renders = Renders(tokenizer, messages, row.tools, row.variables)
     written = what_is_written(renders)
-    trained = _trained_messages(messages, train_on)
+    trained = trained_answers(messages, train_on)
     lost = lost_thoughts(renders, written, trained)
     text = renders.whole
     if messages[-1].role == "assistant" and not spans.is_ended(renders, len(messages) - 1):
@@ -214,23 +216,37 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     return Rendered(text, found, trained, lost, written.unread, unended)
 
 
-def _trained_messages(messages: Sequence[Message], train_on: str) -> tuple[int, ...]:
-    numbers = [n for n, m in enumerate(messages) if m.role == "assistant" or train_on == "all"]
+def trained_answers(messages: Sequence[Message], train_on: str) -> tuple[int, ...]:
+    """The numbers of the answers that are trained."""
+    answers = [number for number, m in enumerate(messages) if m.role == "assistant"]
     if train_on == "last":
-        numbers = numbers[-1:]
-    return tuple(number for number in numbers if messages[number].train)
+        answers = answers[-1:]
+    return tuple(number for number in answers if messages[number].train)
+
+
+def is_trained(messages: Sequence[Message], train_on: str) -> bool:
+    """Whether training would take anything from these messages, by their roles and marks alone."""
+    if messages[0].role == "" or train_on == "all":
+        return any(message.train for message in messages)
+    return bool(trained_answers(messages, train_on))
 
 
 def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> spans.Span:
     """The span, extended by what ends the answer if the template writes nothing for that.
 
     After the last answer this is the eos token; before another turn (GLM) it is the role token
-    that opens it: the model stops by writing it. Where there is neither, the end is not trained.
+    that opens it: the model stops by writing it. Where there is neither, the end is not trained;
+    raises TemplateError if the text ends there.
     """
     if span.ending != "missing":
         return span
     ends = [*tokenizer.added_tokens_encoder, tokenizer.eos_token or ""]
     length = max((len(end) for end in ends if text.startswith(end, span.end)), default=0)
+    if not length and span.end == len(text):
+        raise TemplateError(
+            f"messages[{span.number}]: the chat template writes nothing to end this answer, and the"
+            " tokenizer has no eos token, so a model would not learn to stop"
+        )
     ending: Literal["trained", "untrained"] = "trained" if length else "untrained"
     return replace(span, end=span.end + length, ending=ending)
 

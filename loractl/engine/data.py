@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from loractl.config.settings import DataSection, SourceSection
 from loractl.data import examples, rows
 from loractl.data.account import Account
+from loractl.data.reading import Reading
 from loractl.data.store import Cache, Mixture, Store, tokens_sha256
 from loractl.data.template import Tokenizer
 from loractl.errors import ConfigError
@@ -42,16 +43,18 @@ def held_out_sources(data: DataSection) -> list[SourceSection]:
     return [SourceSection(path=data.eval)] if isinstance(data.eval, str) else []
 
 
-def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Data:
+def load_data(
+    data: DataSection, tokenizer: Tokenizer, *, max_length: int, positions: int | None = None
+) -> Data:
     """Read and tokenize the training and held-out rows, or take them from the cache.
 
-    Raises DataError.
+    `positions`: those of the model, if it has a limit. Raises DataError.
     """
     cache = Cache.default()
     _require_fields(data.columns)
 
     def read(source: SourceSection, part: str, *, whole: bool = False) -> tuple[Store, Account]:
-        reading = _reading_of(data, source, part, max_length)
+        reading = replace(_reading_of(data, source, part, max_length), positions=positions)
         if whole:
             reading = replace(
                 reading, train_on="all", too_long="truncate", columns={}, split_turns=False
@@ -97,14 +100,11 @@ def load_data(data: DataSection, tokenizer: Tokenizer, *, max_length: int) -> Da
     )
 
 
-def _reading_of(
-    data: DataSection, source: SourceSection, part: str, max_length: int
-) -> examples.Reading:
+def _reading_of(data: DataSection, source: SourceSection, part: str, max_length: int) -> Reading:
     share = data.eval if isinstance(data.eval, float) and part != "all" else None
-    return examples.Reading(
+    return Reading(
         format=source.format if source.format != "auto" else data.format,
         max_length=max_length,
-        is_all_positions=max_length < data.max_length,
         train_on=data.train_on,
         too_long=data.too_long,
         columns=data.columns,
@@ -116,9 +116,7 @@ def _reading_of(
     )
 
 
-def held_out_readings(
-    data: DataSection, *, max_length: int
-) -> dict[str, tuple[str, examples.Reading]]:
+def held_out_readings(data: DataSection, *, max_length: int) -> dict[str, tuple[str, Reading]]:
     """Where the held-out rows are, by the names of their accounts: (path, how they are read)."""
     is_share = isinstance(data.eval, float)
     listed = sources_of(data) if is_share else held_out_sources(data)

@@ -14,6 +14,7 @@ from loractl.artifacts import files
 from loractl.artifacts.run.directory import RunDir
 from loractl.config import loader
 from loractl.data import batches, examples
+from loractl.data.reading import Reading, conversations
 from loractl.data.store import Mixture, Store
 from loractl.data.template import Tokenizer
 from loractl.engine.data import held_out_readings
@@ -27,7 +28,7 @@ from loractl.records import Conversation
 class EvalRows:
     """Rows to measure: where they are, how they are read, and how they are batched."""
 
-    sources: tuple[tuple[str, examples.Reading], ...]
+    sources: tuple[tuple[str, Reading], ...]
     plan: batches.BatchPlan
     of_run: bool = False
     kernels: str = "auto"  # which layers compute the loss, as in train.kernels
@@ -54,7 +55,7 @@ class EvalRows:
         found: list[tuple[int | str, Conversation]] = [
             (f"{row.path}:{row.line}" if self._are_named else row.line, conversation)
             for path, reading in self.sources
-            for row, conversation, _ in examples.conversations(path, reading, bad.append)
+            for row, conversation, _ in conversations(path, reading, bad.append)
         ]
         if bad or not found:
             raise DataError(*(bad or [f"{self.name}: no rows"]))
@@ -83,7 +84,7 @@ def rows_of_file(
 ) -> EvalRows:
     """The rows of a file, one per row of a batch."""
     length = asked.max_length or MAX_LENGTH
-    reading = examples.Reading("auto", length, train_on, "truncate", dict(columns or {}))
+    reading = Reading("auto", length, train_on, "truncate", dict(columns or {}))
     plan = batches.BatchPlan(asked.batch_size or BATCH_SIZE, 1, length, packing=False)
     return EvalRows(((str(path), reading),), plan)
 
@@ -134,6 +135,7 @@ def _rows_of_run(run: RunDir, asked: EvalRequest, positions: int | None) -> Eval
         account = accounts.get(name)
         account = account if isinstance(account, dict) else {}
         recorded = account.get("path")
+        reading = replace(reading, positions=positions)
         sources.append((_find_data(run, recorded if isinstance(recorded, str) else path), reading))
         known.append(account.get("sha256"))
     if not sources:

@@ -46,8 +46,11 @@ def prospects(session: Session) -> Iterator[Finding]:
     yield judge_rate(train.learning_rate, method, usual)
     yield judge_answers(data.train)
     if data.held_out:
-        yield judge_held_out(len(data.held_out), len(data.train))
-        if isinstance(session.config.data.eval, float):  # by content, so duplicates are together
+        is_share = isinstance(session.config.data.eval, float)
+        train_rows = () if is_share else data.train  # by content, so duplicates are together
+        own = independent(train_rows, data.held_out)
+        yield judge_held_out(own, len(data.train), rows=len(data.held_out))
+        if is_share:
             yield ok("held out", f"{len(data.held_out):,} rows, none of which is trained on")
         else:
             yield judge_split(data.train, data.held_out)
@@ -108,21 +111,37 @@ def _trained_tokens(example: Example) -> list[int]:
     return [label for label in example.labels if label != UNTRAINED]
 
 
-def judge_held_out(held_out: int, trained: int) -> Finding:
-    """Whether there are enough held-out rows to tell learning from chance."""
+def independent(train: Sequence[Example], held_out: Sequence[Example]) -> int:
+    """The held-out rows without copies of each other and of training rows; all of them where there
+    are too many to search."""
+    if len(train) + len(held_out) > COMPARED:
+        return len(held_out)
+    known = {tuple(example.ids) for example in held_out}
+    return len(known - {tuple(ids) for ids in _alike(train, held_out)})
+
+
+def _alike(train: Sequence[Example], held_out: Sequence[Example]) -> Iterator[list[int]]:
+    """The training rows that have the length of some held-out row: only these are read."""
+    same = np.isin(lengths_of(train), lengths_of(held_out))
+    return (train[int(number)].ids for number in same.nonzero()[0])
+
+
+def judge_held_out(held_out: int, trained: int, *, rows: int) -> Finding:
+    """Whether there are enough held-out rows to tell learning from chance; `rows`: with copies."""
+    copies = "" if rows == held_out else f", as {rows - held_out:,} of {rows:,} are copies"
     if held_out >= FEW_HELD_OUT:
-        return ok("eval rows", f"{held_out:,} held-out rows")
-    share = FEW_HELD_OUT / (held_out + trained)
+        return ok("eval rows", f"{held_out:,} different held-out rows{copies}")
+    share = FEW_HELD_OUT / max(1, (held_out or rows) * (rows + trained) / rows)
     cure = (
         f"set data.eval to a share of at least {math.ceil(share * 100) / 100:g}"
         if share <= 0.5
         else "name a file with more rows as data.eval"
     )
-    are = "rows are" if held_out > 1 else "row is"
+    are = "row is" if held_out == 1 else "rows are"
+    few = f"only {held_out:,} {'different ' if copies else ''}{are} held out{copies}"
     return note(
         "eval rows",
-        f"only {held_out:,} {are} held out, too few to tell learning from chance; {cure}, so that"
-        f" there are {FEW_HELD_OUT}",
+        f"{few}, too few to tell learning from chance; {cure}, so that there are {FEW_HELD_OUT}",
     )
 
 
@@ -131,8 +150,7 @@ def judge_split(train: Sequence[Example], held_out: Sequence[Example]) -> Findin
     if len(train) + len(held_out) > COMPARED:
         return ok("held out", f"{len(held_out):,} rows (too many to search for duplicates)")
     known = {tuple(example.ids) for example in held_out}
-    alike = np.isin(lengths_of(train), lengths_of(held_out))  # only these are read
-    both = sum(tuple(train[int(number)].ids) in known for number in alike.nonzero()[0])
+    both = sum(tuple(ids) in known for ids in _alike(train, held_out))
     if both:
         return fix(
             "held out",

@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from loractl.data import examples
 from loractl.data.parity import token_parity
+from loractl.data.reading import Reading, conversations
 from loractl.data.rendering import TemplateError
 from loractl.engine.data import sources_of
 from loractl.engine.session import Session
@@ -26,7 +26,7 @@ def _conversations(session: Session, count: int) -> Iterator[Conversation]:
     data = session.config.data
     nowhere: Callable[[str], None] = lambda message: None  # noqa: E731
     for source in sources_of(data):
-        reading = examples.Reading(
+        reading = Reading(
             format=source.format if source.format != "auto" else data.format,
             max_length=session.plan.max_length,
             train_on=data.train_on,
@@ -36,7 +36,7 @@ def _conversations(session: Session, count: int) -> Iterator[Conversation]:
             thoughts=data.thoughts,
             split_turns=data.split_turns,
         )
-        found = examples.conversations(source.path, reading, nowhere)
+        found = conversations(source.path, reading, nowhere)
         yield from (conversation for _, conversation, _ in islice(found, count))
 
 

@@ -63,6 +63,7 @@ class Session:
     plan: batches.BatchPlan
     epochs: batches.Epochs
     total_steps: int
+    positions: int | None  # of the model: data.max_length cannot be above them
     trunk: Trunk | None  # None if every weight is trained
     loss: Loss
     start: Start | None = None  # the adapter that is trained further
@@ -136,9 +137,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
-    max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
-    data = load_data(config.data, tokenizer, max_length=max_length)
-    _warn_of_data(data, max_length)
+    positions = load.positions(source, trust_remote_code=remote)
+    data, max_length = _read_data(config, tokenizer, positions)
     plan = _plan_batches(config, data, max_length)
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
@@ -181,6 +181,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         plan=plan,
         epochs=epochs,
         total_steps=total_steps,
+        positions=positions,
         trunk=trunk,
         loss=loss,
         start=start,
@@ -214,10 +215,14 @@ def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.Bat
     )
 
 
-def _warn_of_data(data: Data, max_length: int) -> None:
+def _read_data(config: RunConfig, tokenizer: Tokenizer, positions: int | None) -> tuple[Data, int]:
+    """The rows, and how long the longest of them may be; prints what a user should know of them."""
+    max_length = _max_length(config, positions)
+    data = load_data(config.data, tokenizer, max_length=max_length, positions=positions)
     for one in data.accounts.values():
-        for warning in account.warnings(one, max_length=max_length):
+        for warning in account.warnings(one, max_length=max_length, positions=positions):
             console.note(f"note: {warning}")
+    return data, max_length
 
 
 def _locate_base(loaded: Loaded) -> load.Source:

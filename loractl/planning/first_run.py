@@ -6,11 +6,13 @@ tickets in 3 packed steps taught SmolLM2-135M nothing.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from loractl.data.survey import Survey
+from loractl.errors import DataError
 from loractl.models.shape.families import UNPACKABLE
 from loractl.planning import recommend
 from loractl.planning.first_model import FirstModel, has_gpu
@@ -53,20 +55,26 @@ class Steps:
 
 
 def settings(model: FirstModel, data: Survey, method: str, shape: str) -> list[Setting]:
-    """Every setting of a first run, in the order of a config."""
-    share = held_out_share(data)
+    """Every setting of a first run, in the order of a config. Raises DataError if every row is
+    longer than the model allows."""
     packing = _packs(model, data, shape)
     length = _length(model, data, packing)
-    held = data.n_below(share) if share else 0
-    rows = data.rows - held
+    stay = data if data.format == "text" else data.within(length.value)  # text is cut
+    if not stay.rows:
+        raise DataError(
+            f"{data.path}: all {counted(data.rows, 'row')} are longer than the {length.value:,}"
+            f" positions of {model.name}; split the rows, or use a model with more positions"
+        )
+    share = held_out_share(stay)
+    rows = stay.rows - (stay.n_below(share) if share else 0)
     if packing:
-        rows = math.ceil(1.02 * data.tokens * rows / data.rows / length.value)
-    steps = steps_of(rows, data.rows, shape)
+        rows = math.ceil(1.02 * stay.tokens * rows / stay.rows / length.value)
+    steps = steps_of(rows, stay.rows, shape)
     return [
         Setting("method", method, _SAYS[method]),
         *_adapter(method, shape, steps.total),
-        *_data(data, share, held, length, packing),
-        *_train(model, data, method, shape, steps, packing, length.value),
+        *_data(data, stay, share, length, packing),
+        *_train(model, stay, method, shape, steps, packing, length.value),
         Setting("seed", 0, "random seed for the order of the rows, dropout and initial values"),
     ]
 
@@ -127,17 +135,21 @@ def _adapter(method: str, shape: str, steps: int) -> Iterator[Setting]:
 
 def held_out_share(data: Survey) -> float | None:
     """The smallest round fraction whose content split holds out the larger of 20 rows and 10 %, at
-    most 25 % (and 2,000 rows); None if there are too few rows."""
-    wanted = max(LEAST_HELD_OUT, math.ceil(HELD_OUT * data.rows))
-    wanted = min(wanted, math.floor(MOST_HELD_OUT * data.rows), LARGEST_HELD_OUT)
-    if wanted < 1:
-        return None
-    least = data.places[wanted - 1]  # the fraction must be above this
-    for digits in (2, 3, 4, 6):
-        share = math.floor(least * 10**digits + 1) / 10**digits
-        most = max(wanted, MOST_HELD_OUT * data.rows)
-        if share < 1 and data.n_below(share) <= min(most, 1.1 * wanted + 2):
-            return share
+    most 25 % (and 2,000 rows); None if there are too few rows.
+
+    Copies of a row count once: they are held out together, and tell no more than one of them.
+    """
+    every, places = sorted(data.places), sorted(set(data.places))
+    wanted = max(LEAST_HELD_OUT, math.ceil(HELD_OUT * len(places)))
+    wanted = min(wanted, math.floor(MOST_HELD_OUT * len(places)), LARGEST_HELD_OUT)
+    most = max(wanted, MOST_HELD_OUT * len(places))
+    for n_rows in range(wanted, 0, -1):  # fewer where a row with many copies is among them
+        least = places[n_rows - 1]  # the fraction must be above this
+        for digits in (2, 3, 4, 6):
+            share = math.floor(least * 10**digits + 1) / 10**digits
+            different, held = bisect_left(places, share), bisect_left(every, share)
+            if share < 1 and different <= min(most, 1.1 * n_rows + 2) and 2 * held <= data.rows:
+                return share
     return None  # equal rows that cannot be parted
 
 
@@ -168,20 +180,25 @@ def _packs(model: FirstModel, data: Survey, shape: str) -> bool:
 
 
 def _data(
-    data: Survey, share: float | None, held: int, length: Setting, packing: bool
+    data: Survey, stay: Survey, share: float | None, length: Setting, packing: bool
 ) -> Iterator[Setting]:
+    """`stay`: the rows that are not left out as too long."""
     yield Setting("data.train", data.path, f"{data.rows:,} rows, {data.format}")
     if data.columns:
         unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
         yield Setting("data.columns", data.columns, f"our field: your column{unused}")
     if share is not None:
-        yield Setting("data.eval", share, f"held-out share of the rows: {held:,} of {data.rows:,}")
+        held, different = stay.n_below(share), stay.n_different_below(share)
+        copies = f", {different:,} of them different" if different < held else ""
+        why = f"held-out share of the rows: {held:,} of {stay.rows:,}{copies}"
+        yield Setting("data.eval", share, why)
     yield length
     over = sum(one > length.value for one in data.lengths)
     if over:
         text = data.format == "text"
         what = "cut" if text else "left out: cut answers would teach it to stop too soon"
-        yield Setting("data.too_long", "truncate" if text else "drop", f"{over:,} rows are {what}")
+        rows = f"{counted(over, 'row')} {'is' if over == 1 else 'are'}"
+        yield Setting("data.too_long", "truncate" if text else "drop", f"{rows} {what}")
     why = (
         "several texts per row, none of which sees another"
         if packing

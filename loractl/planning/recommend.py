@@ -3,6 +3,7 @@
 The table and its rules are this project's own; published findings are cited with each value.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice
         "effective_batch": batch,
         "epochs": epochs,
         "max_length": length,
-        "packing": _choose_packing(shape, data, length.value, epochs.value / batch.value),
+        "packing": _choose_packing(shape, data, length.value, epochs.value, batch.value),
     }
 
 
@@ -170,11 +171,13 @@ def _choose_epochs(data: Rows | None, batch: int) -> Choice:
     if data is None:
         return Choice(1, "the number of rows is unknown; give --data-size or --data", OURS)
     if data.rows < FEW:
-        passes = min(MOST_EPOCHS, max(3, -(-ENOUGH_STEPS * batch // data.rows)))
+        per_epoch = math.ceil(data.rows / batch)  # the last step of an epoch may take fewer rows
+        passes = min(MOST_EPOCHS, max(3, math.ceil(ENOUGH_STEPS / per_epoch)))
+        are = "row is" if data.rows == 1 else "rows are"
         return Choice(
             passes,
-            f"{data.rows:,} rows are few: make several passes, {round(passes * data.rows / batch)}"
-            " steps in all; the held-out loss shows when to stop",
+            f"{data.rows:,} {are} few: make several passes, {passes * per_epoch:,} steps in all;"
+            " the held-out loss shows when to stop",
             "LIMA, arXiv 2305.11206: 15 passes over 1,000 rows",
         )  # fmt: skip
     value = 2 if data.rows <= MANY else 1
@@ -186,22 +189,21 @@ def _choose_epochs(data: Rows | None, batch: int) -> Choice:
 
 
 def _choose_packing(
-    shape: ModelShape, data: Rows | None, length: int, passes_a_row: float
+    shape: ModelShape, data: Rows | None, length: int, epochs: int, batch: int
 ) -> Choice:
-    """`passes_a_row`: epochs divided by the rows of a step."""
+    """`batch`: rows per step."""
     if shape.architecture in UNPACKABLE:
         return Choice(False, f"a packed row of {shape.architecture} would mix its examples", OURS)
     if data is None or data.tokens is None:
         return Choice(True, "the rows were not counted; give --data", "the config's default")
-    steps = data.tokens / length * passes_a_row
+    steps = epochs * math.ceil(data.tokens / length / batch)
     if steps < ENOUGH_STEPS:
         return Choice(
             False,
-            f"packed, the rows would make only about {max(1, round(steps)):,} steps: too few to"
-            " learn from",
+            f"packed, the rows would make only about {steps:,} steps: too few to learn from",
             OURS,
         )
-    return Choice(True, f"no padding is computed, and about {round(steps):,} steps remain", OURS)
+    return Choice(True, f"no padding is computed, and about {steps:,} steps remain", OURS)
 
 
 def _max_length(shape: ModelShape, data: Rows | None) -> Choice:

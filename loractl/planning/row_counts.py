@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loractl.data import examples
-from loractl.data.examples import Reading
-from loractl.data.template import TemplateError, Tokenizer, encode_many
+from loractl.data.reading import Reading, conversations, in_batches
+from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
 from loractl.errors import DataError
 from loractl.models.light_tokenizer import load_light
 from loractl.planning.known_model import directory_of
@@ -49,9 +49,10 @@ def lengths(path: str, tokenizer: Tokenizer, reading: Reading) -> Iterator[Lengt
 
     Raises DataError for the first row that training would refuse.
     """
-    for batch in examples.in_batches(examples.conversations(path, reading, _refuse)):
-        conversations = [conversation for _, conversation, _ in batch]
-        encoded = encode_many(tokenizer, conversations, train_on=reading.train_on)
+    for batch in in_batches(conversations(path, reading, _refuse)):
+        encoded = encode_many(
+            tokenizer, [conversation for _, conversation, _ in batch], train_on=reading.train_on
+        )
         for (row, _, format), result in zip(batch, encoded, strict=True):
             if isinstance(result, TemplateError):
                 raise DataError(f"{row.path}:{row.line}: {result}")
@@ -63,22 +64,29 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
     """Count rows and tokens; for a bare model size, tokens are estimated from characters, and the
     result says so.
 
-    Raises DataError for rows that cannot be read, ModelError for a tokenizer that cannot.
+    Raises DataError for rows that cannot be read or hold no answer, ModelError for a tokenizer that
+    cannot be read.
     """
     reading, tokenizer = reading_of(columns=columns), tokenizer_of(model)
     if tokenizer is None:
-        found = examples.conversations(path, reading, _refuse)
-        tokens = sorted(_estimate_tokens(conversation) for _, conversation, _ in found)
+        tokens, is_answered = [], False
+        for _, conversation, _ in conversations(path, reading, _refuse):
+            tokens.append(_estimate_tokens(conversation))
+            is_answered = is_answered or is_trained(conversation.messages, reading.train_on)
+        used = sum(tokens)
         counted = (
             f"estimated at {CHARACTERS_A_TOKEN} characters per token, as {model} has no tokenizer,"
             f" plus {TEMPLATE} per message for the chat template"
         )
-        used = sum(tokens)
     else:
-        found_lengths = list(lengths(path, tokenizer, reading))
-        tokens = sorted(one.tokens for one in found_lengths)
-        used = sum(one.tokens for one in found_lengths if one.trained)  # others are left out
+        found = list(lengths(path, tokenizer, reading))
+        tokens = [one.tokens for one in found]
+        used = sum(one.tokens for one in found if one.trained)  # others are left out
+        is_answered = used > 0
         counted = f"counted with the tokenizer and chat template of {model}"
+    if not is_answered:
+        raise examples.nothing_to_train_on(path, reading.train_on)
+    tokens.sort()
     p99 = tokens[min(len(tokens) - 1, int(0.99 * len(tokens)))]
     return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0])
 

@@ -1,10 +1,12 @@
 """The config that `init` writes, for rows that were opened or could not be."""
 
+from loractl.data.row_errors import names
 from loractl.data.survey import BYTES_A_TOKEN, Survey
 from loractl.planning import first_run
 from loractl.planning.first_model import FirstModel
 from loractl.planning.first_run import Setting
 from loractl.reports.commented_config import commented
+from loractl.text import counted
 
 NAMES = {
     "lora": "LoRA",
@@ -20,6 +22,15 @@ LOOKS = {
     "continued-pretraining": "plain text",
 }
 REST = "Every other setting has a default: `loractl schema` lists them all."
+
+
+def summary(data: Survey) -> list[str]:
+    """What was found in the rows and chosen of them, in a line or two."""
+    fields = ", ".join(f"{ours} from {theirs}" for ours, theirs in data.columns.items())
+    lines = [f"found {counted(data.rows, 'row')} of {data.format} in {data.path}"]
+    lines[0] += f": {fields}" if fields else ""
+    lines[0] += f"; not used: {names(dict.fromkeys(data.unused))}" if data.unused else ""
+    return [*lines, f"note: {data.note}"] if data.note else lines
 
 
 def opened(model: FirstModel, data: Survey, method: str, shape: str | None) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 from loractl.config import loader
 from loractl.config.settings import RunConfig
-from loractl.data import batches, examples
-from loractl.data.examples import Reading
+from loractl.data import batches
+from loractl.data import reading as reading_of
+from loractl.data.reading import Reading
 from loractl.engine.data import load_data
 from loractl.models import load
 from loractl.records import UNTRAINED, Batch, DataState
@@ -53,7 +54,7 @@ def conversations(config: RunConfig, count: int) -> Iterator[list[dict[str, str]
     """The first rows of the data as messages, for tools that tokenise them themselves."""
     reading = Reading(config.data.format, config.data.max_length, "all", "drop")
     assert isinstance(config.data.train, str), "the data of a benchmark is one file"
-    found = examples.conversations(config.data.train, reading, on_error=print)
+    found = reading_of.conversations(config.data.train, reading, on_error=print)
     for (_, conversation, _), _ in zip(found, range(count), strict=False):
         yield [{"role": m.role, "content": m.content} for m in conversation.messages]
 

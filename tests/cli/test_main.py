@@ -68,6 +68,23 @@ def test_help_shows_an_example_that_names_the_command(
     assert err == "" and f"Example: loractl {command}" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_values_with_plain_words(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "<" not in out.replace("<=", ""), "a Python type"
+    assert "--set " not in out or "--set KEY=VALUE" in out
+    assert "--data " not in out or "--data FILE" in out
+
+
+def test_the_list_of_commands_cuts_no_sentence_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-h"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    assert "init " in listed and "..." not in listed
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

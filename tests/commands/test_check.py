@@ -26,6 +26,11 @@ def check(config: Path, capsys: Capture, *options: str) -> dict[str, Any]:
     return report
 
 
+def chat_prompts(n: int) -> list[dict[str, object]]:
+    """Short rows of prompt and completion, all different."""
+    return [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(n)]
+
+
 def finding(report: dict[str, Any], what: str) -> dict[str, str]:
     (found,) = [one for one in report["findings"] if one["what"] == what]
     return found
@@ -83,7 +88,36 @@ def test_rows_that_lose_their_answer_are_named(config_file: Config, capsys: Capt
     cut = finding(report, "truncated")
     assert cut["state"] == "note" and "part of an answer is lost" in cut["text"]
     lost = finding(report, "no answer")["text"]
-    assert "the whole answer of" in lost and "keeps 99% of the rows whole" in lost
+    assert "the whole answer of" in lost and "would keep 99% of the rows whole" in lost
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "drop"])
+def test_no_limit_is_advised_that_is_above_the_positions_of_the_model(
+    too_long: str, config_file: Config, capsys: Capture, tmp_path: Path
+) -> None:
+    long = {"prompt": "So.", "completion": "Why? " * 400}
+    path = write_jsonl(tmp_path / "long.jsonl", [long, *chat_prompts(9)])
+    config = config_file(f"data: {{train: {path}, max_length: 64, too_long: {too_long}}}")
+    assert main(["check", str(config)]) == 0
+    out, err = capsys.readouterr()
+    told = " ".join((out + err).split())
+    assert "no data.max_length keeps 99% of the rows whole" in told and "512 positions" in told
+    assert "would keep 99%" not in told
+    write_jsonl(path, [long, long])
+    assert main(["check", str(config)]) == (0 if too_long == "truncate" else 2)
+    assert "would keep 99%" not in capsys.readouterr().err
+
+
+def test_empty_answers_are_counted_by_check_and_train(
+    config_file: Config, capsys: Capture, tmp_path: Path
+) -> None:
+    rows = [*chat_prompts(9), *({"prompt": f"Say {n}.", "completion": " "} for n in range(2))]
+    config = config_file(f"data: {{train: {write_jsonl(tmp_path / 'rows.jsonl', rows)}}}")
+    words = "2 rows have an empty answer (lines 10, 11), which teaches the model to say nothing"
+    found = finding(check(config, capsys), "empty answers")
+    assert found["state"] == "note" and words in found["text"]
+    assert main(["train", str(config)]) == 0
+    assert f"note: {tmp_path / 'rows.jsonl'}: {words}" in capsys.readouterr().err
 
 
 def test_a_row_longer_than_the_model_is_not_told_to_raise_the_limit(

@@ -161,7 +161,7 @@ def test_long_rows_make_small_micro_batches_and_are_covered(base: Base) -> None:
     write_jsonl(Path("rows.jsonl"), [endless, *(ROWS["classification"](i) for i in range(60))])
     text = write(model=base("llama"), data="rows.jsonl", out="b.yaml")
     assert (config("b.yaml").data.max_length, config("b.yaml").data.too_long) == (512, "drop")
-    assert "1 rows are left out" in text
+    assert "1 row is left out" in text
 
 
 def test_lengths_of_a_model_that_is_not_here_are_estimated_and_it_says_so() -> None:
@@ -228,6 +228,59 @@ def test_data_that_cannot_be_read_is_refused(base: Base) -> None:
     with pytest.raises(ConfigError, match="--model: ./absent does not exist"):
         write(model="./absent", data=tickets())
     assert not Path("new.yaml").exists()
+
+
+def test_what_was_found_and_chosen_is_told_on_stderr(capsys: Capture, base: Base) -> None:
+    model = ["--model", str(base("llama"))]
+    assert main(["init", *model, "--data", tickets(), "--out", "a.yaml"]) == 0
+    out, err = capsys.readouterr()
+    found = "found 60 rows of prompt-completion in tickets.csv: prompt from Anfrage, completion"
+    assert out == "" and err.splitlines()[0] == f"{found} from Team; not used: nr"
+    write_jsonl(Path("rows.jsonl"), chat_rows(9))
+    assert main(["init", *model, "--data", "rows.jsonl", "--out", "-"]) == 0
+    assert capsys.readouterr().err == "found 9 rows of messages in rows.jsonl\n"
+    rows = "".join(f"Order number {i} is late again,{('a', 'b')[i % 2]}\n" for i in range(30))
+    Path("t.csv").write_text(rows)
+    assert main(["init", *model, "--data", "t.csv", "--out", "-"]) == 0
+    found, odd = capsys.readouterr().err.splitlines()
+    assert found.startswith("found 29 rows") and "the first row looks like data" in odd
+
+
+def test_columns_that_are_named_are_those_of_the_config(capsys: Capture, base: Base) -> None:
+    asked = ["init", "--model", str(base("llama")), "--columns", "text=Anfrage"]
+    assert main([*asked, "--data", tickets(), "--out", "a.yaml"]) == 0
+    assert config("a.yaml").data.columns == {"text": "Anfrage"}
+    capsys.readouterr()
+    assert main(["check", "a.yaml", "--json"]) == 0
+    assert said(capsys)["data"]["train"]["format"] == "text"
+    assert main([*asked, "--out", "b.yaml"]) == 2
+    assert "--columns: set without --data" in capsys.readouterr().err
+
+
+def test_two_columns_of_text_are_refused_with_both_cures_and_each_works(
+    capsys: Capture, base: Base
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"title": f"Town {i}", "text": f"It lies by river {i}."} for i in range(30)
+    ]
+    write_jsonl(Path("rows.jsonl"), rows)
+    asked = ["init", "--model", str(base("llama")), "--data", "rows.jsonl"]
+    assert main([*asked, "--out", "a.yaml"]) == 2
+    assert not Path("a.yaml").exists()
+    err = capsys.readouterr().err
+    cures = re.findall(r"((?:--columns \w+=\w+ ?)+)", err)
+    assert len(cures) == 2
+    for number, cure in enumerate(cures):
+        assert main([*asked, *cure.split(), "--out", f"{number}.yaml"]) == 0
+        assert main(["check", f"{number}.yaml"]) == 0
+
+
+def test_rows_without_an_answer_are_refused(base: Base) -> None:
+    asked: dict[str, object] = {"messages": [{"role": "user", "content": "Are you there?"}]}
+    write_jsonl(Path("rows.jsonl"), [asked] * 3)
+    for model in (base("llama"), "own/model"):
+        with pytest.raises(DataError, match="nothing to train on: no row has a trained token"):
+            write(model=model, data="rows.jsonl")
 
 
 def test_the_file_written_is_named_on_stderr(capsys: Capture) -> None:

@@ -36,6 +36,20 @@ def test_some_examples_pass_check(example: tuple[str, str], base: Base, capsys: 
     check_converted(example, base("llama"), capsys)
 
 
+def test_the_columns_of_other_rows_can_be_named(capsys: Capture, base: Base) -> None:
+    Path("theirs.yaml").write_text(EXAMPLES["LLaMA-Factory", "lora-sft"], "utf-8")
+    write_jsonl(
+        Path("wiki.jsonl"), [{"title": f"Town {i}", "text": f"By river {i}."} for i in "ab"]
+    )
+    asked = ["init", "--from", "theirs.yaml", "--model", str(base("llama")), "--out", "a.yaml"]
+    assert main([*asked, "--data", "wiki.jsonl"]) == 2
+    assert_refused(capsys, "found text in text and title", "--columns text=text")
+    assert main([*asked, "--columns", "text=text"]) == 2
+    assert_refused(capsys, "--columns: set without --data")
+    assert main([*asked, "--data", "wiki.jsonl", "--columns", "text=text"]) == 0
+    assert load(Path("a.yaml")).config.data.columns == {"text": "text"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", [one for one in EXAMPLES if one not in QUICK], ids=str)
 def test_every_example_passes_check(example: tuple[str, str], base: Base, capsys: Capture) -> None:

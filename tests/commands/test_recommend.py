@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,37 @@ def test_for_a_bare_size_tokens_are_estimated_and_it_says_so(
 ) -> None:
     found = recommend(capsys, "--task", "simple", "--model", "7B", "--data", str(train_file))
     assert "estimated at 4 characters per token" in found["data"]["counted"]
+
+
+@pytest.mark.parametrize("n", [1, 9, 30])
+def test_the_steps_of_a_few_rows_are_those_that_check_finds(
+    n: int, base: Make, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, object]] = [
+        {"prompt": f"Why {i}?", "completion": f"So {i}."} for i in range(n)
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    flags = ["--task", "simple", "--model", str(base("llama")), "--data", str(data)]
+    found = recommend(capsys, *flags, "--write", "new.yaml")
+    said = re.search(r"([\d,]+) steps in all", found["choices"]["epochs"]["reason"])
+    assert main(["check", "new.yaml", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert said is not None and int(said[1]) == report["estimate"]["steps"]
+
+
+@pytest.mark.parametrize("model", ["7B", "llama"])
+def test_rows_without_an_answer_are_refused_as_check_refuses_them(
+    model: str, base: Make, config_file: Make, tmp_path: Path, capsys: Captured
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "Are you there?"}]}
+    data = write_jsonl(tmp_path / "asked.jsonl", [asked] * 3)
+    assert main(["check", str(config_file(f"data: {{train: {data}}}"))]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "nothing to train on" in told
+    named = model if model == "7B" else str(base(model))
+    assert main(["recommend", "--task", "simple", "--model", named, "--data", str(data)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize("memory", [None, "8GB"])

@@ -43,6 +43,8 @@ data:
   packing: true
   train_on: assistant
   too_long: error
+  thoughts: auto
+  split_turns: false
 train:
   epochs: 1
   batch_size: 8

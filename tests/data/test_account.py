@@ -55,5 +55,20 @@ def test_rows_that_lose_their_answer_are_told_with_the_length_that_keeps_them() 
     )
 
 
+def test_no_length_is_advised_that_the_model_has_no_positions_for() -> None:
+    account = Account("a.jsonl", "00", "messages", rows=3, dropped=Lines(1, [2]))
+    account.measure_(Counter({10: 2, 700: 1}))
+    (told,) = warnings(account, max_length=64, positions=512)
+    assert "only 512 positions; split the rows" in told and "700" not in told
+    (told,) = warnings(account, max_length=64, positions=700)
+    assert told.endswith("data.max_length 700 would keep 99% of the rows whole")
+
+
+def test_empty_answers_are_told_with_their_count() -> None:
+    account = Account("a.jsonl", "00", "messages", rows=3, empty=Lines(1, [2]))
+    (told,) = warnings(account, max_length=64)
+    assert told.startswith("a.jsonl: 1 row has an empty answer (line 2), which teaches")
+
+
 def test_empty_sources_have_no_bars() -> None:
     assert histogram(Counter()) == [] and quantile(Counter(), 0.99) == 0

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loractl.data import examples, sources
 from loractl.data.account import Account, warnings
+from loractl.data.reading import Reading, in_batches
 from loractl.data.store import Cache
 from loractl.data.template import encode
 from loractl.errors import DataError
@@ -27,7 +28,7 @@ def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
             "train_on": "assistant",
             "too_long": "error",
         }
-        reading = examples.Reading(**{**defaults, **options})
+        reading = Reading(**{**defaults, **options})
         store, account = examples.load(str(path), tokenizer, reading, cache=Cache(tmp_path / "c"))
         return list(store), account
 
@@ -116,10 +117,23 @@ def test_answers_that_are_cut_off_whole_are_counted_and_the_limit_is_named(load:
 def test_at_all_positions_of_the_model_the_cure_is_not_to_raise_the_limit(load: Any) -> None:
     for too_long, words in (("error", "split the rows"), ("drop", "split the rows")):
         with pytest.raises(DataError) as error:
-            load(chat_rows(4), max_length=20, too_long=too_long, is_all_positions=True)
+            load(chat_rows(4), max_length=20, too_long=too_long, positions=20)
         message = str(error.value)
         assert "longer than the 20 positions that the model has" in message
-        assert words in message and "raise it" not in message
+        assert words in message and "raise it" not in message and "would keep" not in message
+
+
+def test_rows_without_any_text_in_a_trained_answer_are_counted(load: Any) -> None:
+    rows = [
+        {"prompt": "a", "completion": ""},
+        {"prompt": "b", "completion": "c"},
+        {"prompt": "d", "completion": " \n"},
+    ]
+    assert load(rows)[1].empty.first == [1, 3]
+    asked, silent = {"role": "user", "content": "q"}, {"role": "assistant", "content": ""}
+    other = {"messages": [asked, silent, asked, {"role": "assistant", "content": "yes"}]}
+    assert load([other])[1].empty.count == 1
+    assert load([other], train_on="last")[1].empty.count == 0
 
 
 def test_a_row_of_exactly_the_limit_is_not_too_long(load: Any) -> None:
@@ -206,9 +220,7 @@ def test_the_store_is_taken_again_until_rows_template_or_settings_change(
         settings = {
             "format": "auto", "max_length": 512, "train_on": "assistant", "too_long": "error"
         }  # fmt: skip
-        examples.load(
-            str(path), tokenizer, examples.Reading(**{**settings, **options}), cache=cache
-        )
+        examples.load(str(path), tokenizer, Reading(**{**settings, **options}), cache=cache)
         return len(set(cache.root.glob("*")) - before)
 
     assert [made(), made(), made(train_on="last"), made(max_length=500)] == [1, 0, 1, 1]
@@ -232,7 +244,7 @@ def test_rows_are_tokenised_by_their_text_as_well_as_their_number(
     """Batches of 256 rows of 17 kB took 900 MB."""
     row = sources.Row(1, {}, "a.jsonl")
     conversation = Conversation((Message("", "x" * characters),))
-    sizes = [len(batch) for batch in examples.in_batches([(row, conversation, "text")] * 600)]
+    sizes = [len(batch) for batch in in_batches([(row, conversation, "text")] * 600)]
     assert sum(sizes) == 600 and max(sizes) == most
 
 

@@ -17,7 +17,8 @@ AS_OBJECT = CALLS.replace(f"{CALL}.arguments", f"({CALL}.arguments | tojson)")
 LISTS = CHATML.replace("m['content']", "m['content'] | map(attribute='text') | join('+')")
 BOTH = CHATML.replace(
     "m['content']",
-    "(m['content'] if m['content'] is string else m['content'] | map(attribute='text') | join('+'))",
+    "(m['content'] if m['content'] is string else"
+    " m['content'] | map(attribute='text') | join('+'))",
 )
 
 

@@ -9,7 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loractl.data import columns
-from loractl.data.examples import Reading, load
+from loractl.data.examples import load
+from loractl.data.reading import Reading
 from loractl.data.store import Cache
 from loractl.data.survey import survey
 from loractl.errors import DataError
@@ -112,6 +113,67 @@ def test_tools_and_text_have_shapes_of_their_own(tmp_path: Path) -> None:
     plain: list[dict[str, object]] = [{"text": "once upon a time"}]
     found = survey(str(write_jsonl(tmp_path / "b.jsonl", plain)), None)
     assert found.shape == "continued-pretraining"
+
+
+def test_rows_without_an_answer_are_refused_as_training_refuses_them(
+    tmp_path: Path, base: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "Are you there?"}]}
+    path = str(write_jsonl(tmp_path / "asked.jsonl", [asked] * 3))
+    reading = Reading("auto", max_length=64, train_on="assistant", too_long="error")
+    with pytest.raises(DataError) as told:
+        load(path, tokenizer, reading, cache=Cache(tmp_path / "c"))
+    for known in (None, load_light(base("llama"))):
+        with pytest.raises(DataError) as caught:
+            survey(path, known)
+        assert caught.value.messages == told.value.messages
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_that_training_leaves_out_are_not_counted(
+    known: bool, tmp_path: Path, base: Any
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "Are you there?"}]}
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(5), asked, *chat_rows(7)[5:]]))
+    found = survey(path, load_light(base("llama")) if known else None)
+    assert found.rows == len(found.places) == 7 and found.n_below(1) == 7
+
+
+def test_copies_are_counted_once_among_the_rows_held_out(tmp_path: Path) -> None:
+    found = survey(str(write_jsonl(tmp_path / "rows.jsonl", chat_rows(9) * 3)), None)
+    assert (found.n_below(1), found.n_different_below(1)) == (27, 9)
+
+
+def test_rows_within_a_length_keep_their_places(tmp_path: Path) -> None:
+    rows = [{"prompt": "word " * n, "completion": "yes"} for n in (1, 200, 3)]
+    found = survey(str(write_jsonl(tmp_path / "rows.jsonl", rows)), None)
+    short = survey(str(write_jsonl(tmp_path / "short.jsonl", rows[::2])), None)
+    kept = found.within(100)
+    assert (kept.lengths, kept.places) == (short.lengths, short.places)
+    assert found.within(found.longest) == found
+
+
+def test_columns_that_the_format_does_not_read_are_told(tmp_path: Path) -> None:
+    rows = [{**row, "id": i, "source": "x"} for i, row in enumerate(chat_rows(3))]
+    found = survey(str(write_jsonl(tmp_path / "rows.jsonl", rows)), None)
+    assert found.unused == ("id", "source")
+    nested = [{"n": 1, "data": {"question": f"q{i}", "answer": "a"}} for i in range(3)]
+    assert survey(str(write_jsonl(tmp_path / "b.jsonl", nested)), None).unused == ("n",)
+
+
+def test_columns_that_are_given_are_not_chosen(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", TICKETS)
+    found = survey(path, None, columns={"text": "kundenanfrage"})
+    assert (found.format, found.columns) == ("text", {"text": "kundenanfrage"})
+
+
+def test_bad_rows_are_all_counted_and_ten_are_named(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": i, "completion": "a"} for i in range(1, 35)]
+    path = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "q", "completion": "a"}, *rows])
+    with pytest.raises(DataError) as caught:
+        survey(str(path), None)
+    assert len(caught.value.messages) == 10
+    assert caught.value.messages[-1].endswith("and 24 more bad rows (34 in all)")
 
 
 def test_bad_rows_are_refused_with_their_lines(tmp_path: Path) -> None:

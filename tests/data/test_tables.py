@@ -63,6 +63,19 @@ def test_what_csv_writes_is_read_back_with_any_separator(
         assert [row.fields for row in rows_of(tmp_path / f"{name}.gz", packed)] == TRICKY
 
 
+def test_a_tsv_whose_header_has_no_tab_is_read_by_the_separator_that_it_has(
+    tmp_path: Path,
+) -> None:
+    for delimiter in (";", ","):
+        text = write(TRICKY, delimiter=delimiter)
+        assert [row.fields for row in rows_of(tmp_path / "a.tsv", text)] == TRICKY
+    assert [row.fields for row in rows_of(tmp_path / "a.tsv", "text\na; b, c\n")] == [
+        {"text": "a; b, c"}
+    ]
+    (row,) = rows_of(tmp_path / "a.tsv", "a;b\tc\n1\t2\n")
+    assert row.fields == {"a;b": "1", "c": "2"}
+
+
 @given(
     st.lists(
         st.tuples(st.text(), st.text()).filter(lambda cells: any(map(str.strip, cells))),

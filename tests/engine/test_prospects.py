@@ -67,11 +67,33 @@ def test_answers_that_are_all_alike_are_told() -> None:
 
 
 def test_few_held_out_rows_are_told_with_a_share_that_is_enough() -> None:
-    found = prospects.judge_held_out(5, 95)
+    found = prospects.judge_held_out(5, 95, rows=5)
     assert found.state == "note" and "a share of at least 0.2" in found.text
-    assert "more rows" in prospects.judge_held_out(5, 7).text  # no share holds out enough
-    assert prospects.judge_held_out(1, 95).text.startswith("only 1 row is held out")
-    assert prospects.judge_held_out(20, 95).state == "ok"
+    assert "more rows" in prospects.judge_held_out(5, 7, rows=5).text  # no share is enough
+    assert prospects.judge_held_out(1, 95, rows=1).text.startswith("only 1 row is held out,")
+    assert prospects.judge_held_out(20, 95, rows=20).state == "ok"
+
+
+def test_copies_are_no_held_out_rows_of_their_own() -> None:
+    held = [example(1, n) for n in range(5)] * 8
+    assert prospects.independent([], held) == 5
+    assert prospects.independent([example(1, 4), example(1, 9)], held) == 4
+    found = prospects.judge_held_out(5, 360, rows=40)
+    assert found.state == "note" and "a share of at least 0.4" in found.text
+    assert found.text.startswith("only 5 different rows are held out, as 35 of 40 are copies")
+    assert "more rows" in prospects.judge_held_out(5, 100, rows=40).text
+    assert prospects.judge_held_out(0, 100, rows=40).text.startswith("only 0 different rows")
+    assert "20 of 40 are copies" in prospects.judge_held_out(20, 100, rows=40).text
+
+
+def test_check_counts_the_different_rows_that_a_share_holds_out(
+    config_file: Config, tmp_path: Path, capsys: Captured
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", chat_rows(20) * 8)
+    found = findings(config_file(f"data: {{train: {path}, eval: 0.5, packing: false}}"), capsys)
+    assert found["eval rows"].state == "note" and "different rows are held out" in found[
+        "eval rows"
+    ].text  # fmt: skip
 
 
 def test_held_out_rows_that_are_trained_on_are_counted() -> None:

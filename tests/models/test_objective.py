@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from loractl.data import examples
 from loractl.data.batches import collate
 from loractl.data.pack import pack
+from loractl.data.reading import Reading
 from loractl.lora.adalora import AdaloraLayer
 from loractl.lora.inject import adaptable, inject_
 from loractl.lora.ranks import RankSpec, resolve
@@ -35,9 +36,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(rows: Path, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    store, _ = examples.load(
-        str(rows), tokenizer, examples.Reading("auto", 256, "assistant", "error")
-    )
+    store, _ = examples.load(str(rows), tokenizer, Reading("auto", 256, "assistant", "error"))
     found = list(store)
     lengths = [len(example.ids) for example in found]
     assert max(lengths) > 2.5 * min(lengths)

@@ -6,7 +6,8 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from loractl.data import account, batches
+from loractl.data import batches
+from loractl.data.account import advice, oddities
 from loractl.data.parity import doubled_bos
 from loractl.data.rendering import TemplateError, writes_date, writes_tools
 from loractl.data.store import lengths_of
@@ -50,7 +51,7 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
     tokens = sum(one.tokens for one in accounts.values())
     yield ok("mask", f"{trained:,} of {tokens:,} tokens are trained ({trained / tokens:.0%})")
     for name, one in accounts.items():
-        keeps = f"data.max_length: {one.keeps_99_percent} keeps 99% of the rows whole"
+        keeps = advice(one, session.positions)
         if one.truncated.count and one.lost_answer.count:
             what = f"part of an answer is lost: {one.lost_answer}"
             yield note("truncated", f"{name}: {what}; {keeps}")
@@ -66,7 +67,7 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
             yield note(
                 "no answer", f"{name}: no trained token, so dropped: {one.untrained}; {cure}"
             )
-        for kind, text in account.oddities(one):
+        for kind, text in oddities(one):
             yield note(kind, f"{name}: {text}")
     if not any(one.truncated.count + one.dropped.count for one in accounts.values()):
         longest = max(one.longest for one in accounts.values())
