@@ -209,8 +209,9 @@ def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> tuple[int, i
 def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_on: str) -> Rendered:
     if [m.role for m in messages] != ["user", "assistant"] or messages[1].tool_calls:
         raise TemplateError(
-            "the tokenizer has no chat template, so a conversation cannot be rendered; use a"
-            " model with one, or prompt and completion rows"
+            "the tokenizer has no chat template, so a conversation cannot be rendered; set"
+            " data.chat_template (chatml, or a file), use a model with one, or prompt and"
+            " completion rows"
         )
     prompt = _with_bos(tokenizer, messages[0].content)
     text = prompt + _with_eos(tokenizer, messages[1].content)

@@ -43,6 +43,8 @@ data:
   packing: true
   train_on: assistant
   too_long: error
+  chat_template: null
+  template_variables: {}
 train:
   epochs: 1
   batch_size: 8
