@@ -5,16 +5,19 @@ later (generate, an export, llama.cpp, vLLM) renders what was trained without kn
 a caller who hands in another value still decides.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from loractl.config.jinja_text import variables_read
 from loractl.config.template_setting import BUILT_IN, GIVEN, KEY, VARIABLES, text_of, unread
 from loractl.data.template import AnyTokenizer, with_template
+from loractl.errors import DataError
 
+Measured = TypeVar("Measured")
 _FIRST_TAG = re.compile(r"(\s*)\{([%#])([-+]?)")
 _NOTHING = "{{ '' }}"
 """Writes nothing. After a block, Jinja removes a newline; after this it keeps what follows."""
@@ -44,6 +47,27 @@ def apply_settings(
     if setting is None and not variables:
         return tokenizer
     return with_template(tokenizer, chosen(setting, variables, tokenizer.chat_template))
+
+
+def with_stand_in(
+    tokenizer: AnyTokenizer, measure: Callable[[AnyTokenizer], Measured]
+) -> tuple[Measured, str | None]:
+    """Rows measured with a tokenizer and, for one without a template whose rows need one, the
+    built-in template that was put in its place: ChatML where the tokenizer has its markers, else
+    vicuna, which ends answers with the eos token that every tokenizer has.
+
+    Raises what `measure` raises: DataError for rows that no such template holds either.
+    """
+    try:
+        return measure(tokenizer), None
+    except DataError:
+        if tokenizer.chat_template:
+            raise
+        is_chatml = "<|im_end|>" in tokenizer.added_tokens_encoder
+        for name in ("chatml" if is_chatml else "vicuna", "chatml-tools"):
+            with contextlib.suppress(DataError):
+                return measure(apply_settings(tokenizer, name, {})), name
+        raise
 
 
 def chosen(setting: str | None, variables: Mapping[str, Any], own: Any) -> str:

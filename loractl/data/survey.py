@@ -7,12 +7,13 @@ finds. Without a tokenizer they are estimated.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from loractl.data import columns as proposals
 from loractl.data import rows, sources
+from loractl.data.chat_templates import with_stand_in
 from loractl.data.examples import Found, Reading, conversations, in_batches
 from loractl.data.template import TemplateError, Tokenizer, encode_many
 from loractl.errors import MOST_SHOWN, DataError
@@ -43,6 +44,7 @@ class Survey:
     answers: int  # different answers
     turns: int  # most assistant messages in one row
     shape: str  # one of SHAPES: what the rows look like
+    chat_template: str | None = None  # a built-in one that the rows need, if the model has none
 
     @property
     def rows(self) -> int:
@@ -63,6 +65,13 @@ class Survey:
 
 def survey(path: str, tokenizer: Tokenizer | None, *, train_on: str = "assistant") -> Survey:
     """Read all rows and measure them. Raises DataError for rows that training would refuse."""
+    if tokenizer is None:
+        return _measure_rows(path, None, train_on)
+    found, name = with_stand_in(tokenizer, lambda other: _measure_rows(path, other, train_on))
+    return replace(found, chat_template=name)
+
+
+def _measure_rows(path: str, tokenizer: Tokenizer | None, train_on: str) -> Survey:
     columns, unused = choose_columns(path)
     reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=columns)
     bad: list[str] = []

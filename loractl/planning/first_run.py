@@ -174,6 +174,9 @@ def _data(
     if data.columns:
         unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
         yield Setting("data.columns", data.columns, f"our field: your column{unused}")
+    if data.chat_template is not None:
+        why = "the model has no chat template, which these rows need; or a Jinja file"
+        yield Setting("data.chat_template", data.chat_template, why)
     if share is not None:
         yield Setting("data.eval", share, f"held-out share of the rows: {held:,} of {data.rows:,}")
     yield length

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loractl.data import examples
+from loractl.data.chat_templates import with_stand_in
 from loractl.data.examples import Reading
 from loractl.data.template import TemplateError, Tokenizer, encode_many
 from loractl.errors import DataError
@@ -65,7 +66,7 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
 
     Raises DataError for rows that cannot be read, ModelError for a tokenizer that cannot.
     """
-    reading, tokenizer = reading_of(columns=columns), tokenizer_of(model)
+    reading, tokenizer, template = reading_of(columns=columns), tokenizer_of(model), None
     if tokenizer is None:
         found = examples.conversations(path, reading, _refuse)
         tokens = sorted(_estimate_tokens(conversation) for _, conversation, _ in found)
@@ -75,12 +76,16 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
         )
         used = sum(tokens)
     else:
-        found_lengths = list(lengths(path, tokenizer, reading))
+        found_lengths, template = with_stand_in(
+            tokenizer, lambda other: list(lengths(path, other, reading))
+        )
         tokens = sorted(one.tokens for one in found_lengths)
         used = sum(one.tokens for one in found_lengths if one.trained)  # others are left out
         counted = f"counted with the tokenizer and chat template of {model}"
+        if template is not None:
+            counted = f"counted with the tokenizer of {model} and data.chat_template: {template}"
     p99 = tokens[min(len(tokens) - 1, int(0.99 * len(tokens)))]
-    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0])
+    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0], template)
 
 
 def _refuse(message: str) -> None:

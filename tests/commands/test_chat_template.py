@@ -261,3 +261,26 @@ def test_a_relative_path_counts_from_the_working_directory_as_data_does(
     assert_refused(capsys, "data.chat_template: ", "next to the config")
     monkeypatch.chdir(tmp_path)
     assert main(["check", str(config)]) == 0
+
+
+@pytest.mark.parametrize(("end", "name"), [("<|im_end|>", "chatml"), ("</s>", "vicuna")])
+def test_init_and_recommend_name_a_template_where_the_base_has_none_and_the_rows_need_one(
+    end: str, name: str, bare: Path, tmp_path: Path, several_turns: str, capsys: Capture
+) -> None:
+    base = shutil.copytree(bare, tmp_path / "base")
+    for path in (base / "tokenizer.json", base / "tokenizer_config.json"):
+        path.write_text(path.read_text().replace("<|im_end|>", end))
+    asked = ["--model", str(base), "--data", str(tmp_path / "turns.jsonl")]
+    config = tmp_path / "first.yaml"
+    assert main(["init", *asked, "--out", str(config)]) == 0
+    assert yaml.safe_load(config.read_text())["data"]["chat_template"] == name
+    assert main(["check", str(config)]) == 0
+    other = tmp_path / "other.yaml"
+    capsys.readouterr()
+    assert main(["recommend", "--task", "simple", *asked, "--write", str(other)]) == 0
+    assert f"data.chat_template: {name}" in capsys.readouterr().out.replace("\n", " ")
+    assert yaml.safe_load(other.read_text())["data"]["chat_template"] == name
+    one = write_jsonl(tmp_path / "one.jsonl", [{"messages": TURNS[:2]}] * 8)
+    single = [*asked[:-1], str(one), "--out", str(tmp_path / "single.yaml")]
+    assert main(["init", *single]) == 0
+    assert "chat_template" not in yaml.safe_load((tmp_path / "single.yaml").read_text())["data"]

@@ -13,6 +13,7 @@ from loractl.config.imports import torchtune
 from loractl.config.imports.key_tables import ADALORA, KEYS
 from loractl.config.imports.their_data import DATA, READ
 from loractl.config.imports.values import QUANTIZED, Translator, is_off, is_on
+from loractl.config.template_setting import BUILT_IN
 from loractl.errors import ConfigError
 from loractl.text import shortened
 
@@ -218,6 +219,8 @@ def settle_conflicts_(found: Converted) -> None:
     if ours.get("method") == "adalora":
         for key in ("lora.rank", "lora.rank_pattern", "lora.alpha_pattern", "lora.init"):
             found.drop_(key, "method: adalora has its own ranks and initialization")
+    if (name := ours.get("data.chat_template")) in BUILT_IN:
+        found.drop_("data.template_variables", f"the template {name} reads no variables")
     if "data.eval" not in ours:
         found.drop_("train.eval_every", "no rows are held out: set data.eval")
     if "train.eval_every" not in ours:
