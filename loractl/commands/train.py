@@ -164,6 +164,6 @@ def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object
 
 
 def _word_change(key: str, old: object, new: object) -> str:
-    if key == template_setting.KEY and any("\n" in str(value) for value in (old, new)):
+    if key == template_setting.KEY and any(template_setting.is_text(str(v)) for v in (old, new)):
         return "the text of the template changed"
     return f"changed from {old} to {new}"

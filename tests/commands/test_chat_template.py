@@ -191,6 +191,30 @@ def test_check_says_which_markers_the_tokenizer_lacks(
     assert 'model.add_tokens: ["<start_of_turn>", "<end_of_turn>"]' in note["text"]
 
 
+def test_a_variable_is_set_from_the_command_line(
+    thinking: Path, config_file: Config, tmp_path: Path
+) -> None:
+    config = config_file(model=thinking)
+    assert train(config, "--set", "data.template_variables.enable_thinking=false") == 0
+    about = json.loads((tmp_path / "run" / "adapter" / "loractl.json").read_text())
+    assert about["chat_template"] == {"is_set": True, "variables": {"enable_thinking": False}}
+    opened = open_hub(None, {"a": tmp_path / "run"}, "float32")
+    text = opened.tokenizer.decode(opened.prompt_ids("a", [Message("user", "x")]))
+    assert text.endswith("<think></think>")
+
+
+def test_a_combination_of_adapters_says_that_their_template_was_set(
+    thinking: Path, config_file: Config, tmp_path: Path
+) -> None:
+    variable = "template_variables: {enable_thinking: false}"
+    assert train(config_file(f"data: {{{variable}}}", model=thinking)) == 0
+    run, made = tmp_path / "run", tmp_path / "made"
+    combine = ["adapters", "combine", str(run), str(run / "checkpoints" / "step-000002")]
+    assert main([*combine, "--how", "cat", "--out", str(made)]) == 0
+    about, of_run = (json.loads((d / "loractl.json").read_text()) for d in (made, run / "adapter"))
+    assert about["chat_template"] == of_run["chat_template"]
+
+
 @pytest.fixture
 def stopped(
     bare: Path, config_file: Config, several_turns: str, tmp_path: Path, stop_after: Any
