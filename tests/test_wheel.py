@@ -109,7 +109,13 @@ def test_it_holds_every_file_of_the_package_but_its_documents_and_no_other(wheel
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
     }
-    assert {path.rpartition(".")[2] for path in sources} == {"py", "c", "h", "loractl/LICENSE"}
+    assert {path.rpartition(".")[2] for path in sources} == {
+        "py",
+        "c",
+        "h",
+        "jinja",
+        "loractl/LICENSE",
+    }
     licensed = f"{about}/licenses/loractl/LICENSE"
     assert inside == sources | {f"{about}/{name}" for name in files} | {licensed}
 

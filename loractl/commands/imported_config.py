@@ -29,6 +29,7 @@ MEANINGS = {
     "data.format": "the layout of a row",
     "data.packing": "several examples per row, none of which sees another",
     "data.train_on": "which tokens are trained",
+    "data.chat_template": "how a conversation becomes text, in place of the model's own way",
     "data.eval": "held-out rows: a share, or a file",
     "train.warmup": "a share of the steps, or from 1 on their number",
     "train.gradient_checkpointing": "recompute activations to save memory",

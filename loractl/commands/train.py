@@ -9,7 +9,7 @@ from pathlib import Path
 from loractl import console
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.artifacts.run.lock import RunLock
-from loractl.config import loader
+from loractl.config import loader, template_setting
 from loractl.config.loader import Loaded
 from loractl.config.settings import FROM_ADAPTER, UNSET_MEANT, RunConfig
 from loractl.errors import ConfigError, StateError, Stopped, StorageError
@@ -158,6 +158,12 @@ def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object
     if changed.keys() <= EXTENSIBLE and all(_is_longer(*values) for values in changed.values()):
         hint = "add --extend to train longer than the run was planned for"
     return [
-        f"{directory.config}: {key}: changed from {old} to {new} since the run started; {hint}"
+        f"{directory.config}: {key}: {_word_change(key, old, new)} since the run started; {hint}"
         for key, (old, new) in changed.items()
     ]
+
+
+def _word_change(key: str, old: object, new: object) -> str:
+    if key == template_setting.KEY and any(template_setting.is_text(str(v)) for v in (old, new)):
+        return "the text of the template changed"
+    return f"changed from {old} to {new}"

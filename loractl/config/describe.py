@@ -12,7 +12,7 @@ Branch = tuple[Any, tuple[Any, ...]]
 """One alternative of a type, and the bounds that pydantic keeps with it."""
 
 _SINGULAR = {str: "string", int: "an integer", float: "a number", types.NoneType: "null"}
-_PLURAL = {str: "names", int: "integers", float: "numbers"}
+_PLURAL = {str: "names", int: "integers", float: "numbers", Any: "values"}
 
 
 def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:

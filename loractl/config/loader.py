@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from loractl.config import strict_yaml
+from loractl.config import strict_yaml, template_setting
 from loractl.config.conflicts import conflicts
 from loractl.config.settings import RunConfig, not_yet, resolve
 from loractl.config.strict_yaml import YamlProblem
@@ -67,11 +67,15 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
             messages += error.messages
     checked = check(data)
     missing = _missing_paths(checked, path.parent) if paths_exist else ()
-    problems = [*checked.problems, *_check_combinations(checked), *missing]
+    template = _check_template(checked, path.parent, paths_exist)
+    problems = [*checked.problems, *_check_combinations(checked), *missing, *template]
     messages += [_word_problem(path, lines, options, key, message) for key, message in problems]
     if messages or checked.config is None:
         raise ConfigError(*sorted(dict.fromkeys(messages), key=_line_in(path)))
-    config = resolve(_with_home(checked.config), name=path.stem)
+    config = _with_home(checked.config)
+    if paths_exist:
+        config = _with_template_text(config)
+    config = resolve(config, name=path.stem)
     return Loaded(config, path, MappingProxyType(lines), MappingProxyType(options))
 
 
@@ -182,6 +186,17 @@ def _check_combinations(checked: Checked) -> Iterator[tuple[str, str]]:
             yield key, message
 
 
+def _check_template(checked: Checked, folder: Path, paths_exist: bool) -> Iterator[tuple[str, str]]:
+    if checked.config is None:
+        return
+    data = checked.config.data
+    for key, message in template_setting.problems(
+        data.chat_template, data.template_variables, folder, paths_exist=paths_exist
+    ):
+        if not checked.is_doubtful(key):
+            yield key, message
+
+
 def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:
     if checked.config is None:
         return
@@ -240,6 +255,16 @@ def _with_home(config: RunConfig) -> RunConfig:
                 update = {section: getattr(config, section).model_copy(update=update)}
             config = config.model_copy(update=update)
     return config
+
+
+def _with_template_text(config: RunConfig) -> RunConfig:
+    """Replace the path of a chat template by its text, which a run keeps in its config.yaml."""
+    if config.data.chat_template is None:
+        return config
+    text = template_setting.text_of(config.data.chat_template)
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"chat_template": text})}
+    )
 
 
 def _get_value(config: RunConfig, key: str) -> Any:

@@ -146,6 +146,14 @@ class DataSection(Section):
     too_long: Literal["error", "truncate", "drop"] = Field(
         "error", description="what to do with a row longer than max_length tokens"
     )
+    chat_template: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="a Jinja file, the text of a template, or a built-in one: chatml, "
+        "chatml-tools, llama3, mistral, gemma, phi3, alpaca, vicuna; null: the model's own",
+    )
+    template_variables: dict[str, Any] = Field(
+        {}, description="values that the template reads, e.g. {enable_thinking: false}"
+    )
     thoughts: Literal["auto", "keep", "last", "drop"] = Field(
         "auto",
         description="reasoning in answers; auto: what the chat template writes; keep: all, or an "

@@ -14,9 +14,8 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 
+from loractl.config.jinja_text import Generation
 from loractl.errors import DataError
 
 
@@ -61,21 +60,10 @@ def check_powers(template: Any) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _check_powers(text: str) -> None:
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])
     try:
         tree = environment.parse(text)
     except jinja2.TemplateSyntaxError:
         return  # reported when it is rendered
     if tree.find(nodes.Pow) is not None:
         raise DataError("the chat template uses a power (**), which is not allowed; remove it")
-
-
-class _Generation(Extension):
-    """The block that transformers adds to jinja, just enough of it to parse its body."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.If(nodes.Const(True), body, [], [], lineno=line)

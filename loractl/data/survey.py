@@ -13,14 +13,10 @@ from itertools import islice
 from typing import Any
 
 from loractl.data import column_words, rows, sources
+from loractl.data.chat_templates import with_stand_in
 from loractl.data.columns import SAMPLE, propose
 from loractl.data.examples import nothing_to_train_on
-from loractl.data.reading import (
-    Found,
-    Reading,
-    conversations,
-    in_batches,
-)
+from loractl.data.reading import Found, Reading, conversations, in_batches
 from loractl.data.row_errors import BadRows
 from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
 from loractl.errors import DataError
@@ -50,6 +46,7 @@ class Survey:
     turns: int  # most assistant messages in one row
     shape: str  # one of SHAPES: what the rows look like
     note: str = ""  # what seems odd about the columns
+    chat_template: str | None = None  # a built-in one that the rows need, if the model has none
 
     @property
     def rows(self) -> int:
@@ -89,6 +86,17 @@ def survey(
     Raises DataError for rows that training would refuse, and where the columns leave open what is
     to be trained on.
     """
+    if tokenizer is None:
+        return _measure_rows(path, None, columns, train_on)
+    found, name = with_stand_in(
+        tokenizer, lambda other: _measure_rows(path, other, columns, train_on)
+    )
+    return replace(found, chat_template=name)
+
+
+def _measure_rows(
+    path: str, tokenizer: Tokenizer | None, columns: Mapping[str, str] | None, train_on: str
+) -> Survey:
     sample = list(islice(sources.read(path), SAMPLE))
     chosen = dict(columns) if columns else _choose(path, sample)
     reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=chosen)

@@ -5,11 +5,10 @@ span (spans.py), so no template needs `{% generation %}` marks. Prompts for gene
 here too: training and generation share one path to token ids.
 """
 
-import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from loractl.data import spans
 from loractl.data.rendering import (
@@ -37,12 +36,9 @@ __all__ = [
     "token_range",
     "tokenize",
     "trained_answers",
-    "with_template",
     "writes_date",
     "writes_tools",
 ]
-
-AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
 
 
 @dataclass(frozen=True)
@@ -254,8 +250,9 @@ def _with_end(tokenizer: Tokenizer, text: str, span: spans.Span) -> spans.Span:
 def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_on: str) -> Rendered:
     if [m.role for m in messages] != ["user", "assistant"] or messages[1].tool_calls:
         raise TemplateError(
-            "the tokenizer has no chat template, so a conversation cannot be rendered; use a"
-            " model with one, or prompt and completion rows"
+            "the tokenizer has no chat template, so a conversation cannot be rendered; set"
+            " data.chat_template (chatml, or a file), use a model with one, or prompt and"
+            " completion rows"
         )
     prompt = _with_bos(tokenizer, messages[0].content)
     text = prompt + _with_eos(tokenizer, messages[1].content)
@@ -264,18 +261,6 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
     if not messages[1].train:
         return Rendered(text, ())
     return Rendered(text, ((len(prompt), len(text)),), (1,))
-
-
-def with_template(tokenizer: AnyTokenizer, chat_template: str | None) -> AnyTokenizer:
-    """The same tokenizer with another chat template, or with its own if that is empty.
-
-    The given tokenizer is left unchanged for anyone else who holds it.
-    """
-    if not chat_template:
-        return tokenizer
-    other = copy.copy(tokenizer)
-    other.chat_template = chat_template
-    return other
 
 
 def prompt_ids(

@@ -26,7 +26,7 @@ def model_path(name: str) -> str:
     return str(inside) if name and (inside / "config.json").is_file() else name
 
 
-def _recorded(name: str) -> dict[str, Any]:
+def recorded(name: str) -> dict[str, Any]:
     """What a fully trained model records about itself; empty for anything else."""
     from loractl.artifacts import files
     from loractl.artifacts.peft.adapter import ABOUT
@@ -39,14 +39,14 @@ def recorded_base(path: Path) -> str | None:
     """The base that a fully trained model records."""
     from loractl.artifacts.peft.adapter import find_base
 
-    base = _recorded(str(path)).get("base")
+    base = recorded(str(path)).get("base")
     name = base.get("name_or_path") if isinstance(base, dict) else None
     return find_base(path, name) if isinstance(name, str) else None
 
 
 def recorded_dtype(name: str) -> str | None:
     """The dtype that a fully trained model records."""
-    found = _recorded(name).get("dtype")
+    found = recorded(name).get("dtype")
     return found if found in WIDTHS else None
 
 

@@ -25,12 +25,13 @@ from loractl.engine.base import (
     find_shared_base,
     load_base,
     model_path,
+    recorded,
     recorded_base,
     recorded_dtype,
 )
 from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs
 from loractl.engine.layers import attend_apart_
-from loractl.engine.speakers import ends_of, tokenizer_of
+from loractl.engine.speakers import base_speaker, ends_of, tokenizer_of
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
@@ -102,7 +103,12 @@ def evaluate(
     dtype = choose_trained_dtype(asked.dtype, dtypes)
     loaded = _load_frozen(source, dtype, list(read.values()), named=model)
     tokenizer = load.load_tokenizer(source)
-    plain = _speech(loaded, tokenizer, ends_of_template(tokenizer))
+    whole = {name: find_model(str(path)) for name, path in full.items()}
+    speakers = {name: load.load_tokenizer(one) for name, one in whole.items()}
+    tuned = [(one.about, one.chat_template) for one in read.values()]
+    tuned += [(recorded(str(full[name])), one.chat_template) for name, one in speakers.items()]
+    untuned = base_speaker(tokenizer, tuned)
+    plain = _speech(loaded, untuned, ends_of_template(untuned))
     found = [_measure_model("base", loaded, plain, asked, rows)]
     for name, adapter in read.items():
         own = tokenizer_of(adapter, tokenizer, load.n_rows(loaded))
@@ -111,11 +117,10 @@ def evaluate(
         found.append(_measure_model(name, loaded, speech, asked, rows))
         remove_(loaded)
     del loaded
-    for name, path in full.items():
-        whole = find_model(str(path))
-        tuned, own = _load_frozen(whole, dtype), load.load_tokenizer(whole)
-        speech = _speech(tuned, own, ends_of_template(own))
-        found.append(_measure_model(name, tuned, speech, asked, rows))
+    for name, own in speakers.items():
+        model_of_run = _load_frozen(whole[name], dtype)
+        speech = _speech(model_of_run, own, ends_of_template(own))
+        found.append(_measure_model(name, model_of_run, speech, asked, rows))
     for one in found:
         fill_figures_(one, found[0], asked)
     return found

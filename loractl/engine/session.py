@@ -21,6 +21,7 @@ from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
+from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base
 from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import held_out_loss
@@ -116,6 +117,7 @@ class Session:
             "base": {"name_or_path": self.source.address, "fingerprint": self.base_fingerprint},
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
             **({"start_from": self.start.about()} if self.start else {}),
+            **about_template(self.config.data),
             "dtype": dtype_word(self.dtype),
             "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
@@ -136,7 +138,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     source = _locate_base(loaded)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
-    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
+    tokenizer = tokenizer_of_run(loaded, source)
     positions = load.positions(source, trust_remote_code=remote)
     data, max_length = _read_data(config, tokenizer, positions)
     plan = _plan_batches(config, data, max_length)

@@ -1,11 +1,13 @@
 """How the adapters of a base are spoken with: the tokenizer, chat template and ends that each was
 trained with, and the base loaded once with all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loractl import console
+from loractl.config.loader import Loaded
+from loractl.config.settings import DataSection
 from loractl.engine.base import choose_trained_dtype, find_shared_base, load_base, recorded_dtype
 from loractl.errors import ArtifactError
 from loractl.startup import libraries
@@ -15,6 +17,47 @@ if TYPE_CHECKING:
 
     from loractl.artifacts.peft.adapter import Adapter
     from loractl.generation.hub_model import HubModel
+    from loractl.models.load import Source
+
+
+def tokenizer_of_run(loaded: Loaded, source: "Source") -> "Tokenizer":
+    """The base's tokenizer, with the chat template that a config chooses.
+
+    Raises ConfigError for settings that do not fit the template, ModelError.
+    """
+    from loractl.data.chat_templates import SettingError, apply_settings
+    from loractl.models import load
+
+    data, remote = loaded.config.data, loaded.config.model.trust_remote_code
+    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
+    try:
+        return apply_settings(tokenizer, data.chat_template, data.template_variables)
+    except SettingError as error:
+        raise loaded.error(error.key, str(error)) from None
+
+
+def about_template(data: DataSection) -> dict[str, Any]:
+    """What loractl.json says of a template that is not the base's own; empty if it is."""
+    if data.chat_template is None and not data.template_variables:
+        return {}
+    return {"chat_template": {"is_set": True, "variables": data.template_variables}}
+
+
+def base_speaker(
+    tokenizer: "Tokenizer", tuned: Iterable[tuple[Mapping[str, Any], Any]]
+) -> "Tokenizer":
+    """The base's tokenizer, to be compared with what was trained on it: (loractl.json, template).
+
+    Where all were trained with one template that a config chose, the base is asked through it too:
+    its own may not exist, and would make other tokens of the rows.
+    """
+    from loractl.data.chat_templates import with_template
+
+    found = list(tuned)
+    templates = [template for about, template in found if "chat_template" in about]
+    if not found or len(templates) < len(found) or any(one != templates[0] for one in templates):
+        return tokenizer
+    return with_template(tokenizer, templates[0])
 
 
 def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str | None) -> "HubModel":
@@ -54,7 +97,7 @@ def tokenizer_of(adapter: "Adapter", tokenizer: "Tokenizer", n_rows: int) -> "To
 
     Raises ArtifactError for tokens that the base has no row for.
     """
-    from loractl.data.template import with_template
+    from loractl.data.chat_templates import with_template
     from loractl.models import load
 
     own = tokenizer

@@ -66,6 +66,7 @@ class Rows:
     p99: int | None = None
     counted: str = ""
     shortest: int | None = None
+    chat_template: str | None = None  # a built-in one that the rows need, if the model has none
 
 
 def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loractl.data import examples
+from loractl.data.chat_templates import with_stand_in
 from loractl.data.reading import Reading, conversations, in_batches
 from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
 from loractl.errors import DataError
@@ -67,7 +68,7 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
     Raises DataError for rows that cannot be read or hold no answer, ModelError for a tokenizer that
     cannot be read.
     """
-    reading, tokenizer = reading_of(columns=columns), tokenizer_of(model)
+    reading, tokenizer, template = reading_of(columns=columns), tokenizer_of(model), None
     if tokenizer is None:
         tokens, is_answered = [], False
         for _, conversation, _ in conversations(path, reading, _refuse):
@@ -79,16 +80,20 @@ def count(path: str, model: str, *, columns: dict[str, str] | None = None) -> Ro
             f" plus {TEMPLATE} per message for the chat template"
         )
     else:
-        found = list(lengths(path, tokenizer, reading))
+        found, template = with_stand_in(
+            tokenizer, lambda other: list(lengths(path, other, reading))
+        )
         tokens = [one.tokens for one in found]
         used = sum(one.tokens for one in found if one.trained)  # others are left out
         is_answered = used > 0
         counted = f"counted with the tokenizer and chat template of {model}"
+        if template is not None:
+            counted = f"counted with the tokenizer of {model} and data.chat_template: {template}"
     if not is_answered:
         raise examples.nothing_to_train_on(path, reading.train_on)
     tokens.sort()
     p99 = tokens[min(len(tokens) - 1, int(0.99 * len(tokens)))]
-    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0])
+    return Rows(len(tokens), used, tokens[-1], p99, counted, tokens[0], template)
 
 
 def _refuse(message: str) -> None:

@@ -9,7 +9,7 @@ from loractl.cli.main import main
 from loractl.config.loader import load
 from tests.commands.conftest import assert_refused, said
 from tests.config.imports.examples import EXAMPLES
-from tests.tiny import chat_rows, write_jsonl
+from tests.tiny import CHATML, chat_rows, write_jsonl
 
 Base = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -24,6 +24,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check_converted(example: tuple[str, str], base: Path, capsys: Capture) -> None:
     Path("theirs.yaml").write_text(EXAMPLES[example], "utf-8")
+    Path("own").mkdir()  # the folder of a template that one of them names
+    Path("own/template.jinja").write_text(CHATML)
     asked = ["--model", str(base), "--data", "rows.jsonl", "--out", "ours.yaml"]
     assert main(["init", "--from", "theirs.yaml", *asked]) == 0
     capsys.readouterr()

@@ -43,6 +43,8 @@ data:
   packing: true
   train_on: assistant
   too_long: error
+  chat_template: null
+  template_variables: {}
   thoughts: auto
   split_turns: false
 train:

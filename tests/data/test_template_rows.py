@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from loractl.data.chat_templates import with_template
 from loractl.data.template import (
     TemplateError,
     encode,
@@ -14,7 +15,6 @@ from loractl.data.template import (
     prompt_ids,
     render,
     require_offsets,
-    with_template,
 )
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CONVERSATIONS, TOOL, template_tokenizer

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import attach
-from loractl.data.template import TemplateError, with_template
+from loractl.data.chat_templates import with_template
+from loractl.data.template import TemplateError
 from loractl.errors import ModelError
 from loractl.generation.chat_session import ChatSession
 from loractl.generation.hub_model import HubModel

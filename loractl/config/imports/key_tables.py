@@ -5,6 +5,13 @@ them all; `BY_TOOL` has what a name means in one of them only.
 """
 
 from loractl.config.imports.reasons import REASONS
+from loractl.config.imports.their_templates import (
+    chat_template,
+    llamafactory_template,
+    template_file,
+    template_variables,
+    thinking,
+)
 from loractl.config.imports.values import (
     QUANTIZED,
     Translator,
@@ -100,6 +107,11 @@ KEYS: dict[str, Translator] = {
     "dataset_text_field": lambda value: (
         {} if value in (None, "text") else {"data.columns": {"text": value}}
     ),
+    "chat_template": chat_template,
+    "template": llamafactory_template,
+    **dict.fromkeys(("chat_template_jinja", "chat_template_path"), template_file),
+    "chat_template_kwargs": template_variables,
+    "enable_thinking": thinking,
     # the training
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), number("train.epochs")),
     "max_steps": count("train.steps"),
@@ -139,7 +151,6 @@ KEYS: dict[str, Translator] = {
     "save_strategy": only("steps", why=FROM_ROWS.format("train.save_every")),
     "logging_strategy": only("steps", why="progress is counted in steps"),
     "task_type": only("causal_lm", why="every run here trains a causal language model"),
-    "chat_template": only("tokenizer_default", why="the model's own chat template is used"),
     "bias": no("biases are not trained"),
     # the run
     "output_dir": text("out"),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loractl.config.imports.their_templates import chat_template
 from loractl.config.imports.values import Ours, is_off, is_on
 
 Reasons = dict[str, str]
@@ -79,7 +80,12 @@ def _axolotl_source(where: str, one: Any, ours: Ours, reasons: Reasons) -> dict[
         else:
             source["split"] = split
     known = {"path", "type", "split", "data_files", "name", "field_messages", "field", "ds_type"}
-    for key in sorted(one.keys() - known):
+    template = chat_template(one.get("chat_template"))
+    if isinstance(template, str):
+        reasons[f"{where}.chat_template"] = template
+    else:
+        ours |= template
+    for key in sorted(one.keys() - known - {"chat_template"}):
         if not is_off(one[key]):
             reasons[f"{where}.{key}"] = _ROW_KEYS.get(key, "rows are read by their own format")
     return source
@@ -87,7 +93,6 @@ def _axolotl_source(where: str, one: Any, ours: Ours, reasons: Reasons) -> dict[
 
 _ROW_KEYS = {
     "roles_to_train": "data.train_on: assistant, which is the default",
-    "chat_template": "the model's own chat template is used",
     "train_on_eos": "every answer's end is trained",
 }
 

@@ -17,6 +17,7 @@ from loractl.config.imports.their_data import DATA, READ
 from loractl.config.imports.values import QUANTIZED, Translator, adapter, is_off, is_on
 from loractl.config.settings import FROM_ADAPTER
 from loractl.config.synonyms import KEYS as SYNONYMS
+from loractl.config.template_setting import BUILT_IN
 from loractl.errors import ConfigError
 from loractl.text import shortened
 
@@ -227,6 +228,8 @@ def settle_conflicts_(found: Converted) -> None:
     if "train.steps" in ours:
         found.drop_("train.epochs", "max_steps counts instead, as there")
     _settle_method_(found)
+    if (name := ours.get("data.chat_template")) in BUILT_IN:
+        found.drop_("data.template_variables", f"the template {name} reads no variables")
     if "data.eval" not in ours:
         found.drop_("train.eval_every", "no rows are held out: set data.eval")
     if "train.eval_every" not in ours:

@@ -4,18 +4,24 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 """
 
 import contextlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 
 from loractl.data import batches
 from loractl.data.account import advice, oddities
+from loractl.data.ends import TURN
 from loractl.data.parity import doubled_bos
-from loractl.data.rendering import TemplateError, writes_date, writes_tools
+from loractl.data.rendering import TemplateError, apply, writes_date, writes_tools
 from loractl.data.store import lengths_of
+from loractl.data.template import tokenize
 from loractl.engine.prospects import fix, note, ok
 from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
 from loractl.records import UNTRAINED, Conversation, Example
 from loractl.reports.findings import Finding
+
+_MARKER = re.compile(r"<\|[^<>|\s]+\|>|<[a-z]+_of_[a-z]+>")
 
 SEEN = 200
 """Rows whose ends and prompts are inspected; the counts of the account cover all rows."""
@@ -26,6 +32,7 @@ def data_findings(session: Session) -> Iterator[Finding]:
     seen = [session.data.train[i] for i in range(min(SEEN, len(session.data.train)))]
     yield from _what_is_trained(session)
     yield from _ends(session, seen)
+    yield from _markers(session)
     yield from _beginnings(session, seen)
     rows = first_conversations(session, SEEN)
     yield same_at_generation(session, rows)
@@ -101,6 +108,27 @@ def _is_pad(session: Session, lasts: set[int]) -> bool:
 
 def _last_trained(example: Example) -> int:
     return next(label for label in reversed(example.labels) if label != UNTRAINED)
+
+
+def _markers(session: Session) -> Iterator[Finding]:
+    """Whether the tokenizer knows the markers of a template that the config chose."""
+    tokenizer, marks = session.tokenizer, ""
+    if session.config.data.chat_template is None:
+        return
+    with contextlib.suppress(TemplateError):
+        marks = apply(tokenizer, TURN)
+    found = dict.fromkeys(_MARKER.findall(marks))
+    pieces = [mark for mark in found if len(next(tokenize(tokenizer, [mark]))[0]) != 1]
+    if pieces:
+        are = "markers are not single tokens" if len(pieces) > 1 else "marker is not a single token"
+        yield note(
+            "markers",
+            f"{len(pieces)} of the chat template's {are} of this tokenizer, so a model needs longer"
+            " to learn them and generation does not stop at the end of an answer; set"
+            f" model.add_tokens: {json.dumps(pieces)}",
+        )
+    elif found:
+        yield ok("markers", f"each marker of the chat template is one token: {', '.join(found)}")
 
 
 def _beginnings(session: Session, seen: Sequence[Example]) -> Iterator[Finding]:

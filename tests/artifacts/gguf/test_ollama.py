@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loractl.artifacts.gguf import ollama
+from loractl.data.chat_templates import built_in
 from loractl.data.rendering import apply
 from loractl.errors import ArtifactError
 from loractl.records import Message
@@ -178,3 +179,22 @@ def test_a_modelfile_names_model_template_system_and_stop(tmp_path: Path) -> Non
     assert text.startswith("FROM ./model.gguf\n")
     assert f'TEMPLATE """{family.go()}"""\n' in text
     assert text.endswith('SYSTEM """Be brief."""\nPARAMETER stop "<|im_end|>"\n')
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("chatml", "ChatML"),
+        ("chatml-tools", "ChatML"),
+        ("llama3", "Llama 3"),
+        ("gemma", "Gemma"),
+        ("phi3", "Phi-3"),
+        ("mistral", "Mistral v3"),
+    ],
+)
+def test_a_built_in_template_is_that_of_a_family(name: str, family: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    tokenizer.chat_template = built_in(name)
+    adds_bos = "bos_token" in tokenizer.chat_template
+    assert ollama.find("adapter", tokenizer, adds_bos=adds_bos).family.name == family

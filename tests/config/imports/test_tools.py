@@ -55,6 +55,10 @@ def test_what_comes_out_is_a_valid_config(tool: str, name: str, tmp_path: Path) 
     replaced = {"model.name_or_path": "own/model", "data.train": str(tmp_path / "rows.jsonl")}
     if "data.eval" in found.settings and isinstance(found.settings["data.eval"], str):
         replaced["data.eval"] = str(tmp_path / "rows.jsonl")
+    if str(template := found.settings.get("data.chat_template")).endswith(".jinja"):
+        replaced["data.chat_template"] = str(tmp_path / str(template))
+        (tmp_path / str(template)).parent.mkdir()
+        (tmp_path / str(template)).write_text("{{ messages }}")
     tree: dict[str, Any] = {}
     for key, value in {**found.settings, **replaced}.items():
         section = tree
