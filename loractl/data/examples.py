@@ -15,7 +15,7 @@ from loractl.config import strict_yaml
 from loractl.data import columns, rows, sources
 from loractl.data.account import Account
 from loractl.data.store import Cache, Store, Writer
-from loractl.data.template import TemplateError, Tokenizer, encode_many
+from loractl.data.template import Encoded, TemplateError, Tokenizer, encode_many
 from loractl.errors import MOST_SHOWN, DataError
 from loractl.records import UNTRAINED, Conversation
 
@@ -224,15 +224,16 @@ def _keep_example(
     account: Account,
     writer: Writer,
     reading: Reading,
-    encoded: tuple[list[int], list[int]],
+    encoded: Encoded,
     row: sources.Row,
     where: int | str,
 ) -> None:
     """Write one example, cut or left out as the settings say."""
-    ids, labels = encoded
+    ids, labels, weights = encoded
     trained = _n_trained(labels)
     if len(ids) > reading.max_length:
         ids, labels = ids[: reading.max_length], labels[: reading.max_length]
+        weights = weights and weights[: reading.max_length]
         if (kept := _n_trained(labels)) < trained:
             account.lost_answer.add(where)
         if reading.too_long != "truncate":
@@ -244,7 +245,7 @@ def _keep_example(
     if not trained:
         account.untrained.add(where)
         return
-    writer.append(ids, labels, row.path, row.line)
+    writer.append(ids, labels, row.path, row.line, weights=weights)
     account.examples += 1
     account.tokens += len(ids)
     account.trained_tokens += trained

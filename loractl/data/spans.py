@@ -7,6 +7,7 @@ not (Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows wh
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loractl.data.rendering import Renders, TemplateError
@@ -49,11 +50,29 @@ def is_ended(renders: Renders, number: int) -> bool:
     return _turn_end(renders, number) != ""
 
 
-def untrained_span(renders: Renders, number: int) -> tuple[int, int]:
-    """Where a message stands that is not to be trained: an answer with its end, else the content.
+def unequal(renders: Renders, length: int) -> Iterator[tuple[int, int, float]]:
+    """(start, end, weight) of each message that does not weigh 1: an answer with its end, or the
+    content of another.
 
-    Raises TemplateError where that cannot be told.
+    `length` is that of the text, to which an eos token may have been added: it belongs to the
+    answer before it. Raises TemplateError where a place cannot be told.
     """
+    for number, message in enumerate(renders.messages):
+        if message.weight != 1:
+            start, end = _span_of_message(renders, number)
+            yield start, end if end < len(renders.whole) else length, message.weight
+
+
+def between(spans: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """What is left of a text of this length without some spans of it, in order."""
+    at = 0
+    for start, stop in [*sorted(spans), (end, end)]:
+        if start > at:
+            yield at, start
+        at = max(at, stop)
+
+
+def _span_of_message(renders: Renders, number: int) -> tuple[int, int]:
     if renders.messages[number].role == "assistant":
         span = find_answer(renders, number)
         return span.start, span.end

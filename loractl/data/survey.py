@@ -112,9 +112,9 @@ def _measure(
         if isinstance(encoded, TemplateError):
             bad.append(f"{row.path}:{row.line}: {encoded}")
             continue
-        ids, labels = encoded
+        labels = encoded.labels
         if labels.count(UNTRAINED) < len(labels):  # else training leaves the row out
-            yield len(ids)
+            yield len(encoded.ids)
 
 
 def _estimated_length(conversation: Conversation) -> int:

@@ -55,7 +55,7 @@ def lengths(path: str, tokenizer: Tokenizer, reading: Reading) -> Iterator[Lengt
         for (row, _, format), result in zip(batch, encoded, strict=True):
             if isinstance(result, TemplateError):
                 raise DataError(f"{row.path}:{row.line}: {result}")
-            ids, labels = result
+            ids, labels, _ = result
             yield Length(len(ids), len(labels) - labels.count(UNTRAINED), format)
 
 

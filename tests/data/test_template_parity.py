@@ -57,7 +57,7 @@ def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
 def test_an_answer_that_opens_a_conversation_or_is_not_trained_has_nothing_to_prove() -> None:
     tokenizer = template_tokenizer("deepseek_r1")
     assert token_parity(tokenizer, [Message("assistant", "Hello.")]) == []
-    quiet = [Message("user", "x"), Message("assistant", "y", train=False)]
+    quiet = [Message("user", "x"), Message("assistant", "y", weight=0.0)]
     assert token_parity(tokenizer, quiet) == []
     assert token_parity(tokenizer, [Message("", "Plain text.")]) == []
 

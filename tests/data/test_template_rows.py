@@ -46,7 +46,8 @@ def test_many_rows_at_once_are_each_row_alone_and_a_bad_one_says_why(train_on: s
                 "it would keep the texts of the row alive"
             )
         else:
-            assert one == encode(tokenizer, row.messages, train_on=train_on, tools=row.tools)
+            alone = encode(tokenizer, row.messages, train_on=train_on, tools=row.tools)
+            assert one == (*alone, None), "nothing has a weight of its own"
     assert encode_many(tokenizer, [], train_on=train_on) == []
     assert [type(e) for e in encode_many(tokenizer, [rows[2]], train_on=train_on)] == [
         TemplateError
@@ -183,7 +184,7 @@ def test_spaces_of_an_answer_are_trained_however_the_tokenizer_marks_them(kind: 
 
 def test_render_says_which_message_each_span_is() -> None:
     quiet = copy.deepcopy(CONVERSATIONS["chat"])
-    quiet[2] = Message("assistant", "It is 4.", train=False)
+    quiet[2] = Message("assistant", "It is 4.", weight=0.0)
     rendered = render(template_tokenizer("chatml"), quiet, train_on="assistant")
     assert rendered.numbers == (4,) and len(rendered.spans) == 1
 
