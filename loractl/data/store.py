@@ -198,6 +198,15 @@ def tokens_sha256(stores: Sequence[Store]) -> str:
     return found.hexdigest()
 
 
+def have_weights(examples: Sequence[Example]) -> bool:
+    """Whether some trained token of the examples weighs other than 1."""
+    if isinstance(examples, Mixture):
+        return any(have_weights(store) for store in examples.stores)
+    if isinstance(examples, Store):
+        return examples.weights is not None
+    return any(example.weights is not None for example in examples)
+
+
 def lengths_of(examples: Sequence[Example]) -> Lengths:
     """The number of tokens of each example, without reading the tokens in a store."""
     if isinstance(examples, Store | Mixture):
