@@ -1,6 +1,6 @@
 """Plain records passed between packages on different levels. No torch at import."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,16 @@ class Message:
 
     role: str
     content: str
-    train: bool = True
+    weight: float = 1.0  # of its tokens in the loss, where they are trained; 0: not trained
     tool_calls: tuple[Mapping[str, Any], ...] = ()  # as in the row, for the chat template
     extra: Mapping[str, Any] = field(default_factory=dict)  # other fields, for the chat template
-    parts: tuple[
-        str, ...
-    ] = ()  # the texts of a content that was given as a list; content joins them
+    parts: tuple[str, ...] = ()  # the texts that content joins, if it was given as a list
+    spans: tuple[tuple[int, int], ...] | None = None  # what of content is trained; None: all
+
+    @property
+    def train(self) -> bool:
+        """Whether it may be trained at all."""
+        return self.weight > 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Example:
     labels: list[int]
     line: int  # 1-based line (or item) of the file it came from
     path: str = ""  # of that file, if a run reads several
+    weights: list[float] | None = None  # of each token, 0 if untrained; None: trained ones weigh 1
 
     @property
     def where(self) -> int | str:
@@ -56,11 +61,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch; every tensor is int64 of shape (rows, length).
+    """One micro-batch; every tensor is int64 of shape (rows, length), but `weights` are float32.
 
     Examples are separated by `position_ids`, which restart at 0 for each; padding is at the end of
     a row and is its own segment. `labels` are unshifted, and UNTRAINED on the first token of every
-    example, which nothing predicts.
+    example, which nothing predicts. `weights` belong to `labels` and are 0 where those are
+    UNTRAINED; without them every trained token weighs 1.
     """
 
     input_ids: "Tensor"
@@ -71,6 +77,7 @@ class Batch:
     sizes: tuple[int, ...] = ()  # real tokens of each row
     examples: tuple[int, ...] = ()  # their indices in the training data, row by row
     shared: int = 0  # prefix tokens of the first example that the others share and omit
+    weights: "Tensor | None" = None
 
     @property
     def row_counts(self) -> list[int]:
@@ -94,40 +101,42 @@ class Batch:
         """Trained tokens in total. Waits likewise."""
         return sum(self.row_counts)
 
+    @property
+    def weight(self) -> float:
+        """The sum of the weights of all trained tokens: their number if each weighs 1."""
+        if self.weights is None:
+            return self.n_trained
+        return float(self.weights[:, 1:].double().sum())
+
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); unchanged if the sizes are not known."""
         if not self.sizes or (len(self.sizes) == 1 and self.sizes[0] == self.input_ids.shape[1]):
             return self
         if len(set(self.sizes)) == 1 and self.sizes[0] == self.input_ids.shape[1]:
-            flat = [one.reshape(1, -1) for one in self._three_tensors]
+            flat = self.with_each(lambda one: one.reshape(1, -1))
         else:
             import torch
 
-            flat = [
-                torch.cat([row[:size] for row, size in zip(one, self.sizes, strict=True)])[None]
-                for one in self._three_tensors
-            ]
-        input_ids, labels, position_ids = flat
+            flat = self.with_each(
+                lambda one: torch.cat(
+                    [row[:size] for row, size in zip(one, self.sizes, strict=True)]
+                )[None]
+            )
+        return replace(flat, sizes=(self.n_tokens,))
+
+    def with_each(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
+        """The same batch with the result of `change` in place of each of its tensors."""
         return replace(
             self,
-            input_ids=input_ids,
-            labels=labels,
-            position_ids=position_ids,
-            sizes=(self.n_tokens,),
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=change(self.position_ids),
+            weights=None if self.weights is None else change(self.weights),
         )
-
-    @property
-    def _three_tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
-        return self.input_ids, self.labels, self.position_ids
 
     def to(self, device: "device") -> "Batch":
         """The same batch with its tensors on `device`."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-        )
+        return self.with_each(lambda one: one.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,11 @@ class HeldOutLoss:
     """
 
     sums: list[float]  # of the losses of each group, in nats
-    counts: list[float]  # of the tokens predicted in it
+    counts: list[float]  # of the tokens predicted in it, or the sum of their weights
 
     @property
     def mean(self) -> float:
-        """Mean cross-entropy in nats per trained token: sum over sum."""
+        """Mean cross-entropy in nats per trained token, by weight: sum over sum."""
         return sum(self.sums) / sum(self.counts)
 
 

@@ -86,7 +86,7 @@ def _say_text(talk: "ChatSession", text: str) -> None:
 @contextmanager
 def _errors_with_advice(talk: "ChatSession") -> Iterator[None]:
     """Add advice to the errors of a conversation that cannot be answered."""
-    from loractl.data.template import TemplateError
+    from loractl.data.rendering import TemplateError
 
     try:
         yield

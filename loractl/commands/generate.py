@@ -105,7 +105,7 @@ def _answer_prompts(
     directories: Mapping[str, Path],
     options: GenerationOptions,
 ) -> "list[Answer]":
-    from loractl.data.template import TemplateError
+    from loractl.data.rendering import TemplateError
     from loractl.engine.speakers import open_hub
 
     opened = open_hub(model, directories, options.dtype)

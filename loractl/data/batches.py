@@ -182,6 +182,8 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
     )  # padding is known by its position, never by its id
     labels = torch.full(shape, UNTRAINED, dtype=torch.int64)
     position_ids = torch.zeros(shape, dtype=torch.int64)
+    weighs = any(example.weights is not None for row in rows for example in row)
+    weights = torch.zeros(shape) if weighs else None
     for number, row in enumerate(rows):
         start = 0
         for example in row:
@@ -190,6 +192,9 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
             labels[number, start:end] = torch.tensor(example.labels)
             labels[number, start] = UNTRAINED  # the token before it belongs to another example
             position_ids[number, start:end] = torch.arange(end - start)
+            if weights is not None:
+                of_each = example.weights or [1.0] * len(example.ids)
+                weights[number, start:end] = torch.tensor(of_each)
             start = end
         if len(row) == 1:
             # Counting on through the padding keeps the mask plainly causal, which is fastest; no
@@ -197,6 +202,8 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
             position_ids[number] = torch.arange(length)
         else:
             position_ids[number, start:] = torch.arange(length - start)
+    if weights is not None:
+        weights[labels == UNTRAINED] = 0.0
     return Batch(
         input_ids=input_ids,
         labels=labels,
@@ -204,4 +211,5 @@ def collate(rows: Sequence[Sequence[Example]]) -> Batch:
         n_tokens=sum(len(example.ids) for row in rows for example in row),
         lines=tuple(e.where for row in rows for e in row),
         sizes=tuple(sum(len(example.ids) for example in row) for row in rows),
+        weights=weights,
     )

@@ -7,7 +7,8 @@ learns the template's; so the ends are read off what is trained, not off the tok
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from loractl.data.template import TemplateError, Tokenizer, encode
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError, Tokenizer
 from loractl.records import UNTRAINED, Example, Message
 
 SEEN = 200

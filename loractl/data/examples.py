@@ -10,10 +10,12 @@ from typing import Any
 
 from loractl.data import row_notes, sources
 from loractl.data.account import Account, advice
+from loractl.data.encoding import Encoded, encode_many
 from loractl.data.reading import Reading, conversations, in_batches
+from loractl.data.rendering import TemplateError, Tokenizer
 from loractl.data.row_errors import BadRows
 from loractl.data.store import Cache, Store, Writer
-from loractl.data.template import TemplateError, Tokenizer, encode_many, trained_answers
+from loractl.data.template import trained_answers
 from loractl.errors import DataError
 from loractl.records import UNTRAINED, Message
 
@@ -96,7 +98,7 @@ def _tokenise_rows(
                 if is_new:
                     account.note_row_(where, conversation, find_odd(conversation))
                 account.note_rendered_(result.text)
-                if _keep_example(account, writer, reading, (result.ids, result.labels), row, where):
+                if _keep_example(account, writer, reading, result, row, where):
                     answers = trained_answers(conversation.messages, reading.train_on)
                     if any(_is_empty(conversation.messages[number]) for number in answers):
                         account.empty.add(where)
@@ -109,15 +111,16 @@ def _keep_example(
     account: Account,
     writer: Writer,
     reading: Reading,
-    encoded: tuple[list[int], list[int]],
+    encoded: Encoded,
     row: sources.Row,
     where: int | str,
 ) -> bool:
     """Write one example, cut or left out as the settings say; whether it was written."""
-    ids, labels = encoded
+    ids, labels, weights = encoded.ids, encoded.labels, encoded.weights
     trained = _n_trained(labels)
     if len(ids) > reading.max_length:
         ids, labels = ids[: reading.max_length], labels[: reading.max_length]
+        weights = weights and weights[: reading.max_length]
         if (kept := _n_trained(labels)) < trained:
             account.lost_answer.add(where)
         if reading.too_long != "truncate":
@@ -129,7 +132,7 @@ def _keep_example(
     if not trained:
         account.untrained.add(where)
         return False
-    writer.append(ids, labels, row.path, row.line)
+    writer.append(ids, labels, row.path, row.line, weights=weights)
     account.examples += 1
     account.tokens += len(ids)
     account.trained_tokens += trained

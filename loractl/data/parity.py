@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from loractl.data.encoding import token_range, tokenize
 from loractl.data.rendering import Tokenizer
-from loractl.data.template import prompt_ids, render_row, token_range, tokenize, with_thoughts
+from loractl.data.template import prompt_ids, render_row, with_thoughts
 from loractl.records import Conversation
 
 SHOWN = 60  # characters of a text in a message

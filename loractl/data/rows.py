@@ -41,7 +41,7 @@ def prompt_completion(fields: Fields) -> Conversation:
             found = kind(value) if name in fields else "missing"
             raise RowError(f"{name} is {found}, expected a list of messages, like the other field")
     given = [
-        replace(message, train=message.train and message.role != "assistant")
+        replace(message, weight=0.0 if message.role == "assistant" else message.weight)
         for message in _turns_of(fields, "prompt")
     ]
     return _as_conversation(fields, [*given, *_turns_of(fields, "completion")])

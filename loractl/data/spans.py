@@ -8,11 +8,12 @@ not (Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows wh
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loractl.data.message_parts import Part, function_of, with_marks
 from loractl.data.rendering import Renders, TemplateError
+from loractl.records import Message
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,87 @@ def find_answer(renders: Renders, number: int) -> Span:
     return Span(number, start, end, "trained" if ending else "missing")
 
 
+def pieces(renders: Renders, answer: Span) -> list[tuple[int, int, int]]:
+    """(start, end, start of the answer) of the spans of its content that are trained; one that ends
+    the content includes what ends the answer. Raises TemplateError for one that has no place."""
+    message = renders.messages[answer.number]
+    content, found = message.content, []
+    for start, end in message.spans or ():
+        first = _place_of(renders, answer.number, start, len(content) - len(content.lstrip()))
+        last = _place_of(renders, answer.number, end, len(content.rstrip()), at_end=True)
+        if end >= len(content.rstrip()) and not message.tool_calls:
+            last = answer.end
+        if first < last:
+            found.append((first, last, answer.start))
+    return found
+
+
+def _place_of(
+    renders: Renders, number: int, character: int, edge: int, *, at_end: bool = False
+) -> int:
+    """Where a character of the content stands in the whole text: a mark before it must leave the
+    rest as it is. Beyond the `edge` of what is not white space the template may have trimmed it."""
+    beyond = character > edge if at_end else character < edge
+    for place in (character, edge) if beyond else (character,):
+        messages = list(renders.messages)
+        messages[number] = _with_mark(messages[number], place, renders.mark)
+        before, marked, after = renders.of(messages).partition(renders.mark)
+        if marked and before + after == renders.whole:
+            return len(before)
+    raise _message_error(
+        number,
+        f"train_spans: the chat template changes the content, so character {character} of it cannot"
+        " be located",
+    )
+
+
+def _with_mark(message: Message, place: int, mark: str) -> Message:
+    content = message.content[:place] + mark + message.content[place:]
+    parts, at = [], place
+    for number, text in enumerate(message.parts):
+        is_here = 0 <= at < len(text) or (at == len(text) and number == len(message.parts) - 1)
+        parts.append(text[:at] + mark + text[at:] if is_here else text)
+        at -= len(text)
+    return replace(message, content=content, parts=tuple(parts))
+
+
 def is_ended(renders: Renders, number: int) -> bool:
     """Whether the template writes something after an answer that is the last message."""
     return _turn_end(renders, number) != ""
 
 
-def untrained_span(renders: Renders, number: int) -> tuple[int, int]:
-    """Where a message stands that is not to be trained: an answer with its end, else the content.
+def unequal(renders: Renders, length: int) -> Iterator[tuple[int, int, float]]:
+    """(start, end, weight) of each message that does not weigh 1: an answer with its end, or the
+    content of another.
 
-    Raises TemplateError where that cannot be told.
+    `length` is that of the text, to which an eos token may have been added: it belongs to the
+    answer before it. Raises TemplateError where a place cannot be told.
     """
+    for number, message in enumerate(renders.messages):
+        if message.weight == 1 and message.spans is None:
+            continue
+        start, end = _span_of_message(renders, number)
+        end = end if end < len(renders.whole) else length
+        if message.weight != 1:
+            yield start, end, message.weight
+        if message.spans is not None:
+            yield start, end, 0.0  # but for its spans
+
+
+def between(spans: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """What is left of a text of this length without some spans of it, in order."""
+    at = 0
+    for start, stop in [*sorted(spans), (end, end)]:
+        if start > at:
+            yield at, start
+        at = max(at, stop)
+
+
+def _span_of_message(renders: Renders, number: int) -> tuple[int, int]:
     if renders.messages[number].role == "assistant":
         span = find_answer(renders, number)
         return span.start, span.end
     return _content_span(renders, number, len(renders.messages))
-
-
-def between(taken: Sequence[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
-    """What is left of a text of this length without some spans of it, in order."""
-    at = 0
-    for start, stop in [*sorted(taken), (end, end)]:
-        if start > at:
-            yield at, start
-        at = max(at, stop)
 
 
 def _turn_end(renders: Renders, number: int) -> str:

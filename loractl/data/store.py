@@ -2,8 +2,9 @@
 
 A store is a directory of `tokens` (one int32 per token: its id, or ~id if it is not trained),
 `index` (where each example begins, and where its row is) and `lengths`, with `account.json` beside
-them. It is published by one rename and verified by its hashes, so a half-written or damaged one is
-rebuilt, never read.
+them; and of `weights` (one float32 per token) if some trained token weighs other than 1. It is
+published by one rename and verified by its hashes, so a half-written or damaged one is rebuilt,
+never read.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ from loractl.paths import cache_home
 from loractl.records import UNTRAINED, Example
 
 FILES = ("tokens", "index", "lengths")
+WEIGHTS = "weights"  # the file that only some stores have
+ONES = 1_000_000  # weights written at a time
 ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
 UNUSED_DAYS = 30
 KEY_LENGTH = 32
@@ -52,7 +55,15 @@ class Writer:
         self.n_tokens = 0
         self.paths: list[str] = []
 
-    def append(self, ids: list[int], labels: list[int], path: str, line: int) -> None:
+    def append(
+        self,
+        ids: list[int],
+        labels: list[int],
+        path: str,
+        line: int,
+        *,
+        weights: list[float] | None = None,
+    ) -> None:
         """Add one example; its row is on `line` of `path`."""
         if not self.paths or self.paths[-1] != path:
             self.paths.append(path)
@@ -61,7 +72,25 @@ class Writer:
         self._write_hashed("tokens", values.tobytes())
         self._write_hashed("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
         self._write_hashed("lengths", len(ids).to_bytes(4, "little"))
+        self._append_weights(weights, len(ids))
         self.n_tokens += len(ids)
+
+    def _append_weights(self, weights: list[float] | None, count: int) -> None:
+        """The file begins with the first weight that is neither 0 nor 1; before it all weigh 1."""
+        if WEIGHTS not in self.files:
+            if weights is None or set(weights) <= {0.0, 1.0}:
+                return
+            self.files[WEIGHTS] = (self.directory / WEIGHTS).open("wb")
+            self.hashes[WEIGHTS] = hashlib.sha256()
+            for start in range(0, self.n_tokens, ONES):
+                self._write_ones(min(ONES, self.n_tokens - start))
+        if weights is None:
+            self._write_ones(count)
+        else:
+            self._write_hashed(WEIGHTS, np.array(weights, dtype="<f4").tobytes())
+
+    def _write_ones(self, count: int) -> None:
+        self._write_hashed(WEIGHTS, np.ones(count, dtype="<f4").tobytes())
 
     def _write_hashed(self, name: str, data: bytes) -> None:
         self.files[name].write(data)
@@ -93,6 +122,8 @@ class Store(Sequence[Example]):
         # Read by pread, not mapped: mapped pages would count as memory of this process.
         self.tokens = _open_until_gone(self, directory / "tokens")
         self.places = _open_until_gone(self, directory / "index")
+        weighs = WEIGHTS in self.account["sha256"]
+        self.weights = _open_until_gone(self, directory / WEIGHTS) if weighs else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -115,7 +146,17 @@ class Store(Sequence[Example]):
             labels=np.where(trained, values, UNTRAINED).tolist(),
             line=line,
             path=self.account["paths"][file] if self.named else "",
+            weights=self._weights_of(first, trained),
         )
+
+    def _weights_of(self, first: int, trained: npt.NDArray[np.bool_]) -> list[float] | None:
+        """The weights of the example from token `first` on; None if all trained ones are 1."""
+        if self.weights is None:
+            return None
+        data = os.pread(self.weights, 4 * len(trained), 4 * first)
+        weights = np.where(trained, np.frombuffer(data, dtype="<f4"), 0.0)
+        found: list[float] = weights.tolist()
+        return None if (weights[trained] == 1.0).all() else found
 
 
 def _open_until_gone(owner: object, path: Path) -> int:
@@ -152,9 +193,18 @@ def tokens_sha256(stores: Sequence[Store]) -> str:
     """A hash of the tokens of stores, computed from the file hashes in their accounts."""
     found = hashlib.sha256()
     for store in stores:
-        for name in ("tokens", "lengths"):
-            found.update(store.account["sha256"][name].encode())
+        for name in ("tokens", "lengths", WEIGHTS):
+            found.update(store.account["sha256"].get(name, "").encode())
     return found.hexdigest()
+
+
+def have_weights(examples: Sequence[Example]) -> bool:
+    """Whether some trained token of the examples weighs other than 1."""
+    if isinstance(examples, Mixture):
+        return any(have_weights(store) for store in examples.stores)
+    if isinstance(examples, Store):
+        return examples.weights is not None
+    return any(example.weights is not None for example in examples)
 
 
 def lengths_of(examples: Sequence[Example]) -> Lengths:
@@ -234,6 +284,7 @@ def is_whole(directory: Path) -> bool:
     """Whether a store is complete and its files are as they were written."""
     try:
         account = json.loads((directory / "account.json").read_text())
-        return all(file_sha256(directory / name) == account["sha256"][name] for name in FILES)
+        names = {*FILES, *account["sha256"]}
+        return all(file_sha256(directory / name) == account["sha256"][name] for name in names)
     except (OSError, ValueError, KeyError, TypeError):
         return False

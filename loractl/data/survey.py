@@ -15,10 +15,12 @@ from typing import Any
 from loractl.data import column_words, rows, sources
 from loractl.data.chat_templates import with_stand_in
 from loractl.data.columns import SAMPLE, propose
+from loractl.data.encoding import encode_many
 from loractl.data.examples import nothing_to_train_on
 from loractl.data.reading import Found, Reading, conversations, in_batches
+from loractl.data.rendering import TemplateError, Tokenizer
 from loractl.data.row_errors import BadRows
-from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
+from loractl.data.template import is_trained
 from loractl.errors import DataError
 from loractl.records import UNTRAINED, Conversation
 

@@ -141,7 +141,7 @@ def _answers_apart(conversation: Conversation) -> Iterator[Conversation]:
     trained = [n for n, m in enumerate(messages) if m.role == "assistant" and m.train]
     for number in trained:
         context = (
-            replace(message, train=False) if message.role == "assistant" else message
+            replace(message, weight=0.0) if message.role == "assistant" else message
             for message in messages[:number]
         )
         yield replace(conversation, messages=(*context, messages[number]))

@@ -3,6 +3,7 @@
 Combining messages into a conversation is left to `rows`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,13 +33,21 @@ SHAREGPT_ROLES = {
 
 _MEANT = {**SHAREGPT_ROLES, "function": "tool", "ipython": "tool", "bot": "assistant"}
 
-MARKS = {
-    "train": True, "training": True, "trainable": True, "loss": True, "weight": True, "mask": False,
-}  # fmt: skip
+MARKS = {"train": True, "training": True, "trainable": True, "loss": True, "mask": False}
 """How a message says whether it is trained, in the words of loractl and other tools, and the value
-that means that it is."""
+that means that it is. 0 and 1 are read as false and true."""
 
-_READ = {"role", "content", "from", "value", "tool_calls", "function_call", *MARKS}
+WEIGHTS = (1e-30, 1e30)
+"""The least and the greatest weight above 0: float32 holds their products with losses, and sums."""
+
+SHOWN = 40  # characters of a wrong value in a message
+
+SPANS = "train_spans"
+"""The spans of an answer that are trained: [[start, end], ...] in characters of content."""
+
+_READ = {
+    "role", "content", "from", "value", "tool_calls", "function_call", "weight", SPANS, *MARKS,
+}  # fmt: skip
 """Fields of a message that are read here; all others are passed to the chat template."""
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -48,8 +57,8 @@ PICTURE = "<image>"
 def message(turn: Any, where: str) -> Message:
     """Read {"role", "content"} or {"from", "value"}; `where` is its path in the row.
 
-    One of MARKS may leave it untrained. A field that is null counts as absent: so tables and
-    datasets pad rows. Raises RowError.
+    `weight` says how much it counts, one of MARKS whether it is trained. A field that is null
+    counts as absent: so tables and datasets pad rows. Raises RowError.
     """
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind(turn)}, expected an object with role and content")
@@ -69,7 +78,29 @@ def message(turn: Any, where: str) -> Message:
     content = "".join(texts)
     _refuse_media(turn, content, where)
     parts = () if is_empty or isinstance(turn[name], str) else texts
-    return Message(role, content, _is_trained(turn, where), calls, _extra_of(turn, name), parts)
+    weight, spans = _read_weight(turn, where), _read_spans(turn, where, role, content)
+    return Message(role, content, weight, calls, _extra_of(turn, name), parts, spans)
+
+
+def _read_spans(
+    turn: Mapping[str, Any], where: str, role: str, content: str
+) -> tuple[tuple[int, int], ...] | None:
+    """The half-open spans of content that are trained, in order."""
+    value, place = turn.get(SPANS), f"{where}.{SPANS}"
+    if value is None:
+        return None
+    if role != "assistant":
+        raise RowError(f"{place} is in a {role} message, expected assistant")
+    if not isinstance(value, list):
+        raise RowError(f"{place} is {kind(value)}, expected a list of [start, end]")
+    for number, span in enumerate(value):
+        is_pair = isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span)
+        if not is_pair or not 0 <= span[0] < span[1] <= len(content):
+            raise RowError(
+                f"{place}[{number}] is {span!r}, expected [start, end] of characters of content,"
+                f" which has {len(content)}"
+            )
+    return tuple(sorted((start, end) for start, end in value))
 
 
 def _extra_of(turn: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -143,19 +174,33 @@ def _part_text(part: Any, where: str) -> str:
     return str(part["text"])
 
 
-def _is_trained(turn: Mapping[str, Any], where: str) -> bool:
-    """What the marks of a message say; they must agree."""
+def _read_weight(turn: Mapping[str, Any], where: str) -> float:
+    """How much a message weighs in the loss, 0 if it is not trained; all that say so must agree."""
     said = {}
     for name, trains in MARKS.items():
         value = turn.get(name)
         if value is None:
             continue
-        if name != "weight" and not isinstance(value, bool):
-            raise RowError(f"{where}.{name} is {kind(value)}, expected true or false")
-        if name == "weight" and (isinstance(value, bool) or value not in (0, 1)):
-            raise RowError(f"{where}.weight is {value!r}, expected 0 or 1")
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            is_number = isinstance(value, int | float)
+            found = repr(value)[:SHOWN] if is_number else kind(value)
+            raise RowError(f"{where}.{name} is {found}, expected true or false")
         said[name] = bool(value) is trains
+    weight = 1.0 if turn.get("weight") is None else _weight_of(turn["weight"], f"{where}.weight")
+    if turn.get("weight") is not None:
+        said["weight"] = weight > 0
     if len(set(said.values())) > 1:
         given = " and ".join(f"{name} {turn[name]}" for name in said)
         raise RowError(f"{where} has {given}, expected only one")
-    return all(said.values())
+    return weight if all(said.values()) else 0.0
+
+
+def _weight_of(value: Any, where: str) -> float:
+    least, greatest = WEIGHTS
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (value == 0 or least <= value <= greatest):  # false for NaN
+        return float(value)
+    expected = "a number of at least 0"
+    if is_number and (0 < value < least or greatest < value < math.inf):
+        expected = f"0 or a number from {least:g} to {greatest:g}"
+    raise RowError(f"{where} is {repr(value)[:SHOWN]}, expected {expected}")

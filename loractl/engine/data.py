@@ -7,8 +7,8 @@ from loractl.config.settings import DataSection, SourceSection
 from loractl.data import examples, rows
 from loractl.data.account import Account
 from loractl.data.reading import Reading
+from loractl.data.rendering import Tokenizer
 from loractl.data.store import Cache, Mixture, Store, tokens_sha256
-from loractl.data.template import Tokenizer
 from loractl.errors import ConfigError
 from loractl.records import Example
 from loractl.text import closest

@@ -15,8 +15,8 @@ from loractl.artifacts.run.directory import RunDir
 from loractl.config import loader
 from loractl.data import batches, examples
 from loractl.data.reading import Reading, conversations
+from loractl.data.rendering import Tokenizer
 from loractl.data.store import Mixture, Store
-from loractl.data.template import Tokenizer
 from loractl.engine.data import held_out_readings
 from loractl.errors import ConfigError, DataError
 from loractl.evaluation.eval_request import BATCH_SIZE, MAX_LENGTH, EvalRequest

@@ -11,14 +11,10 @@ import torch
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.data import batches
+from loractl.data.encoding import encode_many
 from loractl.data.ends import ends_of_template
-from loractl.data.template import (
-    TemplateError,
-    Tokenizer,
-    encode_many,
-    prompt_ids,
-    with_thoughts,
-)
+from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.template import prompt_ids, with_thoughts
 from loractl.engine.base import (
     choose_trained_dtype,
     find_model,
@@ -35,7 +31,7 @@ from loractl.engine.speakers import base_speaker, ends_of, tokenizer_of
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
 from loractl.evaluation.eval_request import LOSSES, EvalRequest
-from loractl.evaluation.loss import row_losses
+from loractl.evaluation.loss import RowLoss, row_losses
 from loractl.evaluation.match import METRICS, matching
 from loractl.generation.sample import Sampling, generate
 from loractl.generation.speech import Speech, stop_ids
@@ -50,7 +46,7 @@ from loractl.startup import libraries
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Losses = dict[int | str, tuple[float, int]]
+Losses = dict[int | str, RowLoss]
 
 
 @dataclass
@@ -74,7 +70,9 @@ class Evaluated:
         for number, where in enumerate(self.where):
             row: dict[str, Any] = {"model": self.name, "row": where}
             if where in self.losses:
-                row["loss_sum"], row["tokens"] = self.losses[where]
+                row["loss_sum"], weight, row["tokens"] = self.losses[where]
+                if weight != row["tokens"]:
+                    row["weight"] = weight
             if self.answers:
                 row |= {"answer": self.answers[number], "expected": self.expected[number]}
                 row |= {name: of_row[number] for name, of_row in self.scores.items()}
@@ -181,9 +179,9 @@ def _losses_by_row(objective: TokenLoss, tokenizer: Tokenizer, rows: EvalRows) -
         batches.in_order(rows.examples(tokenizer), rows.plan),
         objective.model.device,
     )
-    for where, (loss, _) in found.items():
-        if not math.isfinite(loss):
-            raise NumericError(f"{rows.name}:{where}: the loss is {loss}")
+    for where, loss in found.items():
+        if not math.isfinite(loss.total):
+            raise NumericError(f"{rows.name}:{where}: the loss is {loss.total}")
     return found
 
 
@@ -228,7 +226,7 @@ def asked_and_expected(speech: Speech, row: Conversation, thoughts: str) -> tupl
     decoded: calls, reasoning and special tokens included."""
     row = with_thoughts(speech.tokenizer, row, thoughts)
     *context, last = row.messages
-    whole = replace(row, messages=(*context, replace(last, train=True)))
+    whole = replace(row, messages=(*context, replace(last, weight=1.0, spans=None)))
     (encoded,) = encode_many(speech.tokenizer, [whole], train_on="last")
     if isinstance(encoded, TemplateError):
         raise encoded
@@ -244,20 +242,20 @@ def fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
             scores = [score for score in one.scores[name] if score is not None]
             one.figures[name] = ratio(scores, [1.0] * len(scores))
             continue
-        sums, counts = zip(*one.losses.values(), strict=True)
+        sums, counts, _ = zip(*one.losses.values(), strict=True)
         loss = ratio(sums, counts)
         if name == "perplexity":
             loss = Figure(*(math.exp(min(x, 700.0)) for x in (loss.value, loss.low, loss.high)))
         one.figures[name] = loss
     if one.retain:
-        sums, counts = zip(*one.retain.values(), strict=True)
+        sums, counts, _ = zip(*one.retain.values(), strict=True)
         one.figures["retain_loss"] = ratio(sums, counts)
         shared = [where for where in one.retain if where in base.retain]
         pairs = [(one.retain[w], base.retain[w]) for w in shared]
         one.figures["forgetting"] = ratio(
-            [tuned[0] for tuned, _ in pairs],
-            [tuned[1] for tuned, _ in pairs],
-            less=[old[0] for _, old in pairs],
+            [tuned.total for tuned, _ in pairs],
+            [tuned.weight for tuned, _ in pairs],
+            less=[old.total for _, old in pairs],
         )
 
 

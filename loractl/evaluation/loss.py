@@ -1,6 +1,7 @@
 """Loss on held-out rows: one number over all trained tokens, and its parts for comparisons."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,14 @@ from loractl.records import Batch, HeldOutLoss
 
 GROUPS = 200
 """Sums that an evaluation keeps at most: enough to estimate an error, and small in a file."""
+
+
+class RowLoss(NamedTuple):
+    """The loss of one row."""
+
+    total: float  # of its losses in nats, each times its weight
+    weight: float  # of its trained tokens: their number if each weighs 1
+    tokens: int  # trained
 
 
 def is_below(one: HeldOutLoss, other: HeldOutLoss) -> bool:
@@ -50,18 +59,19 @@ def held_out_loss(
 
 
 def row_losses(
-    loss_of_examples: Callable[[Batch], Sequence[tuple[float, int]]],
+    loss_of_examples: Callable[[Batch], Sequence[tuple[float, float]]],
     batches: Iterable[Batch],
     device: torch.device,
-) -> dict[int | str, tuple[float, int]]:
-    """(sum of the losses, their number) of each row, keyed by its line.
+) -> dict[int | str, RowLoss]:
+    """The loss of each row, keyed by its line.
 
-    `loss_of_examples` returns them for a batch, in the order of its lines.
+    `loss_of_examples` returns (sum, weight) of each for a batch, in the order of its lines.
     """
-    found: dict[int | str, tuple[float, int]] = {}
+    found: dict[int | str, RowLoss] = {}
     with torch.no_grad():
         for batch in batches:
             parts = loss_of_examples(batch.to(device))
             assert len(parts) == len(batch.lines), (len(parts), len(batch.lines))
-            found |= dict(zip(batch.lines, parts, strict=True))
+            each = zip(batch.lines, parts, batch.example_counts, strict=True)
+            found |= {line: RowLoss(*part, tokens) for line, part, tokens in each}
     return found

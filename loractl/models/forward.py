@@ -43,10 +43,15 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
 def _next_labels(batch: Batch) -> tuple[Tensor, Tensor]:
     """The label that each position predicts, and whether it is trained: both (rows, length - 1).
 
-    This is the only place that shifts: position t predicts the label at t + 1.
+    Only here and in `trained_weights` is anything shifted: position t predicts the label at t + 1.
     """
     targets = batch.labels[:, 1:]
     return targets, targets != UNTRAINED
+
+
+def trained_weights(batch: Batch) -> Tensor | None:
+    """The weights of the trained tokens in the same order, (n_trained,); None if each weighs 1."""
+    return None if batch.weights is None else batch.weights[:, 1:][_next_labels(batch)[1]]
 
 
 def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:

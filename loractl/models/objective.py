@@ -1,4 +1,4 @@
-"""Batch -> (loss_sum, n_tokens), divided once by the caller that knows all tokens of a step. Or the
+"""Batch -> (loss_sum, weight), divided once by the caller that knows all tokens of a step. Or the
 loss of each token."""
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loractl.models.forward import hidden_states, trained_logits, trained_rows
+from loractl.models.forward import hidden_states, trained_logits, trained_rows, trained_weights
 from loractl.models.head import head_of
 from loractl.models.proving_run import ProvingRun
 from loractl.ops.cross_entropy import Head, head_loss, head_losses
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class TokenLoss:
-    """The loss of `sft`: the sum of the cross-entropies of a batch's trained tokens and their
-    number, as in `loss_sum`, but without ever materializing all logits.
+    """The loss of `sft`: the weighted sum of the cross-entropies of a batch's trained tokens and
+    the sum of their weights, as in `loss_sum`, but without ever materializing all logits.
 
     `autocast` is the dtype of the products when the weights themselves are in float32. `trunk` is
     another way to compute `hidden_states`, which may rearrange the batch. The head is determined
@@ -39,33 +39,42 @@ class TokenLoss:
         self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))
         self.head = head_of(model, run) if autocast is None else None
 
-    def count(self, batch: Batch) -> int:
-        """The divisor of a batch's sum, known before it is computed: its trained tokens."""
-        return batch.n_trained
+    def count(self, batch: Batch) -> float:
+        """The divisor of a batch's sum, known before it is computed: the weight of its trained
+        tokens, or their number where each weighs 1."""
+        return batch.weight
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
         if self.head is None:
             return loss_sum(self.model, batch, autocast=self.autocast)
         rows, targets = self._rows_and_targets(batch, self.head)
-        return head_loss(rows, self.head, targets), targets.numel()
+        weights = trained_weights(batch)  # the trunk may move tokens, but keeps their order
+        return head_loss(rows, self.head, targets, weights), _count(targets, weights)
 
     def each(self, batch: Batch) -> Tensor:
-        """The cross-entropy of each trained token in nats, (n,) float32: row by row, in order."""
+        """The cross-entropy of each trained token in nats, (n,) float32: row by row, in order.
+        Weights are not applied."""
         with torch.no_grad():
             if self.head is None:
                 return losses(self.model, batch, autocast=self.autocast)
             rows, targets = self._rows_and_targets(batch, self.head)
         return head_losses(rows, self.head, targets)
 
-    def of_rows(self, batch: Batch) -> list[tuple[float, int]]:
-        """(sum of the cross-entropies in nats, trained tokens) of each row of a batch."""
-        parts = torch.split(self.each(batch).double(), batch.row_counts)
-        return [(float(part.sum()), len(part)) for part in parts]
+    def of_rows(self, batch: Batch) -> list[tuple[float, float]]:
+        """(weighted sum of the cross-entropies in nats, sum of the weights) of each row of a batch;
+        without weights the latter is the number of trained tokens."""
+        return self._of_parts(batch, batch.row_counts)
 
-    def of_examples(self, batch: Batch) -> list[tuple[float, int]]:
+    def of_examples(self, batch: Batch) -> list[tuple[float, float]]:
         """The same for each example, in the order of the batch's `lines`."""
-        parts = torch.split(self.each(batch).double(), batch.example_counts)
-        return [(float(part.sum()), len(part)) for part in parts]
+        return self._of_parts(batch, batch.example_counts)
+
+    def _of_parts(self, batch: Batch, sizes: list[int]) -> list[tuple[float, float]]:
+        parts = torch.split(self.each(batch).double(), sizes)
+        if (weights := trained_weights(batch)) is None:
+            return [(float(part.sum()), len(part)) for part in parts]
+        pairs = zip(parts, torch.split(weights.double(), sizes), strict=True)
+        return [(float((part * own).sum()), float(own.sum())) for part, own in pairs]
 
     def _rows_and_targets(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """The inputs of the head, (n, hidden) in its dtype, and the target ids, (n,)."""
@@ -76,21 +85,26 @@ class TokenLoss:
 
 def loss_sum(
     model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
-) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies of the trained tokens in nats, as a float32 scalar, and their
-    number: the plain form, from all their logits.
+) -> tuple[Tensor, float]:
+    """Weighted sum of the cross-entropies of the trained tokens in nats, as a float32 scalar, and
+    the sum of their weights: the plain form, from all their logits.
 
     `autocast` is the dtype of the products when the weights themselves are in float32. The softmax
     is in float32 whatever the model computes in.
     """
-    found = losses(model, batch, autocast=autocast)
-    return found.sum(), found.numel()
+    found, weights = losses(model, batch, autocast=autocast), trained_weights(batch)
+    total = found.sum() if weights is None else (found * weights).sum()
+    return total, _count(found, weights)
+
+
+def _count(tokens: Tensor, weights: Tensor | None) -> float:
+    return tokens.numel() if weights is None else float(weights.double().sum())
 
 
 def losses(
     model: "PreTrainedModel", batch: Batch, *, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """Like `loss_sum`, but the cross-entropy of each trained token, (n,) float32."""
+    """Like `loss_sum`, but the cross-entropy of each trained token, (n,) float32, unweighted."""
     device = batch.input_ids.device.type
     with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         logits, targets = trained_logits(model, batch)

@@ -45,18 +45,23 @@ class Head:
         return torch.tanh(found / self.softcap) * self.softcap
 
 
-def head_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropies in nats, a float32 scalar.
+def head_loss(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum of the cross-entropies in nats, each times its weight: a float32 scalar.
 
-    hidden (n, hidden) in the dtype of the head's weight, targets (n,) ids; n may be 0. The
-    gradients of inputs that require one are computed along the way; none under `no_grad`.
+    hidden (n, hidden) in the dtype of the head's weight, targets (n,) ids, weights (n,) float32 or
+    None for 1; n may be 0. The gradients of inputs that require one are computed along the way,
+    none for weights; none under `no_grad`.
     """
     assert hidden.dtype == head.weight.dtype, (hidden.dtype, head.weight.dtype)
     given = (hidden, head.weight, head.bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        loss: Tensor = _HeadLoss.apply(*given, targets, head)  # type: ignore[no-untyped-call]
+        loss: Tensor = _HeadLoss.apply(*given, targets, head, weights)  # type: ignore[no-untyped-call]
         return loss
-    return head_losses(hidden, head, targets).sum()
+    return _sum_weighted(head_losses(hidden, head, targets), weights)
+
+
+def _sum_weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses.sum() if weights is None else (losses * weights).sum()
 
 
 @torch.no_grad()
@@ -72,16 +77,26 @@ class _Gradients:
     hidden: Tensor | None = None  # (n, hidden)
     weight: Tensor | None = None  # (vocabulary, hidden) float32
     bias: Tensor | None = None  # (vocabulary,) float32
+    weights: Tensor | None = None  # (n,) of the rows in the sum; not yet applied to `hidden`
 
     @property
     def any(self) -> bool:
         return any(t is not None for t in (self.hidden, self.weight, self.bias))
 
+    def weights_of(self, rows: slice) -> Tensor | None:
+        return None if self.weights is None else self.weights[rows]
+
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
+        weights: Tensor | None,
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         # What FLOAT16_FACTOR saves would be lost again if it were undone in float16.
@@ -90,9 +105,10 @@ class _HeadLoss(torch.autograd.Function):
             torch.empty_like(hidden, dtype=exact) if of_hidden else None,
             torch.zeros_like(weight, dtype=torch.float32) if of_weight else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None,
+            weights,
         )
-        loss = _run_chunks(hidden, head, targets, gradients).sum()
-        ctx.save_for_backward(gradients.hidden)
+        loss = _sum_weighted(_run_chunks(hidden, head, targets, gradients), weights)
+        ctx.save_for_backward(gradients.hidden, weights)
         ctx.of_head = (gradients.weight, gradients.bias)
         ctx.dtype = hidden.dtype
         return loss
@@ -101,16 +117,18 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.of_head is not None, "head_loss supports only one backward pass"
-        (of_hidden,), (of_weight, of_bias) = ctx.saved_tensors, ctx.of_head
+        (of_hidden, weights), (of_weight, of_bias) = ctx.saved_tensors, ctx.of_head
         ctx.of_head = None  # so that the gradient of a weight does not exist twice
         if of_hidden is not None:
-            # In float32: a GPU would round the factor, 1 / tokens per step, to bfloat16.
-            of_hidden = (of_hidden.float() * upstream).to(ctx.dtype)
+            # In float32: a GPU would round the factor, 1 / tokens per step, to bfloat16. It is
+            # about 1 over the sum of the weights, so their product with it is within the range.
+            factors = upstream if weights is None else (weights * upstream)[:, None]
+            of_hidden = (of_hidden.float() * factors).to(ctx.dtype)
         if of_weight is not None:
             of_weight = of_weight.mul_(upstream).to(ctx.dtype)
         if of_bias is not None:
             of_bias = of_bias.mul_(upstream).to(ctx.dtype)
-        return of_hidden, of_weight, of_bias, None, None
+        return of_hidden, of_weight, of_bias, None, None, None
 
 
 def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
@@ -139,7 +157,7 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
             gradients.hidden[chunk] = products([Term(logits, head.weight)])
             if factor != 1:
                 gradients.hidden[chunk] /= factor
-        _add_of_head_(gradients, logits, h, factor)
+        _add_of_head_(gradients, logits, h, gradients.weights_of(chunk), factor)
     return losses
 
 
@@ -149,13 +167,23 @@ def _logits_space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
     return held_memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
 
 
-def _add_of_head_(gradients: _Gradients, of_logits: Tensor, h: Tensor, factor: float) -> None:
-    """Add a chunk's contribution to the gradients of weight and bias, in float32."""
+def _add_of_head_(
+    gradients: _Gradients, of_logits: Tensor, h: Tensor, weights: Tensor | None, factor: float
+) -> None:
+    """Add a chunk's contribution to the gradients of weight and bias, in float32.
+
+    A row's weight multiplies its hidden state, which is narrower than its logits.
+    """
     # 16-bit values in strips, so that their float32 copies stay small.
     step = len(h) if h.dtype == torch.float32 else STRIP_ROWS
     for at in range(0, len(h), step):
         rows = slice(at, at + step)
         if gradients.weight is not None:
-            gradients.weight.addmm_(of_logits[rows].float().T, h[rows].float(), alpha=1 / factor)
+            inputs = h[rows].float()
+            if weights is not None:
+                inputs = inputs * weights[rows, None]
+            gradients.weight.addmm_(of_logits[rows].float().T, inputs, alpha=1 / factor)
         if gradients.bias is not None:
-            gradients.bias.add_(of_logits[rows].float().sum(dim=0), alpha=1 / factor)
+            of_rows = of_logits[rows].float()  # (rows, vocabulary)
+            found = of_rows.sum(dim=0) if weights is None else of_rows.T @ weights[rows]
+            gradients.bias.add_(found, alpha=1 / factor)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from loractl.data import examples
 from loractl.data.chat_templates import with_stand_in
+from loractl.data.encoding import encode_many
 from loractl.data.reading import Reading, conversations, in_batches
-from loractl.data.template import TemplateError, Tokenizer, encode_many, is_trained
+from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.template import is_trained
 from loractl.errors import DataError
 from loractl.models.light_tokenizer import load_light
 from loractl.planning.known_model import directory_of

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from loractl.data.account import Account
-from loractl.data.template import Tokenizer
+from loractl.data.rendering import Tokenizer
 from loractl.records import UNTRAINED, Example
 from loractl.text import printable
 

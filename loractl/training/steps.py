@@ -61,7 +61,7 @@ class Step:
 
     step: int  # counted from 1
     epoch: float
-    loss: float  # mean over the window's trained tokens, in nats
+    loss: float  # mean over the window's trained tokens, by weight, in nats
     lr: float  # of A; with LoRA+ the rate of B is higher
     grad_norm: float  # before clipping
     tokens: int  # real tokens of the step, over all processes
@@ -103,10 +103,10 @@ def steps(
     """Train until `recipe.learning_rate.total` steps are done; `state` is updated before each
     yield.
 
-    The loss of a window is the sum over all its trained tokens divided once by their number, so
-    a window gives the same step however it is split into micro-batches. A step whose loss or
-    gradient is not finite changes no weights: it is skipped, or at the limit of `recipe` raises
-    NumericError with the step and the rows.
+    The loss of a window is the sum over all its trained tokens divided once by their number, or
+    their weight, so a window gives the same step however it is split into micro-batches. A step
+    whose loss or gradient is not finite changes no weights: it is skipped, or at the limit of
+    `recipe` raises NumericError with the step and the rows.
     """
     total = recipe.learning_rate.total
     for window, after in windows:
@@ -154,6 +154,7 @@ def _add_up(loss: Loss, window: list[Batch], world: World) -> tuple[float, int, 
     tokens = sum(batch.n_tokens for batch in window)
     trained = sum(batch.n_trained for batch in window)
     count, all_tokens, all_trained = sum_over_ranks(world, [of_loss, tokens, trained])
+    assert count > 0, (count, all_trained)  # rows without trained tokens were left out
     return count, int(all_tokens), int(all_trained)
 
 

@@ -65,6 +65,22 @@ def test_the_preview_marks_exactly_what_is_trained(config_file: Config, capsys: 
     assert "train: " in out and "12 rows, 12 examples" in out
 
 
+def test_weights_of_turns_are_said_to_be_read_where_a_token_has_one(
+    config_file: Config, capsys: Capture, train_file: Path, tmp_path: Path
+) -> None:
+    def mask_of(*sections: str) -> str:
+        return finding(check(config_file(*sections), capsys), "mask")["text"]
+
+    plain = mask_of()
+    assert "tokens are trained" in plain and "weigh" not in plain
+    rows: Any = chat_rows()
+    rows[3]["messages"][1]["weight"] = 0.5
+    weighted = write_jsonl(tmp_path / "weighted.jsonl", rows)
+    assert mask_of(f"data: {{train: {weighted}}}") == f"{plain}, and weigh what their rows say"
+    both = f"data: {{train: [{{path: {train_file}}}, {{path: {weighted}}}]}}"
+    assert mask_of(both).endswith("weigh what their rows say")
+
+
 def test_the_step_is_taken_on_the_heaviest_batch(config_file: Config, capsys: Capture) -> None:
     longest = check(config_file(), capsys)["data"]["train"]["longest"]
     report = check(config_file("data: {packing: false}", "train: {batch_size: 1}"), capsys)

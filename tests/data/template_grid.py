@@ -25,7 +25,9 @@ from transformers.utils import chat_template_utils
 import loractl.data
 from loractl.data import rows
 from loractl.data.dates import DATE
-from loractl.data.template import Rendered, TemplateError, encode, render_row
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError
+from loractl.data.template import Rendered, render_row
 from loractl.records import UNTRAINED, Conversation
 from tests.fixtures.templates.freeze import FIXTURES
 from tests.tiny import make_tokenizer

@@ -48,6 +48,25 @@ def taken(plan: BatchPlan, n: int, start: DataState = START) -> list[tuple[list[
     return list(itertools.islice(windows(Epochs(EXAMPLES, plan), start), n))
 
 
+def test_weights_lie_where_their_labels_do_and_only_in_a_batch_that_has_some() -> None:
+    plain = Example([5, 6, 7], [UNTRAINED, 6, 7], 1)
+    half = Example([8, 9], [8, 9], 2, weights=[0.5, 0.25])
+    assert collate([[plain], [plain, plain]]).weights is None
+    batch = collate([[plain, half], [half], [half, half]])
+    expected = [[0, 1, 1, 0, 0.25], [0, 0.25, 0, 0, 0], [0, 0.25, 0, 0.25, 0]]
+    assert batch.weights is not None and batch.weights.dtype == torch.float32
+    assert batch.weights.tolist() == expected
+    assert bool(((batch.labels != UNTRAINED) == (batch.weights > 0)).all())
+    assert (batch.weight, batch.n_trained) == (3.0, 6)
+    flat = batch.without_padding()
+    assert flat.weights is not None and flat.weights.shape == flat.labels.shape == (1, 11)
+    assert flat.weights.tolist() == [[0, 1, 1, 0, 0.25, 0, 0.25, 0, 0.25, 0, 0.25]]
+    moved = batch.to(torch.device("meta")).weights
+    assert moved is not None and moved.is_meta
+    unweighted = collate([[plain], [plain, plain]])
+    assert unweighted.weight == unweighted.n_trained == 6
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=["packed", "padded"])
 def test_an_epoch_takes_every_example_once_in_an_order_of_its_own(plan: BatchPlan) -> None:
     orders = [list(epoch_rows(EXAMPLES, plan, epoch)) for epoch in range(3)]

@@ -12,8 +12,9 @@ from loractl.config.jinja_text import syntax_error, variables_read
 from loractl.config.template_setting import BUILT_IN, GIVEN
 from loractl.data import chat_templates
 from loractl.data.chat_templates import SettingError, apply_settings, built_in, with_defaults
-from loractl.data.rendering import apply
-from loractl.data.template import TemplateError, encode, prompt_ids, render
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError, apply
+from loractl.data.template import prompt_ids, render
 from loractl.records import Message
 from tests.tiny import CHATML
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from loractl.data.encoding import encode
 from loractl.data.ends import ends_of_template, ends_of_training, ids_of, texts_of
-from loractl.data.template import encode
 from loractl.records import Example, Message
 from tests.tiny import CHATML, make_tokenizer
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from loractl.data import examples, sources
 from loractl.data.account import Account, warnings
+from loractl.data.encoding import encode
 from loractl.data.reading import Reading, in_batches
 from loractl.data.store import Cache
-from loractl.data.template import encode
 from loractl.errors import DataError
 from loractl.records import Conversation, Message
 from tests.tiny import chat_rows, write_jsonl
@@ -61,6 +61,42 @@ def test_ids_and_labels_are_those_of_the_template(load: Any, tokenizer: Any) -> 
     messages = [Message("user", "2 plus 2?"), Message("assistant", "4.")]
     assert (example.ids, example.labels) == encode(tokenizer, messages, train_on="assistant")
     assert account.format == "prompt-completion"
+
+
+def weighed(*weights: float, answer: str = "It is so.") -> dict[str, Any]:
+    turns = [
+        [
+            {"role": "user", "content": f"Why {n}?"},
+            {"role": "assistant", "content": answer, "weight": w},
+        ]
+        for n, w in enumerate(weights)
+    ]
+    return {"messages": [turn for pair in turns for turn in pair]}
+
+
+def test_weights_of_turns_are_those_of_their_tokens_and_are_cut_with_them(load: Any) -> None:
+    ((plain,), _), ((found,), account) = load([weighed(1, 1)]), load([weighed(0.5, 2)])
+    assert plain.weights is None and (found.ids, found.labels) == (plain.ids, plain.labels)
+    assert account.trained_tokens == found.n_trained, "tokens are counted, not their weights"
+    half = found.n_trained // 2
+    trained = [w for w, label in zip(found.weights, found.labels, strict=True) if label >= 0]
+    assert trained == [0.5] * half + [2.0] * half
+    assert {w for w, label in zip(found.weights, found.labels, strict=True) if label < 0} == {0.0}
+    length = found.weights.index(2.0)  # the first answer alone
+    ((cut,), _) = load([weighed(1, 2)], max_length=length, too_long="truncate")
+    assert cut.weights is None and cut.ids == found.ids[:length]
+    ((cut,), _) = load([weighed(0.5, 2)], max_length=length + 1, too_long="truncate")
+    assert cut.weights == found.weights[: length + 1]
+
+
+def test_a_wrong_weight_is_named_with_its_line_and_its_place(load: Any, tmp_path: Path) -> None:
+    good = weighed(0.5)
+    for wrong in (-1, "0.5", True, 1e99):
+        bad = {"messages": [*good["messages"], {"role": "user", "content": "x", "weight": wrong}]}
+        with pytest.raises(DataError) as caught:
+            load([good, bad])
+        where = f"{tmp_path / 'rows.jsonl'}:2: messages[2].weight is {wrong!r}, expected "
+        assert str(caught.value).startswith(where)
 
 
 def test_rows_that_are_too_long_are_refused_with_their_lines_and_the_longest(load: Any) -> None:

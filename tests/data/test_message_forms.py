@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from loractl.data import rows
-from loractl.data.template import TemplateError, render_row
+from loractl.data.rendering import TemplateError
+from loractl.data.template import render_row
 from tests.tiny import CHATML, make_tokenizer
 
 CALL = "m.tool_calls[0].function"

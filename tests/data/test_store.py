@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loractl import leftovers
-from loractl.data.store import Cache, Mixture, Store, Writer, is_whole, lengths_of
+from loractl.data.store import (
+    Cache,
+    Mixture,
+    Store,
+    Writer,
+    is_whole,
+    lengths_of,
+    tokens_sha256,
+)
 from loractl.errors import StorageError
 from loractl.records import UNTRAINED, Example
 
@@ -37,7 +45,7 @@ SOME = examples_of([[(0, True), (5, False)], [(2**31 - 1, True)], [(7, False), (
 def write(cache: Cache, examples: list[Example], key: str = "k", path: str = "a.jsonl") -> Path:
     def make(writer: Writer) -> dict[str, Any]:
         for example in examples:
-            writer.append(example.ids, example.labels, path, example.line)
+            writer.append(example.ids, example.labels, path, example.line, weights=example.weights)
         return {"made": time.time_ns()}
 
     return cache.open(key, make)
@@ -51,6 +59,44 @@ def test_what_is_written_is_read_back(rows: list[list[tuple[int, bool]]]) -> Non
         store = Store(write(Cache(Path(directory)), examples_of(rows)))
         assert list(store) == examples_of(rows)
         assert store.lengths.tolist() == [len(row) for row in rows]
+
+
+def weighted(*weights: float) -> Example:
+    """An example with these weights; 0 is untrained."""
+    ids = [7 + n for n in range(len(weights))]
+    labels = [one if weight else UNTRAINED for one, weight in zip(ids, weights, strict=True)]
+    return Example(ids, labels, 1, weights=list(weights))
+
+
+WEIGHTED = [*SOME, weighted(0.0, 0.5, 2.0), *SOME, weighted(0.0, 0.25), weighted(0.0, 1.0)]
+
+
+def test_weights_are_kept_from_the_first_that_is_neither_0_nor_1(tmp_path: Path) -> None:
+    store = Store(write(Cache(tmp_path), WEIGHTED))
+    assert [one.weights for one in store] == [
+        *[None] * 3, [0.0, 0.5, 2.0], *[None] * 3, [0.0, 0.25], None,
+    ]  # fmt: skip
+    assert [one.labels for one in store] == [one.labels for one in WEIGHTED]
+    mixture = Mixture([Store(write(Cache(tmp_path), SOME, "b")), store])
+    assert mixture[6] == store[3] and mixture[6].weights == [0.0, 0.5, 2.0]
+
+
+def test_a_store_in_which_each_trained_token_weighs_1_has_no_weights(tmp_path: Path) -> None:
+    plain, marked = [weighted(0.0, 1.0)], [Example([7, 8], [UNTRAINED, 8], 1)]
+    one, other = (write(Cache(tmp_path), rows, key) for rows, key in ((plain, "a"), (marked, "b")))
+    assert {path.name for path in one.iterdir()} == {"tokens", "index", "lengths", "account.json"}
+    assert tokens_sha256([Store(one)]) == tokens_sha256([Store(other)])
+    assert list(Store(one)) == marked
+
+
+def test_the_hash_of_tokens_tells_weights_apart(tmp_path: Path) -> None:
+    halves, thirds = weighted(0.0, 0.5), weighted(0.0, 0.3)
+    stores = [
+        Store(write(Cache(tmp_path), [one], key))
+        for key, one in (("a", halves), ("b", thirds), ("c", weighted(0.0, 1.0)), ("d", halves))
+    ]
+    found = [tokens_sha256([store]) for store in stores]
+    assert len(set(found)) == 3 and found[0] == found[3]
 
 
 def test_a_store_reads_like_a_list(tmp_path: Path) -> None:
@@ -76,10 +122,10 @@ def test_a_store_is_made_once_for_a_key(tmp_path: Path) -> None:
     assert accounts[0] == accounts[1] != accounts[2]
 
 
-@pytest.mark.parametrize("name", ["tokens", "index", "lengths", "account.json"])
+@pytest.mark.parametrize("name", ["tokens", "index", "lengths", "weights", "account.json"])
 @pytest.mark.parametrize("fault", ["flip", "cut", "gone"])
 def test_a_damaged_store_is_made_again(tmp_path: Path, name: str, fault: str) -> None:
-    place = write(Cache(tmp_path), SOME)
+    place = write(Cache(tmp_path), WEIGHTED)
     path = place / name
     data = bytearray(path.read_bytes())
     if fault == "gone":
@@ -88,8 +134,8 @@ def test_a_damaged_store_is_made_again(tmp_path: Path, name: str, fault: str) ->
         data[0] ^= 1
         path.write_bytes(data if fault == "flip" else data[: len(data) // 2])
     assert not is_whole(place)
-    again = Store(write(Cache(tmp_path), SOME))
-    assert list(again) == SOME and is_whole(place)
+    again = Store(write(Cache(tmp_path), WEIGHTED))
+    assert list(again)[:7] == [*SOME, WEIGHTED[3], *SOME] and is_whole(place)
 
 
 def test_a_store_whose_making_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from loractl.data.template import TemplateError, encode, prompt_ids, render
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError
+from loractl.data.template import prompt_ids, render
 from loractl.records import UNTRAINED, Message
 from tests.tiny import CHATML, make_tokenizer
 
@@ -146,12 +148,12 @@ def test_train_on_last_means_the_last_answer_also_when_a_question_follows_it() -
 
 
 def test_an_answer_marked_train_false_is_seen_and_not_trained() -> None:
-    first = Message("assistant", "2 plus 2 is 4.", train=False)
+    first = Message("assistant", "2 plus 2 is 4.", weight=0.0)
     quiet = [CONVERSATION[0], first, *CONVERSATION[2:]]
     assert trained(OF["chatml"], quiet) == "6, 東京 naïve<|im_end|>"
     loud = encode(OF["chatml"], CONVERSATION, train_on="assistant")[0]
     assert encode(OF["chatml"], quiet, train_on="assistant")[0] == loud
-    last = [*CONVERSATION[:3], Message("assistant", "6", train=False)]
+    last = [*CONVERSATION[:3], Message("assistant", "6", weight=0.0)]
     assert trained(OF["chatml"], last, "last") == ""
 
 
@@ -243,7 +245,7 @@ def test_without_a_template_a_prompt_and_its_completion_are_joined() -> None:
     ids, _ = encode(bare, row, train_on="assistant")
     prompt = prompt_ids(bare, row[:1])
     assert ids[: len(prompt)] == prompt
-    assert trained(bare, [row[0], Message("assistant", " 4", train=False)]) == ""
+    assert trained(bare, [row[0], Message("assistant", " 4", weight=0.0)]) == ""
     for longer in (CONVERSATION, row[:1], [Message("system", "x"), *row]):
         with pytest.raises(TemplateError, match="no chat template"):
             trained(bare, longer)

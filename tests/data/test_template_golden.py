@@ -12,7 +12,9 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from loractl.data.template import TemplateError, encode, render
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError
+from loractl.data.template import render
 from loractl.records import UNTRAINED, Message
 from tests.fixtures.templates.freeze import EXTRA_TOKENS, FIXTURES, GOLDEN, plain_and_spans
 from tests.tiny import make_tokenizer

@@ -2,8 +2,9 @@
 
 import pytest
 
+from loractl.data.encoding import encode
 from loractl.data.parity import doubled_bos, token_parity
-from loractl.data.template import encode, prompt_ids
+from loractl.data.template import prompt_ids
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CASES, CONVERSATIONS, TOOL, template_tokenizer
 
@@ -61,7 +62,7 @@ def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
 def test_an_answer_that_opens_a_conversation_or_is_not_trained_has_nothing_to_prove() -> None:
     tokenizer = template_tokenizer("deepseek_r1")
     assert token_parity(tokenizer, Conversation((Message("assistant", "Hello."),))) == []
-    quiet = [Message("user", "x"), Message("assistant", "y", train=False)]
+    quiet = [Message("user", "x"), Message("assistant", "y", weight=0.0)]
     assert token_parity(tokenizer, Conversation(tuple(quiet))) == []
     assert token_parity(tokenizer, Conversation((Message("", "Plain text."),))) == []
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from loractl.data.template import TemplateError, encode
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError
 from loractl.records import UNTRAINED, Message
 from tests.data.test_template_golden import template_tokenizer
 from tests.fixtures.templates.freeze import FIXTURES

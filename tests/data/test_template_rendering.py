@@ -8,8 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from loractl.data.rendering import DATE, apply, writes_date, writes_tools
-from loractl.data.template import TemplateError, encode, prompt_ids
+from loractl.data.encoding import encode
+from loractl.data.rendering import DATE, TemplateError, apply, writes_date, writes_tools
+from loractl.data.template import prompt_ids
 from loractl.records import Message
 from tests.data.test_template_golden import CALL, CONVERSATIONS, TOOL, template_tokenizer
 from tests.tiny import CHATML, make_tokenizer

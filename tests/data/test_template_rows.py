@@ -8,14 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from loractl.data.chat_templates import with_template
-from loractl.data.template import (
-    TemplateError,
-    encode,
-    encode_many,
-    prompt_ids,
-    render,
-    require_offsets,
-)
+from loractl.data.encoding import encode, encode_many, require_offsets
+from loractl.data.rendering import TemplateError
+from loractl.data.template import prompt_ids, render
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CONVERSATIONS, TOOL, template_tokenizer
 from tests.tiny import CHATML, TEXT, make_tokenizer
@@ -47,7 +42,7 @@ def test_many_rows_at_once_are_each_row_alone_and_a_bad_one_says_why(train_on: s
             )
         else:
             alone = encode(tokenizer, row.messages, train_on=train_on, tools=row.tools)
-            assert (one.ids, one.labels) == alone
+            assert (one.ids, one.labels, one.weights) == (*alone, None)
     assert encode_many(tokenizer, [], train_on=train_on) == []
     assert [type(e) for e in encode_many(tokenizer, [rows[2]], train_on=train_on)] == [
         TemplateError
@@ -184,7 +179,7 @@ def test_spaces_of_an_answer_are_trained_however_the_tokenizer_marks_them(kind: 
 
 def test_render_says_which_message_each_span_is() -> None:
     quiet = copy.deepcopy(CONVERSATIONS["chat"])
-    quiet[2] = Message("assistant", "It is 4.", train=False)
+    quiet[2] = Message("assistant", "It is 4.", weight=0.0)
     rendered = render(template_tokenizer("chatml"), quiet, train_on="assistant")
     assert rendered.numbers == (4,) and len(rendered.spans) == 1
 

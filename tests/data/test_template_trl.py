@@ -22,7 +22,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from loractl.data.template import TemplateError, encode, render, token_range
+from loractl.data.encoding import encode, token_range
+from loractl.data.rendering import TemplateError
+from loractl.data.template import render
 from loractl.records import UNTRAINED, Message
 from tests.tiny import make_tokenizer
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from loractl.data.parity import token_parity
-from loractl.data.template import TemplateError, prompt_ids, render_row, with_thoughts
+from loractl.data.rendering import TemplateError
+from loractl.data.template import prompt_ids, render_row, with_thoughts
 from loractl.data.thoughts import has_thoughts, pieces, prepared, without_thoughts
 from loractl.records import Conversation, Message
 from tests.data.test_template_golden import template_tokenizer
@@ -103,7 +104,7 @@ def test_each_answer_is_an_example_with_what_precedes_it() -> None:
     assert first.messages == TAGGED.messages[:2]
     assert [m.train for m in second.messages] == [True, False, True, True]
     assert [has_thoughts(m) for m in second.messages] == [False, False, False, True]
-    quiet = Conversation((ASK, Message("assistant", "4", train=False)))
+    quiet = Conversation((ASK, Message("assistant", "4", weight=0.0)))
     assert list(prepared(quiet, "auto", True)) == [quiet]
 
 
@@ -129,7 +130,7 @@ def test_reasoning_of_a_trained_last_answer_that_is_dropped_is_refused_with_the_
     found = rendered(STRIPS_ALL, TAGGED, "drop")
     assert found.lost_thoughts == 0 and "add" not in found.text
     quiet = Conversation(
-        (*TAGGED.messages[:3], Message("assistant", "<think>x</think>6", train=False))
+        (*TAGGED.messages[:3], Message("assistant", "<think>x</think>6", weight=0.0))
     )
     assert rendered(STRIPS_ALL, quiet).lost_thoughts == 2, "context is counted"
 

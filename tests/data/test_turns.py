@@ -1,5 +1,6 @@
 """One message: every spelling that is read, and what is said of one that is wrong."""
 
+import math
 from typing import Any
 
 import pytest
@@ -51,6 +52,7 @@ def test_a_developer_is_a_system() -> None:
         ({"train": False}, False), ({"train": True}, True), ({"train": None}, True),
         ({"weight": 0}, False), ({"weight": 1}, True), ({"weight": 0.0}, False),
         ({"weight": None, "train": False}, False), ({"train": False, "weight": 0}, False),
+        ({"train": 0}, False), ({"train": 1}, True), ({"train": 0.0}, False),
     ],
 )  # fmt: skip
 def test_a_message_may_be_kept_out_of_training(marks: dict[str, Any], train: bool) -> None:
@@ -64,6 +66,8 @@ def test_a_message_may_be_kept_out_of_training(marks: dict[str, Any], train: boo
         ({"loss": False}, False), ({"loss": True}, True), ({"training": False}, False),
         ({"trainable": False}, False), ({"mask": True}, False), ({"mask": False}, True),
         ({"mask": True, "train": False}, False), ({"loss": None, "mask": None}, True),
+        ({"loss": 0}, False), ({"loss": 1}, True), ({"training": 0}, False),
+        ({"trainable": 1}, True), ({"mask": 1}, False), ({"mask": 0}, True),
     ],
 )  # fmt: skip
 def test_the_marks_of_other_tools_mean_the_same(marks: dict[str, Any], train: bool) -> None:
@@ -72,6 +76,19 @@ def test_the_marks_of_other_tools_mean_the_same(marks: dict[str, Any], train: bo
         return
     with pytest.raises(RowError, match="expected only one"):
         message({**USER, **marks, "weight": int(not train)})
+
+
+@pytest.mark.parametrize("weight", [0, 1, 0.5, 2, 3.25, 1e-30, 1e30])
+def test_a_message_weighs_any_number_of_at_least_0(weight: float) -> None:
+    found = message({**USER, "weight": weight})
+    assert found.weight == weight and found.train == (weight > 0)
+    assert isinstance(found.weight, float)
+    agreeing = {"train": weight > 0, "loss": int(weight > 0), "mask": weight == 0}
+    assert message({**USER, "weight": weight, **agreeing}) == found
+    for mark, trains in turns.MARKS.items():
+        contrary = (weight > 0) is not trains
+        with pytest.raises(RowError, match=f"{mark} {contrary} and weight .*expected only one"):
+            message({**USER, "weight": weight, mark: contrary})
 
 
 def test_fields_that_templates_read_are_kept_and_null_ones_are_none() -> None:
@@ -182,10 +199,20 @@ ROLES = "expected one of system, user, assistant, tool, developer"
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]},
          "messages[1].content[1].type is 'image_url', expected 'text'"),
         ({"role": "user", "content": [{"type": "text"}]}, "content[0].text is missing"),
-        ({**USER, "train": 1}, "messages[1].train is int, expected true or false"),
-        ({**USER, "weight": 0.5}, "messages[1].weight is 0.5, expected 0 or 1"),
-        ({**USER, "weight": True}, "messages[1].weight is True, expected 0 or 1"),
-        ({**USER, "weight": "0"}, "messages[1].weight is '0', expected 0 or 1"),
+        ({**USER, "train": 2}, "messages[1].train is 2, expected true or false"),
+        ({**USER, "loss": 0.5}, "messages[1].loss is 0.5, expected true or false"),
+        ({**USER, "mask": "1"}, "messages[1].mask is str, expected true or false"),
+        ({**USER, "weight": True}, "messages[1].weight is True, expected a number of at least 0"),
+        ({**USER, "weight": "0"}, "messages[1].weight is '0', expected a number of at least 0"),
+        ({**USER, "weight": [1]}, "messages[1].weight is [1], expected a number of at least 0"),
+        ({**USER, "weight": -0.5}, "messages[1].weight is -0.5, expected a number of at least 0"),
+        ({**USER, "weight": math.nan}, "messages[1].weight is nan, expected a number of at least"),
+        ({**USER, "weight": math.inf}, "messages[1].weight is inf, expected a number of at least"),
+        ({**USER, "weight": 1e31}, "weight is 1e+31, expected 0 or a number from 1e-30 to 1e+30"),
+        ({**USER, "weight": 10**400}, "expected 0 or a number from 1e-30 to 1e+30"),
+        ({**USER, "weight": 1e-31}, "weight is 1e-31, expected 0 or a number from 1e-30 to 1e+30"),
+        ({**USER, "weight": 0.5, "loss": False}, "messages[1] has loss False and weight 0.5,"
+         " expected only one"),
         ({**USER, "weight": 0, "train": True}, "expected only one"),
         ({**USER, "function_call": {"name": "f"}}, "messages[1].function_call is OpenAI's old"),
         ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls is in a user message"),

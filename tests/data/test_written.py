@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from loractl.data.template import TemplateError, encode, render
+from loractl.data.encoding import encode
+from loractl.data.rendering import TemplateError
+from loractl.data.template import render
 from loractl.records import UNTRAINED, Message
 from tests.tiny import CHATML, make_tokenizer
 
@@ -97,8 +99,8 @@ def test_names_and_ids_reach_the_template() -> None:
 def test_what_is_marked_as_untrained_is_so_where_all_is_trained() -> None:
     tokenizer = make_tokenizer()
     messages = [
-        Message("user", "hello"), Message("assistant", "WRONG", train=False),
-        Message("user", "again", train=False), Message("assistant", "right"),
+        Message("user", "hello"), Message("assistant", "WRONG", weight=0.0),
+        Message("user", "again", weight=0.0), Message("assistant", "right"),
     ]  # fmt: skip
     ids, labels = encode(tokenizer, messages, train_on="all")
     trained = tokenizer.decode([label for label in labels if label != UNTRAINED])

@@ -27,7 +27,7 @@ def expected(template: str, *answers: Message, thoughts: str = "auto") -> str:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_it_has_what_the_template_writes_around_the_content(train: bool) -> None:
-    answer = Message("assistant", "Cold.", train=train)
+    answer = Message("assistant", "Cold.", weight=float(train))
     assert expected("qwen3", answer) == "<think>\n\n</think>\n\nCold."
     assert expected("chatml", answer) == "Cold."
 

@@ -1,6 +1,7 @@
 """The loss on held-out rows: one sum over one count, and the model left as it was."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -69,15 +70,46 @@ def test_losses_of_rows_are_those_of_each_row_alone(base: Callable[..., Path], w
         labels = torch.tensor([example.labels])
         with torch.no_grad():
             mean = float(model(input_ids=ids, labels=labels).loss)
-        total, count = found[example.line]
-        assert count == example.n_trained
+        total, count, tokens = found[example.line]
+        assert count == tokens == example.n_trained
         assert total / count == pytest.approx(mean, rel=1e-5)
 
 
 def test_a_loss_says_itself_what_it_counts_in_each_row() -> None:
     batches = in_order(EXAMPLES, BatchPlan(3, 1, 64, False))
     pairs = row_losses(lambda batch: [(0.5 * size, 7) for size in batch.sizes], batches, CPU)
-    assert pairs == {example.line: (0.5 * len(example.ids), 7) for example in EXAMPLES}
+    assert pairs == {one.line: (0.5 * len(one.ids), 7, one.n_trained) for one in EXAMPLES}
+
+
+def test_a_weighted_mean_is_that_of_the_formula_and_rows_keep_weight_and_tokens(
+    base: Callable[..., Path],
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base("llama"))
+    weighted = [
+        replace(one, weights=[(n % 3) * 0.5 + 0.25 for n in range(len(one.ids))])
+        for one in EXAMPLES[:3]
+    ] + EXAMPLES[3:]
+    expected = {}
+    for one in weighted:
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([one.ids])).logits[0].double().log_softmax(-1)
+        places = [place for place, label in enumerate(one.labels) if place and label >= 0]
+        of_each = [1.0 if one.weights is None else one.weights[place] for place in places]
+        nll = [-float(found[place - 1, one.ids[place]]) for place in places]
+        total = sum(w * loss for w, loss in zip(of_each, nll, strict=True))
+        expected[one.line] = (total, sum(of_each), len(places))
+    rows = row_losses(
+        TokenLoss(model).of_examples, in_order(weighted, BatchPlan(3, 1, 64, True)), CPU
+    )
+    assert rows.keys() == expected.keys()
+    for line, row in rows.items():
+        assert row == pytest.approx(expected[line], rel=1e-5)
+    mean = sum(one[0] for one in expected.values()) / sum(one[1] for one in expected.values())
+    for batch_size, packing in ((1, False), (4, False), (2, True)):
+        batches = in_order(weighted, BatchPlan(batch_size, 1, 64, packing))
+        assert held_out_loss(model, TokenLoss(model).of_rows, batches, CPU).mean == pytest.approx(
+            mean, rel=1e-6
+        )
 
 
 def test_several_processes_have_one_mean(base: Callable[..., Path]) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import attach
 from loractl.data.chat_templates import with_template
-from loractl.data.template import TemplateError
+from loractl.data.rendering import TemplateError
 from loractl.errors import ModelError
 from loractl.generation.chat_session import ChatSession
 from loractl.generation.hub_model import HubModel

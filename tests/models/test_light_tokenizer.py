@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from loractl.data.template import encode
+from loractl.data.encoding import encode
 from loractl.errors import ModelError
 from loractl.models import light_tokenizer
 from loractl.models.shape.families import FAMILIES

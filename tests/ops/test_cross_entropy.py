@@ -36,18 +36,33 @@ def made(n: int, *, bias: bool = False, dtype: torch.dtype = torch.float32, **fo
     return hidden, head, torch.randint(0, VOCABULARY, (n,), generator=generator)
 
 
-def naive(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+def weights_of(n: int) -> Tensor:
+    """Weights from 0 to 3, some of them 0 and some 1."""
+    drawn = 3 * torch.rand(n, generator=torch.Generator().manual_seed(n + 1))
+    drawn[::5], drawn[1::7] = 0.0, 1.0
+    return drawn
+
+
+def naive(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """The sum from all logits, in float64."""
     exact = replace(
         head, weight=head.weight.double(), bias=None if head.bias is None else head.bias.double()
     )
-    return F.cross_entropy(exact.logits(hidden), targets, reduction="sum")
+    each = F.cross_entropy(exact.logits(hidden), targets, reduction="none")
+    return (each if weights is None else each * weights.double()).sum()
 
 
-def gradients(loss: Any, hidden: Tensor, head: Head, targets: Tensor, times: float = 1.0) -> Any:
+def gradients(
+    loss: Any,
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    times: float = 1.0,
+) -> Any:
     """(loss, gradients of hidden, weight and bias) as float64."""
     given = [t for t in (hidden, head.weight, head.bias) if t is not None]
-    total = loss(hidden, head, targets)
+    total = loss(hidden, head, targets, weights)
     found = torch.autograd.grad(total * times, given)
     return float(total.detach()), [g.double() for g in found]
 
@@ -59,31 +74,34 @@ def assert_near(found: list[Tensor], expected: list[Tensor], part: float) -> Non
         torch.testing.assert_close(a, b, rtol=0, atol=part * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("n", [1, 31, 64, 203])
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradients_are_those_of_all_logits(
-    form: str, n: int, monkeypatch: pytest.MonkeyPatch
+    form: str, n: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 1)  # 203 rows: four chunks, the last one shorter
-    given = made(n, **FORMS[form])
+    given = (*made(n, **FORMS[form]), weights_of(n) if weighted else None)
     loss, found = gradients(head_loss, *given, times=0.3)
     expected, grads = gradients(naive, *given, times=0.3)
     assert loss == pytest.approx(expected, rel=1e-6)
     assert_near(found, grads, 2e-6)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_16_bit_they_are_no_further_from_float64_than_those_of_all_logits(
-    dtype: torch.dtype, form: str
+    dtype: torch.dtype, form: str, weighted: bool
 ) -> None:
-    def plain(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head.logits(hidden).float(), targets, reduction="sum")
+    def plain(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | None) -> Tensor:
+        each = F.cross_entropy(head.logits(hidden).float(), targets, reduction="none")
+        return (each if weights is None else each * weights).sum()
 
-    def exact(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-        return naive(hidden.double(), head, targets)
+    def exact(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | None) -> Tensor:
+        return naive(hidden.double(), head, targets, weights)
 
-    given = made(40, dtype=dtype, **FORMS[form])
+    given = (*made(40, dtype=dtype, **FORMS[form]), weights_of(40) if weighted else None)
     loss, found = gradients(head_loss, *given)
     rounded, grads = gradients(plain, *given)
     expected, best = gradients(exact, *given)
@@ -91,6 +109,33 @@ def test_in_16_bit_they_are_no_further_from_float64_than_those_of_all_logits(
     assert abs(loss - expected) <= 1.2 * abs(rounded - expected) + eps * expected / 10
     for ours, theirs, right in zip(found, grads, best, strict=True):
         assert float((ours - right).norm()) <= 1.2 * float((theirs - right).norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_of_1_change_no_bit_and_only_their_share_of_the_sum_counts(
+    dtype: torch.dtype,
+) -> None:
+    given = made(40, dtype=dtype)
+    loss, found = gradients(head_loss, *given, times=1 / 40)
+    same, ones = gradients(head_loss, *given, torch.ones(40), times=1 / 40)
+    assert same == loss and all(torch.equal(a, b) for a, b in zip(ones, found, strict=True))
+    for size in (1e-30, 1e30):  # float16 alone would hold neither
+        other, scaled = gradients(head_loss, *given, torch.full((40,), size), times=1 / size / 40)
+        assert other / size == pytest.approx(loss, rel=1e-6)
+        for ours, plain in zip(scaled, found, strict=True):
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(ours, plain, rtol=eps, atol=1e-6 * float(plain.abs().max()))
+
+
+def test_a_row_of_weight_0_is_as_if_it_were_not_there() -> None:
+    hidden, head, targets = made(20, bias=True)
+    weights = torch.ones(20)
+    weights[7:] = 0
+    loss, found = gradients(head_loss, hidden, head, targets, weights)
+    first = lambda h, *given: head_loss(h[:7], *given)  # noqa: E731
+    alone, expected = gradients(first, hidden, head, targets[:7])
+    assert loss == pytest.approx(alone, rel=1e-6) and not found[0][7:].any()
+    assert_near(found, expected, 1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from loractl.data import batches
 from loractl.data.account import advice, oddities
+from loractl.data.encoding import tokenize
 from loractl.data.ends import TURN
 from loractl.data.parity import doubled_bos
 from loractl.data.rendering import TemplateError, apply, writes_date, writes_tools
-from loractl.data.store import lengths_of
-from loractl.data.template import tokenize
+from loractl.data.store import have_weights, lengths_of
 from loractl.engine.prospects import fix, note, ok
 from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
@@ -56,7 +56,9 @@ def _what_is_trained(session: Session) -> Iterator[Finding]:
     accounts = session.data.accounts
     trained = sum(one.trained_tokens for one in accounts.values())
     tokens = sum(one.tokens for one in accounts.values())
-    yield ok("mask", f"{trained:,} of {tokens:,} tokens are trained ({trained / tokens:.0%})")
+    weigh = ", and weigh what their rows say" if have_weights(session.data.train) else ""
+    share = f"({trained / tokens:.0%})"
+    yield ok("mask", f"{trained:,} of {tokens:,} tokens are trained {share}{weigh}")
     for name, one in accounts.items():
         keeps = advice(one, session.positions)
         if one.truncated.count and one.lost_answer.count:

@@ -49,7 +49,4 @@ def once(batch: Batch, shared: int) -> tuple[Batch, Tensor]:
     repeated = positions < shared
     repeated[:shared] = False
     kept = (~repeated).nonzero().flatten()
-    ids, labels, positions = (
-        one[:, kept] for one in (batch.input_ids, batch.labels, batch.position_ids)
-    )
-    return replace(batch, input_ids=ids, labels=labels, position_ids=positions, shared=shared), kept
+    return replace(batch.with_each(lambda one: one[:, kept]), shared=shared), kept

@@ -90,10 +90,7 @@ def _as_bytes(rows: Tensor) -> memoryview:
 def _alone(batch: Batch, start: int, stop: int) -> Batch:
     """One example of a batch without padding as a batch of its own."""
     return replace(
-        batch,
-        input_ids=batch.input_ids[:, start:stop],
-        labels=batch.labels[:, start:stop],
-        position_ids=batch.position_ids[:, start:stop],
+        batch.with_each(lambda one: one[:, start:stop]),
         n_tokens=stop - start,
         sizes=(stop - start,),
         examples=(),

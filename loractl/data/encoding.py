@@ -1,0 +1,142 @@
+"""Conversations -> token ids, and which of them are trained.
+
+The whole text is tokenized once, and the offsets of its tokens show which of them are in a trained
+span, so no template needs `{% generation %}` marks.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.template import Rendered, render_row, with_thoughts
+from loractl.records import UNTRAINED, Conversation, Message
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as token ids."""
+
+    ids: list[int]
+    labels: list[int]  # the ids, UNTRAINED where a token is not trained
+    text: Rendered
+    weights: list[float] | None = None  # of the trained tokens, if one is not 1
+
+
+def encode(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    train_on: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[list[int], list[int]]:
+    """Token ids of a row, and labels that are UNTRAINED where a token is not trained.
+
+    The first token is never trained: nothing predicts it. Raises TemplateError.
+    """
+    row = Conversation(tuple(messages), tuple(tools))
+    (encoded,) = encode_many(tokenizer, [row], train_on=train_on)
+    if isinstance(encoded, TemplateError):
+        raise encoded
+    return encoded.ids, encoded.labels
+
+
+def encode_many(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    *,
+    train_on: str,
+    thoughts: str = "auto",
+) -> list[Encoded | TemplateError]:
+    """The result of `encode` for each row with its weights, or its error, with one call of the
+    tokenizer.
+
+    A row of GSM8K (215 tokens) takes 0.62 ms of one core in batches of 256 and 0.77 ms alone;
+    a third of it is rendering, and most of the rest is the tokenizer, whose threads share it.
+    """
+    rows = [_render_or_error(tokenizer, row, train_on, thoughts) for row in conversations]
+    texts = [row.text for row in rows if isinstance(row, Rendered)]
+    if not texts:
+        return [row for row in rows if isinstance(row, TemplateError)]
+    encoded = tokenize(tokenizer, texts)
+    return [
+        row if isinstance(row, TemplateError) else _label_tokens(*next(encoded), row)
+        for row in rows
+    ]
+
+
+def _render_or_error(
+    tokenizer: Tokenizer, row: Conversation, train_on: str, thoughts: str
+) -> Rendered | TemplateError:
+    try:
+        require_offsets(tokenizer)
+        row = with_thoughts(tokenizer, row, thoughts)
+        return render_row(tokenizer, row, train_on=train_on)
+    except TemplateError as error:
+        return TemplateError(str(error))  # without its cause, which keeps the texts alive
+
+
+def require_offsets(tokenizer: Tokenizer) -> None:
+    """Raise TemplateError if the tokenizer gives no offsets of its tokens in the text."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise TemplateError(
+            f"the tokenizer ({type(tokenizer).__name__}) gives no token offsets, so trained spans"
+            " cannot be determined; use a model that has a tokenizer.json"
+        )
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str]
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Yield (ids, offsets) of each text as it is: no tokens are added."""
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,  # the template has written them
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # rows longer than the model allows are handled and reported elsewhere
+    )
+    yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+
+def _label_tokens(ids: list[int], offsets: Sequence[tuple[int, int]], row: Rendered) -> Encoded:
+    labels = [UNTRAINED] * len(ids)
+    for start, end in row.spans:
+        first, last = token_range(offsets, start, end)
+        labels[first:last] = ids[first:last]
+    for start, end, floor in row.pieces:
+        first, last = overlapping(offsets, start, end, floor)
+        labels[first:last] = ids[first:last]
+    labels[:1] = [UNTRAINED] * len(ids[:1])
+    if not row.weights:
+        return Encoded(ids, labels, row)
+    weights = [float(label != UNTRAINED) for label in labels]
+    for start, end, weight in row.weights:
+        first, last = token_range(offsets, start, end)
+        weights[first:last] = [weight * (one > 0) for one in weights[first:last]]
+    return Encoded(ids, labels, row, weights)
+
+
+def overlapping(
+    offsets: Sequence[tuple[int, int]], start: int, end: int, floor: int
+) -> tuple[int, int]:
+    """(first, last + 1) of the tokens that hold a character of a span within an answer, which
+    begins at `floor`: a space before a word belongs to its token."""
+    first, last = token_range(offsets, start, end)
+    while first and offsets[first - 1][1] > start and offsets[first - 1][0] >= floor:
+        first -= 1
+    return first, last
+
+
+def token_range(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """(first, last + 1) of the tokens that begin within a span of the text.
+
+    A token that begins before the span also holds part of the prompt, so a model given that
+    prompt never writes it: it is not in the span.
+    """
+    first, last = bisect_left(offsets, (start,)), bisect_left(offsets, (end,))
+    while first < last and offsets[first] == (start, start):
+        first += 1  # zero width: a marker that some tokenizers add, or trimmed space before it
+    return first, last
