@@ -170,13 +170,15 @@ def _lost_by_spelling(renders: Renders) -> Iterator[set[int]]:
 def with_all_thoughts(renders: Renders) -> Renders:
     """The conversation with its reasoning where the template reads it.
 
-    Raises TemplateError if it writes not all of it in any place (`data.thoughts: keep`).
+    Raises TemplateError if it writes not all of it in any place (`data.thoughts: keep`); that of
+    answers which are not trained it may drop.
     """
     fewest: set[int] | None = None
     for messages in thoughts.spellings(renders.messages):
         other = renders.like(messages)
         with contextlib.suppress(TemplateError):
             lost = {part.number for part in what_is_written(other).thoughts}
+            lost = {number for number in lost if messages[number].train}
             if not lost:
                 return other
             fewest = lost if fewest is None or len(lost) < len(fewest) else fewest

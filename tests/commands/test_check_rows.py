@@ -1,0 +1,122 @@
+"""What check says of rows whose parts are dropped, unread or odd, and what data.json records."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loractl.cli.main import main
+from tests.data.test_template_golden import template_tokenizer
+from tests.data.test_thoughts import QWEN
+from tests.tiny import save_tiny, write_jsonl
+
+Config = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Callable[..., Path]:
+    def make(rows: list[Any], template: str = QWEN, more: str = "") -> Path:
+        tokenizer = template_tokenizer("chatml")
+        tokenizer.chat_template = template
+        save_tiny(tmp_path / "base", tokenizer, "llama")
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        config = tmp_path / "config.yaml"
+        config.write_text(
+            f"model: {{name_or_path: {tmp_path / 'base'}}}\n"
+            f"data: {{train: {tmp_path / 'rows.jsonl'}, max_length: 256{more}}}\n"
+            f"train: {{steps: 2, batch_size: 1}}\nout: {tmp_path / 'run'}\n"
+        )
+        return config
+
+    return make
+
+
+def found(config: Path, capsys: Capture) -> dict[str, str]:
+    assert main(["check", str(config), "--json"]) == 0, capsys.readouterr().err
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    return {one["what"]: one["text"] for one in findings if one["state"] == "note"}
+
+
+def thinking(number: int) -> dict[str, Any]:
+    said = [("one", "4"), ("two", "6")]
+    turns = [
+        {"role": role, "content": content}
+        for thought, answer in said
+        for role, content in (
+            ("user", f"{number}+{answer}?"),
+            ("assistant", f"<think>\nadd {thought}\n</think>\n\n{answer}"),
+        )
+    ]
+    return {"messages": turns}
+
+
+def test_reasoning_that_is_dropped_is_counted_and_split_turns_keeps_it(
+    setup: Callable[..., Path], capsys: Capture, tmp_path: Path
+) -> None:
+    rows = [thinking(number) for number in range(3)]
+    assert "the reasoning of 3 earlier answers" in found(setup(rows), capsys)["thoughts"]
+    config = setup(rows, more=", split_turns: true")
+    assert main(["train", str(config)]) == 0
+    account = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
+    assert (account["rows"], account["examples"], account["lost_thoughts"]) == (3, 6, 3)
+    assert main(["train", str(setup(rows, more=", split_turns: true, train_on: all"))]) == 2
+    assert "data.split_turns" in capsys.readouterr().err
+
+
+def test_keep_is_refused_where_the_template_cannot(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    config = setup([thinking(0)], more=", thoughts: keep")
+    assert main(["check", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert "rows.jsonl:1: messages[1]: data.thoughts: keep" in said and "split_turns: true" in said
+    notes = found(setup([thinking(0)], more=", thoughts: keep, split_turns: true"), capsys)
+    assert "thoughts" in notes, "the context of the second answer is stripped as at generation"
+
+
+def test_fields_that_nothing_reads_are_listed_with_their_counts(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    rows = [
+        {
+            "id": number, "source": "web" if number else "",
+            "messages": [
+                {"role": "user", "content": f"{number}?", "name": "Ann", "time": 3},
+                {"role": "assistant", "content": f"{number}!"},
+            ],
+        }
+        for number in range(3)
+    ]  # fmt: skip
+    text = found(setup(rows), capsys)["unread"]
+    assert "id (3), messages[].name (3), messages[].time (3), source (2)" in text
+    reads = QWEN.replace("m.role ~ '\n'", "m.role ~ (m.name or '') ~ '\n'")
+    assert reads != QWEN
+    assert "messages[].name" not in found(setup(rows, reads), capsys)["unread"]
+
+
+def test_prompts_that_are_rendered_already_are_noted(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    for text, mark in (("<|im_start|>user\nhi<|im_end|>", "<|im_start|>"), ("[INST] hi", "[INST]")):
+        rows = [{"prompt": text, "completion": "a"}, {"prompt": "hi", "completion": "b"}]
+        said = found(setup(rows), capsys)["rendered"]
+        assert said.startswith("train: line 1: ") and repr(mark) in said
+
+
+def test_a_row_hands_its_own_variables_to_the_template(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    reads = QWEN.replace("m.role ~ '\n'", "m.role ~ (tone or '') ~ '\n'")
+    rows = [
+        {"prompt": f"{n}?", "completion": f"{n}", "chat_template_kwargs": {"tone": "kind"}}
+        for n in range(2)
+    ]
+    assert main(["check", str(setup(rows, reads)), "--json"]) == 0
+    preview = json.loads(capsys.readouterr().out)["preview"][0]["parts"]
+    assert "userkind" in "".join(part["text"] for part in preview)
+    rows[1]["chat_template_kwargs"] = {"messages": []}
+    assert main(["check", str(setup(rows, reads))]) == 2
+    assert "rows.jsonl:2: chat_template_kwargs.messages" in capsys.readouterr().err
