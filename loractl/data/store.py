@@ -105,8 +105,7 @@ class Store(Sequence[Example]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         number = range(len(self))[number]
-        entry = os.pread(self.places, ENTRY.size, number * ENTRY.size)
-        first, line, file = ENTRY.unpack(entry)
+        first, line, file = self._entry(number)
         data = os.pread(self.tokens, 4 * int(self.lengths[number]), 4 * first)
         values = np.frombuffer(data, dtype="<i4")
         trained = values >= 0
@@ -116,6 +115,25 @@ class Store(Sequence[Example]):
             line=line,
             path=self.account["paths"][file] if self.named else "",
         )
+
+    def _entry(self, number: int) -> tuple[int, int, int]:
+        """First token, line and number of the file of an example."""
+        entry = os.pread(self.places, ENTRY.size, number * ENTRY.size)
+        first, line, file = ENTRY.unpack(entry)
+        return first, line, file
+
+    def where(self, number: int) -> str:
+        """The file and line of an example, whether or not the examples are named."""
+        _, line, file = self._entry(number)
+        return f"{self.account['paths'][file]}:{line}"
+
+    def blocks(self, size: int = 1 << 20) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """All ids in order, `size` at a time: (the number of the first one, ids)."""
+        total = int(self.lengths.sum())
+        for first in range(0, total, size):
+            data = os.pread(self.tokens, 4 * min(size, total - first), 4 * first)
+            values = np.frombuffer(data, dtype="<i4")
+            yield first, np.where(values >= 0, values, ~values)
 
 
 def _open_until_gone(owner: object, path: Path) -> int:

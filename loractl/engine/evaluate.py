@@ -10,7 +10,7 @@ import torch
 
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
-from loractl.data import batches
+from loractl.data import batches, beyond
 from loractl.data.ends import ends_of_template
 from loractl.data.template import TemplateError, Tokenizer, prompt_ids
 from loractl.engine.base import (
@@ -90,7 +90,7 @@ def evaluate(
     if asked.data is not None:
         rows = rows_of_file(asked.data, asked, columns=asked.columns)
     else:
-        rows = rows_of_runs(paths.values(), asked, load.positions(source))
+        rows = rows_of_runs(paths.values(), asked, load.limits(source).positions)
     dtypes = [one.dtype for one in read.values()]
     dtypes += [recorded_dtype(str(path)) for path in full.values()]
     dtype = choose_trained_dtype(asked.dtype, dtypes)
@@ -165,9 +165,11 @@ def _objective_of(model: "PreTrainedModel", rows: EvalRows) -> TokenLoss:
 
 
 def _losses_by_row(objective: TokenLoss, tokenizer: Tokenizer, rows: EvalRows) -> Losses:
+    examples, n_rows = rows.examples(tokenizer), load.n_rows(objective.model)
+    beyond.require_rows(examples, tokenizer, n_rows, cure=beyond.IN_USE)
     found = row_losses(
         objective.of_examples,
-        batches.in_order(rows.examples(tokenizer), rows.plan),
+        batches.in_order(examples, rows.plan),
         objective.model.device,
     )
     for where, (loss, _) in found.items():
@@ -185,14 +187,18 @@ def _answer_rows_(
     conversations: Sequence[Conversation],
 ) -> None:
     """Let the model write the last turn of each row, and compare."""
-    prompts = []
+    prompts, n_rows = [], load.n_rows(model)
     for where, row in zip(found.where, conversations, strict=True):
         if len(row.messages) < 2 or row.messages[-1].role != "assistant":
             raise _no_answers(data, asked.matches)
         try:
-            prompts.append(prompt_ids(speech.tokenizer, row.messages[:-1], row.tools))
+            ids = prompt_ids(speech.tokenizer, row.messages[:-1], row.tools)
         except TemplateError as error:
             raise DataError(f"{data}:{where}: {error}") from None
+        if (index := beyond.first_beyond(ids, n_rows)) is not None:
+            what = beyond.describe_beyond(speech.tokenizer, index, n_rows, beyond.IN_USE)
+            raise DataError(f"{data}:{where}: {what}")
+        prompts.append(ids)
     found.expected = [row.messages[-1].content for row in conversations]
     sampling = Sampling(max_new_tokens=asked.max_new_tokens)
     with torch.no_grad():

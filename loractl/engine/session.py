@@ -136,9 +136,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
-    max_length = _max_length(config, load.positions(source, trust_remote_code=remote))
-    data = load_data(config.data, tokenizer, max_length=max_length)
-    _warn_of_data(data, max_length)
+    limits = load.limits(source, trust_remote_code=remote)
+    data, max_length = _read_rows(config, tokenizer, limits.positions, limits.rows)
     plan = _plan_batches(config, data, max_length)
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
@@ -214,10 +213,17 @@ def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.Bat
     )
 
 
-def _warn_of_data(data: Data, max_length: int) -> None:
+def _read_rows(
+    config: RunConfig, tokenizer: Tokenizer, positions: int | None, n_rows: int | None
+) -> tuple[Data, int]:
+    """The rows as tokens, each of which the embedding has a row for, and their largest length."""
+    max_length = _max_length(config, positions)
+    data = load_data(config.data, tokenizer, max_length=max_length)
+    data.require_rows(tokenizer, n_rows)
     for one in data.accounts.values():
         for warning in account.warnings(one, max_length=max_length):
             console.note(f"note: {warning}")
+    return data, max_length
 
 
 def _locate_base(loaded: Loaded) -> load.Source:
