@@ -34,6 +34,11 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the base model"
     )
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="tokens to add to the tokenizer; the embedding and the output head grow, and "
+        "their new rows are trained",
+    )
 
 
 class AdaloraSection(Section):

@@ -10,6 +10,7 @@ import torch
 
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.data import batches, beyond
 from loractl.data.ends import ends_of_template
 from loractl.data.template import TemplateError, Tokenizer, prompt_ids
@@ -99,11 +100,14 @@ def evaluate(
     plain = _speech(loaded, tokenizer, ends_of_template(tokenizer))
     found = [_measure_model("base", loaded, plain, asked, rows)]
     for name, adapter in read.items():
+        grown = fit_(loaded, adapter)
         own = tokenizer_of(adapter, tokenizer, load.n_rows(loaded))
         load_(loaded, adapter)
         speech = _speech(loaded, own, ends_of(adapter, own))
         found.append(_measure_model(name, loaded, speech, asked, rows))
         remove_(loaded)
+        if grown is not None:  # the next one is measured on the base as it was
+            grown.undo_()
     del loaded
     for name, path in full.items():
         whole = find_model(str(path))

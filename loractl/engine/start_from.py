@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import attach
+from loractl.artifacts.peft import attach, vocabulary_size
 from loractl.config.loader import Loaded
 from loractl.config.settings import FROM_ADAPTER
 from loractl.digests import file_sha256
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import RankSpec, resolve
+from loractl.lora.token_rows import only_whole
 from loractl.models import load
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def read_start(loaded: Loaded) -> Start | None:
             f"{adapter.directory}: a checkpoint of a run with lora.init: pissa or olora; start from"
             " the final adapter of that run",
         )
+    if adapter.rows:
+        raise loaded.error(
+            KEY,
+            f"{adapter.directory}: has rows of single tokens (trainable_token_indices), which are"
+            " not trained further; merge it, and name the merged model in model.name_or_path",
+        )
     return Start(adapter, file_sha256(adapter.directory / adapters.WEIGHTS))
 
 
@@ -75,6 +82,12 @@ def adopt(loaded: Loaded, start: Start, model: "PreTrainedModel") -> Loaded:
     something else than the adapter has.
     """
     adapter, lora = start.adapter, loaded.config.lora
+    if (needed := vocabulary_size.rows_needed(adapter, model)) > load.n_rows(model):
+        raise loaded.error(
+            KEY,
+            f"{adapter.directory}: was trained with an embedding of {needed} rows, and the base has"
+            f" {load.n_rows(model)}; merge it, and name the merged model in model.name_or_path",
+        )
     ranks = attach.ranks_of(adapter, model)
     own: dict[str, Any] = {
         "rank": adapter.spec.rank,
@@ -126,5 +139,5 @@ def _short_names(ranks: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str
 
 def fill_(adapted: "Adapted", start: Start) -> None:
     """Give the layers the values of the adapter, and release its tensors."""
-    attach.restore_(adapted.layers, start.adapter.tensors, adapted.whole)
+    attach.restore_(adapted.layers, start.adapter.tensors, only_whole(adapted.whole))
     start.adapter.tensors.clear()

@@ -47,7 +47,8 @@ class HubModel:
 
         Raises TemplateError, also for a token that the model has no row for.
         """
-        tokenizer, n_rows = self.tokenizers[name], load.n_rows(self.model)
+        tokenizer = self.tokenizers[name]
+        n_rows = self.hub.widths.get(name, load.n_rows(self.model))
         ids = prompt_ids(tokenizer, messages, tools)
         if (index := beyond.first_beyond(ids, n_rows)) is not None:
             raise TemplateError(beyond.describe_beyond(tokenizer, index, n_rows, beyond.IN_USE))

@@ -245,7 +245,7 @@ def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
 def n_rows(model: "PreTrainedModel") -> int:
     """Rows of the input embedding: ids below this many have one."""
     table: Any = model.get_input_embeddings()
-    return int(table.weight.shape[0])
+    return int(getattr(table, "base", table).weight.shape[0])  # of an adapted one: the frozen table
 
 
 def head_name(model: "PreTrainedModel") -> str | None:

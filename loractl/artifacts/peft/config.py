@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (True, False, None),
     "lora_bias": (False, None),
-    "trainable_token_indices": (None, []),
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
     "ensure_weight_tying": (False, None),
@@ -42,10 +41,11 @@ def content(
     init: str = "default",
     formula: str = "lora",
     whole: Iterable[str] = (),
+    rows: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`.
 
-    `whole` lists the paths of modules that are trained whole.
+    `whole` lists the paths of modules that are trained whole, `rows` those of which some rows are.
     """
     layers = [name for name in ranks if kinds[name] not in EXPERTS]
     experts = [name for name in ranks if kinds[name] in EXPERTS]
@@ -65,6 +65,7 @@ def content(
         "rank_pattern": {n: m.rank for n, m in ranks.items() if m.rank != spec.rank},
         "alpha_pattern": {n: m.alpha for n, m in ranks.items() if m.alpha != spec.alpha},
         "modules_to_save": list(whole) or None,
+        **({"trainable_token_indices": _by_short_name(rows, all_modules)} if rows else {}),
         "layers_to_transform": None,
         "layers_pattern": None,
         "init_lora_weights": init if init in PART_INITS else True,
@@ -99,6 +100,20 @@ def _shortest_names(targets: list[str], all_modules: Iterable[str]) -> list[str]
     last = sorted({name.rpartition(".")[2] for name in targets})
     meant = {name for name in all_modules if any(is_named(name, short) for short in last)}
     return last if meant == set(targets) else sorted(targets)
+
+
+def _by_short_name(
+    rows: Mapping[str, Sequence[int]], all_modules: Iterable[str]
+) -> dict[str, list[int]]:
+    """The rows by the last name of their module, or by its path if PEFT, which goes by how a path
+    ends, would find others by that name."""
+    names = list(all_modules)
+    found = {}
+    for path, indices in rows.items():
+        last = path.rpartition(".")[2]
+        alone = [name for name in names if name.endswith(last)] == [path]
+        found[last if alone else path] = list(indices)
+    return found
 
 
 def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:

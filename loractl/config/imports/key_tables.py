@@ -38,6 +38,10 @@ KEYS: dict[str, Translator] = {
         ("model_name_or_path", "base_model", "base_model_name_or_path", "model_name", "model"),
         text("model.name_or_path"),
     ),
+    **dict.fromkeys(
+        ("tokens", "add_tokens", "add_special_tokens", "new_special_tokens"),
+        names("model.add_tokens"),
+    ),
     "trust_remote_code": switch("model.trust_remote_code", True),
     **dict.fromkeys(("torch_dtype", "dtype", "infer_dtype", "precision"), dtype),
     **dict.fromkeys(("bf16", "bfloat16", "pure_bf16"), precision("bfloat16")),
