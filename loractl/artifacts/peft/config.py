@@ -129,6 +129,8 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
     if config.get("peft_type") != "LORA":
         raise refuse("peft_type", '"LORA"')
     for field, held in NEUTRAL.items():
+        if field == "ensure_weight_tying" and ties_only_rows(config):
+            continue
         if field in config and config[field] not in held:
             found = json.dumps(config[field])
             raise ArtifactError(f"{path}: {field} is {found[:80]}, which is not supported")
@@ -157,6 +159,12 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},
     )
+
+
+def ties_only_rows(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter has nothing to tie in a head and an embedding but rows of single tokens,
+    which are tied anyway."""
+    return bool(config.get("trainable_token_indices")) and not config.get("modules_to_save")
 
 
 def _is_positive(value: Any) -> bool:

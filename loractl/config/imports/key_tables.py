@@ -25,6 +25,7 @@ from loractl.config.imports.values import (
     switch,
     targets,
     text,
+    tokens,
     trackers,
     warmup_steps,
     whole,
@@ -39,8 +40,7 @@ KEYS: dict[str, Translator] = {
         text("model.name_or_path"),
     ),
     **dict.fromkeys(
-        ("tokens", "add_tokens", "add_special_tokens", "new_special_tokens"),
-        names("model.add_tokens"),
+        ("tokens", "add_tokens", "add_special_tokens", "new_special_tokens"), tokens
     ),
     "trust_remote_code": switch("model.trust_remote_code", True),
     **dict.fromkeys(("torch_dtype", "dtype", "infer_dtype", "precision"), dtype),

@@ -174,6 +174,13 @@ def names(key: str) -> Translator:
     return translate
 
 
+def tokens(value: Any) -> Translated | str:
+    """Tokens to add; as a switch, the same word asks for those at the start of a text."""
+    if value is True:
+        return "the model's own chat template is used"
+    return names("model.add_tokens")(value)
+
+
 def layers(value: Any) -> Translated:
     if value is None or value == []:
         return {}

@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loractl.artifacts.peft.adapter import CONFIG, read
+from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, read
 from loractl.artifacts.peft.attach import add_to_hub_, load_
 from loractl.errors import ArtifactError
 from loractl.lora.hub import Hub
 from loractl.lora.inject import merge_, remove_
 from loractl.lora.token_rows import token_rows
 from tests.artifacts.peft.conftest import plain
+from tests.tiny import save_tiny
 
 Make = Callable[..., Path]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying.:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.:UserWarning"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
@@ -134,12 +137,14 @@ def test_removed_the_base_is_what_it_was(base: Make, tmp_path: Path) -> None:
     assert torch.equal(scores(model, BOTH), before) and not token_rows(model)
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"use_rslora": True}])
-def test_other_formulas_beside_the_rows(
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"use_rslora": True}, {"ensure_weight_tying": True}]
+)
+def test_other_settings_beside_the_rows(
     settings: dict[str, Any], base: Make, tmp_path: Path
 ) -> None:
-    expected = saved(base("llama"), tmp_path / "a", BOTH, **settings)
-    model = plain(base("llama"))
+    expected = saved(base("llama-tied"), tmp_path / "a", BOTH, **settings)
+    model = plain(base("llama-tied"))
     load_(model, read(tmp_path / "a"))
     assert_same(scores(model, BOTH), expected)
 
@@ -200,3 +205,25 @@ def test_peft_reads_what_it_saved_as_we_do(base: Make, tmp_path: Path) -> None:
     model = plain(base("llama-tied"))
     model.resize_token_embeddings(341, mean_resizing=True)
     assert_same(scores(PeftModel.from_pretrained(model, tmp_path / "a"), [3, 340]), expected)
+
+
+def test_a_base_that_was_cut_to_its_tokens_is_the_same_one(tmp_path: Path, tokenizer: Any) -> None:
+    """Resizing to len(tokenizer) cuts a base with spare rows, and PEFT then saves all of it."""
+    save_tiny(tmp_path / "wide", tokenizer, "llama", vocab_size=349)
+    indices = {"embed_tokens": [340], "lm_head": [340, 341]}
+    expected = saved(tmp_path / "wide", tmp_path / "a", indices, rows=342)
+    assert len(load_file(tmp_path / "a" / WEIGHTS)) == 12, "with both of its tables"
+    model = plain(tmp_path / "wide")
+    load_(model, read(tmp_path / "a"))
+    assert_same(scores(model, indices)[..., :342], expected)
+    with torch.no_grad():
+        plain_weight = plain(tmp_path / "wide").lm_head.weight
+        assert torch.equal(model.lm_head.base.weight, plain_weight)
+
+
+def test_another_base_than_the_one_that_peft_saved_is_refused(base: Make, tmp_path: Path) -> None:
+    saved(base("llama"), tmp_path / "a", [340], rows=341)
+    model = plain(base("llama", seed=1))
+    with pytest.raises(ArtifactError, match="its copy of model.embed_tokens differs from the base"):
+        load_(model, read(tmp_path / "a"))
+    assert len(model.model.embed_tokens.weight) == 340
