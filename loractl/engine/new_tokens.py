@@ -1,7 +1,8 @@
 """`model.add_tokens`: tokens that a run adds to the tokenizer, and rows of their own for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -29,6 +30,8 @@ class NewTokens:
     ids: tuple[int, ...] = ()  # of the rows that are new, in order
     texts: tuple[str, ...] = ()  # of the tokens that model.add_tokens names, without known ones
     grown: int = 0  # rows that the base lacks; the others were spare
+    given: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The rows of an adapter that is trained further, by PEFT's names; these are all."""
 
 
 def add_tokens_(tokenizer: Tokenizer, loaded: Loaded, n_rows: int | None) -> NewTokens:
@@ -58,8 +61,8 @@ def add_tokens_(tokenizer: Tokenizer, loaded: Loaded, n_rows: int | None) -> New
 
 def grow_to_(model: "PreTrainedModel", new: NewTokens) -> None:
     """Give a base the rows of the new tokens, at the mean of its own. Raises ModelError."""
-    if not new.ids or new.n_rows is None:
-        return
+    if not new.ids or new.n_rows is None or new.given:
+        return  # `adopt` lets the base grow to an adapter that is trained further
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
             f"{KEY}: the base is quantized, and its embedding cannot grow; name the base it was"
@@ -80,6 +83,8 @@ def places_of(
     """Where the rows of new tokens are trained by themselves: in the embedding and the head, except
     in one that is trained whole. Raises ConfigError for one with an adapter."""
     table, head = token_indices.ends(model)
+    if new.given:
+        return token_indices.places(Path(str(loaded.config.lora.start_from)), new.given, model)
     if not new.ids:
         return token_indices.RowPlaces({}, {})
     modules = dict(model.named_modules())

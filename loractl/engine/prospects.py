@@ -73,6 +73,9 @@ def judge_new_tokens(session: Session) -> Iterator[Finding]:
     trained = sum(one.rows.numel() for one in owned.values())
     count = f": {trained:,} trained values" if owned else ""
     spare = len(new.ids) - new.grown
+    if new.given:
+        yield ok("new tokens", f"{rows} of the adapter's own tokens, which are trained further")
+        return
     had = f"; {spare} of them were spare rows of the base" if spare else ""
     yield ok("new tokens", f"{tokens} added (model.add_tokens), with {how}{count}{had}")
     if idle := unused(new, session.tokenizer, session.data):

@@ -22,7 +22,7 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
-from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base
+from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
@@ -137,8 +137,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     source = _locate_base(loaded)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
-    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
-    data, max_length, new = _read_rows(loaded, source, tokenizer)
+    tokenizer, new, data, max_length = _read_rows(loaded, source, start)
     plan = _plan_batches(config, data, max_length)
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
@@ -217,20 +216,24 @@ def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.Bat
 
 
 def _read_rows(
-    loaded: Loaded, source: load.Source, tokenizer: Tokenizer
-) -> tuple[Data, int, NewTokens]:
-    """The rows as tokens, each of which the embedding will have a row for, their largest length,
-    and the tokens that were added to the tokenizer."""
-    config = loaded.config
-    limits = load.limits(source, trust_remote_code=config.model.trust_remote_code)
-    new = add_tokens_(tokenizer, loaded, limits.rows)
+    loaded: Loaded, source: load.Source, start: Start | None
+) -> tuple[Tokenizer, NewTokens, Data, int]:
+    """The tokenizer and the tokens added to it; the rows as tokens, each of which the embedding
+    will have a row for, and their largest length."""
+    config, remote = loaded.config, loaded.config.model.trust_remote_code
+    tokenizer = load.load_tokenizer(source, trust_remote_code=remote)
+    limits = load.limits(source, trust_remote_code=remote)
+    if start is not None and start.adapter.rows:
+        tokenizer, new = tokens_of(start, loaded, tokenizer, limits.rows)
+    else:
+        new = add_tokens_(tokenizer, loaded, limits.rows)
     max_length = _max_length(config, limits.positions)
     data = load_data(config.data, tokenizer, max_length=max_length)
     data.require_rows(tokenizer, new.n_rows)
     for one in data.accounts.values():
         for warning in account.warnings(one, max_length=max_length):
             console.note(f"note: {warning}")
-    return data, max_length, new
+    return tokenizer, new, data, max_length
 
 
 def _locate_base(loaded: Loaded) -> load.Source:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -117,7 +118,11 @@ def test_a_module_that_is_trained_whole_has_the_rows_in_it(
         ("llama", "lora: {target_modules: [q_proj, lm_head]}", "lm_head gets an adapter"),
         ("llama", "model: {add_tokens: [a, b, a]}", "found 'a' twice"),
         ("llama", "model: {add_tokens: ['']}", "model.add_tokens[0]"),
-        ("llama", "lora: {start_from: ADAPTER}", "merge it, and name the merged model"),
+        (
+            "llama",
+            "{lora: {start_from: ADAPTER, rank: 4}, model: {add_tokens: ['<|more|>']}}",
+            "has no '<|more|>'",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_words(
@@ -253,3 +258,32 @@ def scores_after(model: Any, tokenizer: Any, text: str) -> list[int]:
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, -1]
     return logits.argsort(descending=True).argsort().tolist()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+@pytest.mark.parametrize("names_them", [True, False])
+def test_rows_are_trained_further_with_their_adapter(
+    names_them: bool, architecture: str, base: Make, config_file: Make, rows: str, tmp_path: Path,
+    stop_after: Any,
+) -> None:  # fmt: skip
+    path, run = base(architecture), tmp_path / "run"
+    assert train(config_file(ADDED, rows, f"out: {tmp_path / 'first'}", model=path)) == 0
+    again = [ADDED] if names_them else []
+    config = config_file(*again, rows, f"out: {run}", model=path)
+    content = yaml.safe_load(config.read_text())
+    content["lora"] = {"start_from": str(tmp_path / "first" / "adapter")}
+    config.write_text(yaml.safe_dump(content))
+    assert train(config, "--set", "train.learning_rate=0", "--out", str(tmp_path / "same")) == 0
+    name = "adapter/adapter_model.safetensors"
+    same, first = (load_file(tmp_path / one / name) for one in ("same", "first"))
+    assert same.keys() == first.keys() and all(torch.equal(same[n], first[n]) for n in same)
+    assert train(config, "--out", str(tmp_path / "whole")) == 0
+    stop_after(3)
+    assert train(config) == 130
+    assert train(config, "--resume") == 0
+    assert tree(run / "adapter") == tree(tmp_path / "whole" / "adapter")
+    further = load_file(run / name)
+    moved = [n for n in first if n.endswith("delta") and not torch.equal(first[n], further[n])]
+    assert len(moved) == (1 if architecture == "llama-tied" else 2)
+    model = PeftModel.from_pretrained(resized(path, run), run / "adapter").eval()
+    assert_same(scores(ours(path, run)), scores(model))
