@@ -84,11 +84,15 @@ def compare_logits(
     )
 
 
-def probe_ids(model: "PreTrainedModel") -> Tensor:
-    """The tokens given to every reader, (ROWS, LENGTH)."""
+def probe_ids(model: "PreTrainedModel", own: Iterable[int] = ()) -> Tensor:
+    """The tokens given to every reader, (ROWS, LENGTH); among them those of `own`, which have rows
+    of their own in an adapter."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
+    ids = torch.randint(0, vocabulary, (ROWS, LENGTH), generator=generator)
+    named = torch.tensor(sorted(set(own))[: ROWS * LENGTH // 2], dtype=torch.long)
+    ids.view(-1)[1 : 2 * len(named) : 2] = named  # every second token
+    return ids
 
 
 def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Prompt:
     messages: list[Message]
     adapter: str | None
     tools: tuple[Mapping[str, Any], ...] = ()
+    where: str = "--prompt"  # the option, or file and line
 
 
 def run(
@@ -95,7 +96,7 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
             raise DataError(
                 f"{path}:{row.line}: adapter: found {name!r}, expected one of --adapter: {names}"
             )
-        found.append(Prompt(messages, name, tools))
+        found.append(Prompt(messages, name, tools, f"{path}:{row.line}"))
     return found
 
 
@@ -109,8 +110,10 @@ def _answer_prompts(
     from loractl.engine.speakers import open_hub
 
     opened = open_hub(model, directories, options.dtype)
-    try:
-        ids = [opened.prompt_ids(one.adapter, one.messages, one.tools) for one in asked]
-    except TemplateError as error:
-        raise DataError(f"prompt: {error}") from None
+    ids = []
+    for one in asked:
+        try:
+            ids.append(opened.prompt_ids(one.adapter, one.messages, one.tools))
+        except TemplateError as error:
+            raise DataError(f"{one.where}: {error}") from None
     return opened.answers(ids, [one.adapter for one in asked], options.sampling)

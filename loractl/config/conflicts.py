@@ -29,6 +29,9 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
+    tokens = config.model.add_tokens
+    if twice := next((token for token in tokens if tokens.count(token) > 1), None):
+        yield "model.add_tokens", f"found {twice!r} twice, expected different tokens; remove one"
     for name in ("rank_pattern", "alpha_pattern"):
         if "" in getattr(config.lora, name):
             yield f"lora.{name}", "found an empty module name, expected a name or a regex"

@@ -34,6 +34,9 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the base model"
     )
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="tokens to add; embedding and head grow, and their new rows are trained"
+    )
 
 
 class AdaloraSection(Section):

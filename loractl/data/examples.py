@@ -14,7 +14,8 @@ from loractl.data.encoding import Encoded, encode_many
 from loractl.data.reading import Reading, conversations, in_batches
 from loractl.data.rendering import TemplateError, Tokenizer
 from loractl.data.row_errors import BadRows
-from loractl.data.store import Cache, Store, Writer
+from loractl.data.store import Store, Writer
+from loractl.data.store_cache import Cache
 from loractl.data.template import trained_answers
 from loractl.errors import DataError
 from loractl.records import UNTRAINED, Message

@@ -7,41 +7,26 @@ published by one rename and verified by its hashes, so a half-written or damaged
 never read.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import re
-import shutil
 import struct
-import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from loractl import leftovers
-from loractl.digests import file_sha256
-from loractl.errors import StorageError
-from loractl.paths import cache_home
 from loractl.records import UNTRAINED, Example
 
 FILES = ("tokens", "index", "lengths")
 WEIGHTS = "weights"  # the file that only some stores have
 ONES = 1_000_000  # weights written at a time
 ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
-UNUSED_DAYS = 30
-KEY_LENGTH = 32
-_STORE = re.compile(rf"\.?[0-9a-f]{{{KEY_LENGTH}}}(-.*)?")
-"""A store by its key, or an unfinished one of an older version."""
-
 Lengths = npt.NDArray[np.int32]
 
 
@@ -136,8 +121,7 @@ class Store(Sequence[Example]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         number = range(len(self))[number]
-        entry = os.pread(self.places, ENTRY.size, number * ENTRY.size)
-        first, line, file = ENTRY.unpack(entry)
+        first, line, file = self._entry(number)
         data = os.pread(self.tokens, 4 * int(self.lengths[number]), 4 * first)
         values = np.frombuffer(data, dtype="<i4")
         trained = values >= 0
@@ -157,6 +141,25 @@ class Store(Sequence[Example]):
         weights = np.where(trained, np.frombuffer(data, dtype="<f4"), 0.0)
         found: list[float] = weights.tolist()
         return None if (weights[trained] == 1.0).all() else found
+
+    def _entry(self, number: int) -> tuple[int, int, int]:
+        """First token, line and number of the file of an example."""
+        entry = os.pread(self.places, ENTRY.size, number * ENTRY.size)
+        first, line, file = ENTRY.unpack(entry)
+        return first, line, file
+
+    def where(self, number: int) -> str:
+        """The file and line of an example, whether or not the examples are named."""
+        _, line, file = self._entry(number)
+        return f"{self.account['paths'][file]}:{line}"
+
+    def blocks(self, size: int = 1 << 20) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """All ids in order, `size` at a time: (the number of the first one, ids)."""
+        total = int(self.lengths.sum())
+        for first in range(0, total, size):
+            data = os.pread(self.tokens, 4 * min(size, total - first), 4 * first)
+            values = np.frombuffer(data, dtype="<i4")
+            yield first, np.where(values >= 0, values, ~values)
 
 
 def _open_until_gone(owner: object, path: Path) -> int:
@@ -212,79 +215,3 @@ def lengths_of(examples: Sequence[Example]) -> Lengths:
     if isinstance(examples, Store | Mixture):
         return examples.lengths
     return np.array([len(example.ids) for example in examples], dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The directory where stores are kept between runs, keyed by all that went into them."""
-
-    root: Path
-
-    @staticmethod
-    def default() -> "Cache":
-        """The token cache of this user."""
-        return Cache(cache_home() / "tokens")
-
-    def open(self, key: str, make: Callable[[Writer], dict[str, Any]]) -> Path:
-        """The directory of the store with this key, built by `make` if there is no complete one.
-
-        `make` appends to the writer and returns the content of account.json. Raises StorageError
-        if the cache cannot be written.
-        """
-        place = self.root / key[:KEY_LENGTH]
-        if is_whole(place):
-            with contextlib.suppress(OSError):
-                os.utime(place)
-            return place
-        with self._working_beside(place) as working:
-            with contextlib.closing(Writer(working)) as writer:
-                account = make(writer)
-                account |= writer.finish()
-            (working / "account.json").write_text(json.dumps(account))
-            shutil.rmtree(place, ignore_errors=True)
-            try:
-                os.rename(working, place)
-            except OSError:
-                # Another run made the same store meanwhile, or the cache is not writable.
-                if not is_whole(place):
-                    raise StorageError(f"{place}: the token cache cannot be written") from None
-        return place
-
-    @contextlib.contextmanager
-    def _working_beside(self, place: Path) -> Iterator[Path]:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._forget_unused()
-            working = Path(mkdtemp(prefix=leftovers.MAKING, dir=self.root))
-        except OSError as error:
-            raise StorageError(
-                f"{self.root}: the token cache cannot be written: {error.strerror}; set"
-                " LORACTL_CACHE to a writable directory"
-            ) from None
-        try:
-            yield working
-        except OSError as error:
-            raise StorageError(
-                f"{working}: the token cache cannot be written: {error.strerror}; set LORACTL_CACHE"
-                " to a directory with more space"
-            ) from None
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
-
-    def _forget_unused(self) -> None:
-        """Remove stores that no run has opened for a month, and leftovers of killed runs."""
-        leftovers.sweep_cache(self.root)
-        for entry in self.root.iterdir():
-            is_old = time.time() - entry.stat().st_mtime > UNUSED_DAYS * 86400
-            if is_old and _STORE.fullmatch(entry.name):  # nothing else kept here
-                shutil.rmtree(entry, ignore_errors=True)
-
-
-def is_whole(directory: Path) -> bool:
-    """Whether a store is complete and its files are as they were written."""
-    try:
-        account = json.loads((directory / "account.json").read_text())
-        names = {*FILES, *account["sha256"]}
-        return all(file_sha256(directory / name) == account["sha256"][name] for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

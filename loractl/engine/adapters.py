@@ -12,13 +12,15 @@ from loractl.config.conflicts import adalora_steps, past_the_end
 from loractl.config.loader import Loaded
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.config.settings import RunConfig, first_rank
+from loractl.engine.new_tokens import NewTokens, places_of
 from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
 from loractl.lora.dense import MatrixSize
 from loractl.lora.init import PART_INITS
 from loractl.lora.inject import FORMULAS, adaptable, inject_, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, resolve
-from loractl.lora.whole import WholeModule, matching, train_whole_
+from loractl.lora.token_rows import Saved, train_rows_
+from loractl.lora.whole import matching, train_whole_
 from loractl.models import load
 from loractl.training.rank_schedule import RankSchedule
 from loractl.training.steps import RankPolicy
@@ -32,7 +34,7 @@ class Adapted:
     """What was added to a model; empty for method: full."""
 
     layers: dict[str, LoraLayer]
-    whole: dict[str, WholeModule]
+    whole: dict[str, Saved]  # trained beside the adapters: modules, or rows of them
     module_names: tuple[str, ...]  # of the plain base, as adapter files use them
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -55,8 +57,9 @@ def rank_spec(config: RunConfig) -> RankSpec:
     )
 
 
-def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
-    """Add fresh adapters, and modules to train in full, to a model. Raises ConfigError."""
+def adapt_(model: "PreTrainedModel", loaded: Loaded, new: NewTokens) -> Adapted:
+    """Add fresh adapters, modules to train in full and rows of new tokens to a model, which has
+    grown to them. Raises ConfigError."""
     config = loaded.config
     kinds = adaptable(model)
     names = tuple(name for name, _ in model.named_modules())
@@ -74,6 +77,7 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
             " lora.target_modules, or use method: lora with one rank",
         )
     whole = _whole(model, loaded, ranks)
+    rows = places_of(model, loaded, new, ranks, whole)
     _check_widths(loaded, ranks, sizes_of(model, {n: kinds[n] for n in ranks}))
     layers = inject_(
         model,
@@ -83,7 +87,9 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded) -> Adapted:
         dropout=config.lora.dropout,
         seed=config.seed,
     )
-    return Adapted(layers, train_whole_(model, whole), names)
+    saved: dict[str, Saved] = {**train_whole_(model, whole)}
+    saved |= train_rows_(model, rows.owned, rows.shared)
+    return Adapted(layers, saved, names)
 
 
 def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank]) -> list[str]:

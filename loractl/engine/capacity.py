@@ -30,7 +30,9 @@ def of_weights(session: Session) -> int:
     written = sum(
         tensor.numel() for tensor in checkpoint_tensors(session.layers, session.whole).values()
     )
-    return 4 * (written or trained) + BESIDE
+    tokenizer = session.source.directory / "tokenizer.json"
+    copied = session.new_tokens.ids and tokenizer.is_file()  # saved with its new tokens
+    return 4 * (written or trained) + BESIDE + (tokenizer.stat().st_size if copied else 0)
 
 
 def require(session: Session, directory: RunDir, state: TrainState) -> None:

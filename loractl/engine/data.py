@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loractl.config.settings import DataSection, SourceSection
-from loractl.data import examples, rows
+from loractl.data import beyond, examples, rows
 from loractl.data.account import Account
 from loractl.data.reading import Reading
 from loractl.data.rendering import Tokenizer
-from loractl.data.store import Cache, Mixture, Store, tokens_sha256
+from loractl.data.store import Mixture, Store, tokens_sha256
+from loractl.data.store_cache import Cache
 from loractl.errors import ConfigError
 from loractl.records import Example
 from loractl.text import closest
@@ -27,6 +28,11 @@ class Data:
 
     def of_train(self) -> list[Account]:
         return [one for name, one in self.accounts.items() if name.startswith("train")]
+
+    def require_rows(self, tokenizer: Tokenizer, n_rows: int | None) -> None:
+        """Raise DataError if a token of a row is beyond an embedding of `n_rows`."""
+        for examples_ in (self.train, self.held_out, self.retain) if n_rows else ():
+            beyond.require_rows(examples_, tokenizer, n_rows or 0, cure=beyond.IN_TRAINING)
 
 
 def sources_of(data: DataSection) -> list[SourceSection]:

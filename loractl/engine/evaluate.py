@@ -10,7 +10,8 @@ import torch
 
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
-from loractl.data import batches
+from loractl.artifacts.peft.vocabulary_size import fit_
+from loractl.data import batches, beyond
 from loractl.data.encoding import encode_many
 from loractl.data.ends import ends_of_template
 from loractl.data.rendering import TemplateError, Tokenizer
@@ -95,7 +96,7 @@ def evaluate(
     if asked.data is not None:
         rows = rows_of_file(asked.data, asked, columns=asked.columns)
     else:
-        rows = rows_of_runs(paths.values(), asked, load.positions(source))
+        rows = rows_of_runs(paths.values(), asked, load.limits(source).positions)
     dtypes = [one.dtype for one in read.values()]
     dtypes += [recorded_dtype(str(path)) for path in full.values()]
     dtype = choose_trained_dtype(asked.dtype, dtypes)
@@ -109,11 +110,14 @@ def evaluate(
     plain = _speech(loaded, untuned, ends_of_template(untuned))
     found = [_measure_model("base", loaded, plain, asked, rows)]
     for name, adapter in read.items():
+        grown = fit_(loaded, adapter)
         own = tokenizer_of(adapter, tokenizer, load.n_rows(loaded))
         load_(loaded, adapter)
         speech = _speech(loaded, own, ends_of(adapter, own))
         found.append(_measure_model(name, loaded, speech, asked, rows))
         remove_(loaded)
+        if grown is not None:  # the next one is measured on the base as it was
+            grown.undo_()
     del loaded
     for name, own in speakers.items():
         model_of_run = _load_frozen(whole[name], dtype)
@@ -174,9 +178,11 @@ def _objective_of(model: "PreTrainedModel", rows: EvalRows) -> TokenLoss:
 
 
 def _losses_by_row(objective: TokenLoss, tokenizer: Tokenizer, rows: EvalRows) -> Losses:
+    examples, n_rows = rows.examples(tokenizer), load.n_rows(objective.model)
+    beyond.require_rows(examples, tokenizer, n_rows, cure=beyond.IN_USE)
     found = row_losses(
         objective.of_examples,
-        batches.in_order(rows.examples(tokenizer), rows.plan),
+        batches.in_order(examples, rows.plan),
         objective.model.device,
     )
     for where, loss in found.items():
@@ -194,15 +200,18 @@ def _answer_rows_(
     conversations: Sequence[Conversation],
 ) -> None:
     """Let the model write the last turn of each row, and compare."""
-    prompts = []
+    prompts, n_rows = [], load.n_rows(model)
     for where, row in zip(found.where, conversations, strict=True):
         if len(row.messages) < 2 or row.messages[-1].role != "assistant":
             raise _no_answers(rows.name, asked.matches)
         try:
-            prompt, expected = asked_and_expected(speech, row, rows.thoughts)
+            ids, expected = asked_and_expected(speech, row, rows.thoughts)
         except TemplateError as error:
             raise DataError(f"{rows.name}:{where}: {error}") from None
-        prompts.append(prompt)
+        if (index := beyond.first_beyond(ids, n_rows)) is not None:
+            what = beyond.describe_beyond(speech.tokenizer, index, n_rows, beyond.IN_USE)
+            raise DataError(f"{rows.name}:{where}: {what}")
+        prompts.append(ids)
         found.expected.append(expected)
     has_call = [bool(row.messages[-1].tool_calls) for row in conversations]
     if "tool_call" in asked.matches and not any(has_call):

@@ -21,10 +21,12 @@ from loractl.artifacts.gguf import (
 from loractl.artifacts.gguf import (
     write as gguf,
 )
-from loractl.artifacts.model.merge import Plan, own_dtype, plan_merge, refuse_quantized
+from loractl.artifacts.model.merge import own_dtype, refuse_quantized
+from loractl.artifacts.model.plan import Plan, plan_merge
 from loractl.artifacts.model.stops import listed_ends
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import ranks_of
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.data.ends import texts_of
 from loractl.data.rendering import TemplateError, apply
 from loractl.engine.speakers import ends_of, tokenizer_of
@@ -60,6 +62,7 @@ class Exporting:
         self.lines: list[str] = []
         self.dtype = dtype
         self.skeleton = load_skeleton(source)
+        fit_(self.skeleton, adapter)
         self.layout = gguf_layout.layout(source.name, self.skeleton.config)
         ranks_of(adapter, self.skeleton)
         self.tokenizer = tokenizer_of(adapter, load_tokenizer(source), n_rows(self.skeleton))

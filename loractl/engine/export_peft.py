@@ -7,6 +7,7 @@ from loractl.artifacts import files
 from loractl.artifacts.peft import portable
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import ranks_of
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.errors import NumericError
 from loractl.models.load import Source, load_skeleton
 from loractl.models.torch_dtypes import FILE_DTYPES
@@ -21,6 +22,7 @@ def write_portable(
     """
     kind = FILE_DTYPES[dtype or "f32"]
     skeleton = load_skeleton(source)
+    fit_(skeleton, adapter)
     ranks_of(adapter, skeleton)
     lines: list[str] = []
 

@@ -21,6 +21,7 @@ def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
         "adapter": str(adapter.directory),
         "base": adapter.base,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "token_rows": {name or "the embedding": list(ids) for name, ids in adapter.rows.items()},
         "beside": sorted(updates.tensors_beside(adapter)),
         "kinds": summarize_kinds(modules),
         "modules": modules,

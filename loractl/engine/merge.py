@@ -7,9 +7,11 @@ from safetensors import SafetensorError
 
 from loractl.artifacts import files
 from loractl.artifacts.model import merge as merged
+from loractl.artifacts.model import plan
 from loractl.artifacts.model.proof import prove
 from loractl.artifacts.model.stops import add_ends
 from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.engine.speakers import ends_of, tokenizer_of
 from loractl.errors import NumericError
 from loractl.models import load
@@ -24,7 +26,9 @@ def write_merged(
     target = DTYPES[dtype] if dtype else None
     lines: list[str] = []
     if adapter.brings_tokenizer:
-        tokenizer_of(adapter, load.load_tokenizer(source), load.n_rows(load.load_skeleton(source)))
+        skeleton = load.load_skeleton(source)
+        fit_(skeleton, adapter)
+        tokenizer_of(adapter, load.load_tokenizer(source), load.n_rows(skeleton))
 
     def write(directory: Path) -> None:
         written = merged.write(directory, source, adapter, dtype=target)
@@ -57,7 +61,7 @@ def _bytes_on_disk(source: load.Source, dtype: torch.dtype | None) -> int | None
         return None
     try:
         widest = max((kind.itemsize for kind in merged.float_dtypes(source)), default=1)
-        total = sum(path.stat().st_size for path in merged.shards(source))
+        total = sum(path.stat().st_size for path in plan.shards(source))
     except SafetensorError:
         return None  # reported when it is read
     return total if dtype is None else total * dtype.itemsize // widest

@@ -10,7 +10,9 @@ from functools import partial
 import numpy as np
 
 from loractl.data.store import lengths_of
+from loractl.engine.new_tokens import unused
 from loractl.engine.session import Session
+from loractl.lora.token_rows import only_rows, token_rows
 from loractl.planning.recommend import ENOUGH_STEPS, usual_rate
 from loractl.records import UNTRAINED, Example
 from loractl.reports.findings import Finding
@@ -45,6 +47,7 @@ def prospects(session: Session) -> Iterator[Finding]:
     usual = usual_rate(sizes.hidden_size, sizes.model_type, method)
     yield judge_rate(train.learning_rate, method, usual)
     yield judge_answers(data.train)
+    yield from judge_new_tokens(session)
     if data.held_out:
         is_share = isinstance(session.config.data.eval, float)
         train_rows = () if is_share else data.train  # by content, so duplicates are together
@@ -56,6 +59,36 @@ def prospects(session: Session) -> Iterator[Finding]:
             yield judge_split(data.train, data.held_out)
     if plan.packing:
         yield judge_packing(len(rows.indices), len(rows), plan.window, plan.max_length)
+
+
+def judge_new_tokens(session: Session) -> Iterator[Finding]:
+    """What model.add_tokens added and trains, and the tokens that no row uses."""
+    new = session.new_tokens
+    if not new.ids:
+        return
+    tokens = counted(len(new.texts), "token")
+    rows = counted(len(new.ids), "row")
+    owned = only_rows(session.whole)
+    shared = any(one.follows for one in token_rows(session.model).values())
+    where = " and ".join(path.rpartition(".")[2] for path in token_rows(session.model))
+    is_whole = f"{rows} of the embedding and the head, which are trained whole"
+    how = f"{rows} of {where}{' (shared)' if shared else ''}" if owned else is_whole
+    trained = sum(one.rows.numel() for one in owned.values())
+    count = f": {trained:,} trained values" if owned else ""
+    spare = len(new.ids) - new.grown
+    if new.given:
+        yield ok("new tokens", f"{rows} of the adapter's own tokens, which are trained further")
+        return
+    had = f"; {spare} of them were spare rows of the base" if spare else ""
+    yield ok("new tokens", f"{tokens} added (model.add_tokens), with {how}{count}{had}")
+    if idle := unused(new, session.tokenizer, session.data):
+        listed = ", ".join(map(repr, idle[:3])) + (", ..." if len(idle) > 3 else "")
+        stays = "rows stay" if len(idle) > 1 else "row stays"
+        yield note(
+            "new tokens",
+            f"no training row has {listed}, so {'their' if len(idle) > 1 else 'its'} {stays} the"
+            " mean of the base's; remove from model.add_tokens what the rows do not use",
+        )
 
 
 def judge_steps(steps: int, *, epochs: float | None, unpacked: float | None) -> Finding:

@@ -17,7 +17,7 @@ def write_resized(
     out: Path, adapter: Adapter, *, rank: int | None, energy: float | None
 ) -> dict[str, Any]:
     """Write the resized adapter; return what was kept of each module. Raises ArtifactError."""
-    copied = updates.copies(adapter, doing="resized")
+    copied = updates.copies(adapter, doing="resized", with_rows=True)
     found = updates.updates(adapter)
     cuts = {
         name: resize(update.factors, rank=rank, energy=energy) for name, update in found.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.artifacts.peft import adalora_files
 from loractl.artifacts.peft import adapter as adapters
@@ -18,7 +19,7 @@ from loractl.artifacts.peft import names as peft_names
 from loractl.lora.adalora import AdaloraLayer, Budget, Smoothing
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import ModuleRank, RankSpec, sizes
-from loractl.lora.whole import WholeModule
+from loractl.lora.token_rows import Saved, only_rows, only_whole
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainedAdapter:
     """Trained layers, and everything that their files say about them."""
 
     layers: Mapping[str, LoraLayer]
-    whole: Mapping[str, WholeModule]
+    whole: Mapping[str, Saved]
     module_names: Sequence[str]  # of the plain base
     spec: RankSpec  # of the present ranks; for AdaLoRA, of the initial ones
     base: str
@@ -46,6 +47,7 @@ class TrainedAdapter:
     dropout: float
     about: Mapping[str, Any]
     chat_template: str | None
+    tokenizer: Tokenizer | None = None  # where it is not the base's
     allocation: Allocation | None = None  # AdaLoRA only
 
     @property
@@ -82,6 +84,8 @@ def _write_files(
         about=trained.about,
         chat_template=trained.chat_template,
     )
+    if trained.tokenizer is not None:
+        trained.tokenizer.save_pretrained(directory)
 
 
 def _plain_config(trained: TrainedAdapter) -> dict[str, Any]:
@@ -100,7 +104,8 @@ def _config_content(
         base=trained.base,
         init=trained.init,
         formula=trained.formula,
-        whole=trained.whole,
+        whole=only_whole(trained.whole),
+        rows={path: one.indices.tolist() for path, one in only_rows(trained.whole).items()},
     )
 
 

@@ -21,12 +21,13 @@ from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
+from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
 from loractl.engine.speakers import about_template, tokenizer_of_run
-from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base
+from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
 from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
-from loractl.lora.whole import WholeModule
+from loractl.lora.token_rows import Saved
 from loractl.models import base_directory, forward, load
 from loractl.models.device import choose_device, choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
@@ -57,7 +58,8 @@ class Session:
     device: torch.device
     dtype: torch.dtype  # of the products; trained weights are stored in float32
     layers: dict[str, LoraLayer]  # empty for method: full
-    whole: dict[str, WholeModule]  # trained in full, alongside the adapters
+    whole: dict[str, Saved]  # trained beside the adapters: modules, or rows of them
+    new_tokens: NewTokens
     module_names: tuple[str, ...]  # of the plain base
     parameters: dict[str, nn.Parameter]  # the trained parameters, by name
     data: Data
@@ -138,9 +140,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     source = _locate_base(loaded)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
-    tokenizer = tokenizer_of_run(loaded, source)
-    positions = load.positions(source, trust_remote_code=remote)
-    data, max_length = _read_data(config, tokenizer, positions)
+    tokenizer, new, data, max_length = _read_rows(loaded, source, start)
     plan = _plan_batches(config, data, max_length)
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
@@ -156,11 +156,12 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         trust_remote_code=remote,
         finite=False,
     )
+    grow_to_(model, new)
     if start is not None:
         require_base(start, base_fingerprint.result(), source.name)
         loaded = adopt(loaded, start, model)
         config = loaded.config
-    adapted = Adapted({}, {}, ()) if full else adapt_(model, loaded)
+    adapted = Adapted({}, {}, ()) if full else adapt_(model, loaded, new)
     if start is not None:
         fill_(adapted, start)
     if full:
@@ -177,13 +178,14 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         dtype=dtype,
         layers=adapted.layers,
         whole=adapted.whole,
+        new_tokens=new,
         module_names=adapted.module_names,
         parameters=dict(model.named_parameters()) if full else adapted.parameters(),
         data=data,
         plan=plan,
         epochs=epochs,
         total_steps=total_steps,
-        positions=positions,
+        positions=load.limits(source, trust_remote_code=remote).positions,
         trunk=trunk,
         loss=loss,
         start=start,
@@ -217,14 +219,25 @@ def _plan_batches(config: RunConfig, data: Data, max_length: int) -> batches.Bat
     )
 
 
-def _read_data(config: RunConfig, tokenizer: Tokenizer, positions: int | None) -> tuple[Data, int]:
-    """The rows, and how long the longest of them may be; prints what a user should know of them."""
-    max_length = _max_length(config, positions)
-    data = load_data(config.data, tokenizer, max_length=max_length, positions=positions)
+def _read_rows(
+    loaded: Loaded, source: load.Source, start: Start | None
+) -> tuple[Tokenizer, NewTokens, Data, int]:
+    """The tokenizer and the tokens added to it; the rows as tokens, each of which the embedding
+    will have a row for, and their largest length."""
+    config, remote = loaded.config, loaded.config.model.trust_remote_code
+    tokenizer = tokenizer_of_run(loaded, source)
+    limits = load.limits(source, trust_remote_code=remote)
+    if start is not None and start.adapter.rows:
+        tokenizer, new = tokens_of(start, loaded, tokenizer, limits.rows)
+    else:
+        new = add_tokens_(tokenizer, loaded, limits.rows)
+    max_length = _max_length(config, limits.positions)
+    data = load_data(config.data, tokenizer, max_length=max_length, positions=limits.positions)
+    data.require_rows(tokenizer, new.n_rows)
     for one in data.accounts.values():
-        for warning in account.warnings(one, max_length=max_length, positions=positions):
+        for warning in account.warnings(one, max_length=max_length, positions=limits.positions):
             console.note(f"note: {warning}")
-    return data, max_length
+    return tokenizer, new, data, max_length
 
 
 def _locate_base(loaded: Loaded) -> load.Source:

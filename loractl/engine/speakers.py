@@ -13,6 +13,7 @@ from loractl.errors import ArtifactError
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from loractl.artifacts.peft.adapter import Adapter
@@ -80,15 +81,48 @@ def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str | No
     dtype = choose_trained_dtype(dtype, dtypes)
     tokenizer = load.load_tokenizer(source)
     model = load_base(source, dtype, read.values(), named=named)
+    widths = _widths(model, read)
     hub = Hub(model)
+    if len(set(widths.values())) > 1:
+        hub.narrow_(widths)
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     ends: dict[str | None, list[int]] = {None: ends_of_template(tokenizer)}
     for name in directories:
         adapter = read.pop(name)  # freed as soon as it is in the hub
         attach.add_to_hub_(hub, model, name, adapter)
-        tokenizers[name] = tokenizer_of(adapter, tokenizer, load.n_rows(model))
+        tokenizers[name] = tokenizer_of(adapter, tokenizer, widths[name])
         ends[name] = ends_of(adapter, tokenizers[name])
     return HubModel(model, hub, tokenizers, ends)
+
+
+def _widths(model: "PreTrainedModel", read: Mapping[str, "Adapter"]) -> dict[str | None, int]:
+    """How many tokens the base (None) and each adapter know. The base grows to the most of them.
+
+    Raises ArtifactError for an adapter that was made for another size of embedding or head.
+    """
+    from loractl.artifacts.peft import vocabulary_size
+    from loractl.models import load
+
+    here = load.n_rows(model)
+    needed = {
+        name: max(here, vocabulary_size.rows_needed(one, model)) for name, one in read.items()
+    }
+    if len(read) > 1 and (most := max(needed.values())) > here:
+        widest = next(name for name, rows in needed.items() if rows == most)
+        several = sum(rows > here for rows in needed.values()) > 1
+        for name, adapter in read.items():
+            # A resized base that PEFT saved with one of them has rows that another may name too.
+            copied = vocabulary_size.copied_tables(adapter, model) if several else {}
+            if copied or vocabulary_size.sizes_of_ends(adapter, model) - {most}:
+                raise ArtifactError(
+                    f"{adapter.directory}: {name} changes the embedding or the head of {here} rows"
+                    f" otherwise than {read[widest].directory}, which needs {most} rows; use them"
+                    " one at a time"
+                )
+    for adapter in sorted(read.values(), key=lambda one: -vocabulary_size.rows_needed(one, model)):
+        vocabulary_size.fit_(model, adapter)
+    widths: dict[str | None, int] = {None: here}
+    return widths | dict(needed)
 
 
 def tokenizer_of(adapter: "Adapter", tokenizer: "Tokenizer", n_rows: int) -> "Tokenizer":

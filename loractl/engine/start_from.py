@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from loractl.artifacts.peft import adapter as adapters
-from loractl.artifacts.peft import attach
+from loractl.artifacts.peft import attach, vocabulary_size
 from loractl.config.loader import Loaded
 from loractl.config.settings import FROM_ADAPTER
+from loractl.data.beyond import count_ids
 from loractl.digests import file_sha256
+from loractl.engine.new_tokens import NewTokens
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import RankSpec, resolve
+from loractl.lora.token_rows import only_whole
 from loractl.models import load
 
 if TYPE_CHECKING:
@@ -58,6 +63,28 @@ def read_start(loaded: Loaded) -> Start | None:
     return Start(adapter, file_sha256(adapter.directory / adapters.WEIGHTS))
 
 
+def tokens_of(
+    start: Start, loaded: Loaded, tokenizer: Tokenizer, n_rows: int | None
+) -> tuple[Tokenizer, NewTokens]:
+    """The tokenizer of an adapter that has rows of single tokens, with the base's chat template,
+    and these rows, which are trained further. Raises ConfigError for tokens that it lacks."""
+    adapter, own = start.adapter, tokenizer
+    if adapter.brings_tokenizer:
+        own = load.load_tokenizer(load.Source(str(adapter.directory), adapter.directory))
+        own.chat_template = tokenizer.chat_template or own.chat_template
+    known = own.get_vocab()
+    if lacking := [one for one in loaded.config.model.add_tokens if one not in known]:
+        raise loaded.error(
+            "model.add_tokens",
+            f"{adapter.directory} has no {lacking[0]!r}, and an adapter with rows of its own tokens"
+            " keeps to these; remove it, or merge the adapter and add it to the merged model",
+        )
+    ids = sorted(adapter.own_tokens)
+    here = n_rows or 0
+    rows = max(here, ids[-1] + 1, count_ids(own))
+    return own, NewTokens(rows, here, tuple(ids), grown=rows - here, given=dict(adapter.rows))
+
+
 def require_base(start: Start, fingerprint: str, name: str) -> None:
     """Raise ModelError if the adapter was trained on a base with other weights than this one."""
     trained_on = start.adapter.trained_on
@@ -75,6 +102,16 @@ def adopt(loaded: Loaded, start: Start, model: "PreTrainedModel") -> Loaded:
     something else than the adapter has.
     """
     adapter, lora = start.adapter, loaded.config.lora
+    copied = vocabulary_size.copied_tables(adapter, model).values()
+    untrained = max([0, *map(len, copied)]) > load.n_rows(model) + len(adapter.own_tokens)
+    if adapter.rows and not untrained:
+        vocabulary_size.fit_(model, adapter)
+    if (needed := vocabulary_size.rows_needed(adapter, model)) > load.n_rows(model):
+        raise loaded.error(
+            KEY,
+            f"{adapter.directory}: was trained with an embedding of {needed} rows, and the base has"
+            f" {load.n_rows(model)}; merge it, and name the merged model in model.name_or_path",
+        )
     ranks = attach.ranks_of(adapter, model)
     own: dict[str, Any] = {
         "rank": adapter.spec.rank,
@@ -126,5 +163,6 @@ def _short_names(ranks: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str
 
 def fill_(adapted: "Adapted", start: Start) -> None:
     """Give the layers the values of the adapter, and release its tensors."""
-    attach.restore_(adapted.layers, start.adapter.tensors, adapted.whole)
+    whole = adapted.whole if start.adapter.rows else only_whole(adapted.whole)  # or they are new
+    attach.restore_(adapted.layers, start.adapter.tensors, whole)
     start.adapter.tensors.clear()

@@ -46,6 +46,7 @@ def trained_adapter(session: Session, state: TrainState) -> save.TrainedAdapter:
         dropout=config.lora.dropout,
         about={**session.about(), "step": state.step},
         chat_template=template if isinstance(template, str) else None,
+        tokenizer=session.tokenizer if session.new_tokens.ids else None,
         allocation=_allocation_of(session) if config.method == "adalora" else None,
     )
 

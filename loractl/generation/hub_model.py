@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from loractl.data import beyond
+from loractl.data.rendering import TemplateError
 from loractl.data.template import prompt_ids
 from loractl.generation.sample import Answer, PerRow, Sampling, generate
 from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.hub import Hub
+from loractl.models import load
 from loractl.records import Message
 
 if TYPE_CHECKING:
@@ -43,9 +46,14 @@ class HubModel:
     ) -> list[int]:
         """Token ids of a conversation as this adapter was trained to see it, up to its answer.
 
-        Raises TemplateError.
+        Raises TemplateError, also for a token that the model has no row for.
         """
-        return prompt_ids(self.tokenizers[name], messages, tools)
+        tokenizer = self.tokenizers[name]
+        n_rows = self.hub.widths.get(name, load.n_rows(self.model))
+        ids = prompt_ids(tokenizer, messages, tools)
+        if (index := beyond.first_beyond(ids, n_rows)) is not None:
+            raise TemplateError(beyond.describe_beyond(tokenizer, index, n_rows, beyond.IN_USE))
+        return ids
 
     def answers(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str | None], sampling: Sampling

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from loractl.lora.inject import adapters
 from loractl.lora.spectrum import Factors, lost_energy, rank_keeping, svd
-from loractl.lora.whole import set_parameter_, wholes
+from loractl.lora.token_rows import saved_modules
+from loractl.lora.whole import set_parameter_
 
 Kept = Mapping[str, nn.Parameter]
 
 
 def merge_(model: nn.Module) -> Kept:
     """Add the update of every adapted layer to its weight, rounded once to the weight's dtype, and
-    replace every frozen module by the one that is trained in full.
+    replace every frozen module, or its rows, by what is trained in its place.
 
     The layers then cost no more than plain ones. Returns the original weights, which `unmerge_`
     puts back, so the adapted weights take their memory twice. (W + dW) - dW would need no copy, but
@@ -36,7 +37,7 @@ def merge_(model: nn.Module) -> Kept:
         merged = nn.Parameter(layer.merged_weight(), requires_grad=False)
         kept[name] = layer.swap_weight_(merged)
         layer.enabled = False
-    for name, module in wholes(model).items():
+    for name, module in saved_modules(model).items():
         assert module.enabled, f"{name} is already merged or switched off"
         kept |= {f"{name}:{inner}": old for inner, old in module.swap_weights_().items()}
         module.enabled = False
@@ -45,7 +46,7 @@ def merge_(model: nn.Module) -> Kept:
 
 def unmerge_(model: nn.Module, kept: Kept) -> None:
     """Put back what `merge_` returned: the same tensors, so exact, and shared where they were."""
-    layers, modules = adapters(model), wholes(model)
+    layers, modules = adapters(model), saved_modules(model)
     for name, weight in kept.items():
         path, _, inner = name.partition(":")
         if path in layers:

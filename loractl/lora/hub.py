@@ -15,9 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from loractl.lora.experts import AdaptedExperts, LoraExperts
 from loractl.lora.layer import LoraLayer
+from loractl.lora.token_rows import TokenRows
 from loractl.lora.whole import WholeModule
 
-StandIn = LoraLayer | AdaptedExperts | WholeModule
+StandIn = LoraLayer | AdaptedExperts | WholeModule | TokenRows
 """What an adapter puts in place of a module of the base, its `base`."""
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
@@ -47,6 +48,8 @@ class Hub:
         self._layers: dict[str, dict[str, StandIn]] = {}  # module -> name -> layer
         self._hooks: dict[str, RemovableHandle] = {}
         self._active: str | _Rows | None = None
+        self.widths: Mapping[str | None, int] = {}
+        """How many tokens each adapter (None: the base) knows, where the model has grown."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,6 +82,25 @@ class Hub:
             if path not in self._hooks:
                 hook = self._hook(path, layer.base, known)
                 self._hooks[path] = layer.base.register_forward_hook(hook, with_kwargs=True)
+
+    def narrow_(self, widths: Mapping[str | None, int]) -> None:
+        """Rule out, for each adapter and the base, the tokens past those that it knows: a model
+        that has grown for one of them gives logits for the others too."""
+        assert not self.widths, "the model is narrowed already"
+        self.widths = widths
+        self._model.register_forward_hook(self._rule_out)
+
+    def _rule_out(self, module: nn.Module, args: Any, output: Any) -> None:
+        active, logits = self._active, output.logits  # (rows, seq, vocabulary)
+        if not isinstance(active, _Rows):
+            logits[..., self.widths.get(active, logits.shape[-1]) :] = -torch.inf
+            return
+        names: list[str | None] = [None] * active.n_rows
+        for name, rows in active.groups:
+            for row in rows.tolist():
+                names[row] = name
+        for row, one in enumerate(names):
+            logits[row, ..., self.widths.get(one, logits.shape[-1]) :] = -torch.inf
 
     def remove_(self, name: str) -> None:
         """Drop an adapter and free its memory. If it is active, the base takes over."""
@@ -159,7 +181,7 @@ def own_tensors(layers: Mapping[str, StandIn]) -> Iterator[Tensor]:
 
 def _adapt(layer: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
     """The output of a layer where that of the base is y."""
-    if isinstance(layer, LoraLayer):
+    if isinstance(layer, LoraLayer | TokenRows):
         return layer.adapt(args[0], y)
     return layer(*args, **kwargs)  # y is of no use to experts and modules trained in full
 

@@ -19,7 +19,8 @@ from loractl.lora.experts import (
 from loractl.lora.init import INITS, PART_INITS, Init, PartInit, embedding, triplets
 from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
 from loractl.lora.ranks import EXPERTS, ModuleRank
-from loractl.lora.whole import WholeModule, wholes
+from loractl.lora.token_rows import TokenRows, saved_modules
+from loractl.lora.whole import WholeModule
 
 FORMULAS: dict[str, dict[str, type[LoraLayer]]] = {
     "lora": {
@@ -172,7 +173,7 @@ def remove_(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraExperts):
             continue  # removed with its AdaptedExperts
-        if isinstance(module, LoraLayer | AdaptedExperts | WholeModule):
+        if isinstance(module, LoraLayer | AdaptedExperts | WholeModule | TokenRows):
             _put(model, name, module.base)
 
 
@@ -183,7 +184,7 @@ def merge_(model: nn.Module) -> None:
     """
     for layer in adapters(model).values():
         layer.swap_weight_(nn.Parameter(layer.merged_weight(), requires_grad=False))
-    for module in wholes(model).values():
+    for module in saved_modules(model).values():
         module.swap_weights_()
     remove_(model)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from loractl.models.forward import trunk_of
 from loractl.models.proving_run import ProvingRun
 from loractl.models.segments.install import carries_segments
 from loractl.ops.cross_entropy import Head
+from loractl.ops.own_rows import OwnRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,18 +35,34 @@ def head_of(model: "PreTrainedModel", run: ProvingRun | None = None) -> Head | N
 
     A model may do anything with its logits, so this is verified: on the random tokens of `run`, the
     head applied to `hidden_states` must give the model's own logits. None if it does not, or if the
-    head carries an adapter, a copy trained in full, or hooks. Passing a run that has already been
-    made costs nothing more.
+    head carries an adapter, a copy trained in full, or hooks; rows of its own are taken along.
+    Passing a run that has already been made costs nothing more.
     """
-    layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(layer) is not nn.Linear or trunk_of(model) is None or _hooked(layer) or _hooked(model):
+    layer = plain_head(model)
+    if layer is None or trunk_of(model) is None or _hooked(model):
         return None
     shown = (run or ProvingRun(model)).shown
     if shown.hidden.shape[-1] != layer.in_features:  # ELECTRA: a projection comes between
         return None
     with torch.no_grad():
-        heads = _candidates(layer, model.config.get_text_config())
+        heads = _candidates(layer, own_rows(model), model.config.get_text_config())
         return next((one for one in heads if _agree(one.logits(shown.hidden), shown.logits)), None)
+
+
+def plain_head(model: "PreTrainedModel") -> nn.Linear | None:
+    """The frozen linear layer of a head, alone or with some rows of its own; None if it is another
+    module, or one that runs more than its own forward."""
+    layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    inner = layer.base if hasattr(layer, "own_rows") and layer.enabled else layer
+    if type(inner) is not nn.Linear or _hooked(inner) or _hooked(layer):
+        return None
+    return inner
+
+
+def own_rows(model: "PreTrainedModel") -> OwnRows | None:
+    """The rows of a head that are trained in place of the frozen ones, if it has any."""
+    layer: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return layer.own_rows() if hasattr(layer, "own_rows") else None
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -56,7 +73,9 @@ def _hooked(module: nn.Module) -> bool:
     return own or bool(others)
 
 
-def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:
+def _candidates(
+    layer: nn.Linear, own: OwnRows | None, config: "PreTrainedConfig"
+) -> Iterator[Head]:
     """Heads the config could mean: first with the settings it names, then without."""
     scales = [
         value**power
@@ -66,7 +85,7 @@ def _candidates(layer: nn.Linear, config: "PreTrainedConfig") -> Iterator[Head]:
     ]
     caps = [getattr(config, name, None) for name in SOFTCAPS]
     for scale, cap in product([*scales, 1.0], [*(cap for cap in caps if cap), None]):
-        yield Head(layer.weight, layer.bias, scale, cap)
+        yield Head(layer.weight, layer.bias, scale, cap, own)
 
 
 def _agree(found: Tensor, own: Tensor) -> bool:

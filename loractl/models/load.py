@@ -157,14 +157,25 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
     return tokenizer
 
 
-def positions(source: Source, *, trust_remote_code: bool = False) -> int | None:
-    """Tokens of the longest sequence the model has positions for, if its config says so."""
+@dataclass(frozen=True)
+class Limits:
+    """What the config of a base says of its size; None: it does not say."""
+
+    positions: int | None  # tokens of the longest sequence
+    rows: int | None  # of the embedding: ids below this many have one
+
+
+def limits(source: Source, *, trust_remote_code: bool = False) -> Limits:
+    """The limits of a base, without loading it. Raises ModelError."""
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
             source.directory, **_code(trust_remote_code), **source.keywords
         )
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    found = (
+        getattr(config.get_text_config(), name, None)
+        for name in ("max_position_embeddings", "vocab_size")
+    )
+    return Limits(*(one if isinstance(one, int) and one > 0 else None for one in found))
 
 
 def load_skeleton(source: Source) -> "PreTrainedModel":
@@ -234,7 +245,7 @@ def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
 def n_rows(model: "PreTrainedModel") -> int:
     """Rows of the input embedding: ids below this many have one."""
     table: Any = model.get_input_embeddings()
-    return int(table.weight.shape[0])
+    return int(getattr(table, "base", table).weight.shape[0])  # of an adapted one: the frozen table
 
 
 def head_name(model: "PreTrainedModel") -> str | None:

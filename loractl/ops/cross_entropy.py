@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from loractl.ops import held_memory
 from loractl.ops.chunks import STRIP_ROWS, chunk_rows
 from loractl.ops.gemm import Term, products
+from loractl.ops.own_rows import OwnRows
 from loractl.ops.pieces import softmax_loss_
 
 FLOAT16_FACTOR = 1024.0
@@ -35,10 +36,15 @@ class Head:
     bias: Tensor | None = None  # (vocabulary,)
     scale: float = 1.0
     softcap: float | None = None
+    own: OwnRows | None = None  # rows trained in place of the weight's; then there is no bias
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits of hidden states (..., hidden), as transformers computes them."""
         found = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.own is not None:
+            rows = self.own.rows.to(found.dtype)
+            own = torch.nn.functional.linear(hidden.to(found.dtype), rows)
+            found = found.index_copy(-1, self.own.indices, own)
         found = found * self.scale if self.scale != 1 else found
         if self.softcap is None:
             return found
@@ -53,7 +59,7 @@ def head_loss(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | Non
     none for weights; none under `no_grad`.
     """
     assert hidden.dtype == head.weight.dtype, (hidden.dtype, head.weight.dtype)
-    given = (hidden, head.weight, head.bias)
+    given = (hidden, head.weight, head.bias, head.own.rows if head.own else None)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         loss: Tensor = _HeadLoss.apply(*given, targets, head, weights)  # type: ignore[no-untyped-call]
         return loss
@@ -77,11 +83,12 @@ class _Gradients:
     hidden: Tensor | None = None  # (n, hidden)
     weight: Tensor | None = None  # (vocabulary, hidden) float32
     bias: Tensor | None = None  # (vocabulary,) float32
+    rows: Tensor | None = None  # (k, hidden) float32, of the head's own rows
     weights: Tensor | None = None  # (n,) of the rows in the sum; not yet applied to `hidden`
 
     @property
     def any(self) -> bool:
-        return any(t is not None for t in (self.hidden, self.weight, self.bias))
+        return any(t is not None for t in (self.hidden, self.weight, self.bias, self.rows))
 
     def weights_of(self, rows: slice) -> Tensor | None:
         return None if self.weights is None else self.weights[rows]
@@ -94,22 +101,24 @@ class _HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        rows: Tensor | None,
         targets: Tensor,
         head: Head,
         weights: Tensor | None,
     ) -> Tensor:
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        of_hidden, of_weight, of_bias, of_rows = ctx.needs_input_grad[:4]
         # What FLOAT16_FACTOR saves would be lost again if it were undone in float16.
         exact = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         gradients = _Gradients(
             torch.empty_like(hidden, dtype=exact) if of_hidden else None,
             torch.zeros_like(weight, dtype=torch.float32) if of_weight else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None,
+            torch.zeros_like(rows) if rows is not None and of_rows else None,
             weights,
         )
         loss = _sum_weighted(_run_chunks(hidden, head, targets, gradients), weights)
         ctx.save_for_backward(gradients.hidden, weights)
-        ctx.of_head = (gradients.weight, gradients.bias)
+        ctx.of_head = (gradients.weight, gradients.bias, gradients.rows)
         ctx.dtype = hidden.dtype
         return loss
 
@@ -117,7 +126,7 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.of_head is not None, "head_loss supports only one backward pass"
-        (of_hidden, weights), (of_weight, of_bias) = ctx.saved_tensors, ctx.of_head
+        (of_hidden, weights), (of_weight, of_bias, of_rows) = ctx.saved_tensors, ctx.of_head
         ctx.of_head = None  # so that the gradient of a weight does not exist twice
         if of_hidden is not None:
             # In float32: a GPU would round the factor, 1 / tokens per step, to bfloat16. It is
@@ -128,7 +137,9 @@ class _HeadLoss(torch.autograd.Function):
             of_weight = of_weight.mul_(upstream).to(ctx.dtype)
         if of_bias is not None:
             of_bias = of_bias.mul_(upstream).to(ctx.dtype)
-        return of_hidden, of_weight, of_bias, None, None, None
+        if of_rows is not None:  # in float32, like the rows
+            of_rows = of_rows.mul_(upstream)
+        return of_hidden, of_weight, of_bias, of_rows, None, None, None
 
 
 def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradients) -> Tensor:
@@ -143,6 +154,8 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
         h = hidden[chunk]  # (rows, hidden)
         logits = buffer[: len(h)]  # (rows, vocabulary)
         products([Term(h, head.weight.T)], start=head.bias, out=logits)
+        if head.own is not None:
+            head.own.replace_(logits, h)
         for at in range(0, len(h), STRIP_ROWS):
             strip = slice(start + at, min(start + at + STRIP_ROWS, start + len(h)))
             losses[strip] = softmax_loss_(
@@ -153,8 +166,15 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
                 gradient=gradients.any,
                 factor=factor,
             )
+        terms = [Term(logits, head.weight)]
+        if head.own is not None and gradients.any:
+            own = head.own.take_(logits)  # (rows, k)
+            terms.append(Term(own, head.own.as_weight(own.dtype)))
+            if gradients.rows is not None:
+                inputs = _weighted(h.float(), gradients.weights_of(chunk))
+                gradients.rows.addmm_(own.float().T, inputs, alpha=1 / factor)
         if gradients.hidden is not None:
-            gradients.hidden[chunk] = products([Term(logits, head.weight)])
+            gradients.hidden[chunk] = products(terms)
             if factor != 1:
                 gradients.hidden[chunk] /= factor
         _add_of_head_(gradients, logits, h, gradients.weights_of(chunk), factor)
@@ -165,6 +185,11 @@ def _logits_space(like: Tensor, rows: int, vocabulary: int) -> Tensor:
     if like.device.type != "cpu":  # torch caches its memory itself
         return like.new_empty(rows, vocabulary)
     return held_memory.scratch("logits", rows * vocabulary, like.dtype).view(rows, vocabulary)
+
+
+def _weighted(inputs: Tensor, weights: Tensor | None) -> Tensor:
+    """Inputs (rows, hidden), each times its weight."""
+    return inputs if weights is None else inputs * weights[:, None]
 
 
 def _add_of_head_(
@@ -179,9 +204,7 @@ def _add_of_head_(
     for at in range(0, len(h), step):
         rows = slice(at, at + step)
         if gradients.weight is not None:
-            inputs = h[rows].float()
-            if weights is not None:
-                inputs = inputs * weights[rows, None]
+            inputs = _weighted(h[rows].float(), None if weights is None else weights[rows])
             gradients.weight.addmm_(of_logits[rows].float().T, inputs, alpha=1 / factor)
         if gradients.bias is not None:
             of_rows = of_logits[rows].float()  # (rows, vocabulary)

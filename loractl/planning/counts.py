@@ -54,6 +54,11 @@ def saved_whole(shape: ModelShape, names: tuple[str, ...]) -> int:
     return sum(m.parameters for m in shape.modules if any(is_named(m.path, n) for n in names))
 
 
+def new_rows(shape: ModelShape, tokens: int) -> int:
+    """Values of the rows of new tokens, in the embedding and in a head with its own weight."""
+    return tokens * shape.hidden * (1 if shape.tied else 2)
+
+
 def file_bytes(
     shape: ModelShape, ranks: Mapping[str, ModuleRank], formula: str = "lora", *, width: int = 4
 ) -> int:

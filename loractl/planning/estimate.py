@@ -134,8 +134,8 @@ def disk(shape: ModelShape, request: Request, tasks: int) -> dict[str, Any]:
     model = width * shape.parameters
     formula = request.method if request.method in ("dora", "adalora") else "lora"
     adapter = counts.file_bytes(shape, ranks_of(shape, request), formula)
-    whole = 4 * counts.saved_whole(shape, request.modules_to_save)
-    adapter += whole
+    adapter += 4 * counts.saved_whole(shape, request.modules_to_save)
+    adapter += 4 * counts.new_rows(shape, request.new_tokens)
     return {
         "tasks": tasks,
         "model_bytes": model,

@@ -106,7 +106,7 @@ def _by_transformers(
 def _from_start(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> bool:
     """Whether the embeddings, below all layers, need a gradient."""
     tables = any(shape.by_path[path].role == "embedding" for path in adapted)
-    return work.full or work.whole_embedding or tables
+    return work.full or work.trains_embedding or tables
 
 
 def _lowest_adapted(shape: ModelShape, adapted: Mapping[str, int], work: Work) -> int:

@@ -40,6 +40,7 @@ class Plan:
     accumulation: int = 1
     has_starts: bool = False  # PiSSA, OLoRA: the initial A and B are kept
     modules_to_save: tuple[str, ...] = ()
+    new_tokens: int = 0
     framework: Framework = LORACTL
 
 
@@ -154,10 +155,11 @@ def _after_another(shape: ModelShape, plan: Plan, now: Kept) -> dict[str, int]:
 
 
 def trained_parameters(shape: ModelShape, plan: Plan) -> int:
+    rows = counts.new_rows(shape, plan.new_tokens)
     if plan.work.full:
-        return shape.parameters
+        return shape.parameters + rows
     of_adapters = counts.trained(shape, plan.ranks, plan.work.formula)
-    return of_adapters + counts.saved_whole(shape, plan.modules_to_save)
+    return of_adapters + counts.saved_whole(shape, plan.modules_to_save) + rows
 
 
 def weights_bytes(shape: ModelShape, plan: Plan) -> int:

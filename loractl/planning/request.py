@@ -40,6 +40,7 @@ class Request:
     optimizer: str = "adamw"
     has_starts: bool = False
     modules_to_save: tuple[str, ...] = ()
+    new_tokens: int = 0  # each with a row of its own in the embedding and the head
     trained_share: float = 1.0
     eager: bool = False
     fast: bool = True  # hand-written layers, if the run can use them
@@ -90,6 +91,7 @@ def of_settings(
         optimizer=train.optimizer,
         has_starts=lora.init in ("pissa", "olora"),
         modules_to_save=tuple(lora.modules_to_save),
+        new_tokens=len(model.add_tokens),
         fast=train.kernels == "auto",
         fused=train.kernels == "auto",
     )
@@ -129,7 +131,7 @@ def plan_of(
         on_cpu=on_cpu,
         starts=request.has_starts and not full,
         whole_head=_names_role(shape, "head", whole),
-        whole_embedding=_names_role(shape, "embedding", whole),
+        trains_embedding=request.new_tokens > 0 or _names_role(shape, "embedding", whole),
         fused=request.fused,
         fast=request.fast and all(_is_outside(shape, name) for name in whole),
         real=request.real_tokens,
@@ -143,6 +145,7 @@ def plan_of(
         accumulation=request.accumulation,
         has_starts=request.has_starts and not full,
         modules_to_save=whole,
+        new_tokens=request.new_tokens,
         framework=framework,
     )
 

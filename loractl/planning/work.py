@@ -29,7 +29,7 @@ class Work:
     autocast: bool = False  # weights in float32, products in `width`
     starts: bool = False  # PiSSA, OLoRA: the update is relative to the start, at twice the rank
     whole_head: bool = False  # the head is trained in full, alongside adapters
-    whole_embedding: bool = False  # likewise
+    trains_embedding: bool = False  # likewise, or some of its rows
     fast: bool = True  # with hand-written layers, if they apply
     fused: bool = True  # activations in one operation each
     on_cpu: bool = False

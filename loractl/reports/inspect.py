@@ -42,6 +42,9 @@ def as_text(report: Mapping[str, Any]) -> str:
     ]
     if beside := report["beside"]:
         lines += ["", f"not included in dW: {beside[0]} ({len(beside)} such tensors)"]
+    if rows := report["token_rows"]:
+        listed = ", ".join(f"{len(ids)} in {name}" for name, ids in rows.items())
+        lines += ["", f"rows of single tokens: {listed}"]
     if "against" in report:
         lines += ["", *_comparison_lines(report["against"])]
     if "plot" in report:

@@ -67,7 +67,8 @@ def build_optimizer(
     *,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer over named parameters; biases and norms (one dimension) are not decayed.
+    """An optimizer over named parameters; biases and norms (one dimension) are not decayed, nor are
+    the rows of single tokens, whose decay would end in the embedding of nothing.
 
     Each group has a `ratio` by which the learning rate is multiplied for it. LoRA+ (arXiv
     2402.12354) sets it to `lora_plus_ratio` for B and vectors, grouped as by its authors and PEFT,
@@ -77,7 +78,7 @@ def build_optimizer(
     for path, parameter in parameters.items():
         vector = parameter.dim() <= 1
         ratio = rates.lora_plus_ratio if vector or is_B(path) else 1.0
-        decay = 0.0 if vector else rates.weight_decay
+        decay = 0.0 if vector or is_token_rows(path) else rates.weight_decay
         members.setdefault((ratio, decay), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": group, "weight_decay": decay, "ratio": ratio, "lr": ratio * rates.learning_rate}
@@ -101,6 +102,11 @@ def is_B(name: str) -> bool:
     with are not those of its A and B. Both use the plain rate (PEFT's fixed 1e-6 trains nothing).
     """
     return ".lora_B." in name
+
+
+def is_token_rows(name: str) -> bool:
+    """Whether a parameter, by its PEFT name, is the rows of tokens in an embedding or a head."""
+    return name.endswith(".trainable_tokens_delta")
 
 
 def state_tensors(

@@ -16,6 +16,7 @@ model:
   dtype: auto
   quantization: none
   trust_remote_code: false
+  add_tokens: []
 method: lora
 objective: sft
 lora:

@@ -12,7 +12,7 @@ from loractl.data import examples, sources
 from loractl.data.account import Account, warnings
 from loractl.data.encoding import encode
 from loractl.data.reading import Reading, in_batches
-from loractl.data.store import Cache
+from loractl.data.store_cache import Cache
 from loractl.errors import DataError
 from loractl.records import Conversation, Message
 from tests.tiny import chat_rows, write_jsonl

@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loractl import leftovers
-from loractl.data.store import (
-    Cache,
-    Mixture,
-    Store,
-    Writer,
-    is_whole,
-    lengths_of,
-    tokens_sha256,
-)
+from loractl.data.store import Mixture, Store, Writer, lengths_of, tokens_sha256
+from loractl.data.store_cache import Cache, is_whole
 from loractl.errors import StorageError
 from loractl.records import UNTRAINED, Example
 

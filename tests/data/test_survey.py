@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from loractl.data import columns
 from loractl.data.examples import load
 from loractl.data.reading import Reading
-from loractl.data.store import Cache
+from loractl.data.store_cache import Cache
 from loractl.data.survey import survey
 from loractl.errors import DataError
 from loractl.models.light_tokenizer import load_light

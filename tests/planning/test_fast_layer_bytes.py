@@ -230,7 +230,7 @@ def test_what_keeps_a_run_from_the_fast_layers_is_known_to_the_plan() -> None:
         (("input_layernorm",), False), (("norm", "model.layers.3.mlp"), False),
     ):  # fmt: skip
         assert fast(modules_to_save=names) == expected, names
-    assert plan_of(found, Request(modules_to_save=("embed_tokens",)), "lora").work.whole_embedding
+    assert plan_of(found, Request(modules_to_save=("embed_tokens",)), "lora").work.trains_embedding
     assert not any(fast(framework=name) for name in FRAMEWORKS if name != "loractl")
     for method, expected in (("adalora", True), ("dora", False)):
         plan = plan_of(found, Request(method=method), "lora")

@@ -89,6 +89,17 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
 
 
+def test_the_rows_of_single_tokens_do_not_decay_and_have_the_rate_of_A() -> None:
+    at = "base_model.model.model.embed_tokens"
+    named = {
+        f"{at}.token_adapter.trainable_tokens_delta": torch.nn.Parameter(torch.ones(2, 3)),
+        "base_model.model.q_proj.lora_A.weight": torch.nn.Parameter(torch.ones(2, 3)),
+    }
+    optimizer = build_optimizer("adamw", named, Rates(0.5, 0.1, lora_plus_ratio=16.0))
+    rows, A = ({g["weight_decay"]: g["ratio"] for g in optimizer.param_groups}[d] for d in (0, 0.1))
+    assert rows == A == 1.0
+
+
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     model = network()
     parameters = dict(model.named_parameters())

@@ -6,7 +6,7 @@ measured with errors of exactly the sizes that rounding makes, with random signs
 dtype, where that bound is wide, every tensor of the file must be the exact one, rounded once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,13 @@ from loractl.artifacts import probe
 from loractl.artifacts.gguf import llamacpp
 from loractl.artifacts.gguf.layout import Layout
 from loractl.artifacts.gguf.write import BLOCK, dtype_of
-from loractl.artifacts.model.merge import is_tied
+from loractl.artifacts.model.plan import is_tied
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.errors import NumericError
 from loractl.lora.inject import adapters, merge_
+from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
 from loractl.models.load import Source, head_name, load_model
 from loractl.models.torch_dtypes import FILE_DTYPES
@@ -89,7 +91,8 @@ def expect(
     adapter changes nothing.
     """
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
-    ids = probe.probe_ids(model)
+    fit_(model, adapter)
+    ids = probe.probe_ids(model, adapter.own_tokens)
     base = probe.probe_logits(model, ids)
     layers = load_(model, adapter)
     logits = probe.probe_logits(model, ids)
@@ -161,13 +164,7 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
     there = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     layers = adapters(model)
     wrong = []
-    trained_whole = wholes(model)
-    for stored, exact_all in model.state_dict().items():
-        if ".base." not in stored and any(stored.startswith(f"{name}.") for name in layers):
-            continue  # A, B and anything else of an adapted layer
-        if any(stored.startswith(f"{path}.base.") for path in trained_whole):
-            continue  # its copy is what counts
-        name = stored.replace(".base.", ".").replace(".tuned.", ".")
+    for name, exact_all in _exact_tensors(model):
         module = name.rpartition(".")[0]
         tied_head = is_tied(model) and module == head_name(model) and module not in layers
         tensor = None if tied_head else there.get(layout.name_of(name))
@@ -193,6 +190,23 @@ def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tupl
         if not probe.is_within(found, exact, bound):
             wrong.append(name)
     return tuple(wrong)
+
+
+def _exact_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model with an adapter by their names without it; of a layer with A and B,
+    the frozen weight."""
+    layers, trained_whole, rows = adapters(model), wholes(model), token_rows(model)
+    for path, one in rows.items():
+        if not one.follows:
+            yield f"{path}.weight", one.merged_weight().detach()
+    for stored, tensor in model.state_dict().items():
+        if any(stored.startswith(f"{path}.") for path in rows):
+            continue
+        if ".base." not in stored and any(stored.startswith(f"{name}.") for name in layers):
+            continue  # A, B and anything else of an adapted layer
+        if any(stored.startswith(f"{path}.base.") for path in trained_whole):
+            continue  # its copy is what counts
+        yield stored.replace(".base.", ".").replace(".tuned.", "."), tensor
 
 
 def _q8_0_half_steps(found: Tensor) -> Tensor:

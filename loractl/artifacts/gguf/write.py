@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from loractl.artifacts.gguf.layout import Field, Layout
-from loractl.artifacts.model.merge import Plan, is_tied, places
+from loractl.artifacts.model.plan import Plan, is_tied, places
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
@@ -83,6 +83,8 @@ def halves(
 
     Raises ArtifactError for anything llama.cpp cannot apply to a base.
     """
+    if adapter.rows:
+        raise _not_held(adapter, "it has rows of new tokens")
     strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
         raise _not_held(adapter, f"{strange[0]} is not part of a plain low-rank update")
@@ -158,13 +160,16 @@ def _strips_of(
     """The strips of a tensor of the base, with its update; the file stays mapped during them."""
     start = plan.untied.get(at, at)
     layer, shift = plan.updates.get(at), layout.shift(name)
-    replaced = plan.replaced.get(at)
+    replaced, new = plan.replaced.get(at), plan.new_rows.get(at)
 
     def merged() -> Iterator[Tensor]:
         if replaced is not None:  # trained whole
             yield replaced.float() + (shift if replaced.dim() < 2 else 0)
             return
         with safe_open(stored[start], framework="pt") as file:
+            if new is not None:
+                yield new.merged(file.get_tensor(start), torch.float32).detach()
+                return
             if layer is not None:
                 W = file.get_tensor(start)
                 yield from (rows.float() for _, _, rows in layer.merged_rows(W))

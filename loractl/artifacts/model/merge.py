@@ -18,16 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.artifacts import files
+from loractl.artifacts.model.plan import Plan, is_tied, plan_merge, shards
 from loractl.artifacts.model.stops import add_ends
 from loractl.artifacts.peft.adapter import ABOUT, TEMPLATE, Adapter, copy_tokenizer
-from loractl.artifacts.peft.attach import load_, own_weights, ranks_of, require_same
+from loractl.artifacts.peft.attach import load_, ranks_of
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.errors import ArtifactError
-from loractl.lora.inject import adaptable, merge_
-from loractl.lora.layer import LoraLayer
-from loractl.lora.ranks import EXPERTS
-from loractl.lora.whole import wholes
+from loractl.lora.inject import merge_
 from loractl.models.base_directory import INDEX, is_inside
-from loractl.models.load import Source, head_name, load_model, load_skeleton, load_tokenizer
+from loractl.models.load import Source, load_model, load_skeleton, load_tokenizer
 from loractl.models.torch_dtypes import STORED_FLOATS, dtype_word
 
 if TYPE_CHECKING:
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
 
 COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 NOT_COPIED = {INDEX, "adapter_config.json", ABOUT}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which tensors of the base's files change, and how."""
-
-    updates: Mapping[str, LoraLayer]  # tensor name in the files -> its adapted layer
-    replaced: Mapping[str, Tensor]  # tensor name in the files -> its fully trained value
-    untied: Mapping[str, str]  # tensor to add -> the tensor whose old value it starts from
-    untie: bool
 
 
 @dataclass(frozen=True)
@@ -64,13 +53,14 @@ def write(
     """
     refuse_quantized(source)
     skeleton = load_skeleton(source)
+    fit_(skeleton, adapter)
     ranks_of(adapter, skeleton)  # refuses before any weight is read
     plan = None if source.gguf else plan_merge(source, skeleton, adapter)
     if plan is None:
         written = _write_whole(directory, source, adapter, dtype or own_dtype(source))
     else:
         _write_shards(directory, source, plan, dtype)
-        _copy_beside(source.directory, directory, dtype=dtype, untie=plan.untie)
+        _copy_beside(source.directory, directory, dtype=dtype, plan=plan)
         written = Written(plan.untie, dtype)
     copy_tokenizer(adapter, directory)
     if adapter.chat_template:
@@ -90,33 +80,6 @@ def refuse_quantized(source: Source) -> None:
         )
 
 
-def is_tied(model: "PreTrainedModel") -> bool:
-    """Whether the output head is the embedding table; ask before adapters go in."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return head is not None and head.weight is model.get_input_embeddings().weight
-
-
-def shards(source: Source) -> list[Path]:
-    """The weight files of a model directory: those in its index, or the only one."""
-    index = source.directory / INDEX
-    if not index.is_file():
-        return source.weight_files()
-    names = sorted(set(files.read_json(index)["weight_map"].values()))
-    for name in names:
-        if not (source.directory / name).is_file():
-            raise ArtifactError(f"{index}: lists {name}, which does not exist")
-    return [source.directory / name for name in names]
-
-
-def places(source: Source) -> dict[str, Path]:
-    """The name of every tensor of a model directory, and the shard it is in."""
-    found: dict[str, Path] = {}
-    for shard in shards(source):
-        with safe_open(shard, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), shard)
-    return found
-
-
 def float_dtypes(source: Source) -> Counter[torch.dtype]:
     """How many tensors of each floating dtype a model directory holds."""
     found: Counter[torch.dtype] = Counter()
@@ -132,58 +95,6 @@ def own_dtype(source: Source) -> torch.dtype:
     if source.gguf:
         return torch.bfloat16
     return float_dtypes(source).most_common(1)[0][0]
-
-
-def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) -> Plan | None:
-    """Find each adapted weight in the files; None if they lay weights out differently.
-
-    If a head that shares the embedding's weight, or that embedding, is adapted, the head gets a
-    weight of its own: its merged one, or the old embedding. Otherwise an update of one would
-    silently change both.
-    """
-    found = places(source)
-    prefix = skeleton.base_model_prefix + "."
-
-    def in_files(full: str) -> str | None:
-        options = (full, full.removeprefix(prefix), prefix + full)
-        return next((name for name in options if name in found), None)
-
-    for module, copy in own_weights(adapter, adaptable(skeleton)).items():
-        if name := in_files(f"{module}.weight"):
-            with safe_open(found[name], framework="pt") as file:
-                require_same(adapter, module, copy, file.get_tensor(name))
-    tied = is_tied(skeleton)
-    embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
-    changes: dict[str, LoraLayer | Tensor] = {}
-    for module, layer in load_(skeleton, adapter).items():
-        changes[module if layer.kind in EXPERTS else f"{module}.weight"] = layer
-    for path, whole in wholes(skeleton).items():
-        changes |= {f"{path}.{inner}": t for inner, t in whole.tuned.state_dict().items()}
-    untie = tied and (head in changes or embedding in changes)
-    untied: dict[str, str] = {}
-    if untie and in_files(head) is None:
-        old = in_files(embedding)
-        if old is None:
-            return None
-        untied[head] = old
-    updates: dict[str, LoraLayer] = {}
-    replaced: dict[str, Tensor] = {}
-    for full, change in changes.items():
-        place = full if full in untied else in_files(full)
-        if place is None:
-            return None
-        if isinstance(change, Tensor):
-            replaced[place] = change
-        else:
-            updates[place] = change
-    return Plan(updates, replaced, untied, untie)
-
-
-def _table_name(model: "PreTrainedModel") -> str:
-    """The path of the module that embeds the input."""
-    table = model.get_input_embeddings()
-    found: str = next(name for name, module in model.named_modules() if module is table)
-    return found
 
 
 def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtype | None) -> None:
@@ -214,6 +125,8 @@ def _merged_tensors(
             new = plan.replaced.get(name, old).to(target)
             if layer is not None:
                 new = layer.merged_weight(old, dtype=target)
+            if name in plan.new_rows:
+                new = plan.new_rows[name].merged(old, target).detach()
             _require_finite(f"{shard.name}: {name}", new)
             yield name, new
 
@@ -251,7 +164,7 @@ def _save_rounded(model: "PreTrainedModel", directory: Path, dtype: torch.dtype)
         files.give_usual_mode(path)
 
 
-def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, untie: bool) -> None:
+def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, plan: Plan) -> None:
     """Copy config, tokenizer and chat template; update config entries that the merge changed."""
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
@@ -262,10 +175,11 @@ def _copy_beside(base: Path, directory: Path, *, dtype: torch.dtype | None, unti
     if dtype is not None:
         config["dtype"] = dtype_word(dtype)
         config.pop("torch_dtype", None)
-    if untie:
-        config["tie_word_embeddings"] = False
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"]["tie_word_embeddings"] = False
+    changed: dict[str, Any] = {"tie_word_embeddings": False} if plan.untie else {}
+    changed |= {"vocab_size": plan.vocabulary} if plan.vocabulary else {}
+    config |= changed
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] |= changed
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loractl.artifacts import files
-from loractl.artifacts.model.merge import shards
+from loractl.artifacts.model.plan import shards
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import EXPERTS

@@ -21,9 +21,11 @@ from loractl.artifacts import probe
 from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.lora.dense import dense_weight_of
 from loractl.lora.inject import merge_, module_of
 from loractl.lora.ranks import EXPERTS
+from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
 from loractl.models.load import Source, load_model, locate
 from loractl.models.torch_dtypes import dtype_word
@@ -66,7 +68,8 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
     model = load_model(source, dtype=torch.float32, device=cpu)
-    ids = probe.probe_ids(model)
+    fit_(model, adapter)
+    ids = probe.probe_ids(model, adapter.own_tokens)
     base = probe.probe_logits(model, ids)
     untouched = _digest_tensors(model, dtype)
     layers = load_(model, adapter)
@@ -78,6 +81,8 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
         for path, whole in wholes(model).items()
         for inner, tensor in whole.tuned.state_dict().items()
     }
+    rows = token_rows(model).items()
+    wanted |= {f"{path}.weight": one.merged_weight().detach() for path, one in rows}
     adapted = {name if kind in EXPERTS else f"{name}.weight" for name, (kind, _) in columns.items()}
     rounding = 0.0
     if coarsest != torch.float32:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loractl.artifacts import files
-from loractl.artifacts.peft import adalora_files
+from loractl.artifacts.peft import adalora_files, token_indices
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft.names import MAGNITUDE, STARTS, SUFFIXES
 from loractl.artifacts.run import checkpoint
@@ -48,11 +48,17 @@ class Adapter:
     has_starts: bool = False  # whether A and B are relative to their initial values
     whole: tuple[str, ...] = ()  # modules_to_save
     parameters: tuple[str, ...] = ()  # target_parameters: fused experts
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # trainable_token_indices
 
     def suffixes(self, kind: str) -> tuple[str, ...]:
         """The suffixes of a module's tensor names, those of A before those of B."""
         starts = STARTS[kind] if self.has_starts else ()
         return (*SUFFIXES[kind], *starts, *([MAGNITUDE] if self.formula == "dora" else []))
+
+    @property
+    def own_tokens(self) -> set[int]:
+        """The tokens that have rows of their own."""
+        return {index for indices in self.rows.values() for index in indices}
 
     @property
     def trained_on(self) -> str | None:
@@ -164,6 +170,7 @@ def read(path: Path) -> Adapter:
         has_starts=has_starts,
         whole=tuple(config.get("modules_to_save") or ()),
         parameters=tuple(config.get("target_parameters") or ()),
+        rows=token_indices.read(directory / CONFIG, config),
     )
     checkpoint.require_published(directory)
     return found

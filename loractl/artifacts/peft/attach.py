@@ -1,15 +1,18 @@
 """Puts an adapter that was read into a model or a hub: all of it or nothing, after comparing names
 and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from loractl.artifacts.peft import token_indices, vocabulary_size
 from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, Adapter
 from loractl.artifacts.peft.names import (
     PREFIX,
+    ROWS,
     STARTS,
     SUFFIXES,
     buffers,
@@ -25,10 +28,14 @@ from loractl.lora.inject import FORMULAS, adaptable, inject_, module_of, remove_
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS, ModuleRank, UnmatchedError, is_named
 from loractl.lora.ranks import sizes as rank_sizes
-from loractl.lora.whole import WholeModule, as_peft_matches, train_whole_
+from loractl.lora.token_rows import Saved, train_rows_
+from loractl.lora.whole import as_peft_matches, train_whole_
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
+def ranks_of(adapter: Adapter, model: "PreTrainedModel") -> dict[str, ModuleRank]:
     """Match an adapter's tensors with a model's modules, all of them or none.
 
     Raises ArtifactError listing names that match nothing, missing halves, shapes that differ, and
@@ -42,6 +49,8 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
         require_same(adapter, name, tensor, weight)
     known = fits.expected.keys() | fits.whole.keys()
     known |= {f"{PREFIX}{name}.base_layer.weight" for name in brought}
+    known |= vocabulary_size.copied_names(adapter, model).keys()  # compared by `fit_`
+    known |= _same_twice(adapter, model)
     unexpected = sorted(adapter.tensors.keys() - known)
     matched = len(adapter.tensors) - len(unexpected)
     if unexpected or not adapter.tensors:
@@ -57,7 +66,10 @@ def ranks_of(adapter: Adapter, model: nn.Module) -> dict[str, ModuleRank]:
         listed = _first_names(missing) or "every lora_A and lora_B"
         raise ArtifactError(f"{where}: {len(missing)} tensors are missing: {listed}")
     for full, shape in fits.whole.items():
-        _require_shape(adapter, full, shape, "as in the module of the base")
+        why = "as in the module of the base"
+        if full.endswith(ROWS):
+            why = f"one row for each of {token_indices.FIELD}"
+        _require_shape(adapter, full, shape, why)
     try:
         ranks = rank_sizes(adapter.spec, modules)
     except UnmatchedError as error:
@@ -76,10 +88,10 @@ class _Places:
     kinds: Mapping[str, str]  # of every module that the adapter may target
     stems: Mapping[str, str]  # of the same modules
     expected: Mapping[str, str]  # tensor name -> module
-    whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of modules that are saved whole
+    whole: Mapping[str, tuple[int, ...]]  # tensor name -> shape, of what is saved beside adapters
 
 
-def _find_places(adapter: Adapter, model: nn.Module) -> _Places:
+def _find_places(adapter: Adapter, model: "PreTrainedModel") -> _Places:
     def is_meant(name: str, kind: str) -> bool:
         if kind not in FORMULAS[adapter.formula]:
             return False
@@ -97,7 +109,31 @@ def _find_places(adapter: Adapter, model: nn.Module) -> _Places:
         for path in as_peft_matches(model, adapter.whole)
         for inner, tensor in model.get_submodule(path).state_dict().items()
     }
+    for path, indices in rows_of(adapter, model).owned.items():
+        width = model.get_submodule(path).weight.shape[1]  # type: ignore[index]
+        whole[f"{PREFIX}{path}.{ROWS}"] = (len(indices), width)
     return _Places(kinds, stem, expected, whole)
+
+
+def _same_twice(adapter: Adapter, model: "PreTrainedModel") -> set[str]:
+    """The names of rows that PEFT saved twice: for the embedding, and for the head that shares
+    them. Raises ArtifactError if the two differ."""
+    found = set()
+    for head, table in rows_of(adapter, model).shared.items():
+        again, rows = (adapter.tensors.get(f"{PREFIX}{path}.{ROWS}") for path in (head, table))
+        if again is not None:
+            if rows is None or not torch.equal(again, rows):
+                raise ArtifactError(
+                    f"{adapter.directory / WEIGHTS}: {PREFIX}{head}.{ROWS} differs from the rows of"
+                    f" {table}, which shares its weight with {head} in this model"
+                )
+            found.add(f"{PREFIX}{head}.{ROWS}")
+    return found
+
+
+def rows_of(adapter: Adapter, model: "PreTrainedModel") -> token_indices.RowPlaces:
+    """The rows of a plain model that an adapter brings. Raises ArtifactError."""
+    return token_indices.places(adapter.directory / CONFIG, adapter.rows, model)
 
 
 def _require_shapes(
@@ -149,19 +185,45 @@ def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
 
 
-def load_(model: nn.Module, adapter: Adapter, *, dropout: float = 0.0) -> dict[str, LoraLayer]:
-    """Put an adapter into a model.
+def load_(
+    model: "PreTrainedModel", adapter: Adapter, *, dropout: float = 0.0
+) -> dict[str, LoraLayer]:
+    """Put an adapter into a model, which grows first if the adapter has rows for new tokens.
 
     Raises ArtifactError, with the model untouched, if they do not fit.
     """
-    ranks = ranks_of(adapter, model)
-    paths = as_peft_matches(model, adapter.whole)
+    grown = vocabulary_size.fit_(model, adapter)
+    try:
+        ranks, rows = ranks_of(adapter, model), rows_of(adapter, model)
+        paths = as_peft_matches(model, adapter.whole)
+        _require_apart(adapter, ranks, paths, rows)
+    except ArtifactError:
+        if grown is not None:
+            grown.undo_()
+        raise
     layers = inject_(model, ranks, formula=adapter.formula, dropout=dropout)
-    restore_(layers, adapter.tensors, train_whole_(model, paths))
+    whole: dict[str, Saved] = {**train_whole_(model, paths)}
+    whole |= train_rows_(model, rows.owned, rows.shared)
+    restore_(layers, adapter.tensors, whole)
     return layers
 
 
-def add_to_hub_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None:
+def _require_apart(
+    adapter: Adapter,
+    ranks: Mapping[str, ModuleRank],
+    whole: Sequence[str],
+    rows: token_indices.RowPlaces,
+) -> None:
+    """PEFT cannot train rows of a module that it also adapts or trains whole."""
+    for path in (*rows.owned, *rows.shared):
+        if path in ranks or path in whole:
+            raise ArtifactError(
+                f"{adapter.directory / CONFIG}: {path} has rows of its own"
+                f" ({token_indices.FIELD}) and is adapted or saved whole, expected only one of them"
+            )
+
+
+def add_to_hub_(hub: Hub, model: "PreTrainedModel", name: str, adapter: Adapter) -> None:
     """Put an adapter into the hub of this model.
 
     Raises ArtifactError, with the hub unchanged, if adapter and model do not fit.
@@ -169,8 +231,9 @@ def add_to_hub_(hub: Hub, model: nn.Module, name: str, adapter: Adapter) -> None
     hub.add_(name, stand_ins_of(adapter, model))
 
 
-def stand_ins_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
-    """What an adapter puts in place of modules of a model, by path; the model is left unchanged.
+def stand_ins_of(adapter: Adapter, model: "PreTrainedModel") -> dict[str, StandIn]:
+    """What an adapter puts in place of modules of a model, by path; the model is left unchanged,
+    but for rows of new tokens that it lacked.
 
     Raises ArtifactError if the two do not fit.
     """
@@ -183,7 +246,7 @@ def stand_ins_of(adapter: Adapter, model: nn.Module) -> dict[str, StandIn]:
 def restore_(
     layers: Mapping[str, LoraLayer],
     tensors: Mapping[str, Tensor],
-    whole: Mapping[str, WholeModule] | None = None,
+    whole: Mapping[str, Saved] | None = None,
 ) -> None:
     """Copy tensors by PEFT's names into adapted layers and modules trained whole, after names and
     shapes were checked. A layer whose rank has changed since it was made takes the tensors' rank.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (True, False, None),
     "lora_bias": (False, None),
-    "trainable_token_indices": (None, []),
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
     "ensure_weight_tying": (False, None),
@@ -42,10 +41,11 @@ def content(
     init: str = "default",
     formula: str = "lora",
     whole: Iterable[str] = (),
+    rows: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """The content of adapter_config.json, so that PEFT finds exactly the modules of `ranks`.
 
-    `whole` lists the paths of modules that are trained whole.
+    `whole` lists the paths of modules that are trained whole, `rows` those of which some rows are.
     """
     layers = [name for name in ranks if kinds[name] not in EXPERTS]
     experts = [name for name in ranks if kinds[name] in EXPERTS]
@@ -65,6 +65,7 @@ def content(
         "rank_pattern": {n: m.rank for n, m in ranks.items() if m.rank != spec.rank},
         "alpha_pattern": {n: m.alpha for n, m in ranks.items() if m.alpha != spec.alpha},
         "modules_to_save": list(whole) or None,
+        **({"trainable_token_indices": _by_short_name(rows, all_modules)} if rows else {}),
         "layers_to_transform": None,
         "layers_pattern": None,
         "init_lora_weights": init if init in PART_INITS else True,
@@ -101,6 +102,20 @@ def _shortest_names(targets: list[str], all_modules: Iterable[str]) -> list[str]
     return last if meant == set(targets) else sorted(targets)
 
 
+def _by_short_name(
+    rows: Mapping[str, Sequence[int]], all_modules: Iterable[str]
+) -> dict[str, list[int]]:
+    """The rows by the last name of their module, or by its path if PEFT, which goes by how a path
+    ends, would find others by that name."""
+    names = list(all_modules)
+    found = {}
+    for path, indices in rows.items():
+        last = path.rpartition(".")[2]
+        alone = [name for name in names if name.endswith(last)] == [path]
+        found[last if alone else path] = list(indices)
+    return found
+
+
 def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
     """The ranks and scales in a config. Raises ArtifactError naming the file and the field.
 
@@ -114,6 +129,8 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
     if config.get("peft_type") != "LORA":
         raise refuse("peft_type", '"LORA"')
     for field, held in NEUTRAL.items():
+        if field == "ensure_weight_tying" and ties_only_rows(config):
+            continue
         if field in config and config[field] not in held:
             found = json.dumps(config[field])
             raise ArtifactError(f"{path}: {field} is {found[:80]}, which is not supported")
@@ -142,6 +159,12 @@ def spec(path: Path, config: Mapping[str, Any]) -> RankSpec:
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},
     )
+
+
+def ties_only_rows(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter has nothing to tie in a head and an embedding but rows of single tokens,
+    which are tied anyway."""
+    return bool(config.get("trainable_token_indices")) and not config.get("modules_to_save")
 
 
 def _is_positive(value: Any) -> bool:

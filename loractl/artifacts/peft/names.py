@@ -4,7 +4,8 @@ As PEFT 0.21 writes them: `base_model.model.<module>.lora_A.weight` (r, d_in) an
 (d_out, r); for embeddings `.lora_embedding_A` (r, vocabulary) and `.lora_embedding_B` (width, r);
 with DoRA `.lora_magnitude_vector` (d_out). AdaLoRA has `.lora_A`, `.lora_B` and `.lora_E` (r, 1).
 Fused experts are named after their module: its last adapted parameter directly, each earlier one
-with one more `.base_layer`. A module trained whole keeps its own names.
+with one more `.base_layer`. A module trained whole keeps its own names; rows of an embedding or a
+head that are trained are `.token_adapter.trainable_tokens_delta` (k, width).
 
 An adapter that starts at parts of the base (PiSSA, OLoRA) is checkpointed as A, B and their initial
 values, `.lora_A0.weight` and so on, and published as an update of the plain base of twice the rank.
@@ -19,7 +20,7 @@ from loractl.lora.dora import DoraLayer
 from loractl.lora.experts import LoraExperts
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
-from loractl.lora.whole import WholeModule
+from loractl.lora.token_rows import Saved, TokenRows, only_whole
 
 PREFIX = "base_model.model."
 LINEAR_ENDS = ("lora_A.weight", "lora_B.weight")
@@ -36,6 +37,7 @@ TRIPLETS = {
     "embedding": ("lora_embedding_A", "lora_embedding_B", "lora_embedding_E"),
 }
 MAGNITUDE = "lora_magnitude_vector"
+ROWS = "token_adapter.trainable_tokens_delta"
 
 
 def stems(kinds: Mapping[str, str], order: Iterable[str]) -> dict[str, str]:
@@ -71,9 +73,9 @@ def stems_of(layers: Mapping[str, LoraLayer]) -> dict[str, str]:
 
 
 def parameters(
-    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, Saved] | None = None
 ) -> dict[str, nn.Parameter]:
-    """The trained tensors of adapted layers, and of modules trained whole, by PEFT's names."""
+    """The trained tensors of adapted layers, and of what is saved beside them, by PEFT's names."""
     named: dict[str, nn.Parameter] = {}
     for name, stem in stems_of(layers).items():
         layer = layers[name]
@@ -88,14 +90,17 @@ def parameters(
         if isinstance(layer, DoraLayer):
             named[f"{stem}.{MAGNITUDE}"] = layer.m
     for path, module in (whole or {}).items():
+        if isinstance(module, TokenRows):
+            named[f"{PREFIX}{path}.{ROWS}"] = module.rows
+            continue
         named |= {f"{PREFIX}{path}.{inner}": p for inner, p in module.tuned.named_parameters()}
     return named
 
 
-def buffers(whole: Mapping[str, WholeModule]) -> dict[str, Tensor]:
+def buffers(whole: Mapping[str, Saved]) -> dict[str, Tensor]:
     """Everything but parameters in modules trained whole, which PEFT saves with them."""
     found: dict[str, Tensor] = {}
-    for path, module in whole.items():
+    for path, module in only_whole(whole).items():
         trained = {inner for inner, _ in module.tuned.named_parameters(remove_duplicate=False)}
         rest = {n: t for n, t in module.tuned.state_dict().items() if n not in trained}
         found |= {f"{PREFIX}{path}.{inner}": tensor for inner, tensor in rest.items()}
@@ -103,7 +108,7 @@ def buffers(whole: Mapping[str, WholeModule]) -> dict[str, Tensor]:
 
 
 def checkpoint_tensors(
-    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, Saved] | None = None
 ) -> dict[str, Tensor]:
     """Tensors that restore adapted layers bit for bit: the trained ones and their start values."""
     named: dict[str, Tensor] = {**parameters(layers, whole), **buffers(whole or {})}
@@ -116,7 +121,7 @@ def checkpoint_tensors(
 
 
 def plain_tensors(
-    layers: Mapping[str, LoraLayer], whole: Mapping[str, WholeModule] | None = None
+    layers: Mapping[str, LoraLayer], whole: Mapping[str, Saved] | None = None
 ) -> dict[str, Tensor]:
     """Adapted layers as an update of the plain base; twice the rank when they have starts.
 

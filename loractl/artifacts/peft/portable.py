@@ -32,6 +32,8 @@ def write(
     directory: Path, adapter: Adapter, skeleton: "PreTrainedModel", *, dtype: torch.dtype, base: str
 ) -> int:
     """Write the portable form; return its rank. Raises ArtifactError naming what does not fit."""
+    if adapter.rows:
+        raise _not_held(adapter, "it has rows of new tokens")
     strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
     if strange:
         raise _not_held(adapter, f"{strange[0]} is not part of a plain low-rank update")

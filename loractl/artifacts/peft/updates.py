@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loractl.artifacts import files
 from loractl.artifacts.peft.adapter import CONFIG, WEIGHTS, Adapter, write
-from loractl.artifacts.peft.names import PREFIX, STARTS, SUFFIXES
+from loractl.artifacts.peft.names import PREFIX, ROWS, STARTS, SUFFIXES
 from loractl.errors import ArtifactError
 from loractl.lora.experts import PRODUCTS, unpacked
 from loractl.lora.ranks import UnmatchedError, is_named, sizes
@@ -131,8 +131,9 @@ def tensors_beside(adapter: Adapter) -> dict[str, Tensor]:
     }
 
 
-def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
-    """The copies of base weights in an adapter, to be passed on.
+def copies(adapter: Adapter, *, doing: str, with_rows: bool = False) -> dict[str, Tensor]:
+    """The copies of base weights in an adapter, to be passed on; `with_rows` those of single tokens
+    too, which are not part of an update.
 
     Raises ArtifactError if it holds anything else that is not a low-rank update, such as DoRA's
     magnitudes: then it changes a weight by more than s B A.
@@ -142,8 +143,14 @@ def copies(adapter: Adapter, *, doing: str) -> dict[str, Tensor]:
             f"{adapter.directory / CONFIG}: target_parameters: updates of fused experts cannot be"
             f" {doing}"
         )
+    if adapter.rows and not with_rows:
+        raise ArtifactError(
+            f"{adapter.directory}: it has rows of new tokens, and rows of new tokens cannot be"
+            f" {doing}; use the adapters one at a time, or merge this one"
+        )
     rest = tensors_beside(adapter)
-    strange = sorted(name for name in rest if not name.endswith(OWN_COPY))
+    passed = (OWN_COPY, f".{ROWS}")
+    strange = sorted(name for name in rest if not name.endswith(passed))
     if strange:
         raise ArtifactError(
             f"{adapter.directory / WEIGHTS}: {strange[0]} ({len(strange)} such tensors) is not part"

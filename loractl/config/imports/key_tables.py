@@ -35,6 +35,7 @@ from loractl.config.imports.values import (
     switch,
     targets,
     text,
+    tokens,
     trackers,
     warmup_steps,
     whole,
@@ -47,6 +48,9 @@ KEYS: dict[str, Translator] = {
     **dict.fromkeys(
         ("model_name_or_path", "base_model", "base_model_name_or_path", "model_name", "model"),
         text("model.name_or_path"),
+    ),
+    **dict.fromkeys(
+        ("tokens", "add_tokens", "add_special_tokens", "new_special_tokens"), tokens
     ),
     "trust_remote_code": switch("model.trust_remote_code", True),
     **dict.fromkeys(("torch_dtype", "dtype", "infer_dtype", "precision"), dtype),

@@ -12,9 +12,9 @@ FROM_MODEL = "found from the model"
 REASONS: dict[str, tuple[str, ...]] = {
     OWN_TEMPLATE: (
         "default_system", "special_tokens",
-        "tokens", "added_tokens_overrides", "tokenizer_type", "tokenizer_config", "model_type",
+        "added_tokens_overrides", "tokenizer_type", "tokenizer_config", "model_type",
         "tokenizer_use_fast", "tokenizer_legacy", "use_fast_tokenizer", "resize_vocab",
-        "resize_token_embeddings_to_32x", "eos_token", "pad_token", "add_special_tokens",
+        "resize_token_embeddings_to_32x", "eos_token", "pad_token",
         "train_on_eos", "train_on_eot", "eot_tokens", "tool_format",
     ),
     FASTEST: (

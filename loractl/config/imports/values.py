@@ -206,6 +206,13 @@ def adapter(value: Any) -> Translated:
     return {"lora.start_from": listed[0].strip() if isinstance(listed[0], str) else value}
 
 
+def tokens(value: Any) -> Translated | str:
+    """Tokens to add; as a switch, the same word asks for those at the start of a text."""
+    if value is True:
+        return "the model's own chat template is used"
+    return names("model.add_tokens")(value)
+
+
 def layers(value: Any) -> Translated:
     if value is None or value == []:
         return {}

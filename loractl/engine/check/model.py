@@ -51,7 +51,7 @@ def _vocabulary(session: Session) -> Finding:
         return fix(
             "vocabulary",
             f"the tokenizer has {tokens:,} tokens, the model only {rows:,} embeddings: added tokens"
-            " have none; use the tokenizer of the base model",
+            " have none; list them in model.add_tokens, or use the base's own tokenizer",
         )
     return ok("vocabulary", f"{tokens:,} tokens, {rows:,} embeddings")
 

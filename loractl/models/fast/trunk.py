@@ -7,13 +7,14 @@ model's. Whatever it cannot handle, in any call, runs with transformers' own lay
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loractl.models.fast.architectures import TRUNKS
 from loractl.models.fast.read_layer import Unusual, read_layer
 from loractl.models.fast.shared_start import once, shared_start
 from loractl.models.fast.trunk_cache import TrunkCache
 from loractl.models.forward import hidden_states
+from loractl.models.head import plain_head
 from loractl.models.proving_run import ProvingRun
 from loractl.ops.layer.block import block
 from loractl.ops.layer.description import Layer, Place
@@ -64,8 +65,8 @@ def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
     trunk: Any = model.base_model
     if type(trunk).__name__ not in TRUNKS:
         return f"no fast layers for {type(trunk).__name__}"
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(head) is not nn.Linear:  # loss and gradients then come from the model as a whole
+    if plain_head(model) is None:  # loss and gradients then come from the model as a whole
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return f"its head is a {type(head).__name__}"
     was_training = model.training
     try:

@@ -31,7 +31,7 @@ from loractl.artifacts.gguf import (
     write as gguf,
 )
 from loractl.artifacts.gguf.vocabulary import DIGITS, GPT2, SPLITTING
-from loractl.artifacts.model.merge import Plan
+from loractl.artifacts.model.plan import Plan
 from loractl.errors import ModelError
 from loractl.models import load
 from tests.ggufbases import save

@@ -28,7 +28,6 @@ def edit_config(directory: Path, changes: dict[str, Any]) -> None:
 REFUSED: dict[str, Any] = {
     "bias": "all",
     "lora_bias": True,
-    "trainable_token_indices": [1, 2],
     "layer_replication": [[0, 2], [1, 2]],
     "alora_invocation_tokens": [5],
     "ensure_weight_tying": True,
@@ -57,7 +56,8 @@ def test_what_is_not_held_here_is_refused_by_its_field(
 def test_every_field_of_pefts_config_is_known_to_be_neutral_or_is_refused() -> None:
     read_or_ignored = {
         "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-        "base_model_name_or_path", "modules_to_save", "target_parameters",  # read
+        "base_model_name_or_path", "modules_to_save", "target_parameters",
+        "trainable_token_indices",  # read
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
         "target_modules_to_tie", "modules_to_tie",  # told by the names of the tensors
         "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",

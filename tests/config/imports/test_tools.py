@@ -265,3 +265,18 @@ def test_the_keys_of_trl_and_peft_are_all_known() -> None:
     for config in (trl.SFTConfig, trl.ModelConfig, trl.ScriptArguments, peft.LoraConfig):
         fields = set(config.__dataclass_fields__)
         assert fields - KEYS.keys() - named - {"peft_type"} == set(), config.__name__
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tokens: ['<|call|>', '<|end|>']", ["<|call|>", "<|end|>"]),  # axolotl
+        ("add_special_tokens: '<|call|>,<|end|>'", ["<|call|>", "<|end|>"]),  # LLaMA-Factory
+        ("add_special_tokens: true", None),  # as a switch it says something else
+        ("add_special_tokens: false", None),
+    ],
+)
+def test_tokens_to_add_are_added_here_too(line: str, expected: list[str] | None) -> None:
+    found = converted(f"model_name_or_path: a/b\ndataset: rows\n{line}\n")
+    assert found.settings.get("model.add_tokens") == expected
+    assert ("add_special_tokens" in found.not_mapped) == line.endswith("true")
