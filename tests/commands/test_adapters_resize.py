@@ -118,7 +118,7 @@ def test_what_stands_at_the_place_of_the_result_is_kept_unless_it_may_go(
         (["--energy", "95"], ["--energy: found 95.0", "at most 1"]),
         (["--energy", "nan"], ["--energy: found nan"]),
         (["--rank", "0"], ["--rank", "loractl adapters resize --help"]),
-        (["--rank", "2.5"], ["--rank", "integer"]),
+        (["--rank", "2.5"], ["--rank", "whole number"]),
     ],
 )
 def test_the_size_is_one_rank_or_one_share(

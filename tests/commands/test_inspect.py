@@ -206,7 +206,7 @@ def test_help_of_all_these_commands_loads_no_torch_and_shows_an_example() -> Non
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Example: loractl ") == 5
-    assert "see loractl adapters resize --help" in done.stderr
+    assert "--bogus: unknown option; see loractl inspect --help" in done.stderr
 
 
 def test_the_colors_of_the_plot_are_numbers_of_layers() -> None:
