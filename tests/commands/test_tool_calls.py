@@ -95,17 +95,6 @@ def test_check_and_train_name_the_template_that_writes_what_the_models_own_leave
     assert check(config, capsys, "--set", "data.chat_template=chatml-tools")["ok"]
 
 
-def test_init_leaves_a_template_that_is_refused_for_another_reason(
-    roomy: Path, capsys: Capture
-) -> None:
-    """A picture is no reason to change the template, though the rows have tools."""
-    rows = [row("add", {"x": 1}), {"messages": [{**ASKED, "content": "<image>"}, says()]}]
-    write_jsonl(Path("rows.jsonl"), rows)
-    asked = ["init", "--model", str(roomy), "--data", "rows.jsonl", "--out", "own.yaml"]
-    assert main(asked) == 2
-    assert not Path("own.yaml").exists()
-
-
 def spoken(name: str, *, tools: bool) -> dict[str, Any]:
     """A call as text, which every template writes."""
     said = {"role": "assistant", "content": f'{{"name": "{name}"}}'}
