@@ -18,8 +18,13 @@ class Arguments(dict[str, Any]):
 
 
 def tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    """The tool calls of a message, in the order of the row. Raises RowError."""
-    calls = turn.get("tool_calls")
+    """The tool calls of a message, in the order of the row; or the call in function_call, OpenAI's
+    old form. Raises RowError."""
+    calls, old = turn.get("tool_calls"), turn.get("function_call")
+    if old is not None and calls:
+        raise RowError(f"{where} has function_call and tool_calls, expected only one")
+    if old is not None:
+        return ({"type": "function", "function": _read_call(old, f"{where}.function_call")},)
     if calls is None:
         return ()
     if not isinstance(calls, list):
@@ -94,6 +99,11 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         raise RowError(f"tools is {kind(value)}, expected a list of tools")
     read = (_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(value))
     return tuple(without_nulls(tool) for tool in read)
+
+
+def functions(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Read the functions of a row, OpenAI's old form of tools. Raises RowError."""
+    return tuple({"type": "function", "function": one} for one in tools(value))
 
 
 _OWN = {

@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 
 from loractl.config.jinja_text import variables_read
 from loractl.config.template_setting import BUILT_IN, GIVEN, KEY, VARIABLES, text_of, unread
+from loractl.data.encoding import WRITES_CALLS
 from loractl.data.rendering import Tokenizer
 from loractl.errors import DataError
 
 AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
 Measured = TypeVar("Measured")
+TOOLS = "chatml-tools"
+"""The built-in template that writes tools, calls and results."""
 _FIRST_TAG = re.compile(r"(\s*)\{([%#])([-+]?)")
 _NOTHING = "{{ '' }}"
 """Writes nothing. After a block, Jinja removes a newline; after this it keeps what follows."""
@@ -66,19 +69,20 @@ def apply_settings(
 def with_stand_in(
     tokenizer: AnyTokenizer, measure: Callable[[AnyTokenizer], Measured]
 ) -> tuple[Measured, str | None]:
-    """Rows measured with a tokenizer and, for one without a template whose rows need one, the
-    built-in template that was put in its place: ChatML where the tokenizer has its markers, else
-    vicuna, which ends answers with the eos token that every tokenizer has.
+    """Rows measured with a tokenizer and, where its template does not write their calls, or rows
+    need one and it has none, the built-in template that was put in its place: ChatML where the
+    tokenizer has its markers, else vicuna, which ends answers with the eos token that every
+    tokenizer has; for calls the one that writes them.
 
     Raises what `measure` raises: DataError for rows that no such template holds either.
     """
     try:
         return measure(tokenizer), None
-    except DataError:
-        if tokenizer.chat_template:
+    except DataError as error:
+        if tokenizer.chat_template and WRITES_CALLS not in str(error):
             raise
-        is_chatml = "<|im_end|>" in tokenizer.added_tokens_encoder
-        for name in ("chatml" if is_chatml else "vicuna", "chatml-tools"):
+        plain = "chatml" if "<|im_end|>" in tokenizer.added_tokens_encoder else "vicuna"
+        for name in (TOOLS,) if tokenizer.chat_template else (plain, TOOLS):
             with contextlib.suppress(DataError):
                 return measure(apply_settings(tokenizer, name, {})), name
         raise

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.rendering import CallsLostError, TemplateError, Tokenizer
 from loractl.data.template import Rendered, render_row, with_thoughts
 from loractl.records import UNTRAINED, Conversation, Message
+
+WRITES_CALLS = "set data.chat_template: chatml-tools, which writes tools, calls and results"
+"""What is said of a row whose calls another template does not write, and what `init` then does."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def _render_or_error(
         row = with_thoughts(tokenizer, row, thoughts)
         return render_row(tokenizer, row, train_on=train_on)
     except TemplateError as error:
-        return TemplateError(str(error))  # without its cause, which keeps the texts alive
+        cure = f"; {WRITES_CALLS}" if isinstance(error, CallsLostError) else ""
+        return TemplateError(f"{error}{cure}")  # without its cause, which keeps the texts alive
 
 
 def require_offsets(tokenizer: Tokenizer) -> None:

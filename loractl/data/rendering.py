@@ -49,6 +49,10 @@ class TemplateError(ValueError):
     """A conversation that the chat template cannot render, or not with identifiable answers."""
 
 
+class CallsLostError(TemplateError):
+    """A conversation whose tool calls or results the chat template cannot write."""
+
+
 class Renders:
     """The texts of one conversation, each rendered once. Every method may raise TemplateError."""
 
@@ -152,7 +156,9 @@ def apply(
             break
     else:
         n = len(messages)
-    raise TemplateError(f"messages[{n - 1}]: the chat template rejects the row: {why}")
+    of_calls = messages[n - 1].role == "tool" or messages[n - 1].tool_calls
+    error_of = CallsLostError if of_calls else TemplateError
+    raise error_of(f"messages[{n - 1}]: the chat template rejects the row: {why}")
 
 
 def _refusal_of(render: message_forms.Render, plain: Sequence[Fields]) -> str:

@@ -84,7 +84,7 @@ SIGNS = {
 VARIABLES = "chat_template_kwargs"
 """The field with the variables that a row gives to its chat template, in TRL's word."""
 
-_BESIDE = ("system", "tools", VARIABLES)
+_BESIDE = ("system", "tools", "functions", VARIABLES)
 _ALPACAS = ("input", "history")
 FIELDS = frozenset().union(*SIGNS.values(), _BESIDE, _ALPACAS)
 """Every field that some format reads: the names a column may be given."""
@@ -150,9 +150,8 @@ def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
         found = [Message("system", system), *found]
     elif system and own != system:
         raise RowError("system is both beside the messages and among them, expected only one")
-    return Conversation(
-        tuple(found), calls.tools(fields.get("tools")), calls.variables(fields.get(VARIABLES))
-    )
+    tools = calls.tools(fields.get("tools")) or calls.functions(fields.get("functions"))
+    return Conversation(tuple(found), tools, calls.variables(fields.get(VARIABLES)))
 
 
 def _history_turns(fields: Fields) -> list[Message]:

@@ -4,6 +4,7 @@ Rows are read and rendered by the same code as in training, so lengths are those
 finds. Without a tokenizer they are estimated.
 """
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -13,12 +14,12 @@ from itertools import islice
 from typing import Any
 
 from loractl.data import column_words, rows, sources
-from loractl.data.chat_templates import with_stand_in
+from loractl.data.chat_templates import TOOLS, apply_settings, with_stand_in
 from loractl.data.columns import SAMPLE, propose
 from loractl.data.encoding import encode_many
 from loractl.data.examples import nothing_to_train_on
 from loractl.data.reading import Found, Reading, conversations, in_batches
-from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.rendering import TemplateError, Tokenizer, writes_tools
 from loractl.data.row_errors import BadRows
 from loractl.data.template import is_trained
 from loractl.errors import DataError
@@ -48,7 +49,9 @@ class Survey:
     turns: int  # most assistant messages in one row
     shape: str  # one of SHAPES: what the rows look like
     note: str = ""  # what seems odd about the columns
-    chat_template: str | None = None  # a built-in one that the rows need, if the model has none
+    drops_tools: bool = False  # most rows declare tools, and the template does not write them
+    chat_template: str | None = None  # a built-in one that the rows need in place of the model's
+    why_template: str = ""  # why they need it
 
     @property
     def rows(self) -> int:
@@ -93,7 +96,14 @@ def survey(
     found, name = with_stand_in(
         tokenizer, lambda other: _measure_rows(path, other, columns, train_on)
     )
-    return replace(found, chat_template=name)
+    if name is None and found.drops_tools:
+        other = apply_settings(tokenizer, TOOLS, {})
+        with contextlib.suppress(DataError):
+            found, name = _measure_rows(path, other, columns, train_on), TOOLS
+    why = "the model has no chat template, which these rows need; or a Jinja file"
+    if tokenizer.chat_template:
+        why = "the model's own leaves out the tools or calls of these rows; or a Jinja file"
+    return replace(found, chat_template=name, why_template=why if name else "")
 
 
 def _measure_rows(
@@ -121,6 +131,9 @@ def _measure_rows(
         turns=seen.turns,
         shape=seen.shape(),
         note=column_words.headerless(sample),
+        drops_tools=tokenizer is not None
+        and seen.shape() == "tool-calls"
+        and seen.drops(tokenizer),
     )
 
 
@@ -184,6 +197,7 @@ class _Seen:
         self.answers: Counter[int] = Counter()  # by hash: a file may have millions
         self.longest_answer = 0
         self.json = self.tools = self.turns = 0
+        self.declaring: Conversation | None = None  # the first row that declares tools
 
     def add_(self, batch: Iterable[Found], lengths: Iterable[int | None]) -> None:
         for (_, conversation, format), length in zip(batch, lengths, strict=True):
@@ -197,7 +211,16 @@ class _Seen:
             self.longest_answer = max(self.longest_answer, len(text))
             self.json += _is_json(text)
             self.tools += bool(conversation.tools or any(m.tool_calls for m in said))
+            if conversation.tools and self.declaring is None:
+                self.declaring = conversation
             self.turns = max(self.turns, len(said))
+
+    def drops(self, tokenizer: Tokenizer) -> bool:
+        """Whether the tools of a row do not reach the model."""
+        row = self.declaring
+        if row is None or not tokenizer.chat_template:
+            return row is not None
+        return not writes_tools(tokenizer, row.messages, row.tools)
 
     def shape(self) -> str:
         n_rows = len(self.measured)

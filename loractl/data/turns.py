@@ -67,12 +67,11 @@ def message(turn: Any, where: str) -> Message:
     # Some rows mix the spellings, as {"role", "value"}: which one holds the text is still clear.
     name, other = ("value", "content") if sharegpt else ("content", "value")
     name = other if name not in turn and other in turn else name
-    if turn.get("function_call") is not None:
-        raise RowError(f"{where}.function_call is OpenAI's old form, expected tool_calls")
     is_call = sharegpt and turn["from"] == "function_call"
     calls = calls_in_text(turn.get(name), f"{where}.{name}") if is_call else tool_calls(turn, where)
     if calls and role != "assistant":
-        raise RowError(f"{where}.tool_calls is in a {role} message, expected assistant")
+        field = "tool_calls" if turn.get("tool_calls") else name if is_call else "function_call"
+        raise RowError(f"{where}.{field} is in a {role} message, expected assistant")
     is_empty = is_call or (calls and turn.get(name) is None)
     texts = ("",) if is_empty else _read_content(turn, where, name)
     content = "".join(texts)
@@ -132,6 +131,8 @@ def refuse_media(fields: Mapping[str, Any], place: str = "") -> None:
 def _read_role(turn: Mapping[str, Any], where: str, name: str) -> str:
     allowed = SHAREGPT_ROLES if name == "from" else ROLES
     role = turn.get(name)
+    if name == "role" and role == "function":  # OpenAI's old word, beside function_call
+        return "tool"
     if isinstance(role, str) and role in allowed:
         role = SHAREGPT_ROLES[role]
         # OpenAI's newer word for system. Templates of open models know system, and the one that
@@ -159,7 +160,8 @@ def _read_content(turn: Mapping[str, Any], where: str, name: str) -> tuple[str, 
         return tuple(_part_text(part, f"{where}.{name}[{i}]") for i, part in enumerate(value))
     found = kind(value) if name in turn else "missing"
     what = "an empty list" if value == [] else found
-    raise RowError(f"{where}.{name} is {what}, expected text")
+    cure = "; write it as JSON text, as json.dumps does" if isinstance(value, Mapping) else ""
+    raise RowError(f"{where}.{name} is {what}, expected text{cure}")
 
 
 def _part_text(part: Any, where: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from loractl.data import thoughts
 from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of, parts_of, text_of
-from loractl.data.rendering import Renders, TemplateError
+from loractl.data.rendering import CallsLostError, Renders, TemplateError
 
 MOST_PROVEN = 4096
 
@@ -143,7 +143,8 @@ def _say_lost(renders: Renders, part: Part) -> TemplateError:
         name = function_of(message.tool_calls[part.at])["name"]
         what = f"the tool_calls of this message from number {part.at + 1} on ({name})"
         what += "; give each call a message of its own, followed by its result"
-    return TemplateError(f"messages[{part.number}]: the chat template leaves out {what}")
+    error_of = CallsLostError if part.is_of_call or message.role == "tool" else TemplateError
+    return error_of(f"messages[{part.number}]: the chat template leaves out {what}")
 
 
 def _say_thought_lost(renders: Renders, part: Part) -> TemplateError:

@@ -30,6 +30,7 @@ MICRO_BATCH = {"cpu": 2048, "gpu": 8192}
 2,048 1.47 GiB at 738, of 1,024 1.10 GiB at 677."""
 POINTS = 8
 """Evaluations during a run: enough for a curve."""
+NEARLY = 0.8 * ENOUGH_STEPS
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,7 @@ def _data(
         unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
         yield Setting("data.columns", data.columns, f"our field: your column{unused}")
     if data.chat_template is not None:
-        why = "the model has no chat template, which these rows need; or a Jinja file"
-        yield Setting("data.chat_template", data.chat_template, why)
+        yield Setting("data.chat_template", data.chat_template, data.why_template)
     if share is not None:
         held, different = stay.n_below(share), stay.n_different_below(share)
         copies = f", {different:,} of them different" if different < held else ""
@@ -212,14 +212,14 @@ def _data(
 
 def steps_of(rows: int, examples: int, shape: str) -> Steps:
     """The largest steps that still make about 100 of them in the usual number of passes; else more
-    passes. `rows` are those trained on, packed if they are packed."""
+    passes. `rows` are those trained on, packed if they are packed. Most of a row with tools is read
+    and not trained: there small steps come before passes."""
     passes = 3 if examples < recommend.FEW else 2 if examples <= recommend.MANY else 1
-    if shape == "continued-pretraining":
-        passes = min(2, passes)
-    largest = 16 if rows >= recommend.FEW else 8
-    for window in (16, 8, 4):
+    passes = min(passes, {"continued-pretraining": 2, "tool-calls": 1}.get(shape, 3))
+    least = 2 if shape == "tool-calls" else 4
+    for window in (16, 8, 4, 2)[rows < recommend.FEW :]:
         per_epoch = math.ceil(rows / window)
-        if window <= largest and passes * per_epoch >= ENOUGH_STEPS:
+        if window >= least and passes * per_epoch >= (ENOUGH_STEPS if least > 2 else NEARLY):
             return Steps(window, passes, per_epoch)
     for window in (4, 2, 1):
         per_epoch = math.ceil(rows / window)
@@ -240,7 +240,7 @@ def _train(
 ) -> Iterator[Setting]:
     few = (
         f": more than {MOST_EPOCHS} passes would memorize rows"
-        if steps.total < ENOUGH_STEPS
+        if steps.total < ENOUGH_STEPS and steps.epochs == MOST_EPOCHS
         else ""
     )
     what = f"{steps.per_epoch:,} steps each, about {steps.total:,} in all{few}"
@@ -292,7 +292,7 @@ def learning_rate(model: FirstModel, method: str, shape: str, steps: int) -> Set
         why += ", half of it for text"
     if method != "lora":
         why += f", times {RATES[method]:g} for {method}"
-    if steps < ENOUGH_STEPS:
+    if steps < NEARLY:
         rate *= 1.5
         why += ", times 1.5 for few steps"
     return Setting("train.learning_rate", float(f"{rate:.2g}"), why)

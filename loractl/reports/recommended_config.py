@@ -51,7 +51,7 @@ def config_text(
         lines.append("  columns:  # our name of a field: its name in the file")
         lines += [f"    {field}: {scalar(column)}" for field, column in columns.items()]
     if data is not None and data["chat_template"] is not None:
-        lines += _comment_lines("the model has no chat template, which these rows need", "  ")
+        lines += _comment_lines("the model has no chat template that can write these rows", "  ")
         lines.append(f"  chat_template: {data['chat_template']}")
     lines += _setting_lines(choices, "max_length", "max_length")
     if "too_long: drop" in choices["max_length"]["reason"]:

@@ -45,14 +45,22 @@ def loractl(folder: Path, *argv: str) -> str:
     return done.stdout
 
 
-def first_hour(folder: Path, data: str, held: str, metrics: str) -> dict[str, Any]:
+def first_hour(
+    folder: Path,
+    data: str,
+    held: str,
+    metrics: str,
+    *,
+    init: Sequence[str] = (),
+    evaluate: Sequence[str] = (),
+) -> dict[str, Any]:
     """The losses of the run before and after, and what eval says of base and tuned model on rows
     held out. On a quiet machine it is done in time."""
     began, quiet = time.perf_counter(), os.getloadavg()[0] < 1
-    loractl(folder, "init", "--data", data, "--out", "own.yaml")
+    loractl(folder, "init", *init, "--data", data, "--out", "own.yaml")
     loractl(folder, "check", "own.yaml")
     loractl(folder, "train", "own.yaml")
-    asked = ("--data", held, "--metrics", metrics, "--json")
+    asked = ("--data", held, "--metrics", metrics, *evaluate, "--json")
     base, tuned = json.loads(loractl(folder, "eval", "runs/own", *asked))
     if quiet:
         assert time.perf_counter() - began < 60 * MINUTES
@@ -109,3 +117,22 @@ def test_notes_to_json_under_names_of_their_own(folder: Path) -> None:
     )
     assert found["after"] <= found["before"] / 3
     assert found["tuned"]["json_match"]["value"] >= 0.8
+
+
+def test_tool_calls_for_a_model_whose_own_template_writes_none(folder: Path) -> None:
+    for split in ("train", "heldout"):
+        name = f"calls.{split}.jsonl"
+        (folder / name).symlink_to(ROOT / "configs" / "data" / name)
+    found = first_hour(
+        folder,
+        "calls.train.jsonl",
+        "calls.heldout.jsonl",
+        "loss,tool_call",
+        init=("--template", "tool-calls"),
+        evaluate=("--max-new-tokens", "96"),  # the base never ends: it knows no call
+    )
+    assert "chat_template: chatml-tools" in (folder / "own.yaml").read_text()
+    assert found["base"]["tool_call"]["value"] == 0
+    assert found["tuned"]["tool_call"]["value"] >= 0.9
+    assert found["tuned"]["rows"] == 64
+    assert found["after"] <= found["before"] / 3

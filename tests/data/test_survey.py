@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loractl.data import columns
+from loractl.data.chat_templates import built_in, with_template
 from loractl.data.examples import load
 from loractl.data.reading import Reading
 from loractl.data.store_cache import Cache
@@ -113,6 +114,27 @@ def test_tools_and_text_have_shapes_of_their_own(tmp_path: Path) -> None:
     plain: list[dict[str, object]] = [{"text": "once upon a time"}]
     found = survey(str(write_jsonl(tmp_path / "b.jsonl", plain)), None)
     assert found.shape == "continued-pretraining"
+
+
+def test_a_template_is_replaced_for_calls_and_for_no_other_refusal(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    called = str(write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}]))
+    found = survey(called, tokenizer)
+    assert found.chat_template == "chatml-tools" and "the model's own" in found.why_template
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    own = with_template(tokenizer, strict + built_in("chatml-tools"))
+    found = survey(called, own)
+    assert (found.chat_template, found.why_template) == (None, "")
+    system = [{"role": "system", "content": "s"}, *turns]
+    with pytest.raises(DataError, match="no system") as told:
+        survey(str(write_jsonl(tmp_path / "b.jsonl", [{"messages": system}])), own)
+    assert "data.chat_template" not in str(told.value)
 
 
 def test_rows_without_an_answer_are_refused_as_training_refuses_them(

@@ -182,7 +182,7 @@ ROLES = "expected one of system, user, assistant, tool, developer"
          f"messages[1].role is 'asistant', {ROLES}; did you mean assistant?"),
         ({"role": "User", "content": "x"}, "is 'User', " + ROLES + "; did you mean user?"),
         ({"role": "human", "content": "x"}, "is 'human', " + ROLES + "; did you mean user?"),
-        ({"role": "function", "content": "x"}, "did you mean tool?"),
+        ({"role": "ipython", "content": "x"}, "did you mean tool?"),
         ({"role": ["user"], "content": "x"}, "messages[1].role is list ['user'], expected one of"),
         ({"role": None, "content": "x"}, "messages[1].role is null"),
         ({"role": "zzz" * 99, "content": "x"}, "zzz, expected one of"),
@@ -214,7 +214,12 @@ ROLES = "expected one of system, user, assistant, tool, developer"
         ({**USER, "weight": 0.5, "loss": False}, "messages[1] has loss False and weight 0.5,"
          " expected only one"),
         ({**USER, "weight": 0, "train": True}, "expected only one"),
-        ({**USER, "function_call": {"name": "f"}}, "messages[1].function_call is OpenAI's old"),
+        ({**USER, "function_call": {"name": "f"}}, "function_call is in a user message"),
+        ({"role": "assistant", "content": None, "function_call": {"arguments": "{}"}},
+         "messages[1].function_call has no name"),
+        ({"role": "assistant", "content": None, "function_call": CALL, "tool_calls": [CALL]},
+         "messages[1] has function_call and tool_calls, expected only one"),
+        ({"role": "tool", "content": {"a": 1}}, "content is dict, expected text; write it as JSON"),
         ({**USER, "tool_calls": [CALL]}, "messages[1].tool_calls is in a user message"),
     ],
 )  # fmt: skip
@@ -267,3 +272,13 @@ def test_tools_are_read_from_a_list_or_its_json_text() -> None:
 def test_wrong_tools_are_named(tools: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
         calls.tools(tools)
+
+
+def test_the_old_form_of_a_call_is_read_as_the_new_one() -> None:
+    old = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    new = {"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": "{}"}}]}  # fmt: skip
+    assert message(old) == message(new)
+    assert message({"role": "function", "name": "f", "content": "1"}) == message(
+        {"role": "tool", "name": "f", "content": "1"}
+    )

@@ -134,3 +134,18 @@ def test_packing_is_left_to_many_rows_on_a_gpu(monkeypatch: pytest.MonkeyPatch) 
     assert chosen(rows([50] * 20_000))["data.packing"] is True
     assert chosen(rows([50] * 2_000))["data.packing"] is False
     assert chosen(rows([500] * 2_000))["train.batch_size"] == 16
+
+
+@pytest.mark.parametrize(("n", "window", "epochs"), [(200, 2, 1), (400, 4, 1), (60, 4, 9)])
+def test_rows_of_tools_take_small_steps_before_passes(n: int, window: int, epochs: int) -> None:
+    """Most of such a row is read and not trained; 200 other rows take three passes."""
+    data = rows([350] * n)
+    found = chosen(data, shape="tool-calls")
+    assert found["train.batch_size"] * found["train.gradient_accumulation"] == window
+    assert found["train.epochs"] == epochs
+    held = data.n_below(found["data.eval"])
+    assert -(-(n - held) // window) * epochs >= first_run.NEARLY
+    said = {one.key: one.why for one in first_run.settings(MODEL, data, "lora", "tool-calls")}
+    assert "would memorize" not in said["train.epochs"]
+    assert "few steps" not in said["train.learning_rate"]
+    assert chosen(rows([350] * 200))["train.epochs"] == 3

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from loractl.data import batches
 from loractl.data.account import advice, oddities
-from loractl.data.encoding import tokenize
+from loractl.data.encoding import WRITES_CALLS, tokenize
 from loractl.data.ends import TURN
+from loractl.data.message_parts import function_of
 from loractl.data.parity import doubled_bos
 from loractl.data.rendering import TemplateError, apply, writes_date, writes_tools
 from loractl.data.store import have_weights, lengths_of
@@ -43,6 +44,7 @@ def data_findings(session: Session) -> Iterator[Finding]:
             " training and in generate",
         )
     yield from _tools(session, rows)
+    yield from _undeclared(rows)
     yield _filling(session)
     if not session.data.held_out:
         yield note(
@@ -169,8 +171,23 @@ def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
     yield note(
         "tools",
         f"{len(declaring)} of {len(rows)} rows declare tools, which the chat template leaves out;"
-        " describe them in the system message, or use a model whose template supports tools",
+        f" {WRITES_CALLS}, or describe them in the system message",
     )
+
+
+def _undeclared(rows: Sequence[Conversation]) -> Iterator[Finding]:
+    """Rows that call what they do not declare: at generation, tools are what a model goes by."""
+    found = []
+    for row in rows:
+        declared = {function_of(tool)["name"] for tool in row.tools}
+        called = [function_of(call)["name"] for m in row.messages for call in m.tool_calls]
+        found += [name for name in called if name not in declared][:1]
+    if found:
+        yield note(
+            "undeclared",
+            f"{len(found)} of {len(rows)} rows call a tool that they do not declare, the first:"
+            f" {found[0]}; add it to tools, from which the model will choose",
+        )
 
 
 def _filling(session: Session) -> Finding:
