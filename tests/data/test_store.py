@@ -16,11 +16,11 @@ from loractl.data.store import (
     Cache,
     Mixture,
     Store,
-    Writer,
     is_whole,
     lengths_of,
     tokens_sha256,
 )
+from loractl.data.store_writer import Writer
 from loractl.errors import StorageError
 from loractl.records import UNTRAINED, Example
 
