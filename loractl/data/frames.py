@@ -18,15 +18,18 @@ from loractl.data.store_writer import Packed
 from loractl.data.stretch import Part
 
 _HEAD = struct.Struct("<qq")  # bytes of the JSON, bytes of what follows it
+_OF_TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".gz")
+"""Ends of files whose rows were parsed from JSON or hold texts only: JSON has a form for them."""
 Frame = tuple[Any, bytes]
 
 
-def send(to: socket, value: Any, data: bytes = b"") -> None:
-    send_text(to, json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"), data)
+def text_of(value: Any) -> bytes:
+    """A value as JSON. Lone surrogates, as in names of files that are not UTF-8, are kept."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def send_text(to: socket, text: bytes, data: bytes = b"") -> None:
-    """Send what is JSON already. Raises OSError if nobody is there."""
+def send(to: socket, text: bytes, data: bytes = b"") -> None:
+    """Send JSON, and bytes behind it. Raises OSError if nobody is there."""
     to.sendall(_HEAD.pack(len(text), len(data)) + text + data)
 
 
@@ -38,7 +41,7 @@ def receive(of: socket) -> Frame | None:
     text, data = _read(of, n_text), _read(of, n_data)
     if text is None or data is None:
         return None
-    return json.loads(text.decode("utf-8", "surrogatepass")), bytes(data)
+    return _from(text), bytes(data)
 
 
 def _read(of: socket, count: int) -> bytearray | None:
@@ -60,12 +63,16 @@ def text_of_rows(rows: Sequence[Row], format: str) -> bytes | None:
     since every row must arrive as it is."""
     plain = [[row.line, row.fields, row.path, row.error] for row in rows]
     try:
-        text = json.dumps([format, plain], ensure_ascii=False)
-        if json.loads(text) != [format, plain]:
+        text = text_of([format, plain])
+        if not rows[0].path.lower().endswith(_OF_TEXTS) and _from(text) != [format, plain]:
             return None
     except (TypeError, ValueError, RecursionError):
         return None
-    return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _from(text: bytes | bytearray) -> Any:
+    return json.loads(text.decode("utf-8", "surrogatepass"))
 
 
 def rows_of(value: Any) -> list[Row]:

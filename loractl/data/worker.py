@@ -28,14 +28,16 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     line = socket(fileno=descriptor)
-    frames.send(line, HELLO)
+    frames.send(line, frames.text_of(HELLO))
     given = _received(line)
     value = next(given)
     source = stretch.Source(value["name"], Reading(**value["reading"]), value["several"])
     tokenizer = tokenizer_copy.made_of(value["tokenizer"])
-    frames.send(line, tokenizer_copy.digest(tokenizer_copy.values_of(tokenizer)))
+    digest = tokenizer_copy.digest(tokenizer_copy.values_of(tokenizer))
+    frames.send(line, frames.text_of(digest))
     for format, rows in given:
-        frames.send(line, *_answer(format, rows, source, tokenizer))
+        value, data = _answer(format, rows, source, tokenizer)
+        frames.send(line, frames.text_of(value), data)
 
 
 def _received(line: socket) -> Iterator[Any]:

@@ -160,12 +160,9 @@ class _Crew:
             return self._tokenise_here(rows)
         while (taker := self._least_busy()) is None:
             self._listen()
-        taker.slots.append(_Slot())
-        try:
-            frames.send_text(taker.line, text)
-        except OSError:
-            self._refuse_end(taker)
-        return taker.slots[-1]
+        taker.slots.append(slot := _Slot())
+        self._send(taker, text)
+        return slot
 
     def _least_busy(self) -> _Worker | None:
         ready = (one for one in self.workers if one.is_ready)
@@ -196,11 +193,17 @@ class _Crew:
             elif one.slots:
                 one.slots.popleft().outcome = worker.error_of(frame[0]) or frames.part_of(frame)
             elif frame[0] == worker.HELLO:
-                frames.send(one.line, self.work)
+                self._send(one, frames.text_of(self.work))
             elif frame[0] == self.digest:
                 one.is_ready = True
             else:
                 self._drop(one)  # its tokenizer is not the same
+
+    def _send(self, one: _Worker, text: bytes) -> None:
+        try:
+            frames.send(one.line, text)
+        except OSError:
+            self._refuse_end(one)
 
     def _drop(self, one: _Worker) -> None:
         """Go on without a process that could not begin."""

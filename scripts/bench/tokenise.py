@@ -120,9 +120,6 @@ def table(record: Mapping[str, Any]) -> str:
             f"{statistics.median(ratios):.2f}x" if ratios else "",
             f"{statistics.median(one['start_s'] for one in runs):.1f} s",
             f"{statistics.median(one['cpu_s'] for one in runs):.0f} s",
-            f"{max(one['peak_rss_bytes'] for one in runs) / 2**20:.0f} MiB",
         ])  # fmt: skip
     head = f"{size:.0f} MB of chats, tokenizer of {record['model']}"
-    return report.markdown(
-        [head, "MB/s", "of one core's", "start", "processor time", "largest process"], rows
-    )
+    return report.markdown([head, "MB/s", "of one core's", "start", "processor time"], rows)

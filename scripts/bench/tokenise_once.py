@@ -3,8 +3,7 @@
     python -m bench.tokenise_once ours|trl ROWS.jsonl --model DIR --count N [--one-core]
 
 `--count` is the number of processes. Prints one JSON line: the seconds from when all processes had
-started, those of their start, processor time, and the memory of the largest process; of ours also a
-hash of the store.
+started, those of their start, and processor time; of ours also a hash of the store.
 """
 
 import argparse
@@ -90,11 +89,8 @@ def main() -> None:
     before = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):  # the last line of stdout is ours
         found = {"ours": ours, "trl": trl}[asked.kind](asked.rows, asked.model, asked.count)
-    children, own = (
-        resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
-    )
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     found["cpu_s"] = time.process_time() - before + children.ru_utime + children.ru_stime
-    found["peak_rss_bytes"] = max(own.ru_maxrss, children.ru_maxrss) * 1024
     print(json.dumps(found))
 
 

@@ -22,7 +22,7 @@ ROWS = [
 def sent(value: bytes) -> Any:
     ours, theirs = socketpair()
     with ours, theirs:
-        sender = Thread(target=frames.send_text, args=(ours, value, b"data"))
+        sender = Thread(target=frames.send, args=(ours, value, b"data"))
         sender.start()
         found = frames.receive(theirs)
         sender.join()
