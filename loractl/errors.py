@@ -7,7 +7,8 @@ LoractlError      1   (never raised itself: a subclass says what went wrong)
 ├─ ArtifactError  2   adapter, checkpoint or output files
 ├─ StateError     3   the run's state forbids it: locked, nothing to resume, changed config
 ├─ NumericError   4   a number went wrong: non-finite loss, a proof that failed
-└─ StorageError   5   disk full, not writable
+├─ StorageError   5   disk full, not writable
+└─ ProcessError   5   a process that worked for the command was killed
 """
 
 import errno
@@ -58,6 +59,10 @@ class NumericError(LoractlError):
 
 
 class StorageError(LoractlError):
+    exit_code = 5
+
+
+class ProcessError(LoractlError):
     exit_code = 5
 
 

@@ -13,6 +13,11 @@ from loractl.text import counted
 MOST_LINES = 10  # in a message
 MOST_KEPT = 1000  # in an account
 BARS = 10
+LINES = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered")
+COUNTS = (
+    "rows", "examples", "tokens", "trained_tokens", "lost_whole", "lost_thoughts", "unended"
+)  # fmt: skip
+"""The fields of an account that are sums over its rows."""
 
 
 @dataclass
@@ -31,6 +36,11 @@ class Lines:
         shown = ", ".join(str(line) for line in self.first[:MOST_LINES])
         more = f" and {self.count - MOST_LINES} more" if self.count > MOST_LINES else ""
         return f"{'lines' if self.count > 1 else 'line'} {shown}{more}"
+
+    def extend(self, later: "Lines") -> None:
+        """Add those of the rows that follow."""
+        self.count += later.count
+        self.first += later.first[: max(0, MOST_KEPT - len(self.first))]
 
     @property
     def are(self) -> str:
@@ -72,8 +82,7 @@ class Account:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Account":
         """Rebuild an account from the result of `as_dict`."""
-        names = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered")
-        lines = {name: Lines(**content[name]) for name in names}
+        lines = {name: Lines(**content[name]) for name in LINES}
         lengths = [(upper, count) for upper, count in content["lengths"]]
         return Account(**{**content, **lines, "lengths": lengths})
 
@@ -92,6 +101,18 @@ class Account:
         for name in text.unread:
             name = f"messages[].{name}"
             self.unread[name] = self.unread.get(name, 0) + 1
+
+    def add_(self, later: "Account") -> None:
+        """Add what happened to the rows that follow; `measure_` is for all of them together."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in LINES:
+            getattr(self, name).extend(getattr(later, name))
+        for name, count in later.unread.items():
+            self.unread[name] = self.unread.get(name, 0) + count
+        self.rendered_as = self.rendered_as or later.rendered_as
+        if later.rows:
+            self.format = later.format
 
     def measure_(self, found: Counter[int]) -> None:
         """Fill in the length statistics of all rows; `found` maps each length to its row count."""

@@ -1,5 +1,6 @@
 """A source of rows -> tokenized examples in a store, and an account of what happened to them."""
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -8,17 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loractl.data import row_notes, sources
+from loractl.data import sources, workers
 from loractl.data.account import Account, advice
-from loractl.data.encoding import Encoded, encode_many
-from loractl.data.reading import Reading, conversations, in_batches
-from loractl.data.rendering import TemplateError, Tokenizer
+from loractl.data.reading import Reading
+from loractl.data.rendering import Tokenizer
 from loractl.data.row_errors import BadRows
-from loractl.data.store import Store, Writer
+from loractl.data.store import Store
 from loractl.data.store_cache import Cache
-from loractl.data.template import trained_answers
+from loractl.data.store_writer import Writer
+from loractl.data.stretch import Source
 from loractl.errors import DataError
-from loractl.records import UNTRAINED, Message
 
 
 def load(
@@ -77,75 +77,17 @@ def _tokenise_rows(
     account: Account, tokenizer: Tokenizer, reading: Reading, writer: Writer
 ) -> None:
     bad, lengths = BadRows(), Counter[int]()
-    several = Path(account.path).is_dir()
-    found = conversations(account.path, reading, bad.add)
-    find_odd = row_notes.finder(tokenizer.added_tokens_encoder)
-    before: sources.Row | None = None
-    for batch in in_batches(found):
-        encoded = encode_many(
-            tokenizer,
-            [conversation for _, conversation, _ in batch],
-            train_on=reading.train_on,
-            thoughts=reading.thoughts,
-        )
-        for (row, conversation, format), result in zip(batch, encoded, strict=True):
-            is_new, before = row is not before, row
-            account.rows, account.format = account.rows + is_new, format
-            if isinstance(result, TemplateError):
-                bad.add(f"{row.path}:{row.line}: {result}")
-            elif not bad.count:
-                lengths[len(result.ids)] += 1
-                where = f"{row.path}:{row.line}" if several else row.line
-                if is_new:
-                    account.note_row_(where, conversation, find_odd(conversation))
-                account.note_rendered_(result.text)
-                if _keep_example(account, writer, reading, result, row, where):
-                    answers = trained_answers(conversation.messages, reading.train_on)
-                    if any(_is_empty(conversation.messages[number]) for number in answers):
-                        account.empty.add(where)
+    source = Source(account.path, reading, several=Path(account.path).is_dir())
+    with contextlib.closing(workers.parts(source, tokenizer)) as parts:
+        for part in parts:
+            bad.extend(part.bad)
+            if not bad.count:
+                lengths.update(part.lengths)
+                account.add_(part.account)
+                writer.extend(part.examples)
     bad.raise_if_any()
     account.measure_(lengths)
     _refuse_empty(account, reading)
-
-
-def _keep_example(
-    account: Account,
-    writer: Writer,
-    reading: Reading,
-    encoded: Encoded,
-    row: sources.Row,
-    where: int | str,
-) -> bool:
-    """Write one example, cut or left out as the settings say; whether it was written."""
-    ids, labels, weights = encoded.ids, encoded.labels, encoded.weights
-    trained = _n_trained(labels)
-    if len(ids) > reading.max_length:
-        ids, labels = ids[: reading.max_length], labels[: reading.max_length]
-        weights = weights and weights[: reading.max_length]
-        if (kept := _n_trained(labels)) < trained:
-            account.lost_answer.add(where)
-        if reading.too_long != "truncate":
-            account.dropped.add(where)
-            return False
-        account.truncated.add(where)
-        account.lost_whole += bool(trained and not kept)
-        trained = kept
-    if not trained:
-        account.untrained.add(where)
-        return False
-    writer.append(ids, labels, row.path, row.line, weights=weights)
-    account.examples += 1
-    account.tokens += len(ids)
-    account.trained_tokens += trained
-    return True
-
-
-def _is_empty(message: Message) -> bool:
-    return not message.content.strip() and not message.tool_calls
-
-
-def _n_trained(labels: list[int]) -> int:
-    return len(labels) - labels.count(UNTRAINED)
 
 
 def _refuse_empty(account: Account, reading: Reading) -> None:

@@ -25,6 +25,12 @@ MOST_KNOWN = 256
 """Answers remembered; a command meets a few templates."""
 
 
+def forget_() -> None:
+    """Forget what rows have decided so far."""
+    _reads_lists.clear()
+    _reads_text.clear()
+
+
 def fitting(
     messages: Sequence[Message], template: str, render: Render, refusals: Refusals
 ) -> list[Fields]:

@@ -43,30 +43,47 @@ class Reading:
         return sources.held_out(conversation, self.held_out) == (self.part == "eval")
 
 
+class Reader:
+    """Reads the rows of one source. The first row decides their format, if that is auto."""
+
+    def __init__(self, name: str, reading: Reading, format: str) -> None:
+        self.name, self.reading, self.format = name, reading, format
+
+    def conversations(self, row: sources.Row) -> list[Conversation]:
+        """The conversation of a row, or one for each of its answers (`split_turns`); none if it
+        belongs to another part. Raises RowError for a bad row, and DataError if the first row has
+        no format."""
+        if row.error is not None:
+            raise rows.RowError(row.error)
+        fields, reading = row.fields, self.reading
+        try:
+            fields = rows.rename(fields, reading.columns)
+            if self.format == "auto":
+                self.format = _detect_format(self.name, row, fields, reading)
+            conversation = rows.read(fields, self.format)
+        except rows.RowError as error:
+            raise rows.RowError(f"{error}{_other_format(fields, self.format)}") from None
+        if not reading.takes(conversation):
+            return []
+        return list(thoughts.prepared(conversation, reading.thoughts, reading.split_turns))
+
+
 def conversations(
     name: str, reading: Reading, on_error: Callable[[str], None]
 ) -> Iterator["Found"]:
-    """Yield (row, conversation, format) for every good row, or each of its answers (`split_turns`).
+    """Yield (row, conversation, format) for every conversation of the good rows.
 
-    The first row decides the format of the source. Bad rows are reported to `on_error`.
+    Bad rows are reported to `on_error`.
     """
-    format = reading.format
+    reader = Reader(name, reading, reading.format)
     for row in sources.read(name, reading.split):
-        if row.error is not None:
-            on_error(f"{row.path}:{row.line}: {row.error}")
-            continue
-        fields = row.fields
         try:
-            fields = rows.rename(fields, reading.columns)
-            if format == "auto":
-                format = _detect_format(name, row, fields, reading)
-            conversation = rows.read(fields, format)
+            found = reader.conversations(row)
         except rows.RowError as error:
-            on_error(f"{row.path}:{row.line}: {error}{_other_format(fields, format)}")
+            on_error(f"{row.path}:{row.line}: {error}")
             continue
-        if reading.takes(conversation):
-            for one in thoughts.prepared(conversation, reading.thoughts, reading.split_turns):
-                yield row, one, format
+        for one in found:
+            yield row, one, reader.format
 
 
 def _detect_format(name: str, row: sources.Row, fields: Mapping[str, Any], reading: Reading) -> str:
@@ -106,3 +123,31 @@ def in_batches(found: Iterable[Found]) -> Iterator[list[Found]]:
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def in_stretches(source: Iterable[sources.Row]) -> Iterator[list[sources.Row]]:
+    """Rows that are read and tokenized together, as many as a batch has."""
+    stretch: list[sources.Row] = []
+    characters = 0
+    for row in source:
+        stretch.append(row)
+        characters += _characters_of(row.fields)
+        if len(stretch) == BATCH or characters >= BATCH_CHARACTERS:
+            yield stretch
+            stretch, characters = [], 0
+    if stretch:
+        yield stretch
+
+
+def _characters_of(fields: Any) -> int:
+    """The length of all texts in a row; no recursion, since a row may be nested deeply."""
+    characters, left = 0, [fields]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return characters

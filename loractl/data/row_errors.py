@@ -23,6 +23,11 @@ class BadRows:
         if len(self.messages) < MOST_SHOWN:
             self.messages.append(message)
 
+    def extend(self, later: "BadRows") -> None:
+        """Add those of the rows that follow."""
+        self.count += later.count
+        self.messages += later.messages[: MOST_SHOWN - len(self.messages)]
+
     def raise_if_any(self) -> None:
         """Raise DataError with the messages kept, the last of which says how many rows are bad."""
         if not self.count:

@@ -33,6 +33,9 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
 """Shards written by datasets: the part before is the full name of the split, such as train_sft."""
 
+PACKED = 3
+"""How much longer text is than a file that compresses it."""
+
 NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """Files that describe a dataset and hold none of its rows."""
 
@@ -112,6 +115,24 @@ def fingerprint(source: str | Path, split: str | None = None) -> str:
         _choose_reader(path, split)
         return file_hash(path)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def n_bytes(source: str | Path, split: str | None = None) -> int:
+    """About how many bytes of text a source has; 0 for a dataset on the hub, which may be any."""
+    path = Path(source)
+    if not path.exists():
+        return 0
+    if not path.is_dir():
+        files = [path]
+    elif hub_data.is_saved(path):
+        files = [file for file in path.rglob("*") if file.is_file()]
+    else:
+        files = _data_files(path, split)
+    packed = (".gz", ".parquet")
+    return sum(
+        file.stat().st_size * (PACKED if file.name.lower().endswith(packed) else 1)
+        for file in files
+    )
 
 
 def file_hash(path: Path) -> str:

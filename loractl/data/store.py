@@ -1,16 +1,15 @@
-"""Tokenized examples on disk: one writer, and one reader that holds only lengths in memory.
+"""Tokenized examples on disk: a reader that holds only lengths in memory.
 
 A store is a directory of `tokens` (one int32 per token: its id, or ~id if it is not trained),
 `index` (where each example begins, and where its row is) and `lengths`, with `account.json` beside
 them; and of `weights` (one float32 per token) if some trained token weighs other than 1. It is
 published by one rename and verified by its hashes, so a half-written or damaged one is rebuilt,
-never read.
+never read. `store_writer` writes the files.
 """
 
 import hashlib
 import json
 import os
-import struct
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -21,79 +20,10 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from loractl.data.store_writer import ENTRY, WEIGHTS
 from loractl.records import UNTRAINED, Example
 
-FILES = ("tokens", "index", "lengths")
-WEIGHTS = "weights"  # the file that only some stores have
-ONES = 1_000_000  # weights written at a time
-ENTRY = struct.Struct("<qqq")  # first token, line, number of the file
 Lengths = npt.NDArray[np.int32]
-
-
-class Writer:
-    """Appends examples to a store that is being made; none of them are held in memory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.files = {name: (directory / name).open("wb") for name in FILES}
-        self.hashes = {name: hashlib.sha256() for name in FILES}
-        self.n_tokens = 0
-        self.paths: list[str] = []
-
-    def append(
-        self,
-        ids: list[int],
-        labels: list[int],
-        path: str,
-        line: int,
-        *,
-        weights: list[float] | None = None,
-    ) -> None:
-        """Add one example; its row is on `line` of `path`."""
-        if not self.paths or self.paths[-1] != path:
-            self.paths.append(path)
-        values = np.array(ids, dtype="<i4")
-        values[np.array(labels) == UNTRAINED] ^= -1  # ~id
-        self._write_hashed("tokens", values.tobytes())
-        self._write_hashed("index", ENTRY.pack(self.n_tokens, line, len(self.paths) - 1))
-        self._write_hashed("lengths", len(ids).to_bytes(4, "little"))
-        self._append_weights(weights, len(ids))
-        self.n_tokens += len(ids)
-
-    def _append_weights(self, weights: list[float] | None, count: int) -> None:
-        """The file begins with the first weight that is neither 0 nor 1; before it all weigh 1."""
-        if WEIGHTS not in self.files:
-            if weights is None or set(weights) <= {0.0, 1.0}:
-                return
-            self.files[WEIGHTS] = (self.directory / WEIGHTS).open("wb")
-            self.hashes[WEIGHTS] = hashlib.sha256()
-            for start in range(0, self.n_tokens, ONES):
-                self._write_ones(min(ONES, self.n_tokens - start))
-        if weights is None:
-            self._write_ones(count)
-        else:
-            self._write_hashed(WEIGHTS, np.array(weights, dtype="<f4").tobytes())
-
-    def _write_ones(self, count: int) -> None:
-        self._write_hashed(WEIGHTS, np.ones(count, dtype="<f4").tobytes())
-
-    def _write_hashed(self, name: str, data: bytes) -> None:
-        self.files[name].write(data)
-        self.hashes[name].update(data)
-
-    def close(self) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def finish(self) -> dict[str, Any]:
-        """Flush the files to disk; return what `account.json` must record about them."""
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {
-            "paths": self.paths,
-            "sha256": {name: found.hexdigest() for name, found in self.hashes.items()},
-        }
 
 
 class Store(Sequence[Example]):

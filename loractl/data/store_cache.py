@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from loractl import leftovers
-from loractl.data.store import FILES, Writer
+from loractl.data.store_writer import FILES, Writer
 from loractl.digests import file_sha256
 from loractl.errors import StorageError
 from loractl.paths import cache_home

@@ -26,6 +26,11 @@ class Written:
     unread: tuple[str, ...] = ()  # fields of messages
 
 
+def forget_() -> None:
+    """Forget the forms proven so far."""
+    _proven.clear()
+
+
 def what_is_written(renders: Renders) -> Written:
     """What the template leaves out of the conversation: reasoning, and fields that it never reads.
 

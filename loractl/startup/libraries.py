@@ -29,7 +29,7 @@ def quickly() -> Iterator[None]:
     records the line that defines an operator, which inspect finds without that search too.
     With a plain start, nothing is changed.
     """
-    if _is_plain():
+    if is_plain():
         yield
         return
     was_on, modules = gc.isenabled(), inspect.getmodule
@@ -48,7 +48,8 @@ def quickly() -> Iterator[None]:
             gc.enable()
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
+    """Whether `$LORACTL_PLAIN_START` asks for the plain way."""
     return os.environ.get("LORACTL_PLAIN_START") == "1"
 
 

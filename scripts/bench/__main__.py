@@ -15,6 +15,7 @@ MEASURES = {
     "ops": "each op of loractl/ops against the plain formula",
     "hub": "what many adapters on one base cost",
     "safety": "what share of a run syncing, hashing and verifying take",
+    "tokenise": "how fast rows are tokenised by one process and by two, here and by TRL",
     "forgetting": "what full fine-tuning and LoRA forget at equal loss",
 }
 MAKES = {

@@ -18,6 +18,7 @@ from loractl.errors import (
     LoractlError,
     ModelError,
     NumericError,
+    ProcessError,
     StateError,
     Stopped,
     StorageError,
@@ -121,6 +122,7 @@ def test_help_and_errors_have_no_boxes_or_colour_when_piped_even_if_color_is_for
     [
         (ConfigError("x"), 2), (DataError("x"), 2), (ModelError("x"), 2), (ArtifactError("x"), 2),
         (StateError("x"), 3), (NumericError("x"), 4), (StorageError("x"), 5),
+        (ProcessError("x"), 5),
         (OSError(errno.ENOSPC, "No space left on device", "out.bin"), 5),
         (OSError(errno.EACCES, "Permission denied", "out.bin"), 5),
         (OSError(errno.EROFS, "Read-only file system", "out.bin"), 5),

@@ -1,11 +1,21 @@
 """The account of a source: quantiles, histograms and lines in words."""
 
 from collections import Counter
+from dataclasses import fields
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loractl.data.account import Account, Lines, histogram, quantile, warnings
+from loractl.data.account import (
+    COUNTS,
+    LINES,
+    MOST_KEPT,
+    Account,
+    Lines,
+    histogram,
+    quantile,
+    warnings,
+)
 
 LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=200)
 
@@ -72,3 +82,25 @@ def test_empty_answers_are_told_with_their_count() -> None:
 
 def test_empty_sources_have_no_bars() -> None:
     assert histogram(Counter()) == [] and quantile(Counter(), 0.99) == 0
+
+
+def test_the_accounts_of_stretches_add_up_field_by_field() -> None:
+    of_all = {"path", "sha256", "weight", "longest", "keeps_99_percent", "lengths"}
+    of_any = {"format", "unread", "rendered_as"}
+    names = {field.name for field in fields(Account)}
+    assert names == {*LINES, *COUNTS, *of_all, *of_any}, "a new field needs its sum"
+    first, second = (Account("a", "", "auto") for _ in range(2))
+    for number, name in enumerate(COUNTS, 1):
+        setattr(first, name, number)
+        setattr(second, name, 10 * number)
+    first.dropped.add(3)
+    for line in range(MOST_KEPT + 5):
+        second.dropped.add(line)
+    first.unread, second.unread = {"b": 1}, {"a": 2, "b": 3}
+    second.format, second.rendered_as = "text", "[INST]"
+    first.add_(second)
+    assert [getattr(first, name) for name in COUNTS] == [11 * n for n in range(1, 8)]
+    assert first.dropped.count == MOST_KEPT + 6 and len(first.dropped.first) == MOST_KEPT
+    assert first.dropped.first[:3] == [3, 0, 1]
+    assert list(first.unread.items()) == [("b", 4), ("a", 2)]
+    assert (first.format, first.rendered_as) == ("text", "[INST]")

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loractl import leftovers
-from loractl.data.store import Mixture, Store, Writer, lengths_of, tokens_sha256
+from loractl.data.store import Mixture, Store, lengths_of, tokens_sha256
 from loractl.data.store_cache import Cache, is_whole
+from loractl.data.store_writer import Writer
 from loractl.errors import StorageError
 from loractl.records import UNTRAINED, Example
 

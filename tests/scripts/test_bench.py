@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bench import (
     rows,
     run,
     speed,
+    tokenise,
     twins,
 )
 from bench.jobs import LIMIT, LORACTL
@@ -224,3 +226,28 @@ def test_each_op_agrees_with_its_naive_twin(op: str, monkeypatch: pytest.MonkeyP
 def test_a_difference_is_seen_in_any_tensor() -> None:
     ours, theirs = [torch.ones(3), torch.ones(2)], [torch.ones(3), torch.tensor([1.0, 4.0])]
     assert ops.difference(ours, theirs) == 0.75
+
+
+def test_chats_to_tokenise_are_as_long_as_asked_and_no_two_alike(tmp_path: Path) -> None:
+    source = tmp_path / "source.jsonl"
+    talk = [{"role": "user", "content": " ".join(map(str, range(40)))}]
+    source.write_text(json.dumps({"messages": talk}) + "\n", "utf-8")
+    made = [tmp_path / name for name in ("a", "b")]
+    sizes = {tokenise.write_rows(path, source, 2000, random.Random(5)) for path in made}
+    assert len(sizes) == 1 and made[0].read_bytes() == made[1].read_bytes()
+    lines = made[0].read_text("utf-8").splitlines()
+    assert sizes == {made[0].stat().st_size} and 2000 <= sizes.pop() < 2000 + len(lines[0]) + 1
+    words = [json.loads(line)["messages"][0]["content"].split() for line in lines]
+    assert len({tuple(one) for one in words}) == len(lines) > 5
+    assert len({tuple(sorted(one)) for one in words}) == 1
+
+
+def test_ways_to_tokenise_are_compared_turn_by_turn() -> None:
+    ways = {
+        tokenise.ONE_CORE: [
+            {"seconds": s, "start_s": 0.0, "cpu_s": 9.0} for s in (10.0, 20.0, 40.0)
+        ],
+        "two processes": [{"seconds": s, "start_s": 2.0, "cpu_s": 12.0} for s in (5.0, 12.5, 16.0)],
+    }
+    shown = tokenise.table({"megabytes": 40.0, "model": "m", "ways": ways})
+    assert "| two processes | 3.20 (2.50, 8.00) | 2.00x | 2.0 s | 12 s |" in shown
