@@ -7,13 +7,12 @@ not (Qwen3, DeepSeek-R1, Phi-3), a mark in place of a message's content shows wh
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from loractl.data.message_parts import Part, function_of, with_marks
+from loractl.data.message_parts import Part, function_of, parts_of, with_marks
 from loractl.data.rendering import Renders, TemplateError
-from loractl.records import Message
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,51 @@ class Span:
     the answer in another way than the last one, whose end is what a model has to write."""
 
 
+_apart: dict[Hashable, bool] = {}
+"""Whether an answer of a form of conversation was found to hold nothing of another message."""
+MOST_KNOWN = 4096
+
+
 def find_answer(renders: Renders, number: int) -> Span:
     """The span of the answer messages[number]. Raises TemplateError if it cannot be determined."""
+    span, is_alike = _locate(renders, number)
+    if not is_alike and not _is_apart(renders, number):
+        raise message_error(
+            number,
+            "the chat template writes what others say inside this answer; give its content and its"
+            " calls a message each",
+        )
+    return span
+
+
+def _is_apart(renders: Renders, number: int) -> bool:
+    """Whether no mark in the place of another message's content stands in the answer."""
+    parts = list(parts_of(renders.messages))
+    form = (renders.template, number, tuple(m.role for m in renders.messages), tuple(parts))
+    if form not in _apart:
+        others = (part for part in parts if part.number != number and part.kind == "content")
+        marked = renders.like(with_marks(renders.messages, dict.fromkeys(others, renders.mark)))
+        try:
+            span, _ = _locate(marked, number)
+            found = renders.mark not in marked.whole[span.start : span.end]
+        except TemplateError:  # the template needs to read what is said
+            found = True
+        while len(_apart) >= MOST_KNOWN:
+            del _apart[next(iter(_apart))]
+        _apart[form] = found
+    return _apart[form]
+
+
+def _locate(renders: Renders, number: int) -> tuple[Span, bool]:
+    """The span, and whether the answer is rendered alike whatever follows it."""
     text, until = renders.whole, renders.text(number + 1)
     if number:
         before = renders.text(number, prompt=True)
         alike, start = until.startswith(before), len(before)
     else:  # few templates render a prompt of no messages
         alike, start = True, _content_span(renders, 0, 1)[0]
-    if alike and text.startswith(until):
+    is_alike = alike and text.startswith(until)
+    if is_alike:
         end = len(until)
         if renders.messages[number].content.strip() not in until[start:]:
             _content_span(renders, number, number + 1)  # raises if it is left out
@@ -44,57 +79,15 @@ def find_answer(renders: Renders, number: int) -> Span:
     else:
         start, end, found = _find_in_whole(renders, number)
         if found is None:
-            return Span(number, start, end, "untrained")
-        ending = found
+            return Span(number, start, end, "untrained"), is_alike
+        # After calls comes what closes them, even where nothing ends the turn (GLM).
+        has_calls = bool(renders.messages[number].tool_calls)
+        ending = "" if has_calls and not _turn_end(renders, number) else found
     # Whitespace after an end-of-turn token belongs to the template; whitespace that itself ends
     # the turn belongs to the model.
     if ending.strip():
         end = start + len(text[start:end].rstrip())
-    return Span(number, start, end, "trained" if ending else "missing")
-
-
-def pieces(renders: Renders, answer: Span) -> list[tuple[int, int, int]]:
-    """(start, end, start of the answer) of the spans of its content that are trained; one that ends
-    the content includes what ends the answer. Raises TemplateError for one that has no place."""
-    message = renders.messages[answer.number]
-    content, found = message.content, []
-    for start, end in message.spans or ():
-        first = _place_of(renders, answer.number, start, len(content) - len(content.lstrip()))
-        last = _place_of(renders, answer.number, end, len(content.rstrip()), at_end=True)
-        if end >= len(content.rstrip()) and not message.tool_calls:
-            last = answer.end
-        if first < last:
-            found.append((first, last, answer.start))
-    return found
-
-
-def _place_of(
-    renders: Renders, number: int, character: int, edge: int, *, at_end: bool = False
-) -> int:
-    """Where a character of the content stands in the whole text: a mark before it must leave the
-    rest as it is. Beyond the `edge` of what is not white space the template may have trimmed it."""
-    beyond = character > edge if at_end else character < edge
-    for place in (character, edge) if beyond else (character,):
-        messages = list(renders.messages)
-        messages[number] = _with_mark(messages[number], place, renders.mark)
-        before, marked, after = renders.of(messages).partition(renders.mark)
-        if marked and before + after == renders.whole:
-            return len(before)
-    raise _message_error(
-        number,
-        f"train_spans: the chat template changes the content, so character {character} of it cannot"
-        " be located",
-    )
-
-
-def _with_mark(message: Message, place: int, mark: str) -> Message:
-    content = message.content[:place] + mark + message.content[place:]
-    parts, at = [], place
-    for number, text in enumerate(message.parts):
-        is_here = 0 <= at < len(text) or (at == len(text) and number == len(message.parts) - 1)
-        parts.append(text[:at] + mark + text[at:] if is_here else text)
-        at -= len(text)
-    return replace(message, content=content, parts=tuple(parts))
+    return Span(number, start, end, "trained" if ending else "missing"), is_alike
 
 
 def is_ended(renders: Renders, number: int) -> bool:
@@ -169,7 +162,7 @@ def _content_span(
     )
     tail = len(suffix) if text.endswith(suffix) else len(_common_start(text[::-1], suffix[::-1]))
     if start < len(prefix) and tail < len(suffix):
-        raise _message_error(
+        raise message_error(
             number,
             "the chat template renders the messages around this one differently depending on its"
             " content, so its trained span cannot be determined",
@@ -185,7 +178,7 @@ def _around_content(renders: Renders, number: int, n: int, *, prompt: bool) -> t
     count = marked.count(renders.mark)
     if count != 1:
         times = "leaves out" if not count else "repeats"
-        raise _message_error(
+        raise message_error(
             number,
             f"the chat template {times} the content of this message, so its trained span cannot be"
             " determined",
@@ -205,10 +198,14 @@ def _around_calls(renders: Renders, number: int, n: int, *, prompt: bool) -> tup
     marked = renders.of(with_marks(renders.messages[:n], marks), prompt=prompt)
     opened = other if marks[Part(number, "name")] == other else first
     if opened not in marked or other not in marked:
-        raise _message_error(
+        raise message_error(
             number, "the chat template leaves out the tool_calls, so they cannot be found"
         )
-    return marked.partition(opened)[0], marked[marked.rindex(other) + 1 :]
+    # The name may stand again after the call, in the header of its result.
+    suffix = marked[marked.rindex(other) + 1 :] if has_arguments else marked.partition(other)[2]
+    for mark, call in ((first, calls[0]), (other, calls[-1])):
+        suffix = suffix.replace(mark, function_of(call)["name"])
+    return marked.partition(opened)[0], suffix
 
 
 def _find_in_whole(renders: Renders, number: int) -> tuple[int, int, str | None]:
@@ -279,5 +276,5 @@ def _whole_marks(text: str) -> str:
     return found[0] if found else ""
 
 
-def _message_error(number: int, why: str) -> TemplateError:
+def message_error(number: int, why: str) -> TemplateError:
     return TemplateError(f"messages[{number}]: {why}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from loractl.data import spans
+from loractl.data import answer_pieces, spans
 from loractl.data.rendering import Renders, TemplateError, Tokenizer, apply
 from loractl.data.thoughts import has_thoughts
 from loractl.data.written import lost_thoughts, what_is_written, with_all_thoughts
@@ -72,7 +72,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
         found = _all_but(text, list(spans.unequal(renders, len(text))))
         trained = tuple(number for number in trained if messages[number].spans is not None)
     answers = [_with_end(tokenizer, text, spans.find_answer(renders, n)) for n in trained]
-    pieces = tuple(piece for answer in answers for piece in spans.pieces(renders, answer))
+    pieces = tuple(piece for answer in answers for piece in answer_pieces.pieces(renders, answer))
     if train_on == "all":
         return replace(found, pieces=pieces, lost_thoughts=lost, unread=written.unread)
     whole = [answer for answer in answers if messages[answer.number].spans is None]
