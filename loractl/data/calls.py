@@ -155,9 +155,11 @@ def functions(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 _OWN = {
     "messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template",
-    "continue_final_message", "bos_token", "eos_token",
+    "continue_final_message", "bos_token", "eos_token", "conversations",
+    "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding",
+    "truncation", "max_length", "sanitize_control_tokens",
 }  # fmt: skip
-"""Variables of a template that are not a row's to set."""
+"""Variables of a template that are not a row's to set, and options of what renders it."""
 
 
 def variables(value: Any) -> Mapping[str, Any]:

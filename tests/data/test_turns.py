@@ -1,10 +1,12 @@
 """One message: every spelling that is read, and what is said of one that is wrong."""
 
+import inspect
 import json
 import math
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from loractl.data import calls, turns
 from loractl.data.rows import RowError
@@ -313,6 +315,14 @@ def test_tools_are_read_from_a_list_or_its_json_text() -> None:
 def test_wrong_tools_are_named(tools: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
         calls.tools(tools)
+
+
+def test_options_of_what_renders_a_template_are_not_a_rows_to_set() -> None:
+    options = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    for name in options - {"self", "documents", "kwargs"}:
+        with pytest.raises(RowError, match=f"chat_template_kwargs.{name} is not a row's to set"):
+            calls.variables({"tone": "kind", name: 1})
+    assert calls.variables({"documents": [1]}) == {"documents": [1]}
 
 
 def test_the_old_form_of_a_call_is_read_as_the_new_one() -> None:
