@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from loractl.config.jinja_text import variables_read
 from loractl.data.calls import other_fields, without_field
@@ -63,11 +64,12 @@ def doubled_end(answers: Sequence[Message], text: str, tokens: Sequence[str]) ->
 def unread_finder(tokenizer: Tokenizer) -> Callable[[Conversation], list[str]]:
     """A function that names the variables of a row and the fields of its calls which the chat
     template never reads; whether it reads a field of a call is found by rendering, once."""
-    variables = variables_read(str(tokenizer.chat_template or ""))
+    template = str(tokenizer.chat_template or "")
     is_read: dict[str, bool] = {}
 
     def find(conversation: Conversation) -> list[str]:
-        found = [f"{VARIABLES}.{n}" for n in conversation.variables if n not in variables]
+        names = conversation.variables
+        found = [f"{VARIABLES}.{n}" for n in names if n not in _variables_of(template)]
         for name in _fields_of_calls(conversation):
             if name not in is_read:
                 is_read[name] = _is_read(tokenizer, conversation, name)
@@ -76,6 +78,11 @@ def unread_finder(tokenizer: Tokenizer) -> Callable[[Conversation], list[str]]:
         return found
 
     return find
+
+
+@lru_cache(8)
+def _variables_of(template: str) -> frozenset[str]:
+    return variables_read(template)  # 44 ms for that of gpt-oss
 
 
 def _fields_of_calls(conversation: Conversation) -> list[str]:
