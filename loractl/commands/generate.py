@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loractl import console
 from loractl.commands.arguments import GenerationOptions, parse_adapters
 from loractl.errors import ConfigError, DataError
-from loractl.records import Message
+from loractl.records import Conversation, Message
 
 if TYPE_CHECKING:
     from loractl.generation.sample import Answer
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 class Prompt:
     """One prompt, and the name of the adapter that answers it (None: the base)."""
 
-    messages: list[Message]
+    asked: Conversation
     adapter: str | None
-    tools: tuple[Mapping[str, Any], ...] = ()
     where: str = "--prompt"  # the option, or file and line
 
 
@@ -38,7 +37,7 @@ def run(
     options.check()
     directories = parse_adapters(adapters)
     default = next(iter(directories)) if len(directories) == 1 else None
-    asked = [Prompt([Message("user", text)], default) for text in prompts]
+    asked = [Prompt(Conversation((Message("user", text),)), default) for text in prompts]
     if prompts_file is not None:
         asked += read_prompts(prompts_file, directories, default)
     if not asked:
@@ -65,8 +64,7 @@ def run(
 def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> list[Prompt]:
     """Read a JSON-lines file of {"prompt"} or {"messages"} rows, each with an optional "adapter".
 
-    A final assistant message is dropped: it is the answer that the model is asked for. Raises
-    DataError.
+    Raises DataError.
     """
     from loractl.data import rows, sources
 
@@ -75,28 +73,19 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
     found = []
     for row in sources.read(path):
         fields: dict[str, Any] = row.fields
-        tools: tuple[Mapping[str, Any], ...] = ()
         try:
             if row.error is not None:
                 raise rows.RowError(row.error)
-            if isinstance(fields.get("prompt"), str):
-                messages = [Message("user", fields["prompt"])]
-            elif "messages" in fields:
-                conversation = rows.messages(fields)
-                messages, tools = list(conversation.messages), conversation.tools
-            else:
-                raise rows.RowError("found neither, expected prompt (a string) or messages")
+            asked = rows.prompt(fields)
         except rows.RowError as error:
             raise DataError(f"{path}:{row.line}: {error}") from None
-        if messages[-1].role == "assistant" and len(messages) > 1:
-            messages = messages[:-1]
         name = fields.get("adapter", default)
         if name is not None and (not isinstance(name, str) or name not in known):
             names = ", ".join(known) or "none was given"
             raise DataError(
                 f"{path}:{row.line}: adapter: found {name!r}, expected one of --adapter: {names}"
             )
-        found.append(Prompt(messages, name, tools, f"{path}:{row.line}"))
+        found.append(Prompt(asked, name, f"{path}:{row.line}"))
     return found
 
 
@@ -112,8 +101,9 @@ def _answer_prompts(
     opened = open_hub(model, directories, options.dtype)
     ids = []
     for one in asked:
+        row = one.asked
         try:
-            ids.append(opened.prompt_ids(one.adapter, one.messages, one.tools))
+            ids.append(opened.prompt_ids(one.adapter, row.messages, row.tools, row.variables))
         except TemplateError as error:
             raise DataError(f"{one.where}: {error}") from None
     return opened.answers(ids, [one.adapter for one in asked], options.sampling)

@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from loractl.data.row_notes import null_arguments
 from loractl.data.template import Rendered
 from loractl.records import Conversation
 from loractl.text import counted
@@ -13,9 +14,10 @@ from loractl.text import counted
 MOST_LINES = 10  # in a message
 MOST_KEPT = 1000  # in an account
 BARS = 10
-LINES = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered")
+LINES = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered", "doubled")
 COUNTS = (
-    "rows", "examples", "tokens", "trained_tokens", "lost_whole", "lost_thoughts", "unended"
+    "rows", "examples", "tokens", "trained_tokens", "lost_whole", "lost_thoughts", "unended",
+    "null_arguments",
 )  # fmt: skip
 """The fields of an account that are sums over its rows."""
 
@@ -75,6 +77,9 @@ class Account:
     unended: int = 0  # answers trained without what ends them
     rendered: Lines = field(default_factory=Lines)  # prompts with special tokens in their text
     rendered_as: str = ""  # the first of these tokens
+    doubled: Lines = field(default_factory=Lines)  # answers whose end token is in their text too
+    doubled_as: str = ""  # the first of these tokens
+    null_arguments: int = 0  # of calls, left out as the padding of tables
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,13 +91,23 @@ class Account:
         lengths = [(upper, count) for upper, count in content["lengths"]]
         return Account(**{**content, **lines, "lengths": lengths})
 
-    def note_row_(self, where: int | str, conversation: Conversation, special: str) -> None:
-        """Record what the format of a row does not read, and the special token in its prompts."""
-        for name in conversation.unread:
+    def note_row_(
+        self, where: int | str, row: Conversation, special: str, unread: Sequence[str]
+    ) -> None:
+        """Record what the format and the template do not read of a row, and the special token in
+        its prompts."""
+        self.null_arguments += null_arguments(row.messages)
+        for name in (*row.unread, *unread):
             self.unread[name] = self.unread.get(name, 0) + 1
         if special:
             self.rendered.add(where)
             self.rendered_as = self.rendered_as or special
+
+    def note_doubled_(self, where: int | str, end: str) -> None:
+        """Record the end token that an answer of a row brings itself, if it does."""
+        if end:
+            self.doubled.add(where)
+            self.doubled_as = self.doubled_as or end
 
     def note_rendered_(self, text: Rendered) -> None:
         """Record what the chat template does not write of an example."""
@@ -111,6 +126,7 @@ class Account:
         for name, count in later.unread.items():
             self.unread[name] = self.unread.get(name, 0) + count
         self.rendered_as = self.rendered_as or later.rendered_as
+        self.doubled_as = self.doubled_as or later.doubled_as
         if later.rows:
             self.format = later.format
 
@@ -207,6 +223,19 @@ def oddities(account: Account) -> Iterator[tuple[str, str]]:
             "rendered",
             f"{account.rendered}: a prompt holds {account.rendered_as!r}, as a conversation does"
             " that has been rendered; split it into messages, or train it whole as text",
+        )
+    if account.doubled.count:
+        yield (
+            "end token",
+            f"in {counted(account.doubled.count, 'row')} ({account.doubled}) answers end with"
+            f" {account.doubled_as!r} in their text, which the chat template writes again; remove"
+            " it from the text",
+        )
+    if account.null_arguments:
+        yield (
+            "nulls",
+            f"{counted(account.null_arguments, 'null argument')} of calls left out, as tables pad"
+            " objects with null; write the arguments as JSON text to train them",
         )
     if account.unread:
         fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(account.unread.items()))

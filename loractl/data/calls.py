@@ -7,14 +7,21 @@ from typing import Any
 
 from loractl.data.row_errors import RowError, as_list, kind
 
+ARGUMENTS = ("arguments", "parameters", "input")
+"""The names under which rows give the arguments of a call: OpenAI's, Llama's and Anthropic's."""
+
+_READ = {"id", "type", "function", "name", "index", *ARGUMENTS}
+"""Fields of a call that are read here or belong to its frame."""
+
 
 class Arguments(dict[str, Any]):
     """The arguments of a call, with the JSON text they were given as: some templates read only
-    that."""
+    that; and how many null ones were left out as padding."""
 
-    def __init__(self, values: Mapping[str, Any], text: str = "") -> None:
+    def __init__(self, values: Mapping[str, Any], text: str = "", nulls: int = 0) -> None:
         super().__init__(values)
         self.text = text
+        self.nulls = nulls
 
 
 def tool_calls(turn: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
@@ -44,21 +51,54 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
     function, inside = (nested, f"{where}.function") if nested is not None else (call, where)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{inside} has no name, expected an object with name and arguments")
-    arguments, text = function.get("arguments"), ""
+    if nested is not None and (beside := [n for n in ARGUMENTS if call.get(n) is not None]):
+        raise RowError(f"{where}.{beside[0]} is beside function, expected inside it")
+    name = _name_of_arguments(function, inside)
+    arguments, text, nulls = function.get(name), "", 0
     if isinstance(arguments, str):
         text = arguments.strip()
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (RecursionError, ValueError):
-            raise RowError(f"{inside}.arguments is not valid JSON, expected an object") from None
+            raise RowError(f"{inside}.{name} is not valid JSON, expected an object") from None
     elif arguments is None:
         arguments = {}  # a call without any
     elif isinstance(arguments, Mapping):
-        arguments = without_nulls(arguments)
+        arguments, nulls = without_nulls(arguments), _count_nulls(arguments)
     if not isinstance(arguments, Mapping):
-        raise RowError(f"{inside}.arguments is {kind(arguments)}, expected an object")
-    function = {**function, "arguments": Arguments(arguments, text)}
+        raise RowError(f"{inside}.{name} is {kind(arguments)}, expected an object")
+    kept = {key: value for key, value in function.items() if key not in ARGUMENTS}
+    function = {**kept, "arguments": Arguments(arguments, text, nulls)}
     return {**call, "function": function} if nested is not None else function
+
+
+def _name_of_arguments(function: Mapping[str, Any], where: str) -> str:
+    """The field of a call that holds its arguments."""
+    given = [name for name in ARGUMENTS if function.get(name) is not None]
+    if len(given) > 1:
+        raise RowError(f"{where} has {given[0]} and {given[1]}, expected only one")
+    return given[0] if given else ARGUMENTS[0]
+
+
+def other_fields(call: Mapping[str, Any]) -> set[str]:
+    """The fields of a call that hold something which only a chat template may know."""
+    function = call.get("function")
+    found = {str(name) for name in _filled(call)}
+    if isinstance(function, Mapping):
+        found |= {f"function.{name}" for name in _filled(function)}
+    return found
+
+
+def _filled(fields: Mapping[str, Any]) -> list[str]:
+    return [n for n, v in fields.items() if n not in _READ and v not in (None, "", [], {})]
+
+
+def without_field(call: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The call without one of its `other_fields`."""
+    if name.startswith("function.") and isinstance(call.get("function"), Mapping):
+        inner = name.removeprefix("function.")
+        return {**call, "function": without_field(call["function"], inner)}
+    return {key: value for key, value in call.items() if key != name}
 
 
 def calls_in_text(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
@@ -86,6 +126,13 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
+def _count_nulls(value: Any) -> int:
+    """How many fields `without_nulls` leaves out."""
+    if isinstance(value, Mapping):
+        return sum(1 if one is None else _count_nulls(one) for one in value.values())
+    return sum(map(_count_nulls, value)) if isinstance(value, list) else 0
+
+
 def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Read the tools of a row: a list of JSON Schemas, or the JSON text of one. Raises RowError."""
     if isinstance(value, str):
@@ -108,9 +155,11 @@ def functions(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 _OWN = {
     "messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template",
-    "continue_final_message", "bos_token", "eos_token",
+    "continue_final_message", "bos_token", "eos_token", "conversations",
+    "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding",
+    "truncation", "max_length", "sanitize_control_tokens",
 }  # fmt: skip
-"""Variables of a template that are not a row's to set."""
+"""Variables of a template that are not a row's to set, and options of what renders it."""
 
 
 def variables(value: Any) -> Mapping[str, Any]:

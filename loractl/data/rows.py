@@ -35,6 +35,8 @@ def prompt_completion(fields: Fields) -> Conversation:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
         asked, answer = _text_of(fields, "prompt"), _text_of(fields, "completion")
+        turns.refuse_placeholders(asked, "prompt")
+        turns.refuse_placeholders(answer, "completion")
         return _as_conversation(fields, [Message("user", asked), Message("assistant", answer)])
     for name, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, list):
@@ -53,10 +55,27 @@ def alpaca(fields: Fields) -> Conversation:
     "history": [[question, answer], ...] goes before them, as in LLaMA-Factory.
     """
     instruction, output = _text_of(fields, "instruction"), _text_of(fields, "output")
-    asked = "\n\n".join(filter(None, [instruction, _optional_text(fields, "input")]))
+    more = _optional_text(fields, "input")
+    for name, value in (("instruction", instruction), ("input", more), ("output", output)):
+        turns.refuse_placeholders(value, name)
+    asked = "\n\n".join(filter(None, [instruction, more]))
     return _as_conversation(
         fields, [*_history_turns(fields), Message("user", asked), Message("assistant", output)]
     )
+
+
+def prompt(fields: Fields) -> Conversation:
+    """{"prompt": text} or {"messages"}: what a model is asked; a final answer is left out, as it is
+    what the model is asked for."""
+    if isinstance(asked := fields.get("prompt"), str):
+        turns.refuse_placeholders(asked, "prompt")
+        return _as_conversation(fields, [Message("user", asked)])
+    if "messages" not in fields:
+        raise RowError("found neither, expected prompt (a string) or messages")
+    row = messages(fields)
+    if len(row.messages) > 1 and row.messages[-1].role == "assistant":
+        return replace(row, messages=row.messages[:-1])
+    return row
 
 
 def text(fields: Fields) -> Conversation:
@@ -165,6 +184,8 @@ def _history_turns(fields: Fields) -> list[Message]:
         whole = isinstance(pair, list) and len(pair) == 2
         if not whole or not all(isinstance(part, str) for part in pair):
             raise RowError(f"history[{number}] is {kind(pair)}, expected [question, answer]")
+        for text in pair:
+            turns.refuse_placeholders(text, f"history[{number}]")
         found_turns += [Message("user", pair[0]), Message("assistant", pair[1])]
     return found_turns
 

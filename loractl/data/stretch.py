@@ -46,7 +46,8 @@ def tokenise(
     written.forget_()
     reading = source.reading
     reader = Reader(source.name, reading, format)
-    find_odd = row_notes.finder(tokenizer.added_tokens_encoder)
+    tokens = row_notes.template_tokens(tokenizer)
+    find_odd, find_unread = row_notes.finder(tokens), row_notes.unread_finder(tokenizer)
     part = Part(Account(source.name, "", reading.format))
     read = [(row, _conversations_or_error(reader, row)) for row in rows]
     results = _encoded(read, reading, tokenizer)
@@ -58,13 +59,18 @@ def tokenise(
             continue
         if found:
             part.account.rows, part.account.format = part.account.rows + 1, reader.format
-            part.account.note_row_(where, found[0], find_odd(found[0]))
+            whole = found[-1]  # with every message, also where each answer is an example
+            part.account.note_row_(where, whole, find_odd(whole), find_unread(whole))
+        doubled = ""
         for conversation in found:
             result = next(results)
             if isinstance(result, TemplateError):
                 part.bad.add(f"{place}: {result}")
             else:
-                _keep_result(part, reading, conversation, result, row, where)
+                answers = _answers(conversation, reading)
+                _keep_result(part, reading, answers, result, row, where)
+                doubled = doubled or row_notes.doubled_end(answers, result.text.text, tokens)
+        part.account.note_doubled_(where, doubled)
     return part, reader.format
 
 
@@ -96,17 +102,15 @@ def _encoded(
 def _keep_result(
     part: Part,
     reading: Reading,
-    conversation: Conversation,
+    answers: Sequence[Message],
     result: Encoded,
     row: Row,
     where: int | str,
 ) -> None:
     part.lengths.append(len(result.ids))
     part.account.note_rendered_(result.text)
-    if _keep_example(part, reading, result, row, where):
-        answers = trained_answers(conversation.messages, reading.train_on)
-        if any(_is_empty(conversation.messages[number]) for number in answers):
-            part.account.empty.add(where)
+    if _keep_example(part, reading, result, row, where) and any(map(_is_empty, answers)):
+        part.account.empty.add(where)
 
 
 def _keep_example(
@@ -135,6 +139,12 @@ def _keep_example(
     account.tokens += len(ids)
     account.trained_tokens += trained
     return True
+
+
+def _answers(conversation: Conversation, reading: Reading) -> list[Message]:
+    """The answers that are trained."""
+    numbers = trained_answers(conversation.messages, reading.train_on)
+    return [conversation.messages[number] for number in numbers]
 
 
 def _is_empty(message: Message) -> bool:

@@ -27,7 +27,14 @@ Magistral, Seed-OSS, Gemma 4."""
 _TAGGED = re.compile(
     "|".join(f"{re.escape(opened)}(.*?){re.escape(closed)}" for opened, closed in TAGS), re.DOTALL
 )
-_AFTER = "|".join(map(re.escape, [*(end for _, end in TAGS), "<|channel|>final<|message|>"]))
+_AFTER = "|".join(
+    [
+        *(re.escape(end) for _, end in TAGS),
+        re.escape("<|channel|>final<|message|>"),
+        r"<\|channel\|>analysis(?s:.*?)<\|end\|>(?:<\|start\|>assistant)?",  # gpt-oss
+        r"(?:<\|start\|>assistant)? to=self(?s:.*?)<\|eom\|>(?:<\|start\|>assistant)?",  # Muse
+    ]
+)
 _CLOSED = re.compile("|".join(re.escape(closed) for _, closed in TAGS))
 
 

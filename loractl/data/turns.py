@@ -52,6 +52,9 @@ _READ = {
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 PICTURE = "<image>"
+SOUNDS = {"audio": "sound", "video": "video"}
+"""What stands between angle brackets for a file, and what the file holds. They are also tags of
+HTML, so they count only at an edge of a text that does not close them."""
 
 
 def message(turn: Any, where: str) -> Message:
@@ -67,6 +70,11 @@ def message(turn: Any, where: str) -> Message:
     # Some rows mix the spellings, as {"role", "value"}: which one holds the text is still clear.
     name, other = ("value", "content") if sharegpt else ("content", "value")
     name = other if name not in turn and other in turn else name
+    if sharegpt and name == "value" and turn.get(other) is not None:
+        if turn.get(name) is None:
+            name = other
+        elif turn[other] != turn[name]:
+            raise RowError(f"{where} has value and content, expected only one")
     is_call = sharegpt and turn["from"] == "function_call"
     calls = calls_in_text(turn.get(name), f"{where}.{name}") if is_call else tool_calls(turn, where)
     if calls and role != "assistant":
@@ -75,7 +83,8 @@ def message(turn: Any, where: str) -> Message:
     is_empty = is_call or (calls and turn.get(name) is None)
     texts = ("",) if is_empty else _read_content(turn, where, name)
     content = "".join(texts)
-    _refuse_media(turn, content, where)
+    refuse_media(turn, f"{where}.")
+    refuse_placeholders(content, where)
     parts = () if is_empty or isinstance(turn[name], str) else texts
     weight, spans = _read_weight(turn, where), _read_spans(turn, where, role, content)
     return Message(role, content, weight, calls, _extra_of(turn, name), parts, spans)
@@ -104,7 +113,7 @@ def _read_spans(
 
 def _extra_of(turn: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The fields that only a chat template may know, without null padding."""
-    known = (_READ - {"value", "content"}) | {text}
+    known = _READ if "role" not in turn else (_READ - {"value", "content"}) | {text}
     return {
         str(key): without_nulls(value)
         for key, value in turn.items()
@@ -112,13 +121,22 @@ def _extra_of(turn: Mapping[str, Any], text: str) -> dict[str, Any]:
     }
 
 
-def _refuse_media(turn: Mapping[str, Any], content: str, where: str) -> None:
-    refuse_media(turn, f"{where}.")
+def refuse_placeholders(content: str, where: str) -> None:
+    """Raise RowError for a text with a placeholder of a picture, of sound or of video."""
     if PICTURE in content:
-        raise RowError(
-            f"{where}: {PICTURE} stands for a picture, and only text is trained; remove the row, or"
-            " write the picture's content as text"
-        )
+        raise _say_placeholder(PICTURE, "picture", where)
+    edges = content.strip()
+    for name, what in SOUNDS.items():
+        tag = f"<{name}>"
+        if (edges.startswith(tag) or edges.endswith(tag)) and f"</{name}>" not in content:
+            raise _say_placeholder(tag, what, where)
+
+
+def _say_placeholder(tag: str, what: str, where: str) -> RowError:
+    return RowError(
+        f"{where}: {tag} stands for a {what}, and only text is trained; remove the row, or write"
+        f" the {what}'s content as text"
+    )
 
 
 def refuse_media(fields: Mapping[str, Any], place: str = "") -> None:

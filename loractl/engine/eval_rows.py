@@ -22,6 +22,9 @@ from loractl.errors import ConfigError, DataError
 from loractl.evaluation.eval_request import BATCH_SIZE, MAX_LENGTH, EvalRequest
 from loractl.paths import is_hub_data
 from loractl.records import Conversation
+from loractl.text import counted
+
+UNANSWERED = "unanswered"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class EvalRows:
     of_run: bool = False
     kernels: str = "auto"  # which layers compute the loss, as in train.kernels
     sha256: tuple[str | None, ...] = ()  # of the sources, as a run read them
-    noted: set[str] = field(default_factory=set)  # changed since; each model reads them again
+    noted: set[str] = field(default_factory=set)  # what was said: each model reads again
 
     @property
     def name(self) -> str:
@@ -61,6 +64,12 @@ class EvalRows:
             raise DataError(*(bad or [f"{self.name}: no rows"]))
         return found
 
+    def note_unanswered(self, count: int) -> None:
+        """Say once, not for each model, how many rows the metrics of answers leave out."""
+        if count and UNANSWERED not in self.noted:
+            self.noted.add(UNANSWERED)
+            console.note(f"note: {self.name}: {counted(count, 'row')} without an answer left out")
+
     def examples(self, tokenizer: Tokenizer) -> Mixture:
         """The rows as tokens. Raises DataError."""
         stores: list[Store] = []
@@ -73,6 +82,14 @@ class EvalRows:
                 console.note(f"note: {path} has changed since the run read it")
             stores.append(store)
         return Mixture(stores)
+
+
+def up_to_answer(row: Conversation) -> Conversation | None:
+    """The row up to its last answer; None for one that has none, or nothing before it."""
+    answers = [number for number, m in enumerate(row.messages) if m.role == "assistant"]
+    if not answers or answers[-1] == 0:
+        return None
+    return replace(row, messages=row.messages[: answers[-1] + 1])
 
 
 def rows_of_file(

@@ -26,7 +26,7 @@ from loractl.engine.base import (
     recorded_base,
     recorded_dtype,
 )
-from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs
+from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs, up_to_answer
 from loractl.engine.layers import attend_apart_
 from loractl.engine.speakers import base_speaker, ends_of, tokenizer_of
 from loractl.errors import DataError, NumericError
@@ -58,8 +58,8 @@ class Evaluated:
     where: list[int | str] = field(default_factory=list)
     losses: Losses = field(default_factory=dict)
     retain: Losses = field(default_factory=dict)
-    expected: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
+    expected: list[str | None] = field(default_factory=list)  # None: the row has no answer
+    answers: list[str | None] = field(default_factory=list)
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Evaluated:
                 row["loss_sum"], weight, row["tokens"] = self.losses[where]
                 if weight != row["tokens"]:
                     row["weight"] = weight
-            if self.answers:
+            if self.answers and self.answers[number] is not None:
                 row |= {"answer": self.answers[number], "expected": self.expected[number]}
                 row |= {name: of_row[number] for name, of_row in self.scores.items()}
             yield row
@@ -199,11 +199,16 @@ def _answer_rows_(
     rows: EvalRows,
     conversations: Sequence[Conversation],
 ) -> None:
-    """Let the model write the last turn of each row, and compare."""
+    """Let the model write the last answer of each row, and compare; rows without one are left
+    out."""
     prompts, n_rows = [], load.n_rows(model)
-    for where, row in zip(found.where, conversations, strict=True):
-        if len(row.messages) < 2 or row.messages[-1].role != "assistant":
-            raise _no_answers(rows.name, asked.matches)
+    answered = [up_to_answer(row) for row in conversations]
+    if not any(answered):
+        raise _no_answers(rows.name, asked.matches)
+    for where, row in zip(found.where, answered, strict=True):
+        if row is None:
+            found.expected.append(None)
+            continue
         try:
             ids, expected = asked_and_expected(speech, row, rows.thoughts)
         except TemplateError as error:
@@ -213,18 +218,22 @@ def _answer_rows_(
             raise DataError(f"{rows.name}:{where}: {what}")
         prompts.append(ids)
         found.expected.append(expected)
-    has_call = [bool(row.messages[-1].tool_calls) for row in conversations]
+    rows.note_unanswered(answered.count(None))
+    has_call = [bool(row and row.messages[-1].tool_calls) for row in answered]
     if "tool_call" in asked.matches and not any(has_call):
         raise DataError(f"{rows.name}: no row ends with a tool call, which tool_call needs")
     sampling = Sampling(max_new_tokens=asked.max_new_tokens)
     with torch.no_grad():
-        answers = generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops)
-    found.answers = [answer.text for answer in answers]
+        written = iter(generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops))
+    found.answers = [None if row is None else next(written).text for row in answered]
     for name in asked.matches:
         score: Callable[[str, str], float]
         score = matching(asked.regex) if name == "regex" and asked.regex else METRICS[name]
         pairs = zip(found.answers, found.expected, strict=True)
-        scores: list[float | None] = [score(answer, expected) for answer, expected in pairs]
+        scores: list[float | None] = [
+            None if answer is None or expected is None else score(answer, expected)
+            for answer, expected in pairs
+        ]
         if name == "tool_call":  # says nothing of other answers
             scores = [s if call else None for s, call in zip(scores, has_call, strict=True)]
         found.scores[name] = scores

@@ -67,6 +67,7 @@ def _pieces(text: str) -> Iterator[Any]:
             continue  # inside a value
         try:
             value, end = decoder.raw_decode(text, opened.start())
+            value = _told_apart(value)
         except (ValueError, RecursionError):
             continue
         yield text[start : opened.start()]
@@ -94,9 +95,18 @@ def _parse_object(text: str) -> dict[str, Any] | None:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return _told_apart(json.loads(text))
     except (ValueError, RecursionError):
         return None
+
+
+def _told_apart(value: Any) -> Any:
+    """The value with true and false as tuples: Python takes them for 1 and 0, JSON does not."""
+    if isinstance(value, bool):
+        return (value,)
+    if isinstance(value, dict):
+        return {key: _told_apart(one) for key, one in value.items()}
+    return [_told_apart(one) for one in value] if isinstance(value, list) else value
 
 
 def matching(pattern: str) -> Callable[[str, str], float]:

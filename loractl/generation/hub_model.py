@@ -43,6 +43,7 @@ class HubModel:
         name: str | None,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation as this adapter was trained to see it, up to its answer.
 
@@ -50,7 +51,7 @@ class HubModel:
         """
         tokenizer = self.tokenizers[name]
         n_rows = self.hub.widths.get(name, load.n_rows(self.model))
-        ids = prompt_ids(tokenizer, messages, tools)
+        ids = prompt_ids(tokenizer, messages, tools, variables)
         if (index := beyond.first_beyond(ids, n_rows)) is not None:
             raise TemplateError(beyond.describe_beyond(tokenizer, index, n_rows, beyond.IN_USE))
         return ids

@@ -106,6 +106,58 @@ def test_prompts_that_are_rendered_already_are_noted(
         assert said.startswith("train: line 1: ") and repr(mark) in said
 
 
+def test_a_token_that_the_template_does_not_write_is_no_sign_of_rendering(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    rows = [{"prompt": "<|new1|> hi", "completion": "<|new1|>a"}] * 2
+    config = setup(rows)
+    config.write_text(config.read_text().replace("}\ndata", ", add_tokens: ['<|new1|>']}\ndata"))
+    assert "rendered" not in found(config, capsys)
+
+
+def test_answers_that_end_with_the_end_token_are_noted(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    turns = [{"role": role, "content": text} for role, text in (
+        ("user", "a<|im_end|>"), ("assistant", "b<|im_end|>\n"), ("user", "c"),
+        ("assistant", "d<|im_end|>"))]  # fmt: skip
+    rows = [{"prompt": "hi", "completion": "a"}, {"prompt": "hi", "completion": "a<|im_end|>"}]
+    whole = [{"messages": turns}]
+    said = found(setup(rows), capsys)["end token"]
+    assert said.startswith("train: in 1 row (line 2) answers end with '<|im_end|>' in their text")
+    for more in ("", ", split_turns: true"):
+        assert "1 row (line 1)" in found(setup(whole, more=more), capsys)["end token"]
+
+
+CALLS = (
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ (tone or '') ~ '\n' ~ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.name ~ c.function.arguments|tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' ~ (tone or '') ~ '\n' }}{% endif %}"
+)
+
+
+def test_what_a_template_never_reads_of_variables_and_calls_is_listed(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    function = {"name": "f", "arguments": {"a": 1, "b": None, "c": {"d": None}}, "strict": True}
+    call = {"id": "1", "type": "function", "function": function, "thought_signature": "x"}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+             {"role": "user", "content": "a"},
+             {"role": "assistant", "content": "", "tool_calls": [call]}]  # fmt: skip
+    row = {"messages": turns, "chat_template_kwargs": {"tone": "kind", "enable_thinking": False}}
+    for more in ("", ", split_turns: true"):
+        notes = found(setup([row, row], CALLS, more), capsys)
+        assert "chat_template_kwargs.enable_thinking (2)" in notes["unread"]
+        assert "messages[].tool_calls[].function.strict (2)" in notes["unread"]
+        assert "messages[].tool_calls[].thought_signature (2)" in notes["unread"]
+        assert "tone" not in notes["unread"] and ".id" not in notes["unread"]
+        assert notes["nulls"].startswith("train: 4 null arguments of calls left out")
+    whole = CALLS.replace("c.function.name ~ c.function.arguments|tojson", "c|tojson")
+    unread = found(setup([row], whole), capsys)["unread"]
+    assert "strict" not in unread and "thought_signature" not in unread
+
+
 def test_a_row_hands_its_own_variables_to_the_template(
     setup: Callable[..., Path], capsys: Capture
 ) -> None:

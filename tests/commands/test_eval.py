@@ -150,6 +150,28 @@ def test_answers_are_counted_by_every_metric(
     assert found[1]["exact_match"]["value"] == found[1]["json_match"]["value"] == 0.0
 
 
+def test_a_row_is_judged_by_its_last_answer_and_one_without_any_is_left_out(
+    base: Make, adapter_dir: Make, held_out: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    rows = [json.loads(line) for line in held_out.read_text().splitlines()][:3]
+    thanks = {"role": "user", "content": "Thanks!"}
+    more = [{"messages": [*row["messages"], thanks]} for row in rows]
+    more.insert(1, {"messages": [*rows[0]["messages"][:-1], thanks]})
+    words = [str(adapter_dir(base("llama"))), "--metrics", "loss,exact_match,regex", "--regex", "^"]
+    words += ["--max-new-tokens", "4"]
+    written = {}
+    for name, some in (("plain", rows), ("more", more)):
+        data = write_jsonl(tmp_path / f"{name}.jsonl", some)
+        out = tmp_path / f"{name}-rows.jsonl"
+        assert main(["eval", *words, "--data", str(data), "--rows", str(out), "--json"]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("1 row without an answer left out") == (name == "more")
+        assert [one["regex"]["value"] for one in json.loads(said.out)] == [1.0, 1.0]
+        read = map(json.loads, out.read_text().splitlines())
+        written[name] = [(r["answer"], r["expected"]) for r in read if "answer" in r]
+    assert written["plain"] == written["more"] and len(written["more"]) == 6
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

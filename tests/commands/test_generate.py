@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loractl.cli.main import main
-from tests.tiny import CHATML, chat_rows, make_tokenizer, write_jsonl
+from tests.tiny import CHATML, chat_rows, make_tokenizer, save_tiny, write_jsonl
 
 Capture = pytest.CaptureFixture[str]
 RANKS = {"thin": 2, "wide": 8}
@@ -156,6 +156,22 @@ def test_a_file_of_training_rows_is_asked_without_its_answers(
     assert answers[0] == answers[1]
 
 
+def test_a_row_of_prompts_hands_its_variables_and_its_system_to_the_template(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML.replace("{%", "{{ tone or '' }}{%", 1)
+    save_tiny(tmp_path / "base", tokenizer, "llama")
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+    rows: list[dict[str, Any]] = [{"prompt": "hi"}, asked]
+    rows += [{**row, "chat_template_kwargs": {"tone": "kind"}} for row in rows]
+    rows += [{**row, "system": "Be short."} for row in rows[:2]]
+    file = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    said = ask(capsys, "--prompts", str(file), "--model", str(tmp_path / "base"), "--json")
+    n = [json.loads(row)["prompt_tokens"] for row in said]
+    assert n[0] == n[1] < n[2] == n[3] < n[4] == n[5], n
+
+
 def test_checkpoints_and_final_adapters_are_both_adapters(
     tuned: dict[str, Path], capsys: Capture
 ) -> None:
@@ -231,6 +247,7 @@ def test_what_cannot_be_answered_is_said(
         ({"prompt": 3}, "expected prompt (a string) or messages"),
         ({"question": "x"}, "expected prompt (a string) or messages"),
         ({"messages": []}, "messages is an empty list"),
+        ({"prompt": "<image>What is it?"}, "prompt: <image> stands for a picture"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role is 'robot'"),
     ],
 )

@@ -86,7 +86,7 @@ def test_empty_sources_have_no_bars() -> None:
 
 def test_the_accounts_of_stretches_add_up_field_by_field() -> None:
     of_all = {"path", "sha256", "weight", "longest", "keeps_99_percent", "lengths"}
-    of_any = {"format", "unread", "rendered_as"}
+    of_any = {"format", "unread", "rendered_as", "doubled_as"}
     names = {field.name for field in fields(Account)}
     assert names == {*LINES, *COUNTS, *of_all, *of_any}, "a new field needs its sum"
     first, second = (Account("a", "", "auto") for _ in range(2))
@@ -97,10 +97,10 @@ def test_the_accounts_of_stretches_add_up_field_by_field() -> None:
     for line in range(MOST_KEPT + 5):
         second.dropped.add(line)
     first.unread, second.unread = {"b": 1}, {"a": 2, "b": 3}
-    second.format, second.rendered_as = "text", "[INST]"
+    second.format, second.rendered_as, second.doubled_as = "text", "[INST]", "</s>"
     first.add_(second)
-    assert [getattr(first, name) for name in COUNTS] == [11 * n for n in range(1, 8)]
+    assert [getattr(first, name) for name in COUNTS] == [11 * n for n in range(1, len(COUNTS) + 1)]
     assert first.dropped.count == MOST_KEPT + 6 and len(first.dropped.first) == MOST_KEPT
     assert first.dropped.first[:3] == [3, 0, 1]
     assert list(first.unread.items()) == [("b", 4), ("a", 2)]
-    assert (first.format, first.rendered_as) == ("text", "[INST]")
+    assert (first.format, first.rendered_as, first.doubled_as) == ("text", "[INST]", "</s>")

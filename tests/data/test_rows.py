@@ -1,5 +1,6 @@
 """One row -> a conversation, for each format, and what is said of a row that has another form."""
 
+import json
 from typing import Any
 
 import pytest
@@ -118,6 +119,26 @@ def test_the_history_of_alpaca_goes_before_it() -> None:
 def test_a_wrong_history_is_named(history: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
         FORMATS["alpaca"]({**GOOD["alpaca"], "history": history})
+
+
+@pytest.mark.parametrize("tag", ["<image>", "<audio>", "<video>"])
+@pytest.mark.parametrize(
+    ("name", "fields", "place"),
+    [
+        ("prompt-completion", {"prompt": "{}hi", "completion": "ho"}, "prompt"),
+        ("prompt-completion", {"prompt": "hi", "completion": "ho{}"}, "completion"),
+        ("alpaca", {"instruction": "{}hi", "output": "ho"}, "instruction"),
+        ("alpaca", {"instruction": "hi", "input": "{}", "output": "ho"}, "input"),
+        ("alpaca", {"instruction": "hi", "output": "{}ho"}, "output"),
+        ("alpaca", {**GOOD["alpaca"], "history": [["{}hi", "ho"]]}, r"history\[0\]"),
+    ],
+)
+def test_placeholders_of_media_are_refused_in_every_format(
+    name: str, fields: dict[str, Any], place: str, tag: str
+) -> None:
+    row = json.loads(json.dumps(fields).replace("{}", tag))
+    with pytest.raises(RowError, match=f"^{place}: {tag} stands for a .*only text is trained"):
+        FORMATS[name](row)
 
 
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])

@@ -1,9 +1,12 @@
 """One message: every spelling that is read, and what is said of one that is wrong."""
 
+import inspect
+import json
 import math
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from loractl.data import calls, turns
 from loractl.data.rows import RowError
@@ -129,6 +132,46 @@ def test_a_call_without_arguments_has_none_and_padding_with_nulls_is_dropped() -
     schema = {"type": "object", "properties": {"city": {"type": "string"}, "n": None}}
     (tool,) = calls.tools([{"name": "a", "parameters": schema}])
     assert tool["parameters"]["properties"] == {"city": {"type": "string"}}
+
+
+@pytest.mark.parametrize("name", ["arguments", "parameters", "input"])
+def test_the_arguments_of_a_call_are_read_under_each_of_their_names(name: str) -> None:
+    bare = {"name": "f", name: {"a": 1}}
+    for function in (bare, {"name": "f", name: '{"a": 1}'}):
+        for call in (function, {"function": function}):
+            found = message({"role": "assistant", "content": "", "tool_calls": [call]})
+            (read,) = found.tool_calls
+            function_read = read.get("function", read)
+            assert function_read["arguments"] == {"a": 1}
+            assert {"parameters", "input"}.isdisjoint(function_read)
+    found = message({"from": "function_call", "value": json.dumps(bare)})
+    assert found.tool_calls[0]["function"]["arguments"] == {"a": 1}
+
+
+def test_arguments_in_two_places_are_refused() -> None:
+    both = {"name": "f", "arguments": {}, "parameters": {"a": 1}}
+    with pytest.raises(RowError, match=r"\[0\] has arguments and parameters, expected only one"):
+        message({"role": "assistant", "content": "", "tool_calls": [both]})
+    beside = {"function": {"name": "f"}, "input": {"a": 1}}
+    with pytest.raises(RowError, match=r"\[0\].input is beside function, expected inside it"):
+        message({"role": "assistant", "content": "", "tool_calls": [beside]})
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_a_placeholder_of_sound_or_video_is_refused_and_a_tag_of_html_is_not(name: str) -> None:
+    for text in (f"<{name}>What is it?", f"What is it? <{name}>\n"):
+        with pytest.raises(RowError, match=f"<{name}> stands for a .*only text is trained"):
+            message({"role": "user", "content": text})
+    for text in (f"<{name}>x</{name}>", f"What does <{name}> mean?", f"<{name} src=a>"):
+        assert message({"role": "user", "content": text}).content == text
+
+
+def test_a_turn_of_sharegpt_with_two_texts_is_refused() -> None:
+    with pytest.raises(RowError, match="has value and content, expected only one"):
+        message({"from": "human", "value": "a", "content": "b"})
+    for same in ({"value": "a", "content": "a"}, {"value": "a", "content": None},
+                 {"value": None, "content": "a"}):  # fmt: skip
+        assert message({"from": "human", **same}) == Message("user", "a")
 
 
 def test_media_is_refused_in_words() -> None:
@@ -272,6 +315,14 @@ def test_tools_are_read_from_a_list_or_its_json_text() -> None:
 def test_wrong_tools_are_named(tools: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
         calls.tools(tools)
+
+
+def test_options_of_what_renders_a_template_are_not_a_rows_to_set() -> None:
+    options = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    for name in options - {"self", "documents", "kwargs"}:
+        with pytest.raises(RowError, match=f"chat_template_kwargs.{name} is not a row's to set"):
+            calls.variables({"tone": "kind", name: 1})
+    assert calls.variables({"documents": [1]}) == {"documents": [1]}
 
 
 def test_the_old_form_of_a_call_is_read_as_the_new_one() -> None:

@@ -77,6 +77,33 @@ def test_calls_written_otherwise_are_equal_but_for_the_spelling_of_their_json() 
     assert tool_call("call:get{city:Rome}", "call:get{city:Bern}") == 0.0
 
 
+GPT_OSS = '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"n": 1}<|call|>'
+ANALYSIS = "<|channel|>analysis<|message|>%s<|end|><|start|>assistant"
+MUSE = " to=get<|message|><n>1</n><|eot|>"
+TO_SELF = " to=self<|message|>%s<|eom|><|start|>assistant"
+
+
+@pytest.mark.parametrize(("call", "thought"), [(GPT_OSS, ANALYSIS), (MUSE, TO_SELF)])
+def test_the_same_call_after_another_thought_is_the_same(call: str, thought: str) -> None:
+    wanted = thought % "they want\none" + call
+    for found in (wanted, thought % "so" + call, call):
+        assert tool_call(found, wanted) == same_answer(found, wanted) == 1.0
+        assert tool_call(found.replace("1", "2"), wanted) == 0.0
+    assert same_answer(thought % "so" + " to=user<|message|>A.", " to=user<|message|>A.") == 1.0
+    assert same_answer(thought % "A." + " to=user<|message|>B.", " to=user<|message|>A.") == 0.0
+
+
+def test_true_is_not_1_but_1_is_the_number_of_1_point_0() -> None:
+    wanted = '{"name": "f", "arguments": {"flag": true, "n": [1, {"m": false}]}}'
+    assert tool_call(wanted, wanted) == 1.0
+    assert tool_call(wanted.replace("true", "1"), wanted) == 0.0
+    assert tool_call(wanted.replace("false", "0"), wanted) == 0.0
+    assert tool_call(wanted.replace("[1", "[1.0"), wanted) == 1.0
+    assert tool_call('f[ARGS]{"flag": 1}', 'f[ARGS]{"flag": true}') == 0.0
+    assert json_match('{"flag": 1, "n": 1.0}', '{"flag": true, "n": 1}') == 0.5
+    assert tool_call("[" * 900 + "]" * 900, wanted) == 0.0
+
+
 def test_a_regex_is_searched_for_in_the_answer() -> None:
     assert matching(r"\d{2}")("it is 42", "") == 1.0
     assert matching(r"^\d{2}$")("it is 42", "") == 0.0
