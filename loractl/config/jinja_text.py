@@ -46,3 +46,13 @@ def variables_read(text: str) -> frozenset[str]:
     except (jinja2.TemplateSyntaxError, RecursionError):
         return frozenset()
     return frozenset(found) - jinja.globals.keys()
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The attributes and the quoted words of a template; empty if it cannot be parsed."""
+    try:
+        tree = environment().parse(text)
+    except (jinja2.TemplateSyntaxError, RecursionError):
+        return frozenset()
+    quoted = (one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str))
+    return frozenset([*quoted, *(one.attr for one in tree.find_all(nodes.Getattr))])
