@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loractl.data import spans
+from loractl.data.message_parts import parts_of
 from loractl.data.rendering import Renders, TemplateError, Tokenizer, apply
 from loractl.data.thoughts import has_thoughts
 from loractl.data.written import lost_thoughts, what_is_written, with_all_thoughts
@@ -145,6 +146,7 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
             " data.chat_template (chatml, or a file), use a model with one, or prompt and"
             " completion rows"
         )
+    lost, unread = _fields_beside(messages, train_on)
     prompt = _with_bos(tokenizer, messages[0].content)
     text = prompt + _with_eos(tokenizer, messages[1].content)
     answer = (len(prompt), len(text))
@@ -157,13 +159,30 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
         asked = (start - len(messages[0].content), start)
         untrained = [(*answer, 0.0)] if has_spans else []
         found = _all_but(text, [*_weigh((asked, answer), messages), *untrained])
-        return replace(found, pieces=pieces)
-    if not messages[1].train:
-        return Rendered(text, ())
-    weights = _weigh([answer], messages[1:])
-    if has_spans:
-        return Rendered(text, (), (), weights, pieces)
-    return Rendered(text, (answer,), (1,), weights)
+        found = replace(found, pieces=pieces)
+    elif not messages[1].train:
+        found = Rendered(text, ())
+    elif has_spans:
+        found = Rendered(text, (), (), _weigh([answer], messages[1:]), pieces)
+    else:
+        found = Rendered(text, (answer,), (1,), _weigh([answer], messages[1:]))
+    return replace(found, lost_thoughts=lost, unread=unread)
+
+
+def _fields_beside(messages: Sequence[Message], train_on: str) -> tuple[int, tuple[str, ...]]:
+    """How many answers have reasoning in a field, and which other fields there are: without a chat
+    template nothing reads either. Raises TemplateError for reasoning of a trained answer."""
+    parts = [part for part in parts_of(messages) if part.field]
+    thoughts = {part.number: part.field for part in parts if part.kind == "thought"}
+    for number in trained_answers(messages, train_on):
+        if number in thoughts:
+            raise TemplateError(
+                f"messages[{number}]: {thoughts[number]} of this answer, which is trained, cannot"
+                " be written, since the tokenizer has no chat template; set data.thoughts: drop to"
+                " train without it, or data.chat_template to one that writes it"
+            )
+    unread = dict.fromkeys(part.field for part in parts if part.kind == "field")
+    return len(thoughts), tuple(unread)
 
 
 def prompt_ids(
