@@ -59,12 +59,15 @@ def tokenise(
         if found:
             part.account.rows, part.account.format = part.account.rows + 1, reader.format
             part.account.note_row_(where, found[0], find_odd(found[0]))
+        texts = []
         for conversation in found:
             result = next(results)
             if isinstance(result, TemplateError):
                 part.bad.add(f"{place}: {result}")
             else:
+                texts.append(result.text)
                 _keep_result(part, reading, conversation, result, row, where)
+        part.account.note_rendered_(texts)
     return part, reader.format
 
 
@@ -102,7 +105,6 @@ def _keep_result(
     where: int | str,
 ) -> None:
     part.lengths.append(len(result.ids))
-    part.account.note_rendered_(result.text)
     if _keep_example(part, reading, result, row, where):
         answers = trained_answers(conversation.messages, reading.train_on)
         if any(_is_empty(conversation.messages[number]) for number in answers):

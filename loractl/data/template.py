@@ -25,6 +25,7 @@ class Rendered:
     weights: tuple[tuple[int, int, float], ...] = ()  # (start, end, weight) where it is not 1
     pieces: tuple[tuple[int, int, int], ...] = ()  # (start, end, start of its answer), train_spans
     lost_thoughts: int = 0  # answers whose reasoning the template drops, as in earlier turns
+    lost_trained: int = 0  # of these, the answers that are trained
     unread: tuple[str, ...] = ()  # fields of messages that the template does not read
     unended: int = 0  # answers trained without their end, see spans.Span
 
@@ -66,6 +67,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     written = what_is_written(renders)
     trained = trained_answers(messages, train_on)
     lost = lost_thoughts(renders, written, trained)
+    lost_trained = len({part.number for part in written.thoughts} & set(trained))
     text = renders.whole
     if messages[-1].role == "assistant" and not spans.is_ended(renders, len(messages) - 1):
         text += tokenizer.eos_token or ""  # or a model would never learn to stop
@@ -75,7 +77,8 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     answers = [_with_end(tokenizer, text, spans.find_answer(renders, n)) for n in trained]
     pieces = tuple(piece for answer in answers for piece in spans.pieces(renders, answer))
     if train_on == "all":
-        return replace(found, pieces=pieces, lost_thoughts=lost, unread=written.unread)
+        found = replace(found, pieces=pieces, unread=written.unread)
+        return replace(found, lost_thoughts=lost, lost_trained=lost_trained)
     whole = [answer for answer in answers if messages[answer.number].spans is None]
     return Rendered(
         text,
@@ -84,6 +87,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
         _weigh([(a.start, a.end) for a in answers], [messages[a.number] for a in answers]),
         pieces,
         lost,
+        lost_trained,
         written.unread,
         unended=sum(answer.ending == "untrained" for answer in answers),
     )

@@ -80,6 +80,16 @@ def test_empty_answers_are_told_with_their_count() -> None:
     assert told.startswith("a.jsonl: 1 row has an empty answer (line 2), which teaches")
 
 
+def test_no_setting_is_advised_where_no_trained_answer_loses_its_reasoning() -> None:
+    account = Account("a.jsonl", "00", "messages", rows=3, lost_thoughts=4)
+    (told,) = warnings(account, max_length=64)
+    assert "the reasoning of 4 earlier answers that precede" in told and "data." not in told
+    account.lost_trained = 2
+    (told,) = warnings(account, max_length=64)
+    assert "4 earlier answers, 2 of them trained without it" in told
+    assert "data.split_turns" in told and "data.train_on" in told
+
+
 def test_empty_sources_have_no_bars() -> None:
     assert histogram(Counter()) == [] and quantile(Counter(), 0.99) == 0
 
@@ -99,7 +109,7 @@ def test_the_accounts_of_stretches_add_up_field_by_field() -> None:
     first.unread, second.unread = {"b": 1}, {"a": 2, "b": 3}
     second.format, second.rendered_as = "text", "[INST]"
     first.add_(second)
-    assert [getattr(first, name) for name in COUNTS] == [11 * n for n in range(1, 8)]
+    assert [getattr(first, name) for name in COUNTS] == [11 * n for n in range(1, 9)]
     assert first.dropped.count == MOST_KEPT + 6 and len(first.dropped.first) == MOST_KEPT
     assert first.dropped.first[:3] == [3, 0, 1]
     assert list(first.unread.items()) == [("b", 4), ("a", 2)]
