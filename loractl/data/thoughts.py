@@ -131,14 +131,17 @@ def after_thoughts(text: str) -> str:
     return text[max(ends, default=0) :]
 
 
-def prepared(conversation: Conversation, setting: str, split: bool) -> Iterator[Conversation]:
+def prepared(
+    conversation: Conversation, setting: str, split: bool, *, train_on: str = "assistant"
+) -> Iterator[Conversation]:
     """What a row is rendered as: the reasoning that `data.thoughts` keeps, and with `split` one
-    conversation for each of its answers. Raises RowError where nothing of a span is left."""
+    conversation for each of its answers. Raises RowError where nothing is left of a
+    span that is trained."""
     for one in _answers_apart(conversation) if split else (conversation,):
-        yield _chosen(one, setting)
+        yield _chosen(one, setting, train_on)
 
 
-def _chosen(conversation: Conversation, setting: str) -> Conversation:
+def _chosen(conversation: Conversation, setting: str, train_on: str) -> Conversation:
     """`drop` keeps none of the reasoning, `last` that of the answers after the last question."""
     messages = conversation.messages
     if setting == "drop":
@@ -148,8 +151,10 @@ def _chosen(conversation: Conversation, setting: str) -> Conversation:
         kept = max(asked, default=-1)
     else:
         return conversation
+    last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)
     for number, message in enumerate(messages[:kept]):
-        _refuse_spans_of_thoughts(message, number, setting)
+        if number == last or train_on != "last":
+            _refuse_spans_of_thoughts(message, number, setting)
     left = (without_thoughts(m) if n < kept else m for n, m in enumerate(messages))
     return replace(conversation, messages=tuple(left))
 
@@ -159,8 +164,9 @@ def _refuse_spans_of_thoughts(message: Message, number: int, setting: str) -> No
         start, end = _without_dropped(message, span)
         if start == end:
             raise RowError(
-                f"messages[{number}].train_spans has {list(span)}, which holds reasoning alone, and"
-                f" data.thoughts: {setting} drops that; remove the span, or set data.thoughts: auto"
+                f"messages[{number}].train_spans has {list(span)}, which holds reasoning alone,"
+                f" and data.thoughts: {setting} takes that out; remove the span, or set"
+                " data.thoughts: auto"
             )
 
 

@@ -201,6 +201,10 @@ def test_a_span_of_reasoning_alone_is_refused_where_that_is_dropped() -> None:
     quiet = replace(row.messages[1], weight=0.0)
     (one,) = prepared(replace(row, messages=(ASK, quiet)), "drop", False)
     assert one.messages[1].content == "It is 4."
+    longer = replace(row, messages=(*row.messages, AGAIN, answer("6")))
+    assert list(prepared(longer, "last", False, train_on="last")), "it is context"
+    with pytest.raises(RowError, match=r"messages\[1\].*thoughts: last"):
+        list(prepared(longer, "last", False))
     across = replace(row.messages[1], spans=((0, 24),))
     (one,) = prepared(replace(row, messages=(ASK, across)), "drop", False)
     assert [one.messages[1].content[slice(*span)] for span in one.messages[1].spans or ()] == ["It"]
