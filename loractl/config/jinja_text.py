@@ -3,6 +3,8 @@
 Nothing is rendered here. Imports jinja2, so only what needs a template imports this.
 """
 
+from functools import lru_cache
+
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension
@@ -46,3 +48,14 @@ def variables_read(text: str) -> frozenset[str]:
     except (jinja2.TemplateSyntaxError, RecursionError):
         return frozenset()
     return frozenset(found) - jinja.globals.keys()
+
+
+@lru_cache(maxsize=64)
+def words_of(text: str) -> frozenset[str]:
+    """The attributes and the quoted words of a template; empty if it cannot be parsed."""
+    try:
+        tree = environment().parse(text)
+    except (jinja2.TemplateSyntaxError, RecursionError):
+        return frozenset()
+    quoted = (one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str))
+    return frozenset([*quoted, *(one.attr for one in tree.find_all(nodes.Getattr))])

@@ -16,8 +16,8 @@ MOST_KEPT = 1000  # in an account
 BARS = 10
 LINES = ("truncated", "lost_answer", "dropped", "untrained", "empty", "rendered", "doubled")
 COUNTS = (
-    "rows", "examples", "tokens", "trained_tokens", "lost_whole", "lost_thoughts", "unended",
-    "null_arguments",
+    "rows", "examples", "tokens", "trained_tokens", "lost_whole", "lost_thoughts", "lost_trained",
+    "unended", "null_arguments",
 )  # fmt: skip
 """The fields of an account that are sums over its rows."""
 
@@ -74,6 +74,7 @@ class Account:
         default_factory=dict
     )  # fields that nothing reads: rows with them
     lost_thoughts: int = 0  # answers whose reasoning the chat template drops
+    lost_trained: int = 0  # of these, the answers that are trained without it
     unended: int = 0  # answers trained without what ends them
     rendered: Lines = field(default_factory=Lines)  # prompts with special tokens in their text
     rendered_as: str = ""  # the first of these tokens
@@ -109,11 +110,13 @@ class Account:
             self.doubled.add(where)
             self.doubled_as = self.doubled_as or end
 
-    def note_rendered_(self, text: Rendered) -> None:
-        """Record what the chat template does not write of an example."""
-        self.lost_thoughts += text.lost_thoughts
-        self.unended += text.unended
-        for name in text.unread:
+    def note_rendered_(self, texts: Sequence[Rendered]) -> None:
+        """Record what the chat template does not write of a row, which may be several examples:
+        an answer is the context of those that follow."""
+        self.lost_thoughts += max((text.lost_thoughts for text in texts), default=0)
+        self.lost_trained += sum(text.lost_trained for text in texts)
+        self.unended += sum(text.unended for text in texts)
+        for name in dict.fromkeys(name for text in texts for name in text.unread):
             name = f"messages[].{name}"
             self.unread[name] = self.unread.get(name, 0) + 1
 
@@ -205,12 +208,7 @@ def oddities(account: Account) -> Iterator[tuple[str, str]]:
     if account.empty.count:
         yield "empty answers", empty_answers(account)
     if account.lost_thoughts:
-        yield (
-            "thoughts",
-            f"the chat template drops the reasoning of {account.lost_thoughts:,} earlier answers,"
-            " which are trained or read without it; data.train_on: last trains the last answers"
-            " only, data.split_turns: true makes an example of each answer",
-        )
+        yield "thoughts", _dropped_thoughts(account)
     if account.unended:
         yield (
             "end",
@@ -240,6 +238,20 @@ def oddities(account: Account) -> Iterator[tuple[str, str]]:
     if account.unread:
         fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(account.unread.items()))
         yield "unread", f"fields that nothing reads, and the rows that have them: {fields}"
+
+
+def _dropped_thoughts(account: Account) -> str:
+    """Which answers lose their reasoning, and what keeps it where that is trained."""
+    text = (
+        "the chat template drops the reasoning of"
+        f" {counted(account.lost_thoughts, 'earlier answer')}"
+    )
+    if not account.lost_trained:
+        return f"{text} that precede a trained one, as it does when the model answers"
+    return (
+        f"{text}, {account.lost_trained:,} of them trained without it; data.train_on: last trains"
+        " the last answers only, data.split_turns: true makes an example of each answer"
+    )
 
 
 def _why_untrained(account: Account, max_length: int) -> str:

@@ -15,8 +15,10 @@ Refusals = tuple[type[BaseException], ...]
 
 KEY, VALUE = "\uf8fe", "\uf8ff"  # of an argument or of a part that no row has
 
-_reads_lists: dict[tuple[str, str], bool] = {}
-"""Whether a template reads a list of parts in the messages of a role."""
+SECOND = "\uf8fd"  # the text of another part
+
+_reads_lists: dict[tuple[str, str, bool], bool] = {}
+"""Whether a template reads a list of one part, or of several, in the messages of a role."""
 
 _reads_text: dict[str, bool] = {}
 """Whether a template joins arguments to other text, as OpenAI's API has them (DeepSeek V3)."""
@@ -44,7 +46,7 @@ def fitting(
     for number, message in enumerate(messages):
         if not message.parts:
             continue
-        known = (template, message.role)
+        known = (template, message.role, len(message.parts) > 1)
         if known not in _reads_lists:
             _remember(_reads_lists, known, _tries_list(plain, messages, number, render, refusals))
         if _reads_lists.get(known):
@@ -82,17 +84,19 @@ def _tries_list(
     render: Render,
     refusals: Refusals,
 ) -> bool | None:
-    """Whether the template writes the text of a part, and not the part as an object; None where it
-    refuses the row in either form."""
+    """Whether the template writes the text of a part, and not the part as an object; if the message
+    has several parts, also that of another one, as templates do not that read the first alone.
+    None where it refuses the row in either form."""
     lists = [
         {**fields, "content": _as_list(message.parts)} if message.parts else fields
         for fields, message in zip(plain, messages, strict=True)
     ]
-    marked = {**plain[number], "content": [{"type": "text", "text": KEY, "mark": VALUE}]}
+    texts = [KEY, SECOND] if len(messages[number].parts) > 1 else [KEY]
+    marked = {**plain[number], "content": [{**part, "mark": VALUE} for part in _as_list(texts)]}
     for others in (lists, plain):
         text = _try(render, [*others[:number], marked, *others[number + 1 :]], refusals)
         if text is not None:
-            return KEY in text and VALUE not in text
+            return all(one in text for one in texts) and VALUE not in text
     return None if _try(render, plain, refusals) is None else False
 
 

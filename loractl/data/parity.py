@@ -1,12 +1,12 @@
 """Checks that generation starts an answer from the token ids that training saw before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from loractl.data.encoding import token_range, tokenize
 from loractl.data.rendering import Tokenizer
-from loractl.data.template import prompt_ids, render_row, with_thoughts
+from loractl.data.template import prompt_ids, render_row, trained_answers, with_thoughts
 from loractl.records import Conversation
 
 SHOWN = 60  # characters of a text in a message
@@ -44,7 +44,9 @@ def token_parity(
     a conversation has no prompt. Raises TemplateError.
     """
     row = with_thoughts(tokenizer, row, thoughts)
-    rendered = render_row(tokenizer, row, train_on=train_on)
+    whole = replace(row, messages=tuple(replace(one, spans=None) for one in row.messages))
+    answers = "assistant" if train_on == "all" else train_on
+    rendered = render_row(tokenizer, whole, train_on=answers)
     ((ids, offsets),) = tokenize(tokenizer, [rendered.text])
     found = []
     for number, (start, end) in zip(rendered.numbers, rendered.spans, strict=False):
@@ -61,6 +63,11 @@ def token_parity(
         )
         found.append(Difference(number, at, seen, trained))
     return found
+
+
+def n_prompted(row: Conversation, train_on: str) -> int:
+    """How many answers of a row `token_parity` compares."""
+    return sum(number > 0 for number in trained_answers(row.messages, train_on))
 
 
 def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:

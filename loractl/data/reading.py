@@ -65,7 +65,11 @@ class Reader:
             raise rows.RowError(f"{error}{_other_format(fields, self.format)}") from None
         if not reading.takes(conversation):
             return []
-        return list(thoughts.prepared(conversation, reading.thoughts, reading.split_turns))
+        return list(
+            thoughts.prepared(
+                conversation, reading.thoughts, reading.split_turns, train_on=reading.train_on
+            )
+        )
 
 
 def conversations(

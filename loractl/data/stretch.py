@@ -61,16 +61,18 @@ def tokenise(
             part.account.rows, part.account.format = part.account.rows + 1, reader.format
             whole = found[-1]  # with every message, also where each answer is an example
             part.account.note_row_(where, whole, find_odd(whole), find_unread(whole))
-        doubled = ""
+        doubled, texts = "", []
         for conversation in found:
             result = next(results)
             if isinstance(result, TemplateError):
                 part.bad.add(f"{place}: {result}")
             else:
+                texts.append(result.text)
                 answers = _answers(conversation, reading)
                 _keep_result(part, reading, answers, result, row, where)
                 doubled = doubled or row_notes.doubled_end(answers, result.text.text, tokens)
         part.account.note_doubled_(where, doubled)
+        part.account.note_rendered_(texts)
     return part, reader.format
 
 
@@ -108,7 +110,6 @@ def _keep_result(
     where: int | str,
 ) -> None:
     part.lengths.append(len(result.ids))
-    part.account.note_rendered_(result.text)
     if _keep_example(part, reading, result, row, where) and any(map(_is_empty, answers)):
         part.account.empty.add(where)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loractl.data import answer_pieces, spans
+from loractl.data.message_parts import parts_of
 from loractl.data.rendering import Renders, TemplateError, Tokenizer, apply
 from loractl.data.thoughts import has_thoughts
 from loractl.data.written import lost_thoughts, what_is_written, with_all_thoughts
@@ -24,6 +25,7 @@ class Rendered:
     weights: tuple[tuple[int, int, float], ...] = ()  # (start, end, weight) where it is not 1
     pieces: tuple[tuple[int, int, int], ...] = ()  # (start, end, start of its answer), train_spans
     lost_thoughts: int = 0  # answers whose reasoning the template drops, as in earlier turns
+    lost_trained: int = 0  # of these, the answers that are trained
     unread: tuple[str, ...] = ()  # fields of messages that the template does not read
     unended: int = 0  # answers trained without their end, see spans.Span
 
@@ -65,6 +67,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     written = what_is_written(renders)
     trained = trained_answers(messages, train_on)
     lost = lost_thoughts(renders, written, trained)
+    lost_trained = len({part.number for part in written.thoughts} & set(trained))
     text = renders.whole
     if messages[-1].role == "assistant" and not spans.is_ended(renders, len(messages) - 1):
         text += tokenizer.eos_token or ""  # or a model would never learn to stop
@@ -74,7 +77,8 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
     answers = [_with_end(tokenizer, text, spans.find_answer(renders, n)) for n in trained]
     pieces = tuple(piece for answer in answers for piece in answer_pieces.pieces(renders, answer))
     if train_on == "all":
-        return replace(found, pieces=pieces, lost_thoughts=lost, unread=written.unread)
+        found = replace(found, pieces=pieces, unread=written.unread)
+        return replace(found, lost_thoughts=lost, lost_trained=lost_trained)
     whole = [answer for answer in answers if messages[answer.number].spans is None]
     return Rendered(
         text,
@@ -83,6 +87,7 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
         _weigh([(a.start, a.end) for a in answers], [messages[a.number] for a in answers]),
         pieces,
         lost,
+        lost_trained,
         written.unread,
         unended=sum(answer.ending == "untrained" for answer in answers),
     )
@@ -145,6 +150,7 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
             " data.chat_template (chatml, or a file), use a model with one, or prompt and"
             " completion rows"
         )
+    lost, unread = _fields_beside(messages, train_on)
     prompt = _with_bos(tokenizer, messages[0].content)
     text = prompt + _with_eos(tokenizer, messages[1].content)
     answer = (len(prompt), len(text))
@@ -157,13 +163,30 @@ def _without_template(tokenizer: Tokenizer, messages: Sequence[Message], train_o
         asked = (start - len(messages[0].content), start)
         untrained = [(*answer, 0.0)] if has_spans else []
         found = _all_but(text, [*_weigh((asked, answer), messages), *untrained])
-        return replace(found, pieces=pieces)
-    if not messages[1].train:
-        return Rendered(text, ())
-    weights = _weigh([answer], messages[1:])
-    if has_spans:
-        return Rendered(text, (), (), weights, pieces)
-    return Rendered(text, (answer,), (1,), weights)
+        found = replace(found, pieces=pieces)
+    elif not messages[1].train:
+        found = Rendered(text, ())
+    elif has_spans:
+        found = Rendered(text, (), (), _weigh([answer], messages[1:]), pieces)
+    else:
+        found = Rendered(text, (answer,), (1,), _weigh([answer], messages[1:]))
+    return replace(found, lost_thoughts=lost, unread=unread)
+
+
+def _fields_beside(messages: Sequence[Message], train_on: str) -> tuple[int, tuple[str, ...]]:
+    """How many answers have reasoning in a field, and which other fields there are: without a chat
+    template nothing reads either. Raises TemplateError for reasoning of a trained answer."""
+    parts = [part for part in parts_of(messages) if part.field]
+    thoughts = {part.number: part.field for part in parts if part.kind == "thought"}
+    for number in trained_answers(messages, train_on):
+        if number in thoughts:
+            raise TemplateError(
+                f"messages[{number}]: {thoughts[number]} of this answer, which is trained, cannot"
+                " be written, since the tokenizer has no chat template; set data.thoughts: drop to"
+                " train without it, or data.chat_template to one that writes it"
+            )
+    unread = dict.fromkeys(part.field for part in parts if part.kind == "field")
+    return len(thoughts), tuple(unread)
 
 
 def prompt_ids(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from loractl.data.row_errors import RowError
 from loractl.records import Conversation, Message
 
 FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -84,31 +85,51 @@ def _in_fields(message: Message) -> dict[str, str]:
 
 
 def without_thoughts(message: Message) -> Message:
-    """The message without its reasoning, its tags and the white space after them."""
+    """The message without its reasoning, its tags and the white space after them; `spans` are of
+    what is left."""
     if message.role != "assistant":
         return message
     extra = {name: value for name, value in message.extra.items() if name not in FIELDS}
-    parts = tuple(_untagged(message, text) for text in message.parts)
     content = _untagged(message, message.content)
-    return replace(message, content=content, extra=extra, parts=parts)
+    parts = tuple(_untagged(message, text) for text in message.parts)
+    if "".join(parts) != content:  # tags in two parts
+        parts = (content,) if parts else ()
+    spans = message.spans
+    if spans is not None:
+        moved = (_without_dropped(message, span) for span in spans)
+        spans = tuple((start, end) for start, end in moved if start < end)
+    return replace(message, content=content, extra=extra, parts=parts, spans=spans)
 
 
 def _untagged(message: Message, text: str) -> str:
-    found = list(pieces(message, text))
-    kept = [
-        piece.text.lstrip() if number and found[number - 1].kind == "tag" else piece.text
-        for number, piece in enumerate(found)
-        if piece.kind == "content"
-    ]
-    return "".join(kept)
+    return "".join(text[start:end] for start, end in _untagged_spans(message, text))
+
+
+def _untagged_spans(message: Message, text: str) -> Iterator[tuple[int, int]]:
+    """The stretches of a text that are no reasoning, without the white space after its tags."""
+    start, is_after_tag = 0, False
+    for piece in pieces(message, text):
+        end = start + len(piece.text)
+        if piece.kind == "content":
+            trimmed = len(piece.text) - len(piece.text.lstrip()) if is_after_tag else 0
+            yield start + trimmed, end
+        start, is_after_tag = end, piece.kind == "tag"
+
+
+def _without_dropped(message: Message, span: tuple[int, int]) -> tuple[int, int]:
+    """Where a span of the content stands once the reasoning is taken out of it."""
+    kept = list(_untagged_spans(message, message.content))
+    start, end = (sum(max(0, min(e, place) - s) for s, e in kept) for place in span)
+    return start, end
 
 
 def separated(message: Message) -> tuple[str, Message]:
-    """The reasoning of an answer, and the answer without it."""
+    """The reasoning of an answer, and the answer without it. What it says twice, under two names,
+    is one reasoning."""
     found = pieces(message, message.content)
     inside = [piece.text.strip("\n") for piece in found if piece.kind == "thought"]
     texts = [*_in_fields(message).values(), *(text for text in inside if text.strip())]
-    return "\n".join(texts), without_thoughts(message)
+    return "\n".join({text.strip(): text for text in texts}.values()), without_thoughts(message)
 
 
 def after_thoughts(text: str) -> str:
@@ -117,14 +138,17 @@ def after_thoughts(text: str) -> str:
     return text[max(ends, default=0) :]
 
 
-def prepared(conversation: Conversation, setting: str, split: bool) -> Iterator[Conversation]:
+def prepared(
+    conversation: Conversation, setting: str, split: bool, *, train_on: str = "assistant"
+) -> Iterator[Conversation]:
     """What a row is rendered as: the reasoning that `data.thoughts` keeps, and with `split` one
-    conversation for each of its answers."""
+    conversation for each of its answers. Raises RowError where nothing is left of a
+    span that is trained."""
     for one in _answers_apart(conversation) if split else (conversation,):
-        yield _chosen(one, setting)
+        yield _chosen(one, setting, train_on)
 
 
-def _chosen(conversation: Conversation, setting: str) -> Conversation:
+def _chosen(conversation: Conversation, setting: str, train_on: str) -> Conversation:
     """`drop` keeps none of the reasoning, `last` that of the answers after the last question."""
     messages = conversation.messages
     if setting == "drop":
@@ -134,8 +158,23 @@ def _chosen(conversation: Conversation, setting: str) -> Conversation:
         kept = max(asked, default=-1)
     else:
         return conversation
+    last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)
+    for number, message in enumerate(messages[:kept]):
+        if number == last or train_on != "last":
+            _refuse_spans_of_thoughts(message, number, setting)
     left = (without_thoughts(m) if n < kept else m for n, m in enumerate(messages))
     return replace(conversation, messages=tuple(left))
+
+
+def _refuse_spans_of_thoughts(message: Message, number: int, setting: str) -> None:
+    for span in (message.spans or ()) if message.train else ():
+        start, end = _without_dropped(message, span)
+        if start == end:
+            raise RowError(
+                f"messages[{number}].train_spans has {list(span)}, which holds reasoning alone,"
+                f" and data.thoughts: {setting} takes that out; remove the span, or set"
+                " data.thoughts: auto"
+            )
 
 
 def _answers_apart(conversation: Conversation) -> Iterator[Conversation]:
@@ -156,13 +195,33 @@ def _answers_apart(conversation: Conversation) -> Iterator[Conversation]:
         yield conversation
 
 
-def spellings(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+def spellings(
+    messages: Sequence[Message], *, in_content: bool = True
+) -> Iterator[tuple[Message, ...]]:
     """The same messages with their reasoning in each field in turn, then in tags in the content:
-    the ways in which templates read it, as given first."""
+    the ways in which templates read it, as given first.
+
+    Reasoning of which `spans` choose a stretch stays where it is.
+    """
     yield tuple(messages)
+    if any(map(_has_spans_of_thoughts, messages)):
+        return
     for name in FIELDS:
         yield tuple(_spelled(message, name) for message in messages)
-    yield tuple(_spelled(message, "") for message in messages)
+    if in_content:
+        yield tuple(_spelled(message, "") for message in messages)
+
+
+def _has_spans_of_thoughts(message: Message) -> bool:
+    at = 0
+    for piece in pieces(message, message.content):
+        until = at + len(piece.text)
+        if piece.kind == "thought" and message.train:
+            spans = message.spans or ()
+            if any(start < until and at < end for start, end in spans):
+                return True
+        at = until
+    return False
 
 
 def _spelled(message: Message, name: str) -> Message:
@@ -173,5 +232,8 @@ def _spelled(message: Message, name: str) -> Message:
         extra: Mapping[str, object] = {**answer.extra, name: thought}
         return replace(answer, extra=extra)
     opened, closed = TAGS[0]
-    text = f"{opened}\n{thought}\n{closed}\n\n{answer.content}"
-    return replace(answer, content=text, parts=(text,) if answer.parts else ())
+    before = f"{opened}\n{thought}\n{closed}\n\n"
+    text, spans = before + answer.content, answer.spans
+    if spans is not None:
+        spans = tuple((start + len(before), end + len(before)) for start, end in spans)
+    return replace(answer, content=text, parts=(text,) if answer.parts else (), spans=spans)

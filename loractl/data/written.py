@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from loractl.config.jinja_text import words_of
 from loractl.data import thoughts
 from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of, parts_of, text_of
 from loractl.data.rendering import CallsLostError, Renders, TemplateError
@@ -23,6 +24,7 @@ class Written:
     """What a template leaves out of a conversation without being asked to."""
 
     thoughts: tuple[Part, ...] = ()  # reasoning
+    never: tuple[Part, ...] = ()  # of it, what is not written in a last answer either
     unread: tuple[str, ...] = ()  # fields of messages
 
 
@@ -41,32 +43,61 @@ def what_is_written(renders: Renders) -> Written:
     parts = list(parts_of(renders.messages))
     form = (renders.template, bool(renders.tools), str(renders.variables), _form_of(renders, parts))
     if form in _proven and _texts_follow(renders, parts, _proven[form]):
-        return _proven[form]
+        return _without_repeated(renders, parts, _proven[form])
     lost = list(_lost_among(renders, parts, _free_marks(renders, len(parts))))
     for part in lost:
         if part.kind not in ("thought", "field"):
             raise _say_lost(renders, part)
+    lost_thoughts = tuple(part for part in lost if part.kind == "thought")
     found = Written(
-        thoughts=tuple(part for part in lost if part.kind == "thought"),
+        thoughts=lost_thoughts,
+        never=tuple(part for part in lost_thoughts if not _is_written_last(renders, part)),
         unread=tuple(dict.fromkeys(part.field for part in lost if part.kind == "field")),
     )
     while len(_proven) >= MOST_PROVEN:
         del _proven[next(iter(_proven))]
     _proven[form] = found
-    return found
+    return _without_repeated(renders, parts, found)
+
+
+def _without_repeated(renders: Renders, parts: Sequence[Part], written: Written) -> Written:
+    """Reasoning that the answer has under another name too, where it is written, is not lost."""
+    if not written.thoughts:
+        return written
+    said = {
+        (part.number, text_of(renders.messages[part.number], part).strip())
+        for part in parts
+        if part.kind == "thought" and part not in written.thoughts
+    }
+    left = tuple(
+        part
+        for part in written.thoughts
+        if (part.number, text_of(renders.messages[part.number], part).strip()) not in said
+    )
+    return replace(written, thoughts=left, never=tuple(p for p in written.never if p in left))
 
 
 def lost_thoughts(renders: Renders, written: Written, trained: Sequence[int]) -> int:
     """How many answers lose reasoning to the template, which drops that of earlier turns by design.
 
-    Raises TemplateError if the last answer loses it and is trained.
+    Raises TemplateError if a trained answer loses it that is the last, or whose reasoning the
+    template would not write if it were.
     """
     lost = {part.number for part in written.thoughts}
     last = max((n for n, m in enumerate(renders.messages) if m.role == "assistant"), default=-1)
-    if last in lost and last in trained:
-        part = next(part for part in written.thoughts if part.number == last)
-        raise _say_thought_lost(renders, part)
+    for part in reversed(written.thoughts):
+        if part.number in trained and (part.number == last or part in written.never):
+            raise _say_thought_lost(renders, part)
     return len(lost)
+
+
+def _is_written_last(renders: Renders, part: Part) -> bool:
+    """Whether the template writes this part of an answer where the answer is the last message."""
+    until = renders.like(renders.messages[: part.number + 1])
+    try:
+        return _stands_in(renders.mark, until.with_parts_marked({part: renders.mark}))
+    except TemplateError:
+        return False
 
 
 def _form_of(renders: Renders, parts: Sequence[Part]) -> Hashable:
@@ -155,22 +186,52 @@ def _say_lost(renders: Renders, part: Part) -> TemplateError:
 def _say_thought_lost(renders: Renders, part: Part) -> TemplateError:
     """What is lost, and which settings keep it or do without it."""
     what = part.field or "the reasoning in the content"
+    until = renders.like(renders.messages[: part.number + 1])
     cure = "set data.thoughts: drop to train without it, or data.chat_template to one that keeps it"
-    if any(part.number not in lost for lost in _lost_by_spelling(renders)):
-        cure = "set data.thoughts: keep to write it where the template reads it, or drop to train"
-        cure += " without it"
+    for kept_in, settings in (
+        (renders, "data.thoughts: keep"),
+        (until, "data.thoughts: keep and data.split_turns: true"),
+    ):
+        if any(part.number not in lost for _, lost in _lost_by_spelling(kept_in)):
+            cure = f"set {settings} to write it where the template reads it, or data.thoughts: drop"
+            cure += " to train without it"
+            break
     return TemplateError(
         f"messages[{part.number}]: the chat template leaves out {what} of this answer, which is"
         f" trained; {cure}"
     )
 
 
-def _lost_by_spelling(renders: Renders) -> Iterator[set[int]]:
-    """The messages that lose their reasoning, for each place it may be written in."""
-    for messages in thoughts.spellings(renders.messages):
+def _lost_by_spelling(renders: Renders) -> Iterator[tuple[Renders, set[int]]]:
+    """The conversation with its reasoning in each place that it may be written in, and the messages
+    that lose it there.
+
+    Tags in the content are such a place where the template reads no field, and writes the content
+    before the calls that the reasoning leads to.
+    """
+    in_content = not words_of(renders.template) & set(thoughts.FIELDS)
+    for messages in thoughts.spellings(renders.messages, in_content=in_content):
+        other = renders.like(messages)
         with contextlib.suppress(TemplateError):
-            written = what_is_written(renders.like(messages))
-            yield {part.number for part in written.thoughts}
+            lost = {part.number for part in what_is_written(other).thoughts}
+            if messages == renders.messages or not _is_after_calls(other):
+                yield other, lost
+
+
+def _is_after_calls(renders: Renders) -> bool:
+    """Whether reasoning of an answer is written after the calls of that answer."""
+    parts = list(parts_of(renders.messages))
+    marks = dict(zip(parts, _free_marks(renders, len(parts)), strict=False))
+    marks = {part: mark for part, mark in marks.items() if part.kind in ("thought", "name")}
+    if not any(part.kind == "name" for part in marks):
+        return False
+    text = renders.with_parts_marked(marks)
+    return any(
+        call.kind == "name" and call.number == thought.number and text.find(name) < text.find(mark)
+        for thought, mark in marks.items()
+        if thought.kind == "thought"
+        for call, name in marks.items()
+    )
 
 
 def with_all_thoughts(renders: Renders) -> Renders:
@@ -180,21 +241,20 @@ def with_all_thoughts(renders: Renders) -> Renders:
     answers which are not trained it may drop.
     """
     fewest: set[int] | None = None
-    for messages in thoughts.spellings(renders.messages):
-        other = renders.like(messages)
-        with contextlib.suppress(TemplateError):
-            lost = {part.number for part in what_is_written(other).thoughts}
-            lost = {number for number in lost if messages[number].train}
-            if not lost:
-                return other
-            fewest = lost if fewest is None or len(lost) < len(fewest) else fewest
+    for other, found in _lost_by_spelling(renders):
+        lost = {number for number in found if renders.messages[number].train}
+        if not lost:
+            return other
+        fewest = lost if fewest is None or len(lost) < len(fewest) else fewest
     if fewest is None:
         return renders  # what is refused is said of the row as it is
-    last = max(n for n, m in enumerate(renders.messages) if m.role == "assistant")
-    cure = "set data.split_turns: true, which makes an example of each answer"
-    if last in fewest:
-        cure = "set data.chat_template to one that writes it"
+    number = min(fewest)
+    until = renders.like(renders.messages[: number + 1])
+    cure = "set data.chat_template to one that writes it"
+    is_last = number == len(renders.messages) - 1
+    if not is_last and any(number not in lost for _, lost in _lost_by_spelling(until)):
+        cure = "set data.split_turns: true, which makes an example of each answer"
     raise TemplateError(
-        f"messages[{min(fewest)}]: data.thoughts: keep, and the chat template leaves out the"
+        f"messages[{number}]: data.thoughts: keep, and the chat template leaves out the"
         f" reasoning of this answer; {cure}, or another value"
     )

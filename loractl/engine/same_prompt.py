@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from loractl.data.parity import token_parity
+from loractl.data.parity import n_prompted, token_parity
 from loractl.data.reading import Reading, conversations
 from loractl.data.rendering import TemplateError
 from loractl.engine.data import sources_of
@@ -45,12 +45,11 @@ def same_at_generation(session: Session, rows: Sequence[Conversation]) -> Findin
     answers, found = 0, []
     data = session.config.data
     for conversation in rows:
-        messages = conversation.messages
         with contextlib.suppress(TemplateError):  # reported where rows are read
             found += token_parity(
                 session.tokenizer, conversation, train_on=data.train_on, thoughts=data.thoughts
             )
-            answers += sum(message.role == "assistant" for message in messages)
+            answers += n_prompted(conversation, data.train_on)
     if found:
         text = (
             f"before {len(found)} of {answers} answers, generation sees other tokens than training,"

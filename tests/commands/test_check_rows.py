@@ -74,7 +74,20 @@ def test_keep_is_refused_where_the_template_cannot(
     said = capsys.readouterr().err
     assert "rows.jsonl:1: messages[1]: data.thoughts: keep" in said and "split_turns: true" in said
     notes = found(setup([thinking(0)], more=", thoughts: keep, split_turns: true"), capsys)
-    assert "thoughts" in notes, "the context of the second answer is stripped as at generation"
+    assert "as it does when the model answers" in notes["thoughts"]
+    assert "data." not in notes["thoughts"], "there is nothing to change"
+    last = found(setup([thinking(0)], more=", train_on: last"), capsys)["thoughts"]
+    assert "as it does" in last and "data." not in last
+
+
+def test_prompts_are_compared_before_the_answers_that_are_trained(
+    setup: Callable[..., Path], capsys: Capture
+) -> None:
+    config = setup([thinking(number) for number in range(3)], more=", train_on: last")
+    assert main(["check", str(config), "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (text,) = (one["text"] for one in findings if one["what"] == "prompt")
+    assert text.startswith("before 3 answers, generation sees the same tokens")
 
 
 def test_fields_that_nothing_reads_are_listed_with_their_counts(
@@ -92,6 +105,10 @@ def test_fields_that_nothing_reads_are_listed_with_their_counts(
     ]  # fmt: skip
     text = found(setup(rows), capsys)["unread"]
     assert "id (3), messages[].name (3), messages[].time (3), source (2)" in text
+    for row in rows:
+        row["messages"] *= 3
+    again = found(setup(rows, more=", split_turns: true"), capsys)["unread"]
+    assert again == text, "rows are counted, not their examples"
     reads = QWEN.replace("m.role ~ '\n'", "m.role ~ (m.name or '') ~ '\n'")
     assert reads != QWEN
     assert "messages[].name" not in found(setup(rows, reads), capsys)["unread"]

@@ -117,6 +117,9 @@ KINDS: dict[str, dict[str, Any]] = {
             AGAIN, {**SECOND, "reasoning_content": MILD},
         ]
     },
+    "earlier reasoning alone": {
+        "messages": [ASKED, {**ANSWER, "reasoning_content": COLD}, AGAIN, SECOND]
+    },
     "list content": {
         "messages": [asks(parts("Is it cold ", "there?")), says(parts("It freezes.", " Often."))]
     },
@@ -181,13 +184,15 @@ def cell(tokenizer: PreTrainedTokenizerFast, row: Mapping[str, Any]) -> Cell:
     except TemplateError as error:
         if theirs is None:
             return Cell("x", str(error))
-        lost = [text for _, text in _needed(row) if text not in their_text]
+        needed = [*_needed(row), *_written_in_no_turn(tokenizer, row)]
+        lost = [text for _, text in needed if text not in their_text]
         assert lost, f"refused, though nothing is lost: {error}"
         return Cell("-", str(error))
     assert theirs is not None, "not refused, though transformers cannot render it"
     added = ids[len(theirs) :]
     assert ids[: len(theirs)] == theirs, "other ids than transformers'"
     assert not added or tokenizer.decode(added) == tokenizer.eos_token
+    assert not list(_written_in_no_turn(tokenizer, row)), "reasoning of a trained answer is lost"
     lost = _check_trained(tokenizer, row, conversation, ours, labels)
     assert ours.lost_thoughts == lost, "lost reasoning is not counted"
     return Cell("t" if lost else "+" if added else "=")
@@ -209,8 +214,9 @@ def _check_trained(
     for role, text in _needed(row):
         assert (text in trained) == (role == "assistant"), f"{text!r} of {role}"
     thoughts = [text for text in (COLD, MILD) if text in json.dumps(row)]
-    assert not thoughts or thoughts[-1] in trained
-    return sum(text not in ours.text for text in thoughts[:-1])
+    if thoughts and thoughts[-1] in json.dumps(row["messages"][-1]):
+        assert thoughts[-1] in trained
+    return sum(text not in ours.text for text in thoughts)
 
 
 def _needed(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -229,6 +235,18 @@ def _needed(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for one in message.get("tool_calls") or []:
             yield message["role"], one["function"]["name"]
             yield message["role"], json.loads(one["function"]["arguments"])["city"]
+
+
+def _written_in_no_turn(
+    tokenizer: PreTrainedTokenizerFast, row: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """(role, text) of the reasoning of earlier answers that the template would not write either if
+    they were the last."""
+    for number, message in enumerate(row["messages"][:-1]):
+        text = next((text for text in (COLD, MILD) if text in json.dumps(message)), "")
+        until = {**row, "messages": row["messages"][: number + 1]}
+        if text and text not in _rendered_by_transformers(tokenizer, until)[1]:
+            yield "assistant", text
 
 
 def _rendered_by_transformers(

@@ -80,6 +80,16 @@ def test_empty_answers_are_told_with_their_count() -> None:
     assert told.startswith("a.jsonl: 1 row has an empty answer (line 2), which teaches")
 
 
+def test_no_setting_is_advised_where_no_trained_answer_loses_its_reasoning() -> None:
+    account = Account("a.jsonl", "00", "messages", rows=3, lost_thoughts=4)
+    (told,) = warnings(account, max_length=64)
+    assert "the reasoning of 4 earlier answers that precede" in told and "data." not in told
+    account.lost_trained = 2
+    (told,) = warnings(account, max_length=64)
+    assert "4 earlier answers, 2 of them trained without it" in told
+    assert "data.split_turns" in told and "data.train_on" in told
+
+
 def test_empty_sources_have_no_bars() -> None:
     assert histogram(Counter()) == [] and quantile(Counter(), 0.99) == 0
 

@@ -62,6 +62,18 @@ def test_parts_are_a_list_where_a_template_reads_lists_and_joined_where_it_does_
     assert "user\na b<|im_end|>" in text_of(dumps, asked(parts("a ", "b")), answer)
 
 
+def test_parts_are_joined_where_a_template_reads_the_first_alone() -> None:
+    first = CHATML.replace(  # Gemma 3 does so with a system message
+        "m['content']", "(m['content'] if m['content'] is string else m['content'][0].text)"
+    )
+    answer = {"role": "assistant", "content": "y"}
+    assert "user\na b<|im_end|>" in text_of(first, asked(parts("a ", "b")), answer)
+    only = first.replace("m['content'] if m['content'] is string", "'none' if m.content is string")
+    assert "user\na<|im_end|>" in text_of(
+        only, asked(parts("a")), {**answer, "content": parts("y")}
+    )
+
+
 def test_a_text_is_no_list() -> None:
     answer = {"role": "assistant", "content": "y"}
     assert "user\nab<|im_end|>" in text_of(BOTH, asked("ab"), answer)

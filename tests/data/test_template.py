@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from loractl.data.encoding import encode
 from loractl.data.rendering import TemplateError
 from loractl.data.template import prompt_ids, render
+from loractl.data.thoughts import without_thoughts
 from loractl.records import UNTRAINED, Message
 from tests.tiny import CHATML, make_tokenizer
 
@@ -249,6 +251,21 @@ def test_without_a_template_a_prompt_and_its_completion_are_joined() -> None:
     for longer in (CONVERSATION, row[:1], [Message("system", "x"), *row]):
         with pytest.raises(TemplateError, match="no chat template"):
             trained(bare, longer)
+
+
+def test_without_a_template_no_reasoning_and_no_field_is_lost_unnoticed() -> None:
+    bare = with_template(None)
+    asked = Message("user", "2 plus 2 is", extra={"name": "bob", "empty": ""})
+    thinks = Message("assistant", " 4", extra={"reasoning_content": "add"})
+    for train_on in ("assistant", "last", "all"):
+        with pytest.raises(
+            TemplateError, match=r"messages\[1\]: reasoning_content .* drop to train"
+        ):
+            render(bare, [asked, thinks], train_on=train_on)
+    plain = render(bare, [asked, without_thoughts(thinks)], train_on="assistant")
+    assert (plain.unread, plain.lost_thoughts) == (("name",), 0)
+    quiet = render(bare, [asked, replace(thinks, weight=0.0)], train_on="assistant")
+    assert (quiet.unread, quiet.lost_thoughts) == (("name",), 1)
 
 
 def test_plain_text_is_trained_whole_up_to_the_end_token() -> None:

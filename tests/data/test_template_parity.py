@@ -1,9 +1,11 @@
 """That generation begins where training does is proved token by token, and what differs is said."""
 
+from dataclasses import replace
+
 import pytest
 
 from loractl.data.encoding import encode
-from loractl.data.parity import doubled_bos, token_parity
+from loractl.data.parity import doubled_bos, n_prompted, token_parity
 from loractl.data.template import prompt_ids
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CASES, CONVERSATIONS, TOOL, template_tokenizer
@@ -43,6 +45,16 @@ def test_thoughts_that_only_a_prompt_opens_are_shown_for_each_answer() -> None:
     )
     (only,) = token_parity(template_tokenizer("qwen3_prompted"), of("chat"))
     assert only.number == 2, "the last answer has an empty block after the one the prompt opens"
+
+
+def test_every_trained_answer_is_compared_and_no_other_is_counted() -> None:
+    tokenizer, row = template_tokenizer("deepseek_r1"), of("chat")
+    assert len(token_parity(tokenizer, row, train_on="all")) == n_prompted(row, "all") == 2
+    spans = (*row.messages[:-1], replace(row.messages[-1], spans=((0, 1),)))
+    assert len(token_parity(tokenizer, replace(row, messages=spans))) == 2
+    assert len(token_parity(tokenizer, row, train_on="last")) == n_prompted(row, "last") == 1
+    opening = Conversation((Message("assistant", "Hi"), *row.messages[1:]))
+    assert n_prompted(opening, "assistant") == 2, "an answer without a prompt has nothing before it"
 
 
 def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:

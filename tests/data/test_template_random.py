@@ -146,11 +146,13 @@ CUT = ("deepseek_r1", "qwen3", "qwen3_prompted")
 
 
 def drops_words(name: str, answers: list[str]) -> bool:
-    """Whether more is lost than the reasoning that begins an answer which is not the last."""
+    """Whether more is lost than the reasoning of an answer which is not the last, where the
+    template would write it if it were."""
     for number, said in enumerate(answers):
-        last = number == len(answers) - 1
-        wanted = said if last else without_thoughts(said)
-        if words(FAMILIES[name].says(said, last)) != words(wanted):
+        says, last = FAMILIES[name].says, number == len(answers) - 1
+        if words(says(said, True)) != words(said):
+            return True
+        if not last and words(says(said, False)) != words(without_thoughts(said)):
             return True
     return False
 
