@@ -109,9 +109,12 @@ def _field_marked(number: int, name: str, value: Any, marks: Mapping[Part, str])
 def _call_marked(
     call: Mapping[str, Any], number: int, index: int, marks: Mapping[Part, str]
 ) -> Mapping[str, Any]:
-    function = dict(function_of(call))
+    function, is_nested = dict(function_of(call)), "function" in call
     if name := marks.get(Part(number, "name", index)):
+        if isinstance(call.get("id"), str):  # the only place where Kimi K2 writes the name
+            ids = {"id": call["id"].replace(function["name"], name)}
+            call, function = {**call, **ids}, {**function, **({} if is_nested else ids)}
         function["name"] = name
     if text := marks.get(Part(number, "arguments", index)):
         function["arguments"] = dict.fromkeys(function["arguments"], text)
-    return {**call, "function": function} if "function" in call else function
+    return {**call, "function": function} if is_nested else function

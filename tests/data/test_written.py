@@ -61,6 +61,18 @@ def test_every_call_must_be_written() -> None:
     assert "get" in rendered(ONE_CALL, asked(call("get", city="Bern")))
 
 
+def test_a_name_may_stand_in_the_id_of_its_call_alone() -> None:
+    by_id = ALL_CALLS.replace("{{ c.function.name }}", "{{ c.id }}")
+    assert by_id != ALL_CALLS
+    calls = [{"id": f"functions.get:{n}", **call("get", city="Bern")} for n in range(2)]
+    assert "functions.get:1" in rendered(by_id, asked(*calls))
+    flat = [{"id": "get:0", "name": "get", "arguments": {"city": "Bern"}}]
+    plain = by_id.replace("c.function.arguments", "c.arguments")
+    assert "get:0" in rendered(plain, asked(*flat))
+    with pytest.raises(TemplateError, match="leaves out the tool_calls"):
+        rendered(by_id, asked({**calls[0], "id": "call_1"}))
+
+
 def test_every_argument_must_be_written() -> None:
     first = ALL_CALLS.replace("c.function.arguments | tojson", "c.function.name")
     with pytest.raises(TemplateError, match="leaves out the tool_calls"):
