@@ -18,7 +18,7 @@ from bench import machine, report, run, store
 TITLE = "Tokenising"
 ABOUT = """\
 A file of chats to token ids and labels, in a process of its own each: megabytes of the file a
-second once all processes have started, the lowest and the highest in parentheses. one
+second once all processes have started, the lowest and the highest in parentheses. One
 core: one process whose tokenizer has no threads. The store that several processes write is the
 same, byte for byte. TRL tokenises with `SFTTrainer`, all tokens trained. Processor time, starts
 included, changes least with what else the machine does."""
