@@ -7,6 +7,7 @@ span, so no template needs `{% generation %}` marks.
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, overload
 
 from loractl.data.rendering import CallsLostError, TemplateError, Tokenizer
@@ -64,9 +65,20 @@ def encode_many(
         return [row for row in rows if isinstance(row, TemplateError)]
     encoded = tokenize(tokenizer, texts)
     return [
-        row if isinstance(row, TemplateError) else _label_tokens(*next(encoded), row)
+        row
+        if isinstance(row, TemplateError)
+        else _labelled_or_error(tokenizer, row, *next(encoded))
         for row in rows
     ]
+
+
+def _labelled_or_error(
+    tokenizer: Tokenizer, row: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]
+) -> Encoded | TemplateError:
+    try:
+        return _label_tokens(*apart(tokenizer, row, ids, offsets), row)
+    except TemplateError as error:
+        return TemplateError(str(error))  # without what it holds
 
 
 def _render_or_error(
@@ -122,6 +134,42 @@ def tokenize(
         verbose=False,  # rows longer than the model allows are handled and reported elsewhere
     )
     yield from zip(encoded["input_ids"], map(Offsets, encoded.encodings), strict=True)
+
+
+def apart(
+    tokenizer: Tokenizer, row: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]
+) -> tuple[list[int], Sequence[tuple[int, int]]]:
+    """The tokens of a row, none of which holds both the end of a prompt and the start of an answer.
+
+    Such a token could not be trained, as generation begins after the prompt, and a short answer
+    would be lost whole. The text is then tokenized in parts that are cut there, as a prompt is.
+    Raises TemplateError if the tokenizer would add something to the parts.
+    """
+    starts = {row.spans[n][0] for n in range(len(row.numbers))} | {
+        floor for *_, floor in row.pieces
+    }
+    cuts = sorted(start for start in starts if _is_within_token(offsets, start))
+    if not cuts:
+        return ids, offsets
+    ends = [0, *cuts, len(row.text)]
+    texts = [row.text[start:end] for start, end in pairwise(ends)]
+    found: list[int] = []
+    places: list[tuple[int, int]] = []
+    for at, text, (part, inside) in zip(ends, texts, tokenize(tokenizer, texts), strict=False):
+        if at and tokenizer.decode(part) != text:
+            raise TemplateError(
+                f"the tokenizer joins {row.text[at - 1 : at + 9]!r}, the end of the prompt and the"
+                " start of an answer, which could not be trained; use a chat template whose prompt"
+                " ends with a newline or a special token"
+            )
+        found += part
+        places += [(start + at, end + at) for start, end in inside]
+    return found, places
+
+
+def _is_within_token(offsets: Sequence[tuple[int, int]], place: int) -> bool:
+    first = bisect_left(offsets, (place,))
+    return first > 0 and offsets[first - 1][1] > place
 
 
 def _label_tokens(ids: list[int], offsets: Sequence[tuple[int, int]], row: Rendered) -> Encoded:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from loractl.data.encoding import token_range, tokenize
+from loractl.data.encoding import apart, token_range, tokenize
 from loractl.data.rendering import Tokenizer
 from loractl.data.template import prompt_ids, render_row, trained_answers, with_thoughts
 from loractl.records import Conversation
@@ -48,6 +48,7 @@ def token_parity(
     answers = "assistant" if train_on == "all" else train_on
     rendered = render_row(tokenizer, whole, train_on=answers)
     ((ids, offsets),) = tokenize(tokenizer, [rendered.text])
+    ids, offsets = apart(tokenizer, rendered, ids, offsets)
     found = []
     for number, (start, end) in zip(rendered.numbers, rendered.spans, strict=False):
         if not number:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from loractl.data.encoding import encode
 from loractl.data.parity import doubled_bos, n_prompted, token_parity
+from loractl.data.rendering import TemplateError
 from loractl.data.template import prompt_ids
 from loractl.records import UNTRAINED, Conversation, Message
 from tests.data.test_template_golden import CASES, CONVERSATIONS, TOOL, template_tokenizer
@@ -57,18 +59,35 @@ def test_every_trained_answer_is_compared_and_no_other_is_counted() -> None:
     assert n_prompted(opening, "assistant") == 2, "an answer without a prompt has nothing before it"
 
 
-def test_a_token_that_joins_prompt_and_answer_is_shown() -> None:
+JOINING = (
+    "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+    "{{ 'assistant: ' if add_generation_prompt }}"
+)
+
+
+@pytest.mark.parametrize("answer", ["is the fox", "is"])
+def test_a_token_that_would_join_prompt_and_answer_is_cut_where_generation_begins(
+    answer: str,
+) -> None:
     tokenizer = template_tokenizer("chatml")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
-        "{{ 'assistant: ' if add_generation_prompt }}"
-    )
-    messages = [Message("user", "x"), Message("assistant", "is the fox")]
-    (found,) = token_parity(tokenizer, Conversation(tuple(messages)))
-    assert (found.prompt, found.trained) == (" ", " is")
+    tokenizer.chat_template = JOINING
+    messages = [Message("user", "x"), Message("assistant", answer)]
+    whole = tokenizer(f"user: x<|im_end|>assistant: {answer}<|im_end|>")["input_ids"]
     ids, labels = encode(tokenizer, messages, train_on="assistant")
-    assert tokenizer.decode([t for t in labels if t != UNTRAINED]) == " the fox<|im_end|>"
-    assert tokenizer.decode(ids) == "user: x<|im_end|>assistant: is the fox<|im_end|>"
+    assert ids != whole and tokenizer.decode(ids) == tokenizer.decode(whole)
+    assert tokenizer.decode([t for t in labels if t != UNTRAINED]) == f"{answer}<|im_end|>"
+    prompt = prompt_ids(tokenizer, messages[:1])
+    assert ids[: len(prompt)] == prompt and labels[len(prompt)] == ids[len(prompt)]
+    assert token_parity(tokenizer, Conversation(tuple(messages))) == []
+
+
+def test_where_it_cannot_be_cut_the_row_is_refused() -> None:
+    tokenizer = template_tokenizer("chatml")
+    tokenizer.chat_template = JOINING
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    messages = [Message("user", "x"), Message("assistant", "is the fox")]
+    with pytest.raises(TemplateError, match="joins ' is the fo', the end of the prompt"):
+        encode(tokenizer, messages, train_on="assistant")
 
 
 def test_an_answer_that_opens_a_conversation_or_is_not_trained_has_nothing_to_prove() -> None:
@@ -85,8 +104,9 @@ def test_without_a_template_the_completion_follows_its_prompt() -> None:
     row = [Message("user", "2 plus 2 is"), Message("assistant", " 4")]
     assert token_parity(tokenizer, Conversation(tuple(row))) == []
     joining = (Message("user", "a "), Message("assistant", "is it"))
-    (joined,) = token_parity(tokenizer, Conversation(joining))
-    assert joined.number == 1
+    assert token_parity(tokenizer, Conversation(joining)) == []
+    _, labels = encode(tokenizer, joining, train_on="assistant")
+    assert tokenizer.decode([t for t in labels if t != UNTRAINED]) == "is it<|im_end|>"
 
 
 def test_a_doubled_bos_is_seen() -> None:
