@@ -184,12 +184,16 @@ class TrainSection(Section):
         "cosine", description="how the learning rate falls after warmup"
     )
     warmup: float = Field(0.03, ge=0, description="below 1: share of the steps; else steps")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices, as in AdamW")
     max_grad_norm: float = Field(
         1.0, gt=0, description="gradients with a larger norm are scaled down to this norm"
     )
-    optimizer: Literal["adamw", "adamw-8bit", "adamw-paged"] = Field(
-        "adamw", description="the optimizer, and how it stores its state"
+    optimizer: Literal["adamw", "adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion"] = Field(
+        "adamw",
+        description="adamw; adamw-8bit: its state in 8 bits (bitsandbytes); adamw-paged: its state "
+        "moves to host memory when a GPU is short of memory (bitsandbytes); sgd: no state and no "
+        "momentum, at rates of 0.1 and more; adafactor: squares by row and column, at AdamW's "
+        "rates; lion: half of AdamW's state, at 1/10 to 1/3 of its rates",
     )
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop",
@@ -264,7 +268,6 @@ ANY = None
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
-    "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
 }
 """Settings that are defined but not implemented in this version; `loader` refuses them."""

@@ -45,11 +45,11 @@ def test_few_steps_are_told_with_the_setting_that_makes_more(
 def test_a_rate_ten_times_off_the_rule_is_told_with_the_usual_one(method: str) -> None:
     usual = prospects.usual_rate(4096, "llama", method)
     for times, words in ((12, "12 times"), (1 / 12, "1/12 of"), (0, "nothing is learned")):
-        found = prospects.judge_rate(times * usual, method, usual)
+        found = judge_rate(times * usual, method, usual)
         assert found.state == "note" and words in found.text, found.text
         assert f"set train.learning_rate: {usual:.2g}" in found.text
     for times in (1 / 9, 1, 9):
-        assert prospects.judge_rate(times * usual, method, usual).state == "ok"
+        assert judge_rate(times * usual, method, usual).state == "ok"
 
 
 def test_the_rule_for_full_fine_tuning_is_a_tenth_of_that_for_lora() -> None:
