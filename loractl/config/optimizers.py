@@ -107,9 +107,7 @@ def _pages(shape: Shape) -> Parts:
 
 
 OPTIMIZERS = {
-    "adamw": OptimizerKind(
-        ("exp_avg",), ("exp_avg_sq",), ("step",), foreach=True, copies_on_cpu=2
-    ),
+    "adamw": OptimizerKind(("exp_avg",), ("exp_avg_sq",), ("step",), foreach=True, copies_on_cpu=2),
     "adamw-8bit": OptimizerKind(
         others=_eight_bits,
         shared=(("qmap1", 256), ("qmap2", 256)),
@@ -121,9 +119,7 @@ OPTIMIZERS = {
         others=_pages, package="bitsandbytes", devices=("cpu", "cuda"), copies_on_cpu=3
     ),
     "sgd": OptimizerKind(rate=None),
-    "adafactor": OptimizerKind(
-        scalars=("step",), others=_factors, copies=1, copies_on_cpu=1
-    ),
+    "adafactor": OptimizerKind(scalars=("step",), others=_factors, copies=1, copies_on_cpu=1),
     # Its authors: a learning rate 3 to 10 times smaller than AdamW's (arXiv 2302.06675, section 5)
     "lion": OptimizerKind(("exp_avg",), rate=0.2, copies=1, copies_on_cpu=1),
 }

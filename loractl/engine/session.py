@@ -21,8 +21,8 @@ from loractl.engine.base import compute_beside
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
-from loractl.engine.optimizer import require_optimizer
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
+from loractl.engine.optimizer import require_optimizer
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
