@@ -5,6 +5,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal
+
+OptimizerName = Literal["adamw", "adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion"]
+OPTIMIZER_WORDS = (
+    "adamw; adamw-8bit: its state in 8 bits; adamw-paged: its state moves to host memory when a "
+    "GPU is full; sgd: without momentum, at rates from 0.1; adafactor: squares by row and column; "
+    "lion: at 1/10 to 1/3 of AdamW's rates"
+)
+"""What the reference of settings says of them."""
 
 Shape = tuple[int, ...]
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loractl.config.optimizers import OPTIMIZER_WORDS, OptimizerName
+
 Positive = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=65536)]
 Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
@@ -190,13 +192,7 @@ class TrainSection(Section):
     max_grad_norm: float = Field(
         1.0, gt=0, description="gradients with a larger norm are scaled down to this norm"
     )
-    optimizer: Literal["adamw", "adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion"] = Field(
-        "adamw",
-        description="adamw; adamw-8bit: its state in 8 bits (bitsandbytes); adamw-paged: its state "
-        "moves to host memory when a GPU is short of memory (bitsandbytes); sgd: no state and no "
-        "momentum, at rates of 0.1 and more; adafactor: squares by row and column, at AdamW's "
-        "rates; lion: half of AdamW's state, at 1/10 to 1/3 of its rates",
-    )
+    optimizer: OptimizerName = Field("adamw", description=OPTIMIZER_WORDS)
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop",
         description="what to do when a loss or gradient is not finite: stop, or skip the step and "

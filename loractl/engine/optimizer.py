@@ -3,8 +3,11 @@ rate."""
 
 from collections.abc import Sequence
 
+import torch
+
 from loractl.config.loader import Loaded
 from loractl.config.optimizers import OPTIMIZERS, PAGED, SMALL, Shape
+from loractl.models.device import choose_device
 from loractl.reports.findings import Finding
 
 FAR = 10
@@ -12,6 +15,13 @@ FAR = 10
 LEAST_OF_SGD = 0.01
 """Gradients are clipped to train.max_grad_norm, so all weights together move by no more than that
 times the rate: a tenth of what SGD needs at least."""
+
+
+def device_for(loaded: Loaded) -> torch.device:
+    """The device to train on, where the optimizer exists. Raises ConfigError."""
+    device = choose_device()
+    require_optimizer(loaded, device.type)
+    return device
 
 
 def require_optimizer(loaded: Loaded, device: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from loractl.cli.main import main
 from loractl.engine import prospects
-from loractl.engine.optimizer import judge_optimizer, judge_rate, require_optimizer
+from loractl.engine.optimizer import judge_optimizer, judge_rate
 from loractl.records import UNTRAINED, Example
 from loractl.reports.findings import Finding
 from tests.tiny import chat_rows, write_jsonl
