@@ -186,9 +186,7 @@ class TrainSection(Section):
         "cosine", description="how the learning rate falls after warmup"
     )
     warmup: float = Field(0.03, ge=0, description="below 1: share of the steps; else steps")
-    weight_decay: float = Field(
-        0.0, ge=0, description="decoupled weight decay of matrices, as in AdamW"
-    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices")
     max_grad_norm: float = Field(
         1.0, gt=0, description="gradients with a larger norm are scaled down to this norm"
     )
