@@ -212,7 +212,7 @@ def _trained_width(plan: Plan) -> int:
     return own or work.width
 
 
-def _trained_tensors(shape: ModelShape, plan: Plan) -> Counter[Shape]:
+def trained_tensors_of(shape: ModelShape, plan: Plan) -> Counter[Shape]:
     """How many trained tensors there are of each shape."""
     rows = trained_tensors.of_rows(shape, plan.new_tokens)
     if plan.work.full:
@@ -225,7 +225,7 @@ def _trained_tensors(shape: ModelShape, plan: Plan) -> Counter[Shape]:
 def _state_bytes(shape: ModelShape, plan: Plan, width: int) -> int:
     """Bytes of optimizer state, and of AdaLoRA's importance."""
     kind, on_cpu = OPTIMIZERS[plan.optimizer], plan.work.on_cpu
-    tensors = _trained_tensors(shape, plan)
+    tensors = trained_tensors_of(shape, plan)
     state = sum(n * kind.size(one, width, on_cpu=on_cpu) for one, n in tensors.items())
     state += 4 * sum(length for _, length in kind.shared)
     if plan.work.formula == "adalora" and not plan.work.full:
@@ -249,5 +249,5 @@ def _update_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> 
     kind = OPTIMIZERS[plan.optimizer]
     if kind.foreach and not plan.work.on_cpu and not plan.framework.own_ops:
         return width * n_trained
-    largest = max(map(math.prod, _trained_tensors(shape, plan)), default=0)
+    largest = max(map(math.prod, trained_tensors_of(shape, plan)), default=0)
     return width * largest * (kind.copies_on_cpu if plan.work.on_cpu else kind.copies)
