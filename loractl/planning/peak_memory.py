@@ -96,7 +96,7 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     held = {
         "weights": weights_bytes(shape, plan),
         "adapters": _adapter_bytes(shape, plan),
-        "optimizer": _state_bytes(shape, plan, width),
+        "optimizer": _state_bytes(shape, plan, n_trained, width),
         "quantization": _dequantized_bytes(shape, plan),
     }
     gradients = width * n_trained
@@ -222,14 +222,17 @@ def trained_tensors_of(shape: ModelShape, plan: Plan) -> Counter[Shape]:
     return Counter([*adapters, *whole, *rows])
 
 
-def _state_bytes(shape: ModelShape, plan: Plan, width: int) -> int:
+def _state_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
     """Bytes of optimizer state, and of AdaLoRA's importance."""
     kind, on_cpu = OPTIMIZERS[plan.optimizer], plan.work.on_cpu
-    tensors = trained_tensors_of(shape, plan)
-    state = sum(n * kind.size(one, width, on_cpu=on_cpu) for one, n in tensors.items())
+    if kind.others is None:  # only the number of values matters
+        state = kind.size((n_trained,), width)
+    else:
+        tensors = trained_tensors_of(shape, plan)
+        state = sum(n * kind.size(one, width, on_cpu=on_cpu) for one, n in tensors.items())
     state += 4 * sum(length for _, length in kind.shared)
     if plan.work.formula == "adalora" and not plan.work.full:
-        state += IMPORTANCE * trained_parameters(shape, plan)
+        state += IMPORTANCE * n_trained
     return state
 
 
@@ -249,5 +252,7 @@ def _update_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> 
     kind = OPTIMIZERS[plan.optimizer]
     if kind.foreach and not plan.work.on_cpu and not plan.framework.own_ops:
         return width * n_trained
-    largest = max(map(math.prod, trained_tensors_of(shape, plan)), default=0)
-    return width * largest * (kind.copies_on_cpu if plan.work.on_cpu else kind.copies)
+    copies = kind.copies_on_cpu if plan.work.on_cpu else kind.copies
+    if not copies:
+        return 0
+    return width * copies * max(map(math.prod, trained_tensors_of(shape, plan)), default=0)

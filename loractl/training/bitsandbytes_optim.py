@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loractl.startup.compile_later import compiling_later
+
 
 def build(kind: str, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
     """An optimizer of the class `kind`, for parameters that lie in one piece.
@@ -13,7 +15,8 @@ def build(kind: str, groups: list[dict[str, Any]], learning_rate: float) -> torc
     Its kernels read memory in order, and make a parameter contiguous at its first step, but not the
     state made for it just before: saved and restored, that state would be in another order.
     """
-    from bitsandbytes import optim
+    with compiling_later():
+        from bitsandbytes import optim
 
     for group in groups:
         for parameter in group["params"]:
