@@ -25,7 +25,7 @@ Quantization = Annotated[
     str | None, typer.Option(help="Quantization for QLoRA: nf4, nf4-double or int8.")
 ]
 Optimizer = Annotated[
-    str | None, typer.Option(help="One of adamw, adamw-8bit, adamw-paged or sgd.")
+    str | None, typer.Option(help="One of adamw, adamw-8bit, adamw-paged, sgd, adafactor or lion.")
 ]
 Checkpointing = Annotated[
     bool | None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from loractl.config.optimizers import OPTIMIZERS
 from loractl.config.settings import AdaloraSection, LoraSection, RunConfig
 
 
@@ -79,6 +80,13 @@ def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
     if lora.rank_pattern or lora.init in ("pissa", "olora"):
         what = "rank_pattern" if lora.rank_pattern else f"init: {lora.init}"
         yield "lora.rank_schedule", f"cannot be combined with {what}; remove one of them"
+    if OPTIMIZERS[config.train.optimizer].others is not None:
+        able = ", ".join(name for name, kind in OPTIMIZERS.items() if kind.others is None)
+        yield (
+            "lora.rank_schedule",
+            f"the state of train.optimizer: {config.train.optimizer} cannot follow a change of"
+            f" rank, expected one of {able}; set one, or remove the schedule",
+        )
     if steps is not None and max(lora.rank_schedule) > steps:
         yield "lora.rank_schedule", past_the_end(max(lora.rank_schedule), steps)
 

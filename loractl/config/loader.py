@@ -13,6 +13,7 @@ from typing import Any
 
 from loractl.config import strict_yaml, template_setting
 from loractl.config.conflicts import conflicts
+from loractl.config.optimizers import missing_package
 from loractl.config.settings import RunConfig, not_yet, resolve
 from loractl.config.strict_yaml import YamlProblem
 from loractl.config.validation import Checked, check
@@ -51,7 +52,8 @@ class Loaded:
 def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Loaded:
     """Read and check a config; raise one ConfigError with a message for each problem.
 
-    Without `paths_exist`, the files that it names need not exist; a run's config.yaml is read so.
+    Without `paths_exist`, the files that it names need not exist, nor the packages that training
+    by it needs; a run's config.yaml is read so.
     """
     document = _read_document(path)
     data, lines = document.value, document.lines
@@ -68,7 +70,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, paths_exist: bool = True)
     checked = check(data)
     missing = _missing_paths(checked, path.parent) if paths_exist else ()
     template = _check_template(checked, path.parent, paths_exist)
-    problems = [*checked.problems, *_check_combinations(checked), *missing, *template]
+    packages = _missing_packages(checked) if paths_exist else ()
+    problems = [*checked.problems, *_check_combinations(checked), *missing, *template, *packages]
     messages += [_word_problem(path, lines, options, key, message) for key, message in problems]
     if messages or checked.config is None:
         raise ConfigError(*sorted(dict.fromkeys(messages), key=_line_in(path)))
@@ -195,6 +198,14 @@ def _check_template(checked: Checked, folder: Path, paths_exist: bool) -> Iterat
     ):
         if not checked.is_doubtful(key):
             yield key, message
+
+
+def _missing_packages(checked: Checked) -> Iterator[tuple[str, str]]:
+    key = "train.optimizer"
+    if checked.config is None or checked.is_doubtful(key):
+        return
+    if wrong := missing_package(checked.config.train.optimizer):
+        yield key, wrong
 
 
 def _missing_paths(checked: Checked, folder: Path) -> Iterator[tuple[str, str]]:

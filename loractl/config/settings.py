@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loractl.config.optimizers import OPTIMIZER_WORDS, OptimizerName
+
 Positive = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=65536)]
 Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
@@ -184,13 +186,11 @@ class TrainSection(Section):
         "cosine", description="how the learning rate falls after warmup"
     )
     warmup: float = Field(0.03, ge=0, description="below 1: share of the steps; else steps")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices")
     max_grad_norm: float = Field(
         1.0, gt=0, description="gradients with a larger norm are scaled down to this norm"
     )
-    optimizer: Literal["adamw", "adamw-8bit", "adamw-paged"] = Field(
-        "adamw", description="the optimizer, and how it stores its state"
-    )
+    optimizer: OptimizerName = Field("adamw", description=OPTIMIZER_WORDS)
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop",
         description="what to do when a loss or gradient is not finite: stop, or skip the step and "
@@ -264,7 +264,6 @@ ANY = None
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
     "model.quantization": ("nf4", "nf4-double", "int8"),
-    "train.optimizer": ("adamw-8bit", "adamw-paged"),
     "train.report_to": ANY,
 }
 """Settings that are defined but not implemented in this version; `loader` refuses them."""

@@ -18,10 +18,10 @@ BESIDE = 64 << 10
 
 
 def of_checkpoint(session: Session) -> int:
-    """Bytes of a checkpoint: the tensors written for model and optimizer, in float32."""
-    kept = len(OPTIMIZERS[session.config.train.optimizer].shaped)
-    trained = sum(parameter.numel() for parameter in session.parameters.values())
-    return 4 * kept * trained + of_weights(session)
+    """Bytes of a checkpoint: the tensors written for model and optimizer."""
+    kind = OPTIMIZERS[session.config.train.optimizer]
+    shapes = (tuple(parameter.shape) for parameter in session.parameters.values())
+    return sum(kind.size(shape) for shape in shapes) + of_weights(session)
 
 
 def of_weights(session: Session) -> int:

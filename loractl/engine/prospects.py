@@ -11,6 +11,7 @@ import numpy as np
 
 from loractl.data.store import lengths_of
 from loractl.engine.new_tokens import unused
+from loractl.engine.optimizer import judge_optimizer, judge_rate
 from loractl.engine.session import Session
 from loractl.lora.token_rows import only_rows, token_rows
 from loractl.planning.recommend import ENOUGH_STEPS, usual_rate
@@ -22,8 +23,6 @@ FEW_STEPS = 50
 """With fewer optimizer steps, few tasks are learned; ENOUGH_STEPS is what we suggest instead."""
 FEW_HELD_OUT = 20
 """With fewer rows, the error of the held-out loss is as large as what most runs gain."""
-FAR = 10
-"""A learning rate this many times above or below the rule is far from it."""
 MIXED = 2
 """Examples in a packed row from which batch_size no longer says how many a step takes."""
 COMPARED = 200_000
@@ -45,7 +44,9 @@ def prospects(session: Session) -> Iterator[Finding]:
     )
     sizes, method = session.model.config.get_text_config(), session.config.method
     usual = usual_rate(sizes.hidden_size, sizes.model_type, method)
-    yield judge_rate(train.learning_rate, method, usual)
+    yield judge_rate(train.learning_rate, method, usual, train.optimizer)
+    shapes = [tuple(parameter.shape) for parameter in session.parameters.values()]
+    yield judge_optimizer(train.optimizer, session.device.type, shapes)
     yield judge_answers(data.train)
     yield from judge_new_tokens(session)
     if data.held_out:
@@ -109,21 +110,6 @@ def judge_steps(steps: int, *, epochs: float | None, unpacked: float | None) -> 
         "steps",
         f"only {counted(steps, 'optimizer step')}: few tasks are learned in under {FEW_STEPS}; set"
         f" {' and '.join(cures)}",
-    )
-
-
-def judge_rate(rate: float, method: str, usual: float) -> Finding:
-    """Compare the learning rate with the rule for the method and the width of the model."""
-    rule = f"the rule for method: {method} on this model gives {usual:.2g}"
-    times = rate / usual
-    if 1 / FAR <= times <= FAR:
-        return ok("learning rate", f"{rate:g}; {rule}")
-    how = f"{times:,.0f} times" if times > 1 else f"1/{1 / times:,.0f} of" if times else "not"
-    why = "training may diverge" if times > 1 else "little may be learned"
-    why = why if times else "nothing is learned"
-    return note(
-        "learning rate",
-        f"{rate:g} is {how} what is usual, so {why}: {rule}; set train.learning_rate: {usual:.2g}",
     )
 
 

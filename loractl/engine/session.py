@@ -22,6 +22,7 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
+from loractl.engine.optimizer import device_for
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
@@ -29,7 +30,7 @@ from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.token_rows import Saved
 from loractl.models import base_directory, forward, load
-from loractl.models.device import choose_device, choose_dtype, free_memory
+from loractl.models.device import choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fingerprints import fingerprint
 from loractl.models.objective import BUILDERS, TokenLoss
@@ -137,6 +138,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     Raises ConfigError, DataError or ModelError.
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
+    device = device_for(loaded)
     source = _locate_base(loaded)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
@@ -145,7 +147,6 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    device = choose_device()
     dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.

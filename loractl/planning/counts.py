@@ -1,11 +1,13 @@
 """What can be counted exactly: trained parameters, the size of an adapter file, matrix products."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loractl.lora.ranks import ModuleRank, is_named
 from loractl.models.shape.types import ModelShape, Module
+from loractl.planning.trained_tensors import of_adapters
 
 LARGEST_HEADER_FIELD = 8  # bytes: safetensors writes the header's length in front of it
 
@@ -67,33 +69,15 @@ def file_bytes(
     The layout is that of the safetensors format: eight bytes for the header's length, JSON padded
     to a multiple of eight that lists the tensors by dtype and name, then the values.
     """
-    tensors: dict[str, tuple[int, ...]] = {}
-    for path, size in ranks.items():
-        module = shape.by_path[path]
-        r = size.rank * module.stack
-        table = module.kind == "embedding"
-        at = f"base_model.model.{path}"
-        tensors[f"{at}.lora_embedding_A" if table else f"{at}.lora_A.weight"] = (r, module.d_in)
-        tensors[f"{at}.lora_embedding_B" if table else f"{at}.lora_B.weight"] = (module.d_out, r)
-        if formula == "dora":
-            tensors[f"{at}.lora_magnitude_vector"] = (module.d_out,)
-        if formula == "adalora":
-            tensors[f"{at}.lora_E"] = (r, 1)
+    tensors = of_adapters(shape, ranks, formula)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in sorted(tensors):
-        start, end = end, end + width * _product_of(tensors[name])
+        start, end = end, end + width * math.prod(tensors[name])
         dtype = {2: "BF16", 4: "F32"}[width]
         header[name] = {"dtype": dtype, "shape": tensors[name], "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return LARGEST_HEADER_FIELD + -(-length // 8) * 8 + end
-
-
-def _product_of(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 @dataclass(frozen=True)

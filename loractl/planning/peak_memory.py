@@ -4,13 +4,15 @@ One memory model gives two numbers: the peak that CUDA's allocator reports (`all
 peak resident size of a process on the CPU (`rss`), which includes Python and its libraries.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from loractl.config.optimizers import OPTIMIZERS
+from loractl.config.optimizers import OPTIMIZERS, Shape
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape.types import ModelShape
-from loractl.planning import counts, layer_bytes, logits
+from loractl.planning import counts, layer_bytes, logits, trained_tensors
 from loractl.planning.frameworks import LORACTL, Framework
 from loractl.planning.kept_bytes import kept
 from loractl.planning.work import Kept, Work
@@ -94,7 +96,7 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
     held = {
         "weights": weights_bytes(shape, plan),
         "adapters": _adapter_bytes(shape, plan),
-        "optimizer": round(n_trained * _bytes_of_moments(plan, width)),
+        "optimizer": _state_bytes(shape, plan, n_trained, width),
         "quantization": _dequantized_bytes(shape, plan),
     }
     gradients = width * n_trained
@@ -210,10 +212,28 @@ def _trained_width(plan: Plan) -> int:
     return own or work.width
 
 
-def _bytes_of_moments(plan: Plan, width: int) -> float:
-    """Bytes of optimizer state per trained value; those of 8-bit state do not depend on `width`."""
-    size = OPTIMIZERS[plan.optimizer].bytes_a_value(width)
-    return size + (IMPORTANCE if plan.work.formula == "adalora" and not plan.work.full else 0)
+def trained_tensors_of(shape: ModelShape, plan: Plan) -> Counter[Shape]:
+    """How many trained tensors there are of each shape."""
+    rows = trained_tensors.of_rows(shape, plan.new_tokens)
+    if plan.work.full:
+        return Counter([*trained_tensors.of_model(shape), *rows])
+    adapters = trained_tensors.of_adapters(shape, plan.ranks, plan.work.formula).values()
+    whole = trained_tensors.of_modules(shape, plan.modules_to_save)
+    return Counter([*adapters, *whole, *rows])
+
+
+def _state_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
+    """Bytes of optimizer state, and of AdaLoRA's importance."""
+    kind, on_cpu = OPTIMIZERS[plan.optimizer], plan.work.on_cpu
+    if kind.others is None:  # only the number of values matters
+        state = kind.size((n_trained,), width)
+    else:
+        tensors = trained_tensors_of(shape, plan)
+        state = sum(n * kind.size(one, width, on_cpu=on_cpu) for one, n in tensors.items())
+    state += 4 * sum(length for _, length in kind.shared)
+    if plan.work.formula == "adalora" and not plan.work.full:
+        state += IMPORTANCE * n_trained
+    return state
 
 
 def _adapter_bytes(shape: ModelShape, plan: Plan) -> int:
@@ -226,20 +246,13 @@ def _adapter_bytes(shape: ModelShape, plan: Plan) -> int:
 
 
 def _update_bytes(shape: ModelShape, plan: Plan, n_trained: int, width: int) -> int:
-    """Bytes for the root of AdamW's second moment: all values at once on CUDA (torch's foreach; the
-    fused kernel needs none), one tensor at a time on the CPU, where a divided copy is made too."""
-    if not OPTIMIZERS[plan.optimizer].has_root:
+    """Bytes of what an optimizer step makes: copies of one tensor at a time, except in torch's
+    foreach loop on CUDA, which takes the root of all second moments at once; the fused kernel that
+    is used here needs none."""
+    kind = OPTIMIZERS[plan.optimizer]
+    if kind.foreach and not plan.work.on_cpu and not plan.framework.own_ops:
+        return width * n_trained
+    copies = kind.copies_on_cpu if plan.work.on_cpu else kind.copies
+    if not copies:
         return 0
-    if not plan.work.on_cpu:
-        return 0 if plan.framework.own_ops else width * n_trained
-    if plan.work.full:
-        return 2 * width * max(m.d_in * m.d_out * m.stack for m in shape.modules)
-    ranks, by_path = plan.ranks.items(), shape.by_path
-    return (
-        2
-        * width
-        * max(
-            (size.rank * m.stack * max(m.d_in, m.d_out) for p, size in ranks for m in [by_path[p]]),
-            default=0,
-        )
-    )
+    return width * copies * max(map(math.prod, trained_tensors_of(shape, plan)), default=0)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from loractl.config.optimizers import OptimizerKind
+from loractl.config.optimizers import OptimizerKind, Part
+from loractl.training import bitsandbytes_optim
+from loractl.training.lion import Lion
 
 Schedule = Callable[[float], float]
 
@@ -54,10 +56,23 @@ class Rates:
 Build = Callable[[list[dict[str, Any]], float, bool | None], torch.optim.Optimizer]
 """(groups, learning rate, whether to use one fused kernel) -> an optimizer."""
 
+RELATIVE_FROM = 1.0
+"""Adafactor's step relative to a parameter: its learning rate times the largest of this and the
+root mean square of the parameter's values. With torch's own 1e-3, B, which starts at zero, would
+move a thousandth of the learning rate a step; A's values are below 1, so this makes the learning
+rate what it is in AdamW and in transformers' Trainer (scale_parameter=False)."""
+
 BUILDERS: dict[str, Build] = {
     "adamw": lambda groups, rate, fused: torch.optim.AdamW(groups, lr=rate, fused=fused),
+    "adamw-8bit": lambda groups, rate, _: bitsandbytes_optim.build("AdamW8bit", groups, rate),
+    "adamw-paged": lambda groups, rate, _: bitsandbytes_optim.build("PagedAdamW", groups, rate),
+    "sgd": lambda groups, rate, _: torch.optim.SGD(groups, lr=rate),
+    "adafactor": lambda groups, rate, _: torch.optim.Adafactor(
+        groups, lr=rate, eps=(None, RELATIVE_FROM)
+    ),
+    "lion": lambda groups, rate, _: Lion(groups, rate),
 }
-"""The optimizers of config/optimizers that this version can train with."""
+"""The optimizers of config/optimizers."""
 
 
 def build_optimizer(
@@ -112,12 +127,20 @@ def is_token_rows(name: str) -> bool:
 def state_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """An optimizer's state as flat tensors named `<what>.<parameter>`, on the CPU."""
-    return {
-        f"{what}.{name}": value.detach().cpu().contiguous()
-        for name, parameter in parameters.items()
-        for what, value in optimizer.state[parameter].items()
-    }
+    """An optimizer's state as flat tensors on the CPU: `<what>.<parameter>`, and `<what>` alone for
+    a table that all parameters share."""
+    tables = _tables_of(optimizer)
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        for what, value in optimizer.state[parameter].items():
+            key = what if what in tables else f"{what}.{name}"
+            found[key] = torch.as_tensor(value).detach().cpu().contiguous()
+    return found
+
+
+def _tables_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The names of the tables that give 8-bit codes their meaning; one for all parameters."""
+    return ("qmap1", "qmap2") if hasattr(optimizer, "name2qmap") else ()
 
 
 def restore_state_(
@@ -128,22 +151,46 @@ def restore_state_(
 ) -> None:
     """Restore what `state_tensors` returned, by the names of `kind`.
 
-    Raises KeyError if a part is missing or does not belong to that optimizer.
+    Raises KeyError if a part is missing, does not belong to that optimizer or has another shape.
     """
-    known = {f"{what}.{name}" for name in parameters for what in (*kind.scalars, *kind.shaped)}
+    tables = {what for what, _ in kind.shared}
+    parts = {name: kind.parts(tuple(one.shape)) for name, one in parameters.items()}
+    known = {f"{what}.{name}" for name in parameters for what in parts[name]} | tables
     if unread := sorted(tensors.keys() - known):
         raise KeyError(f"{unread[0]}: not part of this optimizer's state")
     for name, parameter in parameters.items():
-        if not any(f"{what}.{name}" in tensors for what in (*kind.scalars, *kind.shaped)):
+        if not any(f"{what}.{name}" in tensors for what in parts[name]):
             # In fp16 every step so far may have been skipped: no parameter has state yet
             continue
-        # The step count lives on the CPU in torch's default AdamW; in the fused one it is on the
-        # parameter's device, like the averages.
-        device = parameter.device if optimizer.defaults.get("fused") else "cpu"
-        optimizer.state[parameter] = {
-            **{what: tensors[f"{what}.{name}"].to(device, copy=True) for what in kind.scalars},
-            **{
-                what: torch.empty_like(parameter).copy_(tensors[f"{what}.{name}"])
-                for what in kind.shaped
-            },
-        }
+        saved = {what: tensors[f"{what}.{name}"] for what in parts[name]}
+        for what, part in parts[name].items():
+            if tuple(saved[what].shape) != part.shape:
+                raise KeyError(f"{what}.{name}: {tuple(saved[what].shape)}, not {part.shape}")
+        if kind.package is None:
+            optimizer.state[parameter] = _torch_state(optimizer, parameter, saved, parts[name])
+            continue
+        state = bitsandbytes_optim.start_state_(optimizer, parameter)
+        for what, value in saved.items():
+            state[what] = state[what].copy_(value) if value.dim() else int(value)
+        for what in tables & state.keys():
+            state[what] = tensors[what].to(parameter.device)
+
+
+def _torch_state(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    saved: Mapping[str, torch.Tensor],
+    parts: Mapping[str, Part],
+) -> dict[str, torch.Tensor]:
+    # The step count lives on the CPU in torch's default AdamW; in the fused one it is on the
+    # parameter's device, like the averages.
+    device = parameter.device if optimizer.defaults.get("fused") else "cpu"
+    state: dict[str, torch.Tensor] = {}
+    for what, part in parts.items():
+        if part.shape == ():
+            state[what] = saved[what].to(device, copy=True)
+        elif part.shape == tuple(parameter.shape):  # lies in memory as its parameter does
+            state[what] = torch.empty_like(parameter).copy_(saved[what])
+        else:
+            state[what] = saved[what].to(parameter.device, copy=True)
+    return state

@@ -38,10 +38,18 @@ from tests.config.test_settings import config
             "lora.rank_schedule",
         ),
         ({"train__steps": 3, "lora__rank_schedule": {4: 2}}, "lora.rank_schedule"),
+        ({"train__optimizer": "adamw-8bit", "lora__rank_schedule": {4: 2}}, "lora.rank_schedule"),
+        ({"train__optimizer": "adafactor", "lora__rank_schedule": {4: 2}}, "lora.rank_schedule"),
     ],
 )
 def test_what_combines_badly_is_named(settings: dict[str, Any], key: str) -> None:
     assert [name for name, _ in conflicts(config(**settings))] == [key]
+
+
+def test_ranks_change_with_an_optimizer_whose_state_follows() -> None:
+    for name in ("sgd", "lion"):
+        settings: dict[str, Any] = {"train__optimizer": name, "lora__rank_schedule": {4: 2}}
+        assert not list(conflicts(config(**settings)))
 
 
 def test_warmup_may_take_all_the_steps_or_a_share_of_them() -> None:

@@ -107,7 +107,6 @@ REFUSED = {
     "data.format": "sharegpt",
     "data.retain": "general.jsonl",
     "data.columns": {"prompt": "question"},
-    "train.optimizer": "adamw-8bit",
     "train.on_non_finite": "skip",
     "train.non_finite_limit": 5,
     "train.report_to": ["wandb"],

@@ -9,6 +9,7 @@ import pytest
 
 from loractl.cli.main import main
 from loractl.engine import prospects
+from loractl.engine.optimizer import judge_optimizer, judge_rate
 from loractl.records import UNTRAINED, Example
 from loractl.reports.findings import Finding
 from tests.tiny import chat_rows, write_jsonl
@@ -45,11 +46,52 @@ def test_few_steps_are_told_with_the_setting_that_makes_more(
 def test_a_rate_ten_times_off_the_rule_is_told_with_the_usual_one(method: str) -> None:
     usual = prospects.usual_rate(4096, "llama", method)
     for times, words in ((12, "12 times"), (1 / 12, "1/12 of"), (0, "nothing is learned")):
-        found = prospects.judge_rate(times * usual, method, usual)
+        found = judge_rate(times * usual, method, usual)
         assert found.state == "note" and words in found.text, found.text
         assert f"set train.learning_rate: {usual:.2g}" in found.text
     for times in (1 / 9, 1, 9):
-        assert prospects.judge_rate(times * usual, method, usual).state == "ok"
+        assert judge_rate(times * usual, method, usual).state == "ok"
+
+
+def test_the_rule_for_lion_is_below_that_for_adamw_whose_rate_is_too_high_for_it() -> None:
+    usual = prospects.usual_rate(4096, "llama", "lora")
+    assert judge_rate(0.2 * usual, "lora", usual, "lion").state == "ok"
+    found = judge_rate(usual, "lora", usual, "lion")
+    assert found.state == "note" and f"set train.learning_rate: {0.2 * usual:.2g}" in found.text
+    assert "0.2 times that of adamw" in found.text and "5 times what is usual" in found.text
+    assert judge_rate(usual, "lora", usual, "adafactor").state == "ok"
+
+
+def test_sgd_is_told_when_its_rate_is_one_of_adamw() -> None:
+    usual = prospects.usual_rate(4096, "llama", "lora")
+    found = judge_rate(2e-4, "lora", usual, "sgd")
+    assert found.state == "note" and "between 0.1 and 1" in found.text
+    assert judge_rate(0.1, "lora", usual, "sgd").state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "shape", "words"),
+    [
+        ("adamw-8bit", "cpu", (8, 500), "fewer than 4,096 values"),
+        ("adamw-paged", "cpu", (64, 4096), "without a GPU there is nothing to page"),
+        ("adamw-paged", "cuda", (8, 4096), "no trained tensor has 100,000 values"),
+    ],
+)
+def test_state_that_is_not_stored_as_its_name_says_is_told(
+    name: str, device: str, shape: tuple[int, ...], words: str
+) -> None:
+    found = judge_optimizer(name, device, [shape])
+    assert found.state == "note" and words in found.text and "AdamW in 32 bits" in found.text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "shape"),
+    [("adamw-8bit", "cpu", (64, 64)), ("adamw-paged", "cuda", (64, 4096)), ("lion", "cpu", (1,))],
+)
+def test_state_that_is_stored_as_its_name_says_is_not(
+    name: str, device: str, shape: tuple[int, ...]
+) -> None:
+    assert judge_optimizer(name, device, [(3,), shape]).state == "ok"
 
 
 def test_the_rule_for_full_fine_tuning_is_a_tenth_of_that_for_lora() -> None:

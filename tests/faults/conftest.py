@@ -49,6 +49,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "rank-schedule": {"lora": {"rank_schedule": {3: 6, 6: 2}}},
 }
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    name: {
+        "lora": {"rank": 128, "dropout": 0.1},  # wide enough for 8 bits
+        "train": {"optimizer": name, "learning_rate": 0.5 if name == "sgd" else 2e-3},
+    }
+    for name in ("adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion")
+}
 
 
 @dataclass
@@ -165,7 +172,7 @@ def whole(
                 "data": {"train": str(write_jsonl(directory / "train.jsonl", chat_rows(24)))},
                 "train": {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "save_every": 2},
             }
-            for section, values in CONFIGS[name].items():
+            for section, values in (CONFIGS | OPTIMIZERS)[name].items():
                 config[section] = (
                     {**config[section], **values} if isinstance(values, dict) else values
                 )

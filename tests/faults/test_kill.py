@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import CONFIGS, FULL, Warm, Whole, finish
-from tests.sweeps import sampled
+from loractl.config.optimizers import OPTIMIZERS as TABLE
+from tests.faults.conftest import CONFIGS, FULL, OPTIMIZERS, Warm, Whole, finish
+from tests.sweeps import sampled, slow
 
 KILLS = 50 if FULL else 3
 
@@ -16,9 +17,27 @@ KILLS = 50 if FULL else 3
 def test_a_run_killed_at_random_times_is_the_run_that_was_not(
     name: str, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:
-    expected, chance, kills, trial = whole(name), random.Random(name), 0, 0
-    while kills < KILLS:
-        run, trial = tmp_path / f"run-{trial}", trial + 1
+    kill_and_finish(warm, whole(name), tmp_path, random.Random(name), KILLS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"), [("lion", 2), *(slow(name, max(20, KILLS)) for name in OPTIMIZERS)]
+)
+def test_a_killed_run_with_another_optimizer_is_the_run_that_was_not(
+    name: str, kills: int, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
+) -> None:
+    if TABLE[name].package:
+        warm.ask(do="load", module="bitsandbytes")  # seconds, in each process otherwise
+    kill_and_finish(warm, whole(name), tmp_path, random.Random(name), kills)
+
+
+def kill_and_finish(
+    warm: Warm, expected: Whole, directory: Path, chance: random.Random, least: int
+) -> None:
+    """Kill runs at random times, `least` times in all, and compare what each comes to."""
+    kills = trial = 0
+    while kills < least:
+        run, trial = directory / f"run-{trial}", trial + 1
         for _ in range(chance.randint(1, 3)):
             flags = ["--resume"] if run.exists() else []  # killed before it had made its directory
             process = warm.start("train", expected.config, "--out", run, *flags)

@@ -6,6 +6,7 @@ never takes a backward pass itself, and OMP_NUM_THREADS=1 keeps it at one thread
 fork.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -79,6 +80,9 @@ def answer(request: dict[str, Any]) -> int | None:
             return None
         case "ended":
             return ended(request["pid"])
+        case "load":
+            importlib.import_module(request["module"])
+            return None
     raise AssertionError(request)
 
 

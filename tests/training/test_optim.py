@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.lora.layer import LoraLinear
 from loractl.training.optim import (
+    BUILDERS,
     SCHEDULES,
     LearningRate,
     Rates,
@@ -199,24 +200,66 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> N
         optimizer.zero_grad()
 
 
-def test_state_put_back_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize("name", BUILDERS)
+def test_state_put_back_goes_on_bit_for_bit(name: str) -> None:
     whole = network()
-    optimizer = build_optimizer("adamw", dict(whole.named_parameters()), Rates(0.1, 0.1))
+    optimizer = build_optimizer(name, dict(whole.named_parameters()), Rates(0.1, 0.1))
     train(whole, optimizer, range(3))
     saved = state_tensors(optimizer, dict(whole.named_parameters()))
     again = network()
     again.load_state_dict(whole.state_dict())
     parameters = dict(again.named_parameters())
-    other = build_optimizer("adamw", parameters, Rates(0.1, 0.1))
-    restore_state_(other, parameters, saved, OPTIMIZERS["adamw"])
+    other = build_optimizer(name, parameters, Rates(0.1, 0.1))
+    restore_state_(other, parameters, saved, OPTIMIZERS[name])
     train(whole, optimizer, range(3, 6))
     assert saved.keys() == {
-        f"{what}.{name}" for what in ("step", "exp_avg", "exp_avg_sq") for name in parameters
+        f"{what}.{one}"
+        for one, parameter in parameters.items()
+        for what in OPTIMIZERS[name].parts(tuple(parameter.shape))
     }
     train(again, other, range(3, 6))
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_row_of_no_gradient_keeps_its_weights_but_for_the_decay(name: str) -> None:
+    matrix, vector = nn.Parameter(torch.ones(80, 60)), nn.Parameter(torch.ones(60))
+    optimizer = build_optimizer(name, {"a": matrix, "b": vector}, Rates(0.1, 0.5))
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((80, 60), 1 - 0.1 * 0.5))
+    assert torch.equal(vector.detach(), torch.ones(60))
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (7,), (2, 5, 4)])
+def test_adafactor_takes_the_steps_of_the_one_in_transformers(shape: tuple[int, ...]) -> None:
+    from transformers.optimization import Adafactor
+
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 4
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    one = build_optimizer("adafactor", {"a": ours}, Rates(3e-3, 0.0))
+    # as transformers' Trainer makes it for optim: adafactor
+    other = Adafactor([theirs], lr=3e-3, scale_parameter=False, relative_step=False)
+    for seed in range(8):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_what_starts_at_zero_moves_as_fast_with_adafactor_as_with_adamw() -> None:
+    moved = {}
+    for name in ("adamw", "adafactor"):
+        B = nn.Parameter(torch.zeros(6, 4))
+        optimizer = build_optimizer(name, {"a": B}, Rates(1e-3, 0.0))
+        B.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        moved[name] = float(B.detach().square().mean().sqrt())
+    assert moved["adafactor"] == pytest.approx(moved["adamw"], rel=0.05)
 
 
 def test_what_was_saved_is_not_changed_by_training_on() -> None:

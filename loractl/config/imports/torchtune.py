@@ -73,7 +73,7 @@ def translator_of(key: str) -> Translator | None:
     if dot:
         reasons = {
             "checkpointer": FILES, "tokenizer": FILES, "metric_logger": MEASURED,
-            "profiler": MEASURED, "optimizer": "AdamW's usual values are used",
+            "profiler": MEASURED, "optimizer": "the optimizer's usual values are used",
             "lr_scheduler": "the schedule has no more settings", "loss": "the loss has no settings",
             "dataset": "rows are read by their own format", "model": "found from the model",
         }  # fmt: skip

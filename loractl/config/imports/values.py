@@ -236,8 +236,20 @@ SCHEDULES = {
     "constant_with_warmup": "constant", "cosine_with_warmup": "cosine",
 }  # fmt: skip
 OPTIMIZERS = {
-    "adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_xla", "torch.optim.adamw"
+    "adamw": (
+        "adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_xla",
+        "torch.optim.adamw",
+    ),
+    # Paging moves state and changes no number; 8-bit state is a quarter of what would be paged
+    "adamw-8bit": (
+        "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw8bit", "pagedadamw8bit",
+    ),
+    "adamw-paged": ("paged_adamw", "paged_adamw_32bit", "pagedadamw", "pagedadamw32bit"),
+    "sgd": ("sgd",),
+    "adafactor": ("adafactor",),
+    "lion": ("lion", "lion_32bit", "paged_lion_32bit", "lion_pytorch"),
 }  # fmt: skip
+"""Our optimizer -> what others call the same; torchtune's by the last part of its class."""
 
 
 def schedule(value: Any) -> Translated:
@@ -252,12 +264,17 @@ def schedule(value: Any) -> Translated:
 
 
 def optimizer(value: Any) -> Translated:
-    word = str(value).lower()
-    if is_off(value) or word in OPTIMIZERS:
+    word = str(value).lower().removeprefix("optimizernames.")
+    if is_off(value) or word in OPTIMIZERS["adamw"]:
         return {}
-    if "8bit" in word or "paged" in word:
-        return f"{value} is not available in this version: adamw in 32 bits is used"
-    return f"{value} is not available here: adamw is used"
+    ours = next((name for name, theirs in OPTIMIZERS.items() if word in theirs), None)
+    if ours is not None:
+        return {"train.optimizer": ours}
+    near = next((name for name in ("lion", "sgd", "adafactor") if name in word), None)
+    near = near or ("adamw-8bit" if "8bit" in word or "4bit" in word else None)
+    if near is None:
+        return f"there is no optimizer {value} here: adamw is used"
+    return f"there is no optimizer {value} here: adamw is used; near is train.optimizer: {near}"
 
 
 def warmup_steps(value: Any) -> Translated:

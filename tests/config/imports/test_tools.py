@@ -126,6 +126,7 @@ def test_there_are_ten_examples_of_each_of_the_three_large_tools() -> None:
             "method": "dora", "lora.modules_to_save": ["lm_head"], "data.train_on": "assistant",
         }),
         (("TRL", "steps-share"), {"train.warmup": 0.1}),
+        (("TRL", "8bit-optimizer"), {"train.optimizer": "adamw-8bit"}),
         (("unsloth", "lora-text"), {
             "lora.rank": 64, "train.epochs": 1, "train.gradient_checkpointing": True,
             "seed": 3407, "data.train": "tatsu-lab/alpaca",
@@ -142,6 +143,7 @@ def test_there_are_ten_examples_of_each_of_the_three_large_tools() -> None:
         (("torchtune", "qlora-chat"), {
             "data.train": "data/chats.json", "data.columns": {"conversations": "dialogue"},
             "lora.target_modules": "all-linear", "data.packing": True,
+            "train.optimizer": "adamw-8bit",
         }),
         (("torchtune", "full"), {
             "method": "full", "data.columns": {"prompt": "question", "completion": "answer"},
@@ -152,6 +154,37 @@ def test_there_are_ten_examples_of_each_of_the_three_large_tools() -> None:
 def test_values_are_translated(example: tuple[str, str], expected: dict[str, Any]) -> None:
     found = converted(EXAMPLES[example]).settings
     assert {key: found.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("adamw_torch_fused", None),
+        ("OptimizerNames.ADAMW_TORCH", None),
+        ("adamw_8bit", "adamw-8bit"),
+        ("adamw_bnb_8bit", "adamw-8bit"),
+        ("paged_adamw_8bit", "adamw-8bit"),
+        ("paged_adamw_32bit", "adamw-paged"),
+        ("paged_adamw", "adamw-paged"),
+        ("adafactor", "adafactor"),
+        ("lion_32bit", "lion"),
+        ("paged_lion_32bit", "lion"),
+        ("sgd", "sgd"),
+    ],
+)
+def test_an_optimizer_becomes_the_one_that_takes_the_same_steps(word: str, ours: str) -> None:
+    found = converted(f"base_model: x\noptimizer: {word}\n")
+    assert found.settings.get("train.optimizer") == ours and "optimizer" not in found.not_mapped
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("lion_8bit", "lion"), ("adamw_torch_4bit", "adamw-8bit"), ("muon", None)],
+)
+def test_another_optimizer_is_named_with_the_nearest(word: str, near: str | None) -> None:
+    why = converted(f"base_model: x\noptimizer: {word}\n").not_mapped["optimizer"]
+    assert f"there is no optimizer {word} here: adamw is used" in why
+    assert why.endswith(f"near is train.optimizer: {near}" if near else "adamw is used")
 
 
 @pytest.mark.parametrize(
