@@ -33,6 +33,9 @@ class ModelSection(Section):
     quantization: Literal["none", "nf4", "nf4-double", "int8"] = Field(
         "none", description="how the frozen base is quantized"
     )
+    offload: Literal["none", "cpu", "disk", "auto"] = Field(
+        "none", description="where the frozen layers are while others compute; auto: where it fits"
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the base model"
     )
