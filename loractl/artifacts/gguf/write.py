@@ -21,7 +21,7 @@ from loractl.artifacts.model.plan import Plan, is_tied, places
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
-from loractl.lora.layer import strips
+from loractl.lora.dense import strips
 from loractl.models.load import Source, head_name
 
 if TYPE_CHECKING:
