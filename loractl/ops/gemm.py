@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loractl.ops import held_memory, native
+from loractl.ops import held_memory, native, packed
 from loractl.ops.native import INT, POINTER, REAL, SIZE
+from loractl.ops.packed import Description, Packed, description, strips
 
 FEW_ROWS = 4
 """With one row gemm.c takes twice as long as torch, which has a special case for it; with four it
@@ -29,10 +30,10 @@ SMALL = 256 * 256
 
 @dataclass(frozen=True)
 class Term:
-    """scale * x w; x (m, depth), w (depth, n), which may be a transposed view."""
+    """scale * x w; x (m, depth), w (depth, n), which may be a transposed view, or packed."""
 
     x: Tensor
-    w: Tensor
+    w: Tensor | Packed
     scale: float = 1.0
 
 
@@ -41,7 +42,7 @@ class _Term(ctypes.Structure):
 
     _fields_ = (
         *(("x", POINTER), ("x_row", SIZE), ("w", POINTER), ("w_row", SIZE)),
-        *(("depth", SIZE), ("scale", REAL), ("across", INT)),
+        *(("depth", SIZE), ("scale", REAL), ("across", INT), ("packed", POINTER)),
     )
 
 
@@ -57,12 +58,39 @@ def products(
         y = out if out is not None else terms[0].x.new_empty(_product_shape(terms))
         call_products(found, y, start, terms)
         return y
-    (x, w, scale), *others = ((term.x, term.w, term.scale) for term in terms)
+    total = start
+    for term in terms:
+        total = _plus_product(total, term, out=out, given=total is start)
+    assert total is not None
+    return total
+
+
+def _plus_product(y: Tensor | None, term: Term, *, out: Tensor | None, given: bool) -> Tensor:
+    """y + a product, in torch; `given`: y is the caller's, so it is not written to."""
+    x, w, scale = term.x, term.w, term.scale
+    if isinstance(w, Packed) and w.numel() <= packed.STRIP:
+        w = w.dense()
+    if isinstance(w, Packed):
+        product = _unpacked_product(x, w)
+        if y is None:
+            return torch.mul(product, scale, out=out)
+        return torch.add(y, product, alpha=scale, out=out if given else y)
+    if not given:
+        assert y is not None
+        return y.addmm_(x, w, alpha=scale)
     x = x if scale == 1.0 else x * scale
-    y = torch.mm(x, w, out=out) if start is None else torch.addmm(start, x, w, out=out)
-    for x, w, scale in others:
-        y.addmm_(x, w, alpha=scale)
-    return y
+    return torch.mm(x, w, out=out) if y is None else torch.addmm(y, x, w, out=out)
+
+
+def _unpacked_product(x: Tensor, w: Packed) -> Tensor:
+    """x w, unpacking a strip of the stored rows at a time. Where the strips are added up, that is
+    done in float32."""
+    if w.turned:  # each strip gives columns of its own
+        return torch.cat([x @ rows.T for _, _, rows in strips(w)], dim=1)
+    total = torch.zeros(len(x), w.d_in, dtype=torch.float32, device=x.device)
+    for start, stop, rows in strips(w):
+        total += x[:, start:stop] @ rows
+    return total.to(x.dtype)
 
 
 @functools.cache
@@ -89,13 +117,16 @@ def _library_for(
         return None
     if sum(term.w.numel() for term in terms) < SMALL:
         return None
-    given = [start, out, *(one for term in terms for one in (term.x, term.w))]
-    if any(one is not None and not (one.is_cpu and one.dtype == dtype) for one in given):
+    weights = [term.w for term in terms]
+    given = [start, out, *(term.x for term in terms), *weights]
+    if any(
+        one is not None and not (one.device.type == "cpu" and one.dtype == dtype) for one in given
+    ):
         return None
     rows = (start, out, *(term.x for term in terms))
     if any(one is not None and one.stride(-1) != 1 for one in rows):
         return None
-    if any(1 not in term.w.stride() for term in terms):
+    if any(isinstance(w, Tensor) and 1 not in w.stride() for w in weights):
         return None
     return native.compiled(dtype)
 
@@ -107,12 +138,17 @@ def call_products(
     m, n = _product_shape(terms)
     assert y.shape == (m, n) and (start is None or start.shape in ((m, n), (n,)))
     given = (_Term * len(terms))()
+    held: list[Description] = []  # until the call
     for to, term in zip(given, terms, strict=True):
         x, w = term.x, term.w
         assert x.shape == (m, len(w)) and w.shape[1] == n, (x.shape, w.shape, m, n)
-        across = w.stride(1) != 1
         to.x, to.x_row, to.depth, to.scale = x.data_ptr(), x.stride(0), len(w), term.scale
-        to.w, to.w_row, to.across = w.data_ptr(), w.stride(1 if across else 0), across
+        if isinstance(w, Packed):
+            held.append(description(w))
+            to.packed, to.across = ctypes.addressof(held[-1]), w.turned
+        else:
+            to.across = w.stride(1) != 1
+            to.w, to.w_row = w.data_ptr(), w.stride(1 if to.across else 0)
     before = (0, 0)
     if start is not None:
         before = (start.data_ptr(), start.stride(0) if start.dim() == 2 else 0)

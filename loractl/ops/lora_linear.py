@@ -16,14 +16,15 @@ from torch import Tensor
 
 from loractl.ops.dropout import Mask, add_dropped_, draw, dropped
 from loractl.ops.gemm import Term, products
+from loractl.ops.packed import Packed
 from loractl.ops.thin import across, both, down
 
 
 @dataclass(frozen=True)
 class Linear:
-    """The inputs of one linear layer; its weight (d_out, d_in) may be a transposed view."""
+    """The inputs of one linear layer; its weight may be a transposed view, or packed."""
 
-    weight: Tensor  # (d_out, d_in), frozen
+    weight: Tensor | Packed  # (d_out, d_in), frozen
     bias: Tensor | None = None  # (d_out,), frozen
     factors: Callable[[], tuple[Tensor, Tensor]] | None = None
     """Returns the current A (r, d_in) and B (d_out, r) in float32; None: no adapter."""

@@ -21,8 +21,8 @@ from loractl.ops.native_cache import load_library
 from loractl.paths import cache_home
 
 HERE = Path(__file__).parent / "c"
-SOURCES = ("kernels.c", "gemm.c", "thin.c", "attention.c", "layer.c")
-INCLUDED = ("real.h", "calls.h", "panels.h", "arena.h", "tile.h", "layer.h")
+SOURCES = ("kernels.c", "packed.c", "gemm.c", "thin.c", "attention.c", "layer.c")
+INCLUDED = ("real.h", "calls.h", "panels.h", "packed.h", "arena.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a conditional be vectorized. No -ffast-math: NaN must propagate.
@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "activated_backward": (*MATRIX * 3, SIZE, SIZE, INT, INT),
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
     "workspace": (SIZE, SIZE, SIZE, SIZE),
+    "unpack": (POINTER, SIZE, SIZE, POINTER, INT),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
     "attention_space": (SIZE, SIZE, SIZE),
     "attention": (POINTER, INT, POINTER, SIZE, INT),

@@ -10,7 +10,10 @@ import pytest
 
 from loractl.ops import native
 
-OF_PRODUCTS = ("test_gemm.py", "test_thin.py", "attention/test_tasks.py", "layer/test_block.py")
+OF_PRODUCTS = (
+    *("test_gemm.py", "test_packed.py", "test_thin.py"),
+    *("attention/test_tasks.py", "layer/test_block.py"),
+)
 LACKING = {
     "avx512_bf16": ("-mno-avx512bf16",),
     "avx512f": ("-mno-avx512bf16", "-mno-avx512f"),

@@ -9,6 +9,7 @@
    whatever the other rows and the number of threads. */
 
 #include "calls.h"
+#include "packed.h"
 #include "tile.h"
 
 #include <omp.h>
@@ -48,9 +49,41 @@ static void multiply_by(float scale, number *panel, size count) {
     SIMD for (size i = 0; i < count; i++) put(panel, i, get(panel, i) * scale);
 }
 
+#define SPARE (ROWS * DEPTH * DEEP) /* numbers that a thread has apart */
+
+/* Panels of `columns` columns of a packed w, from `column` on, and of depth `first` to
+   `first + count`. A few rows at a time are unpacked into `spare`, which the first cache holds. */
+static void unpack_w(const Term *term, size first, size count, size column, size columns,
+                     number *panel, size deep, number *spare) {
+    size row = term->packed->row;
+    if (!term->across) {
+        size some = most(least(SPARE, 8192 / (size)sizeof(number)) / columns / DEEP, 1) * DEEP;
+        for (size p = 0; p < count; p += some) {
+            size rows = least(some, count - p);
+            for (size k = 0; k < rows; k++)
+                unpacked(term->packed, (first + p + k) * row + column, columns,
+                         spare + k * columns);
+            copy_rows(spare, columns, columns, rows, panel + p * COLUMNS, deep * COLUMNS);
+        }
+        return;
+    }
+    size some = least(SPARE / ROWS, 512);
+    for (size j = 0; j < up_to(columns, COLUMNS); j += ROWS)
+        for (size p = 0; p < count; p += some) {
+            size rows = most(least(ROWS, columns - j), 0), numbers = least(some, count - p);
+            for (size r = 0; r < rows; r++)
+                unpacked(term->packed, (column + j + r) * row + first + p, numbers,
+                         spare + r * some);
+            transpose(spare, some, rows, numbers,
+                      panel + j / COLUMNS * COLUMNS * deep + j % COLUMNS * DEEP + p * COLUMNS,
+                      COLUMNS * DEEP);
+        }
+}
+
 /* The same for every w, times its scale, for `columns` columns from `column` on, in panels of depth
    `deep`. */
-static void pack_w(const Term *term, size from, size to, size column, size columns, number *panel) {
+static void pack_w(const Term *term, size from, size to, size column, size columns, number *panel,
+                   number *spare) {
     size deep = to - from;
     for (size before = 0; before < to; before += whole_depth(term), term++) {
         size first = most(from - before, 0), count = least(to - before, term->depth) - first;
@@ -58,7 +91,9 @@ static void pack_w(const Term *term, size from, size to, size column, size colum
             continue;
         const number *w = term->w + (term->across ? column * term->w_row + first
                                                   : first * term->w_row + column);
-        if (term->across)
+        if (term->packed)
+            unpack_w(term, first, count, column, columns, panel, deep, spare);
+        else if (term->across)
             for (size j = 0; j < columns; j += COLUMNS)
                 copy_across(w + j * term->w_row, term->w_row, columns - j, count, panel + j * deep);
         else
@@ -194,7 +229,7 @@ static void work(Block *b, Share *shares, int threads, int me, size pieces, size
             size group = piece / pieces, up = b->top + piece % pieces * SHARE;
             b->left = group * width, b->right = least(b->left + width, n);
             if (group != packed)
-                pack_w(b->terms, b->from, b->to, b->left, b->right - b->left, w);
+                pack_w(b->terms, b->from, b->to, b->left, b->right - b->left, w, b->spare);
             packed = group;
             multiply(b, up, least(up + SHARE, bottom));
         }

@@ -74,9 +74,9 @@ static void project(const Group *group, const number *x, const number *start, nu
              of_thin, space.threads);
     for (size i = 0; i < group->count; i++) {
         const Linear *one = group->linears + i;
-        Term terms[2] = {{x, d, one->w, one->w_row, d, 1.0f, !one->turned},
+        Term terms[2] = {{x, d, one->w, one->w_row, d, 1.0f, !one->turned, one->packed},
                          {group->t + first, group->rank, group->Bs[i], one->d_out, one->rank,
-                          one->scale, 0}};
+                          one->scale, 0, NULL}};
         products(ys[i], one->d_out, one->bias ? one->bias : start, one->bias ? 0 : one->d_out, n,
                  one->d_out, terms, one->rank ? 2 : 1, space.step, space.threads);
         if (one->bias && start)
@@ -122,9 +122,10 @@ static void input_gradient(const Group *group, const number *const dys[], const 
     size d = group->d_in;
     for (size i = 0; i < group->count; i++) {
         const Linear *one = group->linears + i;
-        terms[i] = (Term){dys[i], one->d_out, one->w, one->w_row, one->d_out, 1.0f, one->turned};
+        terms[i] = (Term){dys[i],     one->d_out, one->w,      one->w_row,
+                          one->d_out, 1.0f,       one->turned, one->packed};
     }
-    terms[group->count] = (Term){s->u, group->rank, group->A, d, group->rank, 1.0f, 0};
+    terms[group->count] = (Term){s->u, group->rank, group->A, d, group->rank, 1.0f, 0, NULL};
     products(dx, d, NULL, 0, n, d, terms, group->count + (group->rank > 0), space.step,
              space.threads);
 }

@@ -16,6 +16,7 @@ typedef struct {
     size d_in, d_out, rank; /* rank 0: no adapter */
     float scale;
     int turned;
+    const Packed *packed; /* (d_out, d_in), in place of w, if not NULL */
 } Linear;
 
 typedef struct {

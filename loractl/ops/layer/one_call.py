@@ -19,6 +19,7 @@ from loractl.ops.attention.blocks import Form
 from loractl.ops.layer.description import GROUPS, Layer, Norm, Place
 from loractl.ops.lora_linear import Linear, Pair
 from loractl.ops.native import INT, POINTER, REAL, SIZE
+from loractl.ops.packed import Description, Packed, description
 from loractl.ops.pieces import ACTIVATIONS
 from loractl.ops.thin import MOST_OF_BOTH
 
@@ -29,7 +30,7 @@ class _Linear(ctypes.Structure):
     _fields_ = (
         *(("w", POINTER), ("w_row", SIZE), ("bias", POINTER), ("A", POINTER), ("B", POINTER)),
         *(("dA", POINTER), ("dB", POINTER), ("d_in", SIZE), ("d_out", SIZE), ("rank", SIZE)),
-        *(("scale", REAL), ("turned", INT)),
+        *(("scale", REAL), ("turned", INT), ("packed", POINTER)),
     )
 
 
@@ -61,16 +62,15 @@ class Whole:
     given: _Layer
     where: _Place
     pairs: Sequence[Pair]
-    held: tuple[Layer, Place]  # owns the tensors that `given` and `where` point to
+    held: tuple[object, ...]  # what `given` and `where` point into
 
     @classmethod
     def of(cls, x: Tensor, layer: Layer, place: Place, pairs: Sequence[Pair]) -> "Whole | None":
         """None if layer.c cannot be used."""
         if not _layer_fits(x, layer, place, pairs):
             return None
-        return cls(
-            _describe_layer(layer, pairs), _describe_place(layer, place), pairs, (layer, place)
-        )
+        given, packed = _describe_layer(layer, pairs)
+        return cls(given, _describe_place(layer, place), pairs, (layer, place, packed))
 
     def forward(self, x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
         """x (N, hidden) -> the layer's output (N, hidden), and what `backward` needs."""
@@ -133,7 +133,9 @@ def _is_plain(one: Tensor, dtype: torch.dtype = torch.float32) -> bool:
 
 def _is_readable(linear: Linear, dtype: torch.dtype) -> bool:
     weight, bias = linear.weight, linear.bias
-    is_here = weight.is_cpu and weight.dtype == dtype and 1 in weight.stride()
+    is_here = weight.device.type == "cpu" and weight.dtype == dtype
+    if isinstance(weight, Tensor):
+        is_here = is_here and 1 in weight.stride()
     return is_here and (bias is None or _is_plain(bias, dtype))
 
 
@@ -160,12 +162,16 @@ def _take_spaces(library: ctypes.CDLL, at: tuple[int, int]) -> tuple[int, int, i
     return of_layer.data_ptr(), of_step.data_ptr(), threads
 
 
-def _describe_layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
-    given, shape = _Layer(), layer.shape
+def _describe_layer(layer: Layer, pairs: Sequence[Pair]) -> tuple[_Layer, list[Description]]:
+    given, shape, packed = _Layer(), layer.shape, []
     for to, linear, (A, B) in zip(given.linears, layer.linears, pairs, strict=True):
         weight, bias = linear.weight, linear.bias
-        to.turned = weight.stride(1) != 1
-        to.w, to.w_row = weight.data_ptr(), weight.stride(1 if to.turned else 0)
+        if isinstance(weight, Packed):
+            packed.append(description(weight))
+            to.packed = ctypes.addressof(packed[-1])
+        else:
+            to.turned = weight.stride(1) != 1
+            to.w, to.w_row = weight.data_ptr(), weight.stride(1 if to.turned else 0)
         to.d_out, to.d_in = weight.shape
         to.bias = bias.data_ptr() if bias is not None else None
         if A is not None and B is not None:
@@ -177,7 +183,7 @@ def _describe_layer(layer: Layer, pairs: Sequence[Pair]) -> _Layer:
             to.weight, to.eps, to.offset = norm.weight.data_ptr(), norm.eps, norm.offset
     given.heads, given.kv_heads, given.head_dim = shape.heads, shape.kv_heads, shape.head_dim
     given.scaling, given.activation = shape.scaling, ACTIVATIONS.index(shape.activation)
-    return given
+    return given, packed
 
 
 def _describe_place(layer: Layer, place: Place) -> _Place:

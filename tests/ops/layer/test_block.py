@@ -14,7 +14,9 @@ from loractl.ops.layer import one_call
 from loractl.ops.layer.block import block
 from loractl.ops.layer.description import Layer, Norm, Place, Shape
 from loractl.ops.lora_linear import Linear
+from loractl.ops.packed import Packed
 from loractl.ops.segments import segments_of
+from tests.ops.test_packed import KINDS, drawn
 
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=16, scaling=0.25, activation="silu")
 HIDDEN, INNER = 64, 160
@@ -248,6 +250,33 @@ def test_other_dtypes_are_computed_by_parts() -> None:
     assert whole(torch.randn(90, HIDDEN, dtype=torch.bfloat16), cast(one, torch.bfloat16), where)
     half = replace(one, up=replace(one.up, weight=one.up.weight.half()))
     assert not whole(torch.randn(90, HIDDEN), half, where)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["plain", "biases", "some adapters", "SmolLM2", "odd sizes"])
+def test_a_layer_with_packed_weights_is_the_layer_with_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, case: str, kind: str, dtype: torch.dtype
+) -> None:
+    """Bit for bit, as a whole and by its parts."""
+    make, where = CASES[case]
+    dense = cast(make(), dtype)
+    weights = {name: getattr(dense, name).weight for name in LINEARS}
+    packed = {name: drawn(kind, *w.shape, dtype) for name, w in weights.items()}
+
+    def with_weights(given: Callable[[str], Tensor | Packed]) -> Layer:
+        new = {name: replace(getattr(dense, name), weight=given(name)) for name in LINEARS}
+        return replace(dense, **new)
+
+    one, other = (
+        with_weights(lambda name: packed[name]),
+        with_weights(lambda name: packed[name].dense()),
+    )
+    x = torch.randn(where.segments.length, one.q.weight.shape[1]).to(dtype)
+    assert whole(x, one, where) and whole(x, other, where)
+    assert all(map(torch.equal, run(x, one, where), run(x, other, where)))
+    parts = [by_parts(monkeypatch, lambda: run(x, way, where)) for way in (one, other)]  # noqa: B023
+    assert all(map(torch.equal, *parts))
 
 
 def test_two_layers_in_one_graph_do_not_share_memory() -> None:
