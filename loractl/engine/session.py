@@ -22,6 +22,7 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
+from loractl.engine.packed_base import as_configured
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
@@ -121,6 +122,7 @@ class Session:
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
             "dtype": dtype_word(self.dtype),
+            **({"quantization": packed.about()} if (packed := self.source.quantization) else {}),
             "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
             "versions": {
@@ -137,7 +139,9 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     Raises ConfigError, DataError or ModelError.
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
-    source = _locate_base(loaded)
+    device = choose_device()
+    dtype = choose_dtype(config.model.dtype, device)
+    source = as_configured(_locate_base(loaded), config.model, dtype)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer, new, data, max_length = _read_rows(loaded, source, start)
@@ -145,8 +149,6 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    device = choose_device()
-    dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
@@ -155,6 +157,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        fingerprint=base_fingerprint.result,
     )
     grow_to_(model, new)
     if start is not None:

@@ -65,7 +65,9 @@ def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
     return [(start, start + rows) for start in range(0, shape[0], rows)]
 
 
-def rows_of(module: nn.Module, parameter: str = "weight") -> Iterator[tuple[int, int, torch.Tensor]]:
+def rows_of(
+    module: nn.Module, parameter: str = "weight"
+) -> Iterator[tuple[int, int, torch.Tensor]]:
     """The frozen weight in strips, (start, stop, rows), of which one is unpacked at a time."""
     if isinstance(module, PackedLinear):
         packed = module.packed

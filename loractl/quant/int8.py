@@ -19,5 +19,6 @@ def pack(W: Tensor) -> Packed:
         rows = W.detach()[start : start + n_rows].half()
         largest = rows.abs().amax(dim=1).float()
         scales[start : start + n_rows] = largest
-        codes[start : start + n_rows] = torch.round(rows * (127.0 / largest[:, None])).to(torch.int8)
-    return Packed(codes, scales, 8, *W.shape, dtype=W.dtype)
+        scaled = rows * (127.0 / largest[:, None])
+        codes[start : start + n_rows] = scaled.round().to(torch.int8)
+    return Packed(codes, scales, 8, W.shape[0], W.shape[1], W.dtype)

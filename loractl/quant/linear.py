@@ -37,13 +37,25 @@ class PackedLinear(nn.Module):
         return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.packed = moved(self.packed, fn(self.packed.codes[:0]).device)
         return self
 
     def extra_repr(self) -> str:
         bits = f"{self.packed.bits} bits"
         return f"in_features={self.in_features}, out_features={self.out_features}, {bits}"
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
+    return {path: one for path, one in model.named_modules() if isinstance(one, PackedLinear)}
+
+
+def n_bytes(packed: Packed) -> int:
+    """Bytes of codes and scales; the table of 8-bit scales is one for all."""
+    scales = packed.scales
+    if isinstance(scales, Nested):
+        return packed.codes.nbytes + scales.codes.nbytes + scales.scales.nbytes
+    return packed.codes.nbytes + scales.nbytes
 
 
 def moved(packed: Packed, device: torch.device) -> Packed:

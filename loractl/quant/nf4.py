@@ -28,7 +28,7 @@ def pack(W: Tensor, *, double: bool) -> Packed:
         codes[start // 2 : start // 2 + len(found)] = found
         scales[start // BLOCK : start // BLOCK + len(largest)] = largest
     held = nested(scales) if double else scales
-    return Packed(codes, held, 4, *W.shape, dtype=W.dtype)
+    return Packed(codes, held, 4, W.shape[0], W.shape[1], W.dtype)
 
 
 def _pack_piece(numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,8 +171,11 @@ def _strips_of(
                 yield new.merged(file.get_tensor(start), torch.float32).detach()
                 return
             if layer is not None:
-                W = file.get_tensor(start)
+                W = plan.tensor(start, file)
                 yield from (rows.float() for _, _, rows in layer.merged_rows(W))
+                return
+            if start in plan.packed:
+                yield plan.tensor(start, file).float()
                 return
             part = file.get_slice(start)
             shape = part.get_shape()
