@@ -31,11 +31,14 @@ class ModelSection(Section):
         description="dtype the base is stored and computed in; auto: bfloat16 where it is fast",
     )
     quantization: Literal["none", "nf4", "nf4-double", "int8"] = Field(
-        "none", description="how the frozen base is quantized"
+        "none",
+        description="how the linear layers of the frozen base are stored; nf4: 4 bits in blocks of "
+        "64; nf4-double: their scales in 8 bits too; int8: 8 bits, a scale a row",
     )
     offload: Literal["none", "cpu", "disk", "auto"] = Field(
         "none", description="where the frozen layers are while others compute; auto: where it fits"
     )
+    quantize_head: bool = Field(False, description="quantize the output head too")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the base model"
     )
@@ -266,7 +269,6 @@ ANY = None
 """In NOT_YET: every value except the default."""
 
 NOT_YET: dict[str, tuple[Any, ...] | None] = {
-    "model.quantization": ("nf4", "nf4-double", "int8"),
     "train.report_to": ANY,
 }
 """Settings that are defined but not implemented in this version; `loader` refuses them."""

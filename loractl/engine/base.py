@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import console
 from loractl.dtypes import WIDTHS
+from loractl.engine import packed_base
 from loractl.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
             " base with --base"
         )
     source = find_model(named) if named else _locate_recorded(adapter.base or "", "--base")
+    source = packed_base.as_trained(source, [adapter])
     if adapter.trained_on:
         require_same_bytes(source, fingerprint(source), [adapter], named=named, option="--base")
     return source
@@ -150,10 +152,17 @@ def load_base(
     from loractl.models.device import choose_device, choose_dtype
     from loractl.models.fingerprints import remembered_fingerprint
 
+    adapters = list(adapters)
+    source = packed_base.as_trained(source, adapters)
     trained = [adapter for adapter in adapters if adapter.trained_on]
     fingerprint = compute_beside(lambda: remembered_fingerprint(source)) if trained else None
     device = choose_device()
-    model = load.load_model(source, dtype=choose_dtype(dtype, device), device=device)
+    model = load.load_model(
+        source,
+        dtype=choose_dtype(dtype, device),
+        device=device,
+        fingerprint=fingerprint.result if fingerprint else None,
+    )
     if fingerprint is not None:
         require_same_bytes(source, fingerprint.result(), trained, named=named, option="--model")
     return model

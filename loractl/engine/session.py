@@ -22,7 +22,9 @@ from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
+from loractl.engine.offload import streams
 from loractl.engine.optimizer import device_for
+from loractl.engine.packed_base import as_configured
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import ModelError, NumericError
@@ -122,6 +124,7 @@ class Session:
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
             "dtype": dtype_word(self.dtype),
+            **({"quantization": packed.about()} if (packed := self.source.quantization) else {}),
             "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
             "versions": {
@@ -139,7 +142,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     """
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     device = device_for(loaded)
-    source = _locate_base(loaded)
+    dtype = choose_dtype(config.model.dtype, device)
+    source = as_configured(_locate_base(loaded), config.model, dtype)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer, new, data, max_length = _read_rows(loaded, source, start)
@@ -147,8 +151,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
+    streamed = streams(loaded, source, device, dtype)
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
         source,
@@ -156,6 +160,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        fingerprint=base_fingerprint.result,
+        streams=streamed,
     )
     grow_to_(model, new)
     if start is not None:
@@ -167,7 +173,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         fill_(adapted, start)
     if full:
         model.requires_grad_(True)
-    _set_checkpointing_(model, config, max_length, device)
+    _set_checkpointing_(model, config, max_length, device, needed=streamed)
     trunk, loss = _prove_ways_(model, config, epochs, total_steps, dtype)
     return Session(
         config=config,
@@ -283,7 +289,12 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
 
 
 def _set_checkpointing_(
-    model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
+    model: "PreTrainedModel",
+    config: RunConfig,
+    max_length: int,
+    device: torch.device,
+    *,
+    needed: bool,
 ) -> None:
     """Turn gradient checkpointing on if asked for, or if memory is tight. In both cases freed CPU
     memory is also returned to the system: with 8,192 tokens the heap kept a gigabyte."""
@@ -294,5 +305,5 @@ def _set_checkpointing_(
         hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":
         wanted = short
-    if wanted:
+    if wanted or needed:  # a layer's weights are gone when the next one computes
         forward.recompute_activations_(model)

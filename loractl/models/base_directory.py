@@ -63,6 +63,15 @@ def _require_inside(name: str, directory: Path) -> None:
                 )
 
 
+def shards(directory: Path) -> list[Path]:
+    """The weight files that transformers would read: those of the index, or the only one."""
+    index, only = directory / INDEX, directory / "model.safetensors"
+    if index.is_file():
+        names = {str(name) for name in _read(str(directory), index)["weight_map"].values()}
+        return [directory / name for name in sorted(names)]
+    return [only] if only.is_file() else sorted(directory.glob("*.safetensors"))
+
+
 def brings_code(directory: Path) -> bool:
     """Whether the config of a checked base names Python code of its own."""
     config = directory / "config.json"

@@ -19,9 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
-from loractl.models import base_directory, gguf_base
+from loractl.models import base_directory, gguf_base, prequantized
 from loractl.models.torch_dtypes import dtype_word
 from loractl.paths import address
+from loractl.quant.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
@@ -36,6 +37,7 @@ class Source:
     name: str  # as the user wrote it
     directory: Path
     gguf: str | None = None
+    quantization: Quantization | None = None  # how its linear layers are packed, if they are
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
         return Source(name_or_path, path.parent, path.name)
     directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
     base_directory.check(name_or_path, directory)
+    prequantized.require_readable(name_or_path, directory)
     return Source(name_or_path, directory)
 
 
@@ -196,23 +199,63 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     finite: bool = True,
+    dense: bool = False,
+    fingerprint: Callable[[], str] | None = None,
+    streams: bool = False,
 ) -> "PreTrainedModel":
     """Load a complete causal LM, with every weight in `dtype`, on `device`, in eval mode.
+
+    Layers of a quantized source are packed; `dense`: unpacked again, into the numbers that they
+    compute with. `fingerprint` of the source lets what was packed be kept for the next time.
+    `streams`: the layers stay on disk and come to memory when they compute.
 
     Raises ModelError if a tensor is missing, has the wrong shape, or is not finite. Training passes
     `finite=False`: there the first loss reveals it, with step, rows and the exit code of a
     non-finite number.
     """
+    options = (source, dtype, device, trust_remote_code)
+    if streams:
+        model, wrong = _load_packed(*options, dense=False, fingerprint=fingerprint, streams=True)
+    elif _comes_packed(source) or (source.quantization and not _is_unpacked(source)):
+        model, wrong = _load_packed(*options, dense=dense, fingerprint=fingerprint)
+    else:
+        model, wrong = _load_plain(*options), []
+    parameters = model.named_parameters() if finite else ()
+    wrong += [name for name, one in parameters if not torch.isfinite(one).all()]
+    if finite and wrong:
+        dtype_name = dtype_word(dtype)
+        raise ModelError(
+            f"model {source.name}: {wrong[0]} holds values that are not finite in {dtype_name}"
+        )
+    if source.quantization and _is_unpacked(source):
+        from loractl.models import packed_load
+
+        packed_load.pack_(model, source.quantization, dense=dense)
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _comes_packed(source: Source) -> bool:
+    return not source.gguf and prequantized.kind_in_files(source.directory) is not None
+
+
+def _is_unpacked(source: Source) -> bool:
+    """Whether its files are in a packing that transformers takes apart while it loads them."""
+    return bool(source.gguf or prequantized.unpacking(source.directory))
+
+
+def _load_plain(
+    source: Source, dtype: torch.dtype, device: torch.device, trusted: bool
+) -> "PreTrainedModel":
     loaded: Any
     with _translated(source, "the weights"):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.directory,
             dtype=dtype,
-            **_code(trust_remote_code),
+            **_code(trusted),
             use_safetensors=None if source.gguf else True,
             output_loading_info=True,
             **source.keywords,
-            **(gguf_base.unpacking() if source.gguf else {}),
+            **(gguf_base.unpacking() if source.gguf else prequantized.unpacking(source.directory)),
         )
     model: PreTrainedModel = loaded[0]
     _require_tensors(source, loaded[1])
@@ -221,13 +264,37 @@ def load_model(
         # The weights were unpacked: without these marks it is a plain model that can be saved.
         quantizer.remove_quantization_config(model)
     model.to(device)  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if finite and not torch.isfinite(parameter).all():
-            dtype_name = dtype_word(dtype)
-            raise ModelError(
-                f"model {source.name}: {name} holds values that are not finite in {dtype_name}"
-            )
-    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+    return model
+
+
+def _load_packed(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    trusted: bool,
+    *,
+    dense: bool,
+    fingerprint: Callable[[], str] | None,
+    streams: bool = False,
+) -> tuple["PreTrainedModel", list[str]]:
+    """The model, and the names of its packed weights that are not finite."""
+    from loractl.models import packed_load, packing
+    from loractl.models.offload import load as streamed
+
+    chosen = source.quantization
+    with _translated(source, "the weights"):
+        config = AutoConfig.from_pretrained(source.directory, **_code(trusted))
+        build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+        with torch.device("meta"):
+            model_class = type(build(config, trust_remote_code=trusted))
+        work = packing.Packing(source.name, dtype, device, dense=dense)
+        load_ = streamed.load if streams else packed_load.load
+        model, found = load_(
+            source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
+        )
+    _require_tensors(source, found)
+    model.to(device)  # type: ignore[arg-type]
+    return model, work.not_finite
 
 
 def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ model:
   dtype: auto
   quantization: none
   trust_remote_code: false
+  quantize_head: false
   add_tokens: []
 method: lora
 objective: sft
@@ -103,7 +104,6 @@ def test_the_documentation_shows_every_key() -> None:
 
 
 REFUSED = {
-    "model.quantization": "nf4",
     "data.format": "sharegpt",
     "data.retain": "general.jsonl",
     "data.columns": {"prompt": "question"},

@@ -21,7 +21,7 @@ from loractl.artifacts.model.plan import Plan, is_tied, places
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
-from loractl.lora.layer import strips
+from loractl.lora.dense import strips
 from loractl.models.load import Source, head_name
 
 if TYPE_CHECKING:
@@ -171,8 +171,11 @@ def _strips_of(
                 yield new.merged(file.get_tensor(start), torch.float32).detach()
                 return
             if layer is not None:
-                W = file.get_tensor(start)
+                W = plan.tensor(start, file)
                 yield from (rows.float() for _, _, rows in layer.merged_rows(W))
+                return
+            if start in plan.packed:
+                yield plan.tensor(start, file).float()
                 return
             part = file.get_slice(start)
             shape = part.get_shape()

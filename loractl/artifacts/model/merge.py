@@ -27,7 +27,8 @@ from loractl.errors import ArtifactError
 from loractl.lora.inject import merge_
 from loractl.models.base_directory import INDEX, is_inside
 from loractl.models.load import Source, load_model, load_skeleton, load_tokenizer
-from loractl.models.torch_dtypes import STORED_FLOATS, dtype_word
+from loractl.models.prequantized import method_of
+from loractl.models.torch_dtypes import DTYPES, STORED_FLOATS, dtype_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,10 +53,13 @@ def write(
     Raises ArtifactError if adapter and base do not fit, or a weight does not fit into `dtype`.
     """
     refuse_quantized(source)
+    if source.quantization is not None:  # what came out of the packing fits into that dtype
+        dtype = dtype or DTYPES[source.quantization.dtype]
     skeleton = load_skeleton(source)
     fit_(skeleton, adapter)
     ranks_of(adapter, skeleton)  # refuses before any weight is read
-    plan = None if source.gguf else plan_merge(source, skeleton, adapter)
+    is_packed = source.gguf or method_of(source.directory)
+    plan = None if is_packed else plan_merge(source, skeleton, adapter)
     if plan is None:
         written = _write_whole(directory, source, adapter, dtype or own_dtype(source))
     else:
@@ -69,8 +73,8 @@ def write(
 
 
 def refuse_quantized(source: Source) -> None:
-    """Raise ArtifactError for a quantized base: updates cannot be added to packed weights."""
-    if source.gguf:
+    """Raise ArtifactError for a base whose files are packed in a way that is not read."""
+    if source.gguf or source.quantization is not None:
         return  # unpacked by its loader
     if config := files.read_json(source.directory / "config.json").get("quantization_config"):
         method = config.get("quant_method") if isinstance(config, dict) else config
@@ -120,7 +124,7 @@ def _merged_tensors(
         starts = {name: name for name in sorted(names)}
         starts |= {name: old for name, old in plan.untied.items() if old in names}
         for name, start in starts.items():
-            old, layer = file.get_tensor(start), plan.updates.get(name)
+            old, layer = plan.tensor(start, file), plan.updates.get(name)
             target = dtype if dtype is not None and old.is_floating_point() else old.dtype
             new = plan.replaced.get(name, old).to(target)
             if layer is not None:
@@ -142,7 +146,7 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
     """Merge in memory: for bases whose files lay weights out differently, such as GGUF."""
-    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
     tied = is_tied(model)
     load_(model, adapter)
     merge_(model)

@@ -67,7 +67,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     cpu = torch.device("cpu")
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
-    model = load_model(source, dtype=torch.float32, device=cpu)
+    model = load_model(source, dtype=torch.float32, device=cpu, dense=True)
     fit_(model, adapter)
     ids = probe.probe_ids(model, adapter.own_tokens)
     base = probe.probe_logits(model, ids)

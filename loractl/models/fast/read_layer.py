@@ -14,6 +14,7 @@ from loractl.models.fast.architectures import LAYERS
 from loractl.models.offload.stream import Arrival
 from loractl.ops.layer.description import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
+from loractl.quant.linear import PackedLinear
 
 
 class Unusual(Exception):
@@ -108,12 +109,13 @@ def _norm(parent: nn.Module, name: str, path: str) -> Norm:
 
 
 def _linear(parent: nn.Module, name: str, path: str) -> Linear:
-    module = getattr(parent, name)
-    if type(module) is nn.Linear:
+    module: Any = getattr(parent, name)
+    is_packed = isinstance(module, PackedLinear)
+    if type(module) is nn.Linear or is_packed:
         _require_unhooked(module, f"{path}.{name}")
         if any(parameter.requires_grad for parameter in module.parameters()):
             raise Unusual(f"{path}.{name} is trained")
-        return Linear(module.weight, module.bias)
+        return Linear(module.packed if is_packed else module.weight, module.bias)
     # An adapted layer knows itself whether it is just one product with a thin update.
     as_linear = getattr(module, "as_linear", None)
     linear: Linear | None = as_linear() if as_linear is not None else None

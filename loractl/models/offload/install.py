@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from loractl.errors import ModelError
+from loractl.lora.dense import ARRIVE
 from loractl.models.offload.stream import Arrival, Stream, laid_out
 from loractl.models.stored import DTYPES, Stored
+from loractl.quant.linear import packed_layers
 
 NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 """What precedes the number of a decoder layer in the names of tensors."""
@@ -49,15 +51,24 @@ def install_(model: nn.Module, stream: Stream) -> None:
             f"model.offload: {len(stream.layers)} layers in the files, {len(layers)} in the model"
         )
     for number, layer in enumerate(layers):
-        for name, tensor in layer.state_dict().items():
+        codes = {f"{name}.codes": one.packed.codes for name, one in packed_layers(layer).items()}
+        for name, tensor in {**layer.state_dict(), **codes}.items():
             if not stream.holds(tensor):
                 raise ModelError(
                     f"model.offload: {name} of layer {number} is not in the files as the model"
                     " needs it, so it cannot be streamed; set model.offload: none"
                 )
+        arrival = Arrival(stream, number)
         # Also the children: gradient checkpointing computes a layer again without its own hooks.
         for module in (layer, *layer.children()):
-            module.register_forward_pre_hook(Arrival(stream, number))
+            module.register_forward_pre_hook(arrival)
+        for module in layer.modules():
+            setattr(module, ARRIVE, arrival)  # for those who read its weight, as lora/dense.py
+
+
+def streams(model: nn.Module) -> bool:
+    """Whether the layers of a model pass through a stream."""
+    return any(hasattr(layer, ARRIVE) for layer in decoder_layers(model))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

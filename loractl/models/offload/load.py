@@ -4,6 +4,7 @@ What lies outside the layers (embedding, norm, head) is loaded; the tensors of t
 of a stream's buffers, into which their files are read when a layer computes.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def load(
     work: Packing,
     *,
     chosen: Quantization | None,
-    fingerprint: Callable[[], str],
+    fingerprint: Callable[[], str] | None,
 ) -> tuple["PreTrainedModel", Mapping[str, Any]]:
     """The model, and what transformers says of its tensors. The dense model is never in memory.
 
@@ -73,6 +74,7 @@ def load(
     numbers = DTYPES[chosen.dtype] if chosen else work.dtype
     if chosen is not None and prequantized.kind_in_files(directory) is None:
         names = _names_to_pack(model_class, config, chosen, stored)
+        assert fingerprint is not None
         entry = Entry.of(fingerprint(), chosen)
         kept = entry.tensors() or _pack(entry, names, stored, chosen)
         stored = {name: one for name, one in stored.items() if name not in names} | kept
@@ -113,7 +115,7 @@ def _pack(
         for name in sorted(names, key=lambda one: (layer_of(one) or 0, one)):
             yield name, chosen.pack(stored[name].read())
 
-    entry.keep(packed(), sum(stored[name].numel for name in names) // 2)
+    entry.keep(packed(), sum(math.prod(stored[name].shape) for name in names))
     if kept := entry.tensors():
         return kept
     raise StorageError(
