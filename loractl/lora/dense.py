@@ -12,13 +12,10 @@ import torch
 from torch import nn
 
 from loractl.quant.linear import PackedLinear
+from loractl.records import ARRIVE
 
 STRIP = 1 << 22
 """Values of a weight in hand at a time: 32 MiB in float64."""
-
-
-ARRIVE = "arrive"
-"""The attribute of a module whose weights are not always in memory: a function that brings them."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,17 @@ def dense_weight_of(module: nn.Module, parameter: str = "weight") -> torch.Tenso
     A module whose weight is packed unpacks it in its `dense_weight` method; for any other module
     this is the weight itself, not a copy.
     """
-    if (arrive := getattr(module, ARRIVE, None)) is not None:
-        arrive()
+    _await(module)
     unpack = getattr(module, "dense_weight", None)
     weight = unpack() if unpack is not None else getattr(module, parameter)
     assert isinstance(weight, torch.Tensor), type(weight)
     return weight
+
+
+def _await(module: nn.Module) -> None:
+    """Have the weights of a module brought to memory, if they are not always there."""
+    if (arrive := getattr(module, ARRIVE, None)) is not None:
+        arrive()
 
 
 def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -75,6 +77,7 @@ def rows_of(
     module: nn.Module, parameter: str = "weight"
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """The frozen weight in strips, (start, stop, rows), of which one is unpacked at a time."""
+    _await(module)
     if isinstance(module, PackedLinear):
         packed = module.packed
         for start, stop in strips((packed.d_out, packed.d_in)):

@@ -54,13 +54,17 @@ class Trunk:
 
     @property
     def goes_together(self) -> bool:
-        """Whether it pays to compute all micro-batches of a step together: layers come from
-        elsewhere, and no random mask depends on the order."""
+        """Whether all micro-batches of a step are computed together: layers come from elsewhere,
+        no random mask depends on the order, and each gradient is one sum over the batches (A and B
+        with a start have two terms for each)."""
         if self.fallback_reason:
             return False
         layers = _layers(self._model.base_model)
-        drops = any(linear.dropout for layer in layers for linear in layer.linears)
-        return any(layer.arrive is not None for layer in layers) and not drops
+        if all(layer.arrive is None for layer in layers):
+            return False
+        linears = [linear for layer in layers for linear in layer.linears]
+        factors = (one for linear in linears if linear.factors for one in linear.factors())
+        return not any(linear.dropout for linear in linears) and all(one.is_leaf for one in factors)
 
     @property
     def frozen_layers(self) -> int:

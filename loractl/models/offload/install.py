@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from loractl.errors import ModelError
-from loractl.lora.dense import ARRIVE
 from loractl.models.offload.stream import Arrival, Stream, laid_out
 from loractl.models.stored import DTYPES, Stored
 from loractl.quant.linear import packed_layers
+from loractl.records import ARRIVE
 
 NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 """What precedes the number of a decoder layer in the names of tensors."""

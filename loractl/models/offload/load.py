@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loractl.errors import ModelError, StorageError
 from loractl.models import packing, prequantized
@@ -94,9 +94,9 @@ def load(
 def _names_to_pack(
     model_class: Any, config: "PreTrainedConfig", chosen: Quantization, stored: Mapping[str, Stored]
 ) -> set[str]:
-    """The names in the files of the weights to pack. Raises ModelError if they have others there."""
+    """The names in the files of the weights to pack. Raises ModelError if they are others."""
     with torch.device("meta"):
-        skeleton: nn.Module = model_class(config)
+        skeleton: PreTrainedModel = model_class(config)
     names = {f"{path}.weight" for path in quantizable(skeleton, chosen)}
     if unknown := sorted(names - stored.keys()):
         raise ModelError(
