@@ -5,6 +5,7 @@ Read, not mapped: the touched pages of a map count as memory of the process.
 
 import json
 import math
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from loractl.models.torch_dtypes import STORED_FLOATS
 
+LARGE = 1 << 20
+"""Bytes of a tensor that gets pages of its own."""
 DTYPES: dict[str, torch.dtype] = {
     **STORED_FLOATS,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -45,7 +48,7 @@ class Stored:
     def read(self) -> Tensor:
         """The tensor, in memory of its own. Raises SafetensorError for a truncated file."""
         kind = DTYPES[self.dtype]
-        tensor = torch.empty(math.prod(self.shape) * kind.itemsize, dtype=torch.uint8)
+        tensor = _room_for(math.prod(self.shape) * kind.itemsize)
         left = memoryview(tensor.numpy())  # type: ignore[arg-type]
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
@@ -54,6 +57,14 @@ class Stored:
         if len(left):
             raise SafetensorError(f"{self.path}: ends within a tensor")
         return tensor.view(kind).view(self.shape)
+
+
+def _room_for(size: int) -> Tensor:
+    """Bytes that go back to the system as soon as nobody holds them: in the heap, tensors that come
+    and go leave holes, with temporary copies 0.6 GB for a model of 0.8 GB."""
+    if size < LARGE:
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,10 @@ import loractl.ops.native as native
 native.compiled(torch.bfloat16)
 source = replace(load.locate(sys.argv[1]), quantization=Quantization("nf4-double", "bfloat16"))
 def resident():
-    return next(int(l.split()[1]) for l in open("/proc/self/status") if "VmRSS" in l) << 10
+    return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0]) << 10
 before = resident()
-model = load.load_model(source, dtype=torch.bfloat16, device=torch.device("cpu"), fingerprint=lambda: sys.argv[2])
+cpu = torch.device("cpu")
+model = load.load_model(source, dtype=torch.bfloat16, device=cpu, fingerprint=lambda: sys.argv[2])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 size = sum(n_bytes(one.packed) for one in packed_layers(model).values())
 size += sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
