@@ -165,7 +165,7 @@ def test_values_are_translated(example: tuple[str, str], expected: dict[str, Any
     ],
     ids=str,
 )
-def test_a_quantized_base_is_named_as_not_available(example: tuple[str, str], key: str) -> None:
+def test_a_quantized_base_is_named_as_to_be_set(example: tuple[str, str], key: str) -> None:
     found = converted(EXAMPLES[example])
     assert found.not_mapped[key] == QUANTIZED and found.settings["method"] == "lora"
 
