@@ -98,6 +98,8 @@ def own_dtype(source: Source) -> torch.dtype:
     """The default dtype of a whole merge: the base's; bfloat16 for a GGUF."""
     if source.gguf:
         return torch.bfloat16
+    if source.quantization is not None:  # in its files most floats are scales
+        return DTYPES[source.quantization.dtype]
     return float_dtypes(source).most_common(1)[0][0]
 
 

@@ -1,5 +1,5 @@
-"""A base as a directory that bitsandbytes has quantized, by its bytes: transformers loads it so, and
-loractl does, without packing it again."""
+"""A base as a directory that bitsandbytes has quantized, by its bytes: transformers and we load it
+as such, without packing it again."""
 
 import json
 import shutil
