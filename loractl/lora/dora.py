@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, strips
+from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, Rows, strips
 
 _Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
 
@@ -117,7 +117,7 @@ class DoraLayer(LoraLayer):
         W = self.dense_weight().detach()
         return torch.cat([(rows - W[a:b].double()).float() for a, b, rows in self.merged_rows(W)])
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: Tensor | Rows) -> Iterator[tuple[int, int, Tensor]]:
         """m (W + s B A) / ||W + s B A|| in float64, strip by strip, the norm in float64 too."""
         dim = 0 if self.transposed else 1
         sums = [rows.square().sum(dim=dim) for _, _, rows in super().merged_rows(W)]

@@ -10,6 +10,7 @@ s (B A - B0 A0), so W stays unchanged.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -147,9 +148,12 @@ class LoraLayer(nn.Module):
 
     def update_rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of s * B A in float64, laid out as the layer's weight."""
-        A, B = (factor.detach().double() for factor in self.factors())
-        rows = A[:, start:stop].T @ B.T if self.transposed else B[start:stop] @ A
-        return rows * self.scale
+        A, B = (factor.detach() for factor in self.factors())
+        if self.transposed:
+            rows = A[:, start:stop].double().T @ B.double().T
+        else:
+            rows = B[start:stop].double() @ A.double()
+        return rows.mul_(self.scale)
 
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
@@ -169,16 +173,28 @@ class LoraLayer(nn.Module):
             merged[start:stop] = exact.float().to(merged.dtype)
         return merged
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: "Tensor | Rows") -> Iterator[tuple[int, int, Tensor]]:
         """W + s * B A in float64, strip by strip: (start, stop, rows)."""
         for start, stop in strips(W.shape):
-            yield start, stop, W[start:stop].double() + self.update_rows(start, stop).to(W.device)
+            yield start, stop, self.update_rows(start, stop).to(W.device).add_(W[start:stop])
+
+
+class Rows(Protocol):
+    """A weight elsewhere, of which rows are read when they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
     """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
     rows = max(1, STRIP // math.prod(shape[1:]))
-    return [(start, start + rows) for start in range(0, shape[0], rows)]
+    return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
 class LoraLinear(LoraLayer):
