@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from loractl.lora.dense import dense_weight_of
 from loractl.ops.lora_linear import Linear, lora_linear
 
-STRIP = 1 << 22
-"""Values of a weight merged at a time: 32 MiB in float64."""
+STRIP = 1 << 19
+"""Values of a weight merged at a time: 4 MiB in float64, which caches hold."""
 
 
 class LoraLayer(nn.Module):
@@ -176,7 +176,8 @@ class LoraLayer(nn.Module):
     def merged_rows(self, W: "Tensor | Rows") -> Iterator[tuple[int, int, Tensor]]:
         """W + s * B A in float64, strip by strip: (start, stop, rows)."""
         for start, stop in strips(W.shape):
-            yield start, stop, self.update_rows(start, stop).to(W.device).add_(W[start:stop])
+            update = self.update_rows(start, stop).to(W.device)
+            yield start, stop, update.add_(W[start:stop].double())
 
 
 class Rows(Protocol):

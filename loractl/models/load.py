@@ -21,6 +21,7 @@ from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base
 from loractl.models.torch_dtypes import dtype_word
+from loractl.ops.finite import all_finite
 from loractl.paths import address
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def load_model(
         quantizer.remove_quantization_config(model)
     model.to(device)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
-        if finite and not torch.isfinite(parameter).all():
+        if finite and not all_finite(parameter):
             dtype_name = dtype_word(dtype)
             raise ModelError(
                 f"model {source.name}: {name} holds values that are not finite in {dtype_name}"

@@ -30,6 +30,8 @@ from loractl.lora.inject import merge_
 from loractl.models.base_directory import INDEX, is_inside
 from loractl.models.load import Source, load_model, load_skeleton, load_tokenizer
 from loractl.models.torch_dtypes import STORED_FLOATS, dtype_word
+from loractl.ops.finite import all_finite
+from loractl.ops.threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,8 +106,8 @@ def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtyp
     weight_map: dict[str, str] = {}
     total = 0
     for shard in shards(source):
-        with opened(shard) as file:
-            tensors = list(_merged_tensors(file, shard, plan, dtype))
+        with opened(shard) as stored, one_thread():
+            tensors = list(_merged_tensors(stored, shard, plan, dtype))
             write_strips(directory / shard.name, tensors)
         weight_map |= dict.fromkeys((one.name for one in tensors), shard.name)
         total += sum(one.n_bytes for one in tensors)
@@ -116,13 +118,12 @@ def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtyp
 
 
 def _merged_tensors(
-    file: Any, shard: Path, plan: Plan, dtype: torch.dtype | None
+    stored: Mapping[str, StoredRows], shard: Path, plan: Plan, dtype: torch.dtype | None
 ) -> Iterator[Strips]:
-    names = set(file.keys())
-    starts = {name: name for name in sorted(names)}
-    starts |= {name: old for name, old in plan.untied.items() if old in names}
+    starts = {name: name for name in stored}
+    starts |= {name: old for name, old in plan.untied.items() if old in stored}
     for name, start in starts.items():
-        old = StoredRows(file, start)
+        old = stored[start]
         target = dtype if dtype is not None and old.dtype.is_floating_point else old.dtype
         shape, values = _changed(old, plan, name, target)
         yield Strips(name, target, shape, partial(_finite, f"{shard.name}: {name}", values))
@@ -150,7 +151,7 @@ def _finite(name: str, values: Callable[[], Iterator[Tensor]]) -> Iterator[Tenso
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not all_finite(tensor):
         dtype = dtype_word(tensor.dtype)
         raise ArtifactError(
             f"{name}: the merged weight is not finite in {dtype}; merge with --dtype bfloat16 or"
