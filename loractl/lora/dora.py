@@ -33,6 +33,9 @@ class DoraLayer(LoraLayer):
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
 
+    def forget_(self) -> None:
+        self._seen, self._norm, self._squares = [], None, None
+
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output from its input and the base's output y = base(x)."""
         h = self.dropped(x)

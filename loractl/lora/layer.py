@@ -119,6 +119,9 @@ class LoraLayer(nn.Module):
             return self.A, self.B
         return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
 
+    def forget_(self) -> None:
+        """Drop what was computed from the frozen weight, which is about to be another."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         # A compiler fuses the plain formula, but cannot see through our autograd function.
@@ -192,9 +195,9 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
-def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
-    rows = max(1, STRIP // math.prod(shape[1:]))
+def strips(shape: Sequence[int], size: int | None = None) -> list[tuple[int, int]]:
+    """Rows of a matrix (or experts of a stack) in strips of at most `size` values, else STRIP."""
+    rows = max(1, (size or STRIP) // math.prod(shape[1:]))
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 

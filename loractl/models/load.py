@@ -179,15 +179,17 @@ def limits(source: Source, *, trust_remote_code: bool = False) -> Limits:
     return Limits(*(one if isinstance(one, int) and one > 0 else None for one in found))
 
 
-def load_skeleton(source: Source) -> "PreTrainedModel":
-    """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
+def load_skeleton(source: Source, *, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """The modules of a causal LM without their weights, on the meta device; `dtype` None: that of
+    its config. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
             source.directory, trust_remote_code=False, local_files_only=True, **source.keywords
         )
         with torch.device("meta"):
-            return build(config, trust_remote_code=False)
+            named = {} if dtype is None else {"dtype": dtype}
+            return build(config, trust_remote_code=False, **named)
 
 
 def load_model(
