@@ -195,9 +195,9 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
-def strips(shape: Sequence[int], size: int | None = None) -> list[tuple[int, int]]:
-    """Rows of a matrix (or experts of a stack) in strips of at most `size` values, else STRIP."""
-    rows = max(1, (size or STRIP) // math.prod(shape[1:]))
+def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
+    rows = max(1, STRIP // math.prod(shape[1:]))
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 

@@ -22,8 +22,8 @@ from loractl.ops.finite import all_finite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TABLE_STRIP = 1 << 22
-"""Values of an embedding or a head read at a time: 16 MiB in float32."""
+LARGEST_KEPT = 1 << 26
+"""Values of a tensor whose memory is used again: those of a layer are smaller, tables larger."""
 
 
 class NotLayerwiseError(Exception):
@@ -45,6 +45,7 @@ class Hollow:
         self.tied = is_tied(self.model)
         self.parts = parts_of(self.model)
         self._files = places(source)
+        self._free: dict[tuple[int, ...], list[Tensor]] = {}
         self._prefix = self.model.base_model_prefix + "."
         if self.tied and self.stored(f"{self.head}.weight") is not None:
             raise NotLayerwiseError("its files hold a weight for a head that is tied")
@@ -81,7 +82,15 @@ class Hollow:
         assert stored is not None
         with safe_open(self._files[stored], framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
-            return tensor.to(torch.float32, copy=True)  # nothing of the map stays
+            free = self._free.get(tuple(tensor.shape))
+            held = free.pop() if free else torch.empty(tensor.shape)
+            return held.copy_(tensor)  # nothing of the map stays
+
+    def take_back(self, tensor: Tensor) -> None:
+        """Let the next part use the memory of one: new pages would cost more than the reading."""
+        whole = tensor.is_contiguous() and tensor.dtype == torch.float32
+        if whole and not tensor.is_meta and tensor.numel() <= LARGEST_KEPT:
+            self._free.setdefault(tuple(tensor.shape), []).append(tensor)
 
     def load_one(self, name: str) -> Tensor | None:
         """A tensor of the model in float32; None: the model has none of this name."""
@@ -167,7 +176,7 @@ class TableRows:
         return read
 
     def strips(self) -> Iterator[Tensor]:
-        for start, stop in strips(self.shape, TABLE_STRIP):
+        for start, stop in strips(self.shape):
             yield self[start:stop]
 
 

@@ -130,6 +130,9 @@ class _Found:
         small = columns.to(self.coarsest)  # of a merged model usually all there is to them
         self.columns[name] = small if torch.equal(small.float(), columns) else columns
 
+    def same(self, name: str, other: str) -> None:
+        self.hashes[name] = self.hashes[other]
+
     def adapted(self, name: str, layer: LoraLayer) -> None:
         raise AssertionError(f"{name}: a merged model has no adapter")
 
@@ -157,6 +160,11 @@ class _Compared:
         dtype = self.dtype or torch.float32
         expected = _hash(strip.to(dtype).float() for strip in strips)
         if self.found.hashes.get(name) != expected:
+            self._changed.append(name)
+        self._left.discard(name)
+
+    def same(self, name: str, other: str) -> None:
+        if self.found.hashes.get(name) != self.found.hashes.get(other) or other in self._changed:
             self._changed.append(name)
         self._left.discard(name)
 

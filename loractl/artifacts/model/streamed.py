@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractl.artifacts import probe
-from loractl.artifacts.model.hollow import TABLE_STRIP, Hollow, NotLayerwiseError
+from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows
 from loractl.artifacts.model.layerwise import Call, run
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
@@ -35,6 +35,9 @@ class Witness(Protocol):
 
     def plain(self, name: str, strips: Iterable[Tensor]) -> None:
         """A tensor without an update, from top to bottom."""
+
+    def same(self, name: str, other: str) -> None:
+        """A tensor that is another one, which was seen before."""
 
     def adapted(self, name: str, layer: LoraLayer) -> None:
         """A layer with an update, and with its weight; of an embedding, with the rows probed."""
@@ -156,6 +159,7 @@ class _Pass:
 
     def _empty(self, path: str, module: nn.Module) -> None:
         for name in self.hollow.names_of(path):
+            self.hollow.take_back(self._held(name))
             self._put(name, torch.empty(self.hollow.shapes[name], device="meta"))
         for inner in module.modules():
             if isinstance(inner, LoraLayer):
@@ -185,7 +189,9 @@ class _Pass:
                 self._shake(layer.B.detach(), f"{at}.B", 0)
             return
         for layer in inside.values():
-            layer.swap_weight_(nn.Parameter(layer.merged_weight(), requires_grad=False))
+            W = layer.weight.detach()
+            for start, stop, exact in layer.merged_rows(W):
+                W[start:stop] = exact.float()
         for at, whole in self.wholes.items():
             if _is_inside(at, path):
                 whole.swap_weights_()
@@ -197,9 +203,12 @@ class _Pass:
     def _shake(self, tensor: Tensor, key: str, start: int) -> None:
         """Give a tensor errors of the sizes that rounding makes, with random signs."""
         assert self.rounded is not None
-        error = self.rounded(tensor) - tensor
-        if error.any():
-            tensor.add_(torch.where(_signs(key, start, tensor.shape), -error, error))
+        if tensor.dim() < 2:
+            _add_error_(tensor, self.rounded(tensor), key, start)
+            return
+        for first, last in strips(tensor.shape):  # of a size that caches hold
+            rows = tensor[first:last]
+            _add_error_(rows, self.rounded(rows), key, start + first)
 
     def _head(self, path: str, calls: list[Call]) -> Tensor:
         """The output head, in strips of rows: the logits of all variants."""
@@ -208,13 +217,13 @@ class _Pass:
         hidden = [args[0] if args else next(iter(kwargs.values())) for args, kwargs in calls]
         n, shape = len(self.ids), (*hidden[0].shape[:-1], rows.shape[0])
         logits = torch.empty(n * len(calls), *shape[1:])
-        for start, stop in strips(rows.shape, TABLE_STRIP):
+        for start, stop in strips(rows.shape):
             W = rows[start:stop]
             for number, h in enumerate(hidden):
                 if number == 2 and self.merged:
                     self._shake(W, self.hollow.key(name), start)
                 logits[number * n : (number + 1) * n, ..., start:stop] = F.linear(h, W)
-        self.witness.plain(name, rows.strips())
+        self._show_rows(name, rows)
         if bias is not None:
             self.witness.plain(f"{path}.bias", [bias])
             for number in range(len(calls)):
@@ -239,7 +248,7 @@ class _Pass:
         try:
             outputs = self._base_and_adapted(module, forward, calls)
             if layer is None:
-                self.witness.plain(name, rows.strips())
+                self._show_rows(name, rows)
             else:
                 self.witness.adapted(path, layer)
             if len(calls) > 2:
@@ -257,17 +266,25 @@ class _Pass:
         finally:
             self._empty(path, module)
 
+    def _show_rows(self, name: str, rows: TableRows) -> None:
+        """Show a table, or say that it is the one that was shown before."""
+        key = self.hollow.key(name)
+        changed = self.layers.keys() | self.wholes.keys()
+        if key != name and key.removesuffix(".weight") not in changed:
+            self.witness.same(name, key)
+        else:
+            self.witness.plain(name, rows.strips())
+
     def _shake_rows(self, table: Tensor, wanted: Sequence[int], key: str) -> None:
         assert self.rounded is not None
-        for start, stop in strips(table.shape, TABLE_STRIP):
+        for start, stop in strips(table.shape):
             if not (here := _between(wanted, start, stop)):
                 continue
-            held = table[here]
-            error = self.rounded(held) - held
-            if error.any():
-                signs = _signs(key, start, (stop - start, *table.shape[1:]))
-                flip = signs[[index - start for index in here]]
-                table[here] = held + torch.where(flip, -error, error)
+            rows = torch.zeros(stop - start, *table.shape[1:])
+            at = [index - start for index in here]
+            rows[at] = table[here]
+            _add_error_(rows, self.rounded(rows), key, start)
+            table[here] = rows[at]
 
 
 def _between(indices: Sequence[int], start: int, stop: int) -> list[int]:
@@ -282,6 +299,14 @@ def _enable(module: nn.Module, enabled: bool) -> None:
     for inner in module.modules():
         if isinstance(inner, LoraLayer | WholeModule):
             inner.enabled = enabled
+
+
+def _add_error_(tensor: Tensor, rounded: Tensor, key: str, start: int) -> None:
+    """Add the error of rounding to a tensor, with random signs."""
+    error = rounded - tensor
+    low, high = torch.aminmax(error)
+    if low != 0 or high != 0:  # a tensor that its dtype holds as it is has none
+        tensor.add_(torch.where(_signs(key, start, tensor.shape), -error, error))
 
 
 def _signs(key: str, start: int, shape: Sequence[int]) -> Tensor:

@@ -32,6 +32,9 @@ class Everything:
     def plain(self, name: str, strips: Any) -> None:
         self.tensors[name] = torch.cat([strip.clone() for strip in strips])
 
+    def same(self, name: str, other: str) -> None:
+        self.tensors[name] = self.tensors[other]
+
     def adapted(self, name: str, layer: LoraLayer) -> None:
         self.layers.append(name)
 
