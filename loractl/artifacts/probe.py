@@ -186,7 +186,8 @@ def columns_of_strips(kind: str, d_in: int, strips: Iterable[Tensor]) -> Tensor:
         return torch.cat([plain_columns(kind, strip) for strip in strips], dim=1)
     if kind != "embedding":
         return plain_columns(kind, torch.cat(list(strips)))
-    indices, start, found = drawn_inputs(d_in), 0, {}
+    indices, start = drawn_inputs(d_in), 0
+    found: dict[int, Tensor] = {}
     for strip in strips:
         here = indices[(indices >= start) & (indices < start + len(strip))].tolist()
         found |= {index: strip[index - start].clone() for index in here}

@@ -210,4 +210,4 @@ def _compute_buffers_(model: "PreTrainedModel") -> None:
         for name in hollow:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")  # type: ignore[arg-type]
         module._is_hf_initialized = not hollow  # type: ignore[assignment]
-    model.initialize_weights()
+    model.initialize_weights()  # type: ignore[no-untyped-call]

@@ -115,7 +115,7 @@ def _round_to(dtype: torch.dtype, exact: Tensor) -> Tensor:
 
 
 class _Found:
-    """What is kept of a merged model: hashes, and columns of the weights that an adapter changed."""
+    """What is kept of a merged model: hashes, and columns of the weights that the adapter adapts."""
 
     def __init__(self, kinds: Mapping[str, tuple[str, int]], coarsest: torch.dtype) -> None:
         self.kinds, self.coarsest = kinds, coarsest
@@ -189,7 +189,7 @@ class _Compared:
 def _hash(strips: Iterable[Tensor]) -> str:
     found = hashlib.sha256()
     for strip in strips:
-        found.update(strip.contiguous().reshape(-1).numpy())
+        found.update(strip.contiguous().reshape(-1).numpy().data)
     return found.hexdigest()
 
 

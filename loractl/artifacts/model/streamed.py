@@ -240,7 +240,7 @@ class _Pass:
         rows = self.hollow.rows(name)
         layer = self.layers.get(path)
         drawn = probe.drawn_inputs(layer.d_in) if layer is not None else self.ids[:0].flatten()
-        wanted = torch.cat([self.ids.flatten(), drawn]).unique().tolist()
+        wanted = sorted({*self.ids.flatten().tolist(), *drawn.tolist()})
         table = torch.from_numpy(np.zeros(tuple(rows.shape), np.float32))  # no page until touched
         for index in wanted:
             table[index] = rows[index : index + 1][0]

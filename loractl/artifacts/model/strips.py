@@ -76,7 +76,8 @@ def write_strips(path: Path, tensors: Sequence[Strips]) -> None:
             written = 0
             for strip in one.values():
                 assert strip.dtype == one.dtype, f"{one.name}: {strip.dtype}"
-                written += file.write(strip.contiguous().reshape(-1).view(torch.uint8).numpy())
+                flat = strip.contiguous().reshape(-1).view(torch.uint8)
+                written += file.write(flat.numpy().data)
             assert written == one.n_bytes, f"{one.name}: {written} bytes, expected {one.n_bytes}"
 
 
@@ -85,7 +86,9 @@ class StoredRows:
 
     device = torch.device("cpu")
 
-    def __init__(self, file: BinaryIO, begin: int, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    def __init__(
+        self, file: BinaryIO, begin: int, dtype: torch.dtype, shape: Sequence[int]
+    ) -> None:
         self._file, self._begin = file, begin
         self.dtype, self.shape = dtype, torch.Size(shape)
 
@@ -107,7 +110,7 @@ class StoredRows:
     def _read(self, at: int, shape: torch.Size) -> Tensor:
         held = torch.empty(shape.numel() * self.dtype.itemsize, dtype=torch.uint8)
         self._file.seek(self._begin + at)
-        place = memoryview(held.numpy())
+        place = held.numpy().data
         while place:
             n = self._file.readinto(place)  # type: ignore[attr-defined]
             assert n, f"{self._file.name} has become shorter"
