@@ -115,7 +115,7 @@ def _round_to(dtype: torch.dtype, exact: Tensor) -> Tensor:
 
 
 class _Found:
-    """What is kept of a merged model: hashes, and columns of the weights that the adapter adapts."""
+    """What is kept of a merged model: hashes, and columns of the weights that were adapted."""
 
     def __init__(self, kinds: Mapping[str, tuple[str, int]], coarsest: torch.dtype) -> None:
         self.kinds, self.coarsest = kinds, coarsest

@@ -5,7 +5,6 @@ The weights of one layer, in float32, are in memory at a time. An embedding is a
 the rows looked up exist; a head is multiplied strip by strip.
 """
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from loractl.artifacts import probe
 from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows
 from loractl.artifacts.model.layerwise import Call, run
+from loractl.artifacts.model.shaking import add_error_
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.vocabulary_size import rows_needed
@@ -204,11 +204,11 @@ class _Pass:
         """Give a tensor errors of the sizes that rounding makes, with random signs."""
         assert self.rounded is not None
         if tensor.dim() < 2:
-            _add_error_(tensor, self.rounded(tensor), key, start)
+            add_error_(tensor, self.rounded(tensor), key, start)
             return
         for first, last in strips(tensor.shape):  # of a size that caches hold
             rows = tensor[first:last]
-            _add_error_(rows, self.rounded(rows), key, start + first)
+            add_error_(rows, self.rounded(rows), key, start + first)
 
     def _head(self, path: str, calls: list[Call]) -> Tensor:
         """The output head, in strips of rows: the logits of all variants."""
@@ -283,7 +283,7 @@ class _Pass:
             rows = torch.zeros(stop - start, *table.shape[1:])
             at = [index - start for index in here]
             rows[at] = table[here]
-            _add_error_(rows, self.rounded(rows), key, start)
+            add_error_(rows, self.rounded(rows), key, start)
             table[here] = rows[at]
 
 
@@ -299,20 +299,3 @@ def _enable(module: nn.Module, enabled: bool) -> None:
     for inner in module.modules():
         if isinstance(inner, LoraLayer | WholeModule):
             inner.enabled = enabled
-
-
-def _add_error_(tensor: Tensor, rounded: Tensor, key: str, start: int) -> None:
-    """Add the error of rounding to a tensor, with random signs."""
-    error = rounded - tensor
-    low, high = torch.aminmax(error)
-    if low != 0 or high != 0:  # a tensor that its dtype holds as it is has none
-        tensor.add_(torch.where(_signs(key, start, tensor.shape), -error, error))
-
-
-def _signs(key: str, start: int, shape: Sequence[int]) -> Tensor:
-    """Whether each error is flipped: the same for a table and for the head that is tied to it."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{key} {start}".encode()))
-    n = torch.Size(shape).numel()
-    drawn = torch.empty(-(-n // 8), dtype=torch.int64)
-    drawn.random_(-(2**63), None, generator=generator)  # eight signs at once
-    return (drawn.view(torch.int8)[:n] < 0).view(*shape)
