@@ -21,9 +21,9 @@ from loractl.artifacts.model.shaking import add_error_
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.vocabulary_size import rows_needed
-from loractl.lora.dora import DoraLayer
+from loractl.lora.adalora import AdaloraEmbedding
 from loractl.lora.inject import adapters
-from loractl.lora.layer import LoraLayer, strips
+from loractl.lora.layer import LoraEmbedding, LoraLayer, strips
 from loractl.lora.whole import WholeModule, wholes
 from loractl.models.load import Source, n_rows
 
@@ -116,9 +116,7 @@ class _Pass:
         if path == self.hollow.head and type(module) is nn.Linear and is_stored:
             return self._head(path, calls)
         base = getattr(module, "base", module)
-        looked_up = isinstance(module, nn.Embedding) or (
-            isinstance(module, LoraLayer) and not isinstance(module, DoraLayer)
-        )
+        looked_up = module is base or type(module) in (LoraEmbedding, AdaloraEmbedding)
         if path == self.hollow.table and isinstance(base, nn.Embedding) and looked_up and is_stored:
             return self._table(path, module, forward, calls)
         self._fill(self.hollow.load(path))
