@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loractl.lora.dense import rows_of
-from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
+from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, Rows
 from loractl.quant.linear import PackedLinear
 
 _Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
@@ -34,6 +34,9 @@ class DoraLayer(LoraLayer):
         hollow = self.is_hollow  # m is read from a file later
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
+
+    def forget_(self) -> None:
+        self._seen, self._norm, self._squares = [], None, None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output from its input and the base's output y = base(x)."""
@@ -121,7 +124,7 @@ class DoraLayer(LoraLayer):
         W = self.dense_weight().detach()
         return torch.cat([(rows - W[a:b].double()).float() for a, b, rows in self.merged_rows(W)])
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: Tensor | Rows) -> Iterator[tuple[int, int, Tensor]]:
         """m (W + s B A) / ||W + s B A|| in float64, strip by strip, the norm in float64 too."""
         dim = 0 if self.transposed else 1
         sums = [rows.square().sum(dim=dim) for _, _, rows in super().merged_rows(W)]

@@ -9,6 +9,7 @@ s (B A - B0 A0), so W stays unchanged.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,9 @@ class LoraLayer(nn.Module):
             return self.A, self.B
         return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
 
+    def forget_(self) -> None:
+        """Drop what was computed from the frozen weight, which is about to be another."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         # A compiler fuses the plain formula, but cannot see through our autograd function.
@@ -161,9 +165,12 @@ class LoraLayer(nn.Module):
 
     def update_rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of s * B A in float64, laid out as the layer's weight."""
-        A, B = (factor.detach().double() for factor in self.factors())
-        rows = A[:, start:stop].T @ B.T if self.transposed else B[start:stop] @ A
-        return rows * self.scale
+        A, B = (factor.detach() for factor in self.factors())
+        if self.transposed:
+            rows = A[:, start:stop].double().T @ B.double().T
+        else:
+            rows = B[start:stop].double() @ A.double()
+        return rows.mul_(self.scale)
 
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
@@ -183,10 +190,23 @@ class LoraLayer(nn.Module):
             merged[start:stop] = exact.float().to(merged.dtype)
         return merged
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: "Tensor | Rows") -> Iterator[tuple[int, int, Tensor]]:
         """W + s * B A in float64, strip by strip: (start, stop, rows)."""
         for start, stop in strips(W.shape):
-            yield start, stop, W[start:stop].double() + self.update_rows(start, stop).to(W.device)
+            update = self.update_rows(start, stop).to(W.device)
+            yield start, stop, update.add_(W[start:stop].double())
+
+
+class Rows(Protocol):
+    """A weight elsewhere, of which rows are read when they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 class LoraLinear(LoraLayer):

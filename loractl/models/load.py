@@ -21,6 +21,7 @@ from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base, prequantized
 from loractl.models.torch_dtypes import dtype_word
+from loractl.ops.finite import all_finite
 from loractl.paths import address
 from loractl.quant.kinds import Quantization
 
@@ -181,15 +182,17 @@ def limits(source: Source, *, trust_remote_code: bool = False) -> Limits:
     return Limits(*(one if isinstance(one, int) and one > 0 else None for one in found))
 
 
-def load_skeleton(source: Source) -> "PreTrainedModel":
-    """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
+def load_skeleton(source: Source, *, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """The modules of a causal LM without their weights, on the meta device; `dtype` None: that of
+    its config. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
             source.directory, trust_remote_code=False, local_files_only=True, **source.keywords
         )
         with torch.device("meta"):
-            return build(config, trust_remote_code=False)
+            named = {} if dtype is None else {"dtype": dtype}
+            return build(config, trust_remote_code=False, **named)
 
 
 def load_model(
@@ -221,7 +224,7 @@ def load_model(
     else:
         model, wrong = _load_plain(*options), []
     parameters = model.named_parameters() if finite else ()
-    wrong += [name for name, one in parameters if not torch.isfinite(one).all()]
+    wrong += [name for name, one in parameters if not all_finite(one)]
     if finite and wrong:
         dtype_name = dtype_word(dtype)
         raise ModelError(

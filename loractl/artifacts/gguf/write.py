@@ -23,6 +23,8 @@ from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
 from loractl.lora.dense import strips
 from loractl.models.load import Source, head_name
+from loractl.ops.finite import all_finite
+from loractl.ops.threads import one_thread
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -215,10 +217,11 @@ def _write_file(
         writer.write_ti_data_to_file()
         assert writer.fout is not None
         file = writer.fout[0]  # its own write method needs whole tensors
-        for piece in pieces:
-            writer.write_padding(file, file.tell())
-            _append_piece(file, piece)
-            writer.write_padding(file, file.tell())
+        with one_thread():
+            for piece in pieces:
+                writer.write_padding(file, file.tell())
+                _append_piece(file, piece)
+                writer.write_padding(file, file.tell())
     finally:
         writer.close()
 
@@ -231,7 +234,7 @@ def _append_piece(file: Any, piece: Piece) -> None:
         found = strip.numpy()
         data = quants.quantize(found, kind)
         rounded = strip.half() if piece.dtype == "f16" else strip
-        if not torch.isfinite(rounded).all():
+        if not all_finite(rounded):
             raise ArtifactError(
                 f"{piece.name}: a weight is too large for {piece.dtype}; use --dtype bf16 or f32"
             )

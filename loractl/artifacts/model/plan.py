@@ -121,7 +121,7 @@ def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) ->
             with safe_open(found[name], framework="pt") as file:
                 require(adapter, path, copy, file.get_tensor(name))
     tied = is_tied(skeleton)
-    embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
+    embedding, head = f"{table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
     changes = _changes(skeleton, adapter)
     shares = any(one.follows for one in token_rows(skeleton).values())
     untie = tied and not shares and (head in changes or embedding in changes)
@@ -187,7 +187,7 @@ def _changes(skeleton: "PreTrainedModel", adapter: Adapter) -> dict[str, Change]
     return found
 
 
-def _table_name(model: "PreTrainedModel") -> str:
+def table_name(model: "PreTrainedModel") -> str:
     """The path of the module that embeds the input."""
     table = model.get_input_embeddings()
     found: str = next(name for name, module in model.named_modules() if module is table)
