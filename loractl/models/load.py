@@ -281,8 +281,7 @@ def _load_packed(
     streams: bool = False,
 ) -> tuple["PreTrainedModel", list[str]]:
     """The model, and the names of its packed weights that are not finite."""
-    from loractl.models import packed_load, packing
-    from loractl.models.offload import load as streamed
+    from loractl.models import packed_load, packer, streamed_load
 
     chosen = source.quantization
     with _translated(source, "the weights"):
@@ -290,8 +289,8 @@ def _load_packed(
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         with torch.device("meta"):
             model_class = type(build(config, trust_remote_code=trusted))
-        work = packing.Packing(source.name, dtype, device, dense=dense)
-        load_ = streamed.load if streams else packed_load.load
+        work = packer.Packing(source.name, dtype, device, dense=dense)
+        load_ = streamed_load.load if streams else packed_load.load
         model, found = load_(
             source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
         )

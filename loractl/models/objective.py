@@ -2,13 +2,12 @@
 loss of each token."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, trained_logits, trained_rows, trained_weights
 from loractl.models.head import head_of
 from loractl.models.proving_run import ProvingRun
@@ -17,6 +16,17 @@ from loractl.records import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class HiddenStates(Protocol):
+    """Another way to compute `hidden_states`, which may rearrange a batch."""
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether all batches of a step are computed together."""
+
+    def together(self, batches: Sequence[Batch]) -> list[tuple[Tensor, Batch]]:
+        """The hidden states of batches, and each batch as it was laid out for them."""
 
 
 class TokenLoss:
@@ -33,7 +43,7 @@ class TokenLoss:
         model: "PreTrainedModel",
         *,
         autocast: torch.dtype | None = None,
-        trunk: Trunk | None = None,
+        trunk: HiddenStates | None = None,
         run: ProvingRun | None = None,
     ) -> None:
         self.model, self.autocast, self.trunk = model, autocast, trunk

@@ -11,7 +11,7 @@ from torch import nn
 
 from loractl.models.fast.activations import activation_of
 from loractl.models.fast.architectures import LAYERS
-from loractl.models.offload.stream import Arrival
+from loractl.models.layer_stream import Arrival
 from loractl.ops.layer.description import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
 from loractl.quant.linear import PackedLinear

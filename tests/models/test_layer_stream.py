@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from loractl.errors import ModelError
 from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import hidden_states, recompute_activations_
+from loractl.models.layer_stream import Piece, Stream, laid_out
 from loractl.models.objective import TokenLoss
-from loractl.models.offload.install import decoder_layers, install_, stream_of
-from loractl.models.offload.stream import Piece, Stream, laid_out
 from loractl.models.stored import tensors_in
+from loractl.models.streamed_layers import decoder_layers, install_, stream_of
 from loractl.records import Batch
 from tests.models.fast.conftest import BATCH, adapt_, hidden_and_gradients, model_of
 from tests.tiny import batch_of

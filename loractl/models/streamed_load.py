@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from loractl.errors import ModelError, StorageError
-from loractl.models import packing, prequantized
+from loractl.models import packer, prequantized
 from loractl.models.base_directory import shards
-from loractl.models.offload.install import install_, layer_of, stream_of
-from loractl.models.offload.stream import Stream
+from loractl.models.layer_stream import Stream
 from loractl.models.packed_cache import Entry
 from loractl.models.packed_names import quantizable
-from loractl.models.packing import Packing
+from loractl.models.packer import Packing
 from loractl.models.stored import Stored, tensors_in
+from loractl.models.streamed_layers import install_, layer_of, stream_of
 from loractl.models.torch_dtypes import DTYPES
 from loractl.ops.packed import Packed
 from loractl.quant.kinds import Quantization
@@ -85,8 +85,8 @@ def load(
         if (number := layer_of(name)) is not None:
             values[name] = _Passing(stream, number, name, stored[name])
     work.chosen = None  # all that is packed comes packed
-    tensors = packing.with_packed(values, values, numbers)
-    model, found = packing.load(model_class, config, tensors, work)
+    tensors = packer.with_packed(values, values, numbers)
+    model, found = packer.load(model_class, config, tensors, work)
     install_(model, stream)
     return model, found
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from loractl.errors import ModelError
-from loractl.models.offload.stream import Arrival, Stream, laid_out
+from loractl.models.layer_stream import Arrival, Stream, laid_out
 from loractl.models.stored import DTYPES, Stored
 from loractl.quant.linear import packed_layers
 from loractl.records import ARRIVE
