@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loractl.artifacts.peft.adapter import Adapter
+    from loractl.config.loader import Loaded
     from loractl.models.load import Source
 
 
@@ -180,3 +181,20 @@ def compute_beside(work: Callable[[], str]) -> "Future[str]":
 
     threading.Thread(target=run, daemon=True).start()
     return found
+
+
+def locate_base(loaded: "Loaded") -> "Source":
+    """The base that a config names. Raises ConfigError."""
+    from loractl.models import base_directory, load
+
+    model = loaded.config.model
+    try:
+        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    except ModelError as error:
+        raise loaded.error("model.name_or_path", str(error)) from None
+    if not model.trust_remote_code and base_directory.brings_code(source.directory):
+        console.note(
+            "note: the base model has Python code of its own (auto_map), which is not run; only"
+            " model.trust_remote_code: true would run it"
+        )
+    return source

@@ -17,7 +17,7 @@ from loractl.config.loader import Loaded
 from loractl.config.settings import RunConfig
 from loractl.data import account, batches, ends
 from loractl.engine.adapters import Adapted, adapt_, check_phases
-from loractl.engine.base import compute_beside
+from loractl.engine.base import compute_beside, locate_base
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
@@ -27,11 +27,11 @@ from loractl.engine.optimizer import device_for
 from loractl.engine.packed_base import as_configured
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
-from loractl.errors import ModelError, NumericError
+from loractl.errors import NumericError
 from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.token_rows import Saved
-from loractl.models import base_directory, forward, load
+from loractl.models import forward, load
 from loractl.models.device import choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fingerprints import fingerprint
@@ -143,7 +143,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     device = device_for(loaded)
     dtype = choose_dtype(config.model.dtype, device)
-    source = as_configured(_locate_base(loaded), config.model, dtype)
+    source = as_configured(locate_base(loaded), config.model, dtype)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer, new, data, max_length = _read_rows(loaded, source, start)
@@ -245,20 +245,6 @@ def _read_rows(
         for warning in account.warnings(one, max_length=max_length, positions=limits.positions):
             console.note(f"note: {warning}")
     return tokenizer, new, data, max_length
-
-
-def _locate_base(loaded: Loaded) -> load.Source:
-    model = loaded.config.model
-    try:
-        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
-    except ModelError as error:
-        raise loaded.error("model.name_or_path", str(error)) from None
-    if not model.trust_remote_code and base_directory.brings_code(source.directory):
-        console.note(
-            "note: the base model has Python code of its own (auto_map), which is not run; only"
-            " model.trust_remote_code: true would run it"
-        )
-    return source
 
 
 def _max_length(config: RunConfig, positions: int | None) -> int:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base, prequantized
+from loractl.models.hub_download import from_hub
 from loractl.models.torch_dtypes import dtype_word
 from loractl.ops.finite import all_finite
 from loractl.paths import address
@@ -27,8 +28,6 @@ from loractl.quant.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
-
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -68,39 +67,10 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
             raise ModelError(f"{name_or_path}: found a file, expected a directory or a .gguf file")
         base_directory.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
-    directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
+    directory = path if path.is_dir() else from_hub(name_or_path, trust_remote_code)
     base_directory.check(name_or_path, directory)
     prequantized.require_readable(name_or_path, directory)
     return Source(name_or_path, directory)
-
-
-def _from_hub(name: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    patterns = [*FILES, "*.py"] if trust_remote_code else FILES
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except HFValidationError:
-        raise ModelError(f"model {name}: no such directory, and not a valid hub id") from None
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"model {name}: no such directory, not in the hub's cache, and the hub is unreachable"
-        ) from None
-    except HfHubHTTPError as error:
-        code = error.response.status_code if error.response is not None else "no"
-        raise ModelError(
-            f"model {name}: no such directory, and the hub answered {code}; check the name, or log"
-            " in"
-        ) from None
-    except OSError as error:
-        raise ModelError(
-            f"model {name}: no such directory, and the hub is unreachable ({type(error).__name__})"
-        ) from None
 
 
 @contextmanager
