@@ -273,7 +273,7 @@ def _load_packed(
     fingerprint: Callable[[], str] | None,
 ) -> tuple["PreTrainedModel", list[str]]:
     """The model, and the names of its packed weights that are not finite."""
-    from loractl.models import packed_load, packing
+    from loractl.models import packed_load, packer
 
     chosen = source.quantization
     with _translated(source, "the weights"):
@@ -281,7 +281,7 @@ def _load_packed(
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         with torch.device("meta"):
             model_class = type(build(config, trust_remote_code=trusted))
-        work = packing.Packing(source.name, dtype, device, dense=dense)
+        work = packer.Packing(source.name, dtype, device, dense=dense)
         model, found = packed_load.load(
             source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
         )

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from loractl.errors import ModelError
-from loractl.models import packing, prequantized
+from loractl.models import packer, prequantized
 from loractl.models.base_directory import shards
 from loractl.models.packed_cache import Entry
 from loractl.models.packed_names import quantizable
-from loractl.models.packing import Packing
+from loractl.models.packer import Packing
 from loractl.models.torch_dtypes import DTYPES
 from loractl.quant.kinds import Quantization
 from loractl.quant.linear import PackedLinear, packed_layers
@@ -38,7 +38,7 @@ def load(
     ModelError, and what transformers raises.
     """
     numbers = DTYPES[chosen.dtype] if chosen else work.dtype
-    tensors = packing.tensors_of(shards(directory), numbers)
+    tensors = packer.tensors_of(shards(directory), numbers)
     own = prequantized.kind_in_files(directory)
     if own is not None and chosen is not None and chosen.kind != own:
         raise ModelError(
@@ -49,23 +49,23 @@ def load(
     if own is None and chosen is not None and fingerprint is not None:
         entry = Entry.of(fingerprint(), chosen)
         kept = entry.tensors()
-        tensors = packing.with_packed(tensors, kept, numbers)
+        tensors = packer.with_packed(tensors, kept, numbers)
         entry = None if kept else entry
     work.chosen = chosen if own is None else None
     for holder in (config, config.get_text_config()):  # or transformers would ask for its library
         if hasattr(holder, "quantization_config"):
             del holder.quantization_config
-    model, found = packing.load(model_class, config, tensors, work)
+    model, found = packer.load(model_class, config, tensors, work)
     _require_whole(model, work)
     model.config._name_or_path = str(directory)
-    if (generation := packing.generation_config_of(directory)) is not None:
+    if (generation := packer.generation_config_of(directory)) is not None:
         model.generation_config = generation
     layers = packed_layers(model)
     if entry is not None and work.keys.keys() == layers.keys():
         stored = {work.keys[path]: layer.packed for path, layer in layers.items()}
         entry.keep({key: replace(one, dtype=numbers) for key, one in stored.items()})
     if work.dense:
-        packing.unpack_(model, numbers, work.dtype)
+        packer.unpack_(model, numbers, work.dtype)
     return model, found
 
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from loractl.cli.main import main
-from loractl.models.shape.sizes import SIZES
 from tests.tiny import TEXT, write_jsonl
 
 Make = Callable[..., Path]

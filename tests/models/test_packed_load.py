@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 PEAK = """
 import resource, sys, torch
 from dataclasses import replace
-from loractl.models import load, packing, packed_load, packed_cache
+from loractl.models import load, packer, packed_load, packed_cache
 from loractl.quant.kinds import Quantization
 from loractl.quant.linear import packed_layers, n_bytes
 import transformers.models.llama.modeling_llama

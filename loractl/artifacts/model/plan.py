@@ -20,7 +20,7 @@ from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import TokenRows, token_rows
 from loractl.lora.whole import wholes
-from loractl.models import packing
+from loractl.models import packer
 from loractl.models.base_directory import INDEX
 from loractl.models.load import Source, head_name, limits, n_rows
 from loractl.models.packed_names import quantizable
@@ -162,14 +162,14 @@ def packed_tensors(source: Source, skeleton: "PreTrainedModel") -> Packed | None
     if source.quantization is None:
         return {}
     chosen, prefix = source.quantization, skeleton.base_model_prefix + "."
-    stored = packing.tensors_of(shards(source), DTYPES[chosen.dtype])
+    stored = packer.tensors_of(shards(source), DTYPES[chosen.dtype])
     found: dict[str, Callable[[], Tensor]] = {}
     for path in quantizable(skeleton, chosen):
         full = f"{path}.weight"
         options = (full, full.removeprefix(prefix), prefix + full)
         if (name := next((one for one in options if one in stored), None)) is None:
             return None
-        found[name] = partial(packing.numbers_of, stored[name], chosen)
+        found[name] = partial(packer.numbers_of, stored[name], chosen)
     return found
 
 
