@@ -30,9 +30,7 @@ class ModelSection(Section):
         description="dtype the base is stored and computed in; auto: bfloat16 where it is fast",
     )
     quantization: Literal["none", "nf4", "nf4-double", "int8"] = Field(
-        "none",
-        description="how the linear layers of the frozen base are stored; nf4: 4 bits in blocks of "
-        "64; nf4-double: their scales in 8 bits too; int8: 8 bits, a scale a row",
+        "none", description="the frozen base in few bits a weight: 4.5, 4.13 or 8"
     )
     offload: Literal["none", "cpu", "disk", "auto"] = Field(
         "none", description="where the frozen layers are while others compute; auto: where it fits"

@@ -51,3 +51,9 @@ def as_trained(source: "Source", adapters: Iterable["Adapter"]) -> "Source":
             f" ({', '.join(words)}), expected one; use them one at a time"
         )
     return replace(source, quantization=found.pop()) if found else source
+
+
+def about_packed(source: "Source") -> dict[str, object]:
+    """What loractl.json says of it; empty for a base that is not packed."""
+    chosen = source.quantization
+    return {} if chosen is None else {"quantization": chosen.about()}

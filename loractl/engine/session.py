@@ -24,7 +24,7 @@ from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
 from loractl.engine.offload import streams
 from loractl.engine.optimizer import device_for
-from loractl.engine.packed_base import as_configured
+from loractl.engine.packed_base import about_packed, as_configured
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import NumericError
@@ -124,7 +124,7 @@ class Session:
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
             "dtype": dtype_word(self.dtype),
-            **({"quantization": packed.about()} if (packed := self.source.quantization) else {}),
+            **about_packed(self.source),
             "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
             "versions": {
@@ -136,10 +136,7 @@ class Session:
 
 
 def assemble(loaded: Loaded, world: World = ALONE) -> Session:
-    """Load and check everything, cheapest checks first: names, then data, then weights.
-
-    Raises ConfigError, DataError or ModelError.
-    """
+    """Load and check everything, cheapest first: names, data, weights. Raises LoractlError."""
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     device = device_for(loaded)
     dtype = choose_dtype(config.model.dtype, device)

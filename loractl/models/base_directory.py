@@ -4,6 +4,7 @@ It comes from others: nothing in it may run code, be applied silently, or refer 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,14 @@ def _read(name: str, path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise ModelError(f"model {name}: {path}: not valid JSON ({error})") from None
+
+
+def require_tensors(name: str, found: Mapping[str, Any]) -> None:
+    """Raise ModelError for tensors that transformers did not find, or not in their shape."""
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model {name}: tensors missing from its files: {len(missing)}; the first is"
+            f" {missing[0]}"
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        raise ModelError(f"model {name}: the shape of {mismatched[0]} differs from its config.json")

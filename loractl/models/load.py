@@ -5,7 +5,7 @@ tensor missing from the files is an error here; transformers would initialize it
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +189,9 @@ def load_model(
     options = (source, dtype, device, trust_remote_code)
     if streams:
         model, wrong = _load_packed(*options, dense=False, fingerprint=fingerprint, streams=True)
-    elif _comes_packed(source) or (source.quantization and not _is_unpacked(source)):
+    elif prequantized.comes_packed(source.directory, source.gguf) or (
+        source.quantization and not prequantized.is_unpacked(source.directory, source.gguf)
+    ):
         model, wrong = _load_packed(*options, dense=dense, fingerprint=fingerprint)
     else:
         model, wrong = _load_plain(*options), []
@@ -200,20 +202,11 @@ def load_model(
         raise ModelError(
             f"model {source.name}: {wrong[0]} holds values that are not finite in {dtype_name}"
         )
-    if source.quantization and _is_unpacked(source):
+    if source.quantization and prequantized.is_unpacked(source.directory, source.gguf):
         from loractl.models import packed_load
 
         packed_load.pack_(model, source.quantization, dense=dense)
     return model.eval()  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _comes_packed(source: Source) -> bool:
-    return not source.gguf and prequantized.kind_in_files(source.directory) is not None
-
-
-def _is_unpacked(source: Source) -> bool:
-    """Whether its files are in a packing that transformers takes apart while it loads them."""
-    return bool(source.gguf or prequantized.unpacking(source.directory))
 
 
 def _load_plain(
@@ -231,7 +224,7 @@ def _load_plain(
             **(gguf_base.unpacking() if source.gguf else prequantized.unpacking(source.directory)),
         )
     model: PreTrainedModel = loaded[0]
-    _require_tensors(source, loaded[1])
+    base_directory.require_tensors(source.name, loaded[1])
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if source.gguf and quantizer is not None:
         # The weights were unpacked: without these marks it is a plain model that can be saved.
@@ -264,21 +257,9 @@ def _load_packed(
         model, found = load_(
             source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
         )
-    _require_tensors(source, found)
+    base_directory.require_tensors(source.name, found)
     model.to(device)  # type: ignore[arg-type]
     return model, work.not_finite
-
-
-def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
-    if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"model {source.name}: tensors missing from its files: {len(missing)}; the first is"
-            f" {missing[0]}"
-        )
-    if mismatched := sorted(found["mismatched_keys"]):
-        raise ModelError(
-            f"model {source.name}: the shape of {mismatched[0]} differs from its config.json"
-        )
 
 
 def n_rows(model: "PreTrainedModel") -> int:

@@ -60,3 +60,13 @@ def unpacking(directory: Path) -> dict[str, Any]:
     import transformers
 
     return {"quantization_config": getattr(transformers, settings)(dequantize=True)}
+
+
+def comes_packed(directory: Path, gguf: str | None) -> bool:
+    """Whether the weights in its files are bitsandbytes'."""
+    return not gguf and kind_in_files(directory) is not None
+
+
+def is_unpacked(directory: Path, gguf: str | None) -> bool:
+    """Whether its files are in a packing that transformers takes apart while it loads them."""
+    return bool(gguf or unpacking(directory))
