@@ -27,6 +27,7 @@ from loractl.lora.inject import adapters
 from loractl.lora.layer import LoraEmbedding, LoraLayer
 from loractl.lora.whole import WholeModule, wholes
 from loractl.models.load import Source, n_rows
+from loractl.ops.threads import one_thread
 
 Rounded = Callable[[Tensor], Tensor]
 
@@ -189,8 +190,9 @@ class _Pass:
             return
         for layer in inside.values():
             W = layer.weight.detach()
-            for start, stop, exact in layer.merged_rows(W):
-                W[start:stop] = exact.float()
+            with one_thread():
+                for start, stop, exact in layer.merged_rows(W):
+                    W[start:stop] = exact.float()
         for at, whole in self.wholes.items():
             if _is_inside(at, path):
                 whole.swap_weights_()
@@ -202,42 +204,41 @@ class _Pass:
     def _shake(self, tensor: Tensor, key: str, start: int) -> None:
         """Give a tensor errors of the sizes that rounding makes, with random signs."""
         assert self.rounded is not None
-        if tensor.dim() < 2:
-            add_error_(tensor, self.rounded(tensor), key, start)
-            return
-        for first, last in strips(tensor.shape):  # of a size that caches hold
-            rows = tensor[first:last]
-            add_error_(rows, self.rounded(rows), key, start + first)
+        with one_thread():
+            for first, last in strips(tensor.shape):
+                rows = tensor[first:last]
+                add_error_(rows, self.rounded(rows), key, start + first)
 
     def _head(self, path: str, calls: list[Call]) -> Tensor:
         """The output head, in strips of rows: the logits of all variants."""
         name, bias = f"{path}.weight", self.hollow.load_one(f"{path}.bias")
         rows = self.hollow.rows(name)
         hidden = [args[0] if args else next(iter(kwargs.values())) for args, kwargs in calls]
-        n, shape = len(self.ids), (*hidden[0].shape[:-1], rows.shape[0])
-        logits = torch.empty(n * len(calls), *shape[1:])
-        for start, stop in strips(rows.shape):
+        size, shape = len(self.ids), (*hidden[0].shape[:-1], rows.shape[0])
+        logits = torch.empty(size * len(calls), *shape[1:])
+        ends = strips(rows.shape)
+        for n in range(0, len(ends), 8):  # a product needs more than one strip
+            start, stop = ends[n][0], ends[n : n + 8][-1][1]
             W = rows[start:stop]
             for number, h in enumerate(hidden):
                 if number == 2 and self.merged:
                     self._shake(W, self.hollow.key(name), start)
-                logits[number * n : (number + 1) * n, ..., start:stop] = F.linear(h, W)
+                logits[number * size : (number + 1) * size, ..., start:stop] = F.linear(h, W)
         self._show_rows(name, rows)
         if bias is not None:
             self.witness.plain(f"{path}.bias", [bias])
             for number in range(len(calls)):
                 if number == 2 and self.merged:
                     self._shake(bias, f"{path}.bias", 0)
-                logits[number * n : (number + 1) * n] += bias
+                logits[number * size : (number + 1) * size] += bias
         return logits
 
     def _table(
         self, path: str, module: nn.Module, forward: Callable[..., Any], calls: list[Call]
     ) -> list[Any]:
         """The embedding of the input, of which only the rows looked up are read."""
-        name = f"{path}.weight"
+        name, layer = f"{path}.weight", self.layers.get(path)
         rows = self.hollow.rows(name)
-        layer = self.layers.get(path)
         drawn = probe.drawn_inputs(layer.d_in) if layer is not None else self.ids[:0].flatten()
         wanted = sorted({*self.ids.flatten().tolist(), *drawn.tolist()})
         table = torch.from_numpy(np.zeros(tuple(rows.shape), np.float32))  # no page until touched
