@@ -7,7 +7,8 @@ import pytest
 
 from loractl.config.conflicts import conflicts
 from loractl.config.loader import load
-from loractl.config.settings import NOT_YET, RunConfig, not_yet, resolve
+from loractl.config.not_yet import NOT_YET, not_yet
+from loractl.config.settings import RunConfig, resolve
 from loractl.config.strict_yaml import parse
 
 CONTRACT = """\
