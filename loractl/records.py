@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+ARRIVE = "arrive"
+"""The attribute of a module whose weights are not always in memory: a function that brings them."""
+
 UNTRAINED = -100
 """The label of a token that is not trained: torch's default `ignore_index`."""
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 import loractl
 from loractl import platforms
 from loractl.commands import train as train_command
-from loractl.config.settings import NOT_YET, RunConfig
+from loractl.config.not_yet import NOT_YET
+from loractl.config.settings import RunConfig
 
 ROOT = Path(loractl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

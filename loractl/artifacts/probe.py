@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -137,10 +138,15 @@ def columns_of(layer: LoraLayer) -> Tensor:
     These are columns of its weight as the forward pass applies it, without bias and embed_scale.
     For fused experts, one expert after another: (n experts, d_out).
     """
-    exact = {name: value.detach().double() for name, value in layer.named_parameters()}
+    indices = drawn_inputs(layer.d_in)
+    exact = {
+        name: _only_rows(value.detach(), indices)
+        if layer.kind == "embedding" and name == "base.weight" and not hasattr(layer, "gain")
+        else value.detach().double()
+        for name, value in layer.named_parameters()
+    }
     if isinstance(layer, LoraExperts):
         return _columns_of_experts(layer, exact)
-    indices = drawn_inputs(layer.d_in)
     if layer.kind == "embedding":
         rows: Tensor = functional_call(layer, exact, (indices,))
         return rows / float(getattr(layer.base, "embed_scale", 1.0))
@@ -148,6 +154,13 @@ def columns_of(layer: LoraLayer) -> Tensor:
     x[torch.arange(len(indices)), indices] = 1.0
     y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: bias only
     return y[:-1] - y[-1]
+
+
+def _only_rows(table: Tensor, indices: Tensor) -> Tensor:
+    """A table in float64 of which the other rows are zero; pages without a row do not exist."""
+    found = torch.from_numpy(np.zeros(tuple(table.shape)))
+    found[indices] = table[indices].double()
+    return found
 
 
 def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
@@ -165,6 +178,21 @@ def plain_columns(kind: str, weight: Tensor) -> Tensor:
     indices = drawn_inputs(matrix_sizes(kind, weight)[0])
     columns = weight[..., indices].mT if kind in ("linear", "experts") else weight[..., indices, :]
     return columns.reshape(-1, columns.shape[-1])
+
+
+def columns_of_strips(kind: str, d_in: int, strips: Iterable[Tensor]) -> Tensor:
+    """The same of a weight that comes in strips of rows, from top to bottom."""
+    if kind == "linear":
+        return torch.cat([plain_columns(kind, strip) for strip in strips], dim=1)
+    if kind != "embedding":
+        return plain_columns(kind, torch.cat(list(strips)))
+    indices, start = drawn_inputs(d_in), 0
+    found: dict[int, Tensor] = {}
+    for strip in strips:
+        here = indices[(indices >= start) & (indices < start + len(strip))].tolist()
+        found |= {index: strip[index - start].clone() for index in here}
+        start += len(strip)
+    return torch.stack([found[index] for index in indices.tolist()])
 
 
 def drawn_inputs(d_in: int) -> Tensor:

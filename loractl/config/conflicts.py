@@ -30,6 +30,7 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if train.early_stopping is not None and train.eval_every is None:
         yield "train.early_stopping", "needs evaluations during training; set train.eval_every"
+    yield from _quantization_conflicts(config)
     tokens = config.model.add_tokens
     if twice := next((token for token in tokens if tokens.count(token) > 1), None):
         yield "model.add_tokens", f"found {twice!r} twice, expected different tokens; remove one"
@@ -46,6 +47,26 @@ def conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
     if config.lora.modules_to_save and config.method == "full":
         yield "lora.modules_to_save", "method: full trains every module; remove it"
     yield from _rank_conflicts(config)
+
+
+def _quantization_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Conflicts of a frozen base in few bits."""
+    model = config.model
+    if model.quantization != "none" and config.method == "full":
+        yield (
+            "model.quantization",
+            "method: full trains every weight, and a quantized one cannot be trained; remove it, or"
+            " use method: lora",
+        )
+    if model.offload != "none" and config.method == "full":
+        yield "model.offload", "method: full trains every weight, and streamed ones are only read"
+    if model.quantize_head and model.quantization == "none":
+        yield "model.quantize_head", "set, but model.quantization is none; set that, or remove it"
+    if model.quantize_head and model.add_tokens:
+        yield (
+            "model.quantize_head",
+            "a quantized head cannot grow for model.add_tokens; remove one of them",
+        )
 
 
 def _rank_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from loractl.config import strict_yaml, template_setting
 from loractl.config.conflicts import conflicts
+from loractl.config.not_yet import not_yet
 from loractl.config.optimizers import missing_package
-from loractl.config.settings import RunConfig, not_yet, resolve
+from loractl.config.settings import RunConfig, resolve
 from loractl.config.strict_yaml import YamlProblem
 from loractl.config.validation import Checked, check
 from loractl.errors import ConfigError

@@ -1,13 +1,14 @@
 """The reference of all settings as a Markdown table, and its place in a document.
 
-Everything comes from `settings`: names, types, defaults, descriptions and what `NOT_YET` refuses.
+Everything comes from `settings`: names, types, defaults, descriptions; and what `NOT_YET` refuses.
 """
 
 import json
 from typing import Any
 
 from loractl.config.describe import describe
-from loractl.config.settings import ABSENT, NOT_YET, RunConfig, Section
+from loractl.config.not_yet import ABSENT, NOT_YET
+from loractl.config.settings import RunConfig, Section
 from loractl.config.validation import keys
 
 

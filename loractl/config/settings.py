@@ -4,7 +4,6 @@ Reading YAML into these models, with line numbers and good errors, is the job of
 JSON Schema that editors use and the table of keys in configs/README.md are generated from here.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,8 +30,12 @@ class ModelSection(Section):
         description="dtype the base is stored and computed in; auto: bfloat16 where it is fast",
     )
     quantization: Literal["none", "nf4", "nf4-double", "int8"] = Field(
-        "none", description="how the frozen base is quantized"
+        "none", description="the frozen base in few bits a weight: 4.5, 4.13 or 8"
     )
+    offload: Literal["none", "cpu", "disk", "auto"] = Field(
+        "none", description="where the frozen layers are while others compute; auto: where it fits"
+    )
+    quantize_head: bool = Field(False, description="quantize the output head too")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the base model"
     )
@@ -256,30 +259,6 @@ FROM_ADAPTER = frozenset(
     ("rank", "alpha", "scaling", "rank_pattern", "alpha_pattern", "modules_to_save")
 ) | {"target_modules", "layers", "init"}
 """Settings of the lora section that an adapter named in lora.start_from decides."""
-
-ABSENT = "not available in this version"
-
-ANY = None
-"""In NOT_YET: every value except the default."""
-
-NOT_YET: dict[str, tuple[Any, ...] | None] = {
-    "model.quantization": ("nf4", "nf4-double", "int8"),
-    "train.report_to": ANY,
-}
-"""Settings that are defined but not implemented in this version; `loader` refuses them."""
-
-
-def not_yet(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield (key, message) for every setting that this version does not implement."""
-    for key, refused in NOT_YET.items():
-        value: Any = config
-        default: Any = None
-        for name in key.split("."):
-            default = type(value).model_fields[name].get_default()
-            value = getattr(value, name)
-        if value in refused if refused is not None else value != default:
-            what = "other than its default" if isinstance(value, Section) else repr(value)
-            yield key, f"found {what}, which is {ABSENT}; remove it"
 
 
 def first_rank(method: str, *, rank: int, initial_rank: int) -> int:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from loractl.config.describe import branches, choices, describe, origin
-from loractl.config.settings import ABSENT, NOT_YET, RunConfig, Section
+from loractl.config.not_yet import ABSENT, NOT_YET
+from loractl.config.settings import RunConfig, Section
 from loractl.config.synonyms import KEYS, NO_SETTING, VALUES
 from loractl.text import LONGEST_VALUE, closest, found, listed
 

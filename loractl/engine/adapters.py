@@ -22,6 +22,7 @@ from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, re
 from loractl.lora.token_rows import Saved, train_rows_
 from loractl.lora.whole import matching, train_whole_
 from loractl.models import load
+from loractl.quant.linear import packed_layers
 from loractl.training.rank_schedule import RankSchedule
 from loractl.training.steps import RankPolicy
 
@@ -95,6 +96,15 @@ def adapt_(model: "PreTrainedModel", loaded: Loaded, new: NewTokens) -> Adapted:
 def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank]) -> list[str]:
     """The paths selected by lora.modules_to_save, none of which may overlap with an adapter."""
     found: list[str] = []
+    for name in loaded.config.lora.modules_to_save:
+        # of a packed layer, or of a module that has one inside
+        parts = (f"{path}." for path in packed_layers(model))
+        if part := next((p for p in parts if f".{name}." in f".{p}"), None):
+            raise loaded.error(
+                "lora.modules_to_save",
+                f"found {name!r}, but {part[:-1]} is quantized and cannot be trained; remove it, or"
+                " model.quantization",
+            )
     for name, paths in matching(model, loaded.config.lora.modules_to_save).items():
         if not paths:
             last = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if n})

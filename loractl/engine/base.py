@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from loractl import console
 from loractl.dtypes import WIDTHS
+from loractl.engine import packed_base
 from loractl.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loractl.artifacts.peft.adapter import Adapter
+    from loractl.config.loader import Loaded
     from loractl.models.load import Source
 
 
@@ -90,6 +92,7 @@ def find_trained_base(adapter: "Adapter", named: str | None) -> "Source":
             " base with --base"
         )
     source = find_model(named) if named else _locate_recorded(adapter.base or "", "--base")
+    source = packed_base.as_trained(source, [adapter])
     if adapter.trained_on:
         require_same_bytes(source, fingerprint(source), [adapter], named=named, option="--base")
     return source
@@ -150,10 +153,17 @@ def load_base(
     from loractl.models.device import choose_device, choose_dtype
     from loractl.models.fingerprints import remembered_fingerprint
 
+    adapters = list(adapters)
+    source = packed_base.as_trained(source, adapters)
     trained = [adapter for adapter in adapters if adapter.trained_on]
     fingerprint = compute_beside(lambda: remembered_fingerprint(source)) if trained else None
     device = choose_device()
-    model = load.load_model(source, dtype=choose_dtype(dtype, device), device=device)
+    model = load.load_model(
+        source,
+        dtype=choose_dtype(dtype, device),
+        device=device,
+        fingerprint=fingerprint.result if fingerprint else None,
+    )
     if fingerprint is not None:
         require_same_bytes(source, fingerprint.result(), trained, named=named, option="--model")
     return model
@@ -171,3 +181,20 @@ def compute_beside(work: Callable[[], str]) -> "Future[str]":
 
     threading.Thread(target=run, daemon=True).start()
     return found
+
+
+def locate_base(loaded: "Loaded") -> "Source":
+    """The base that a config names. Raises ConfigError."""
+    from loractl.models import base_directory, load
+
+    model = loaded.config.model
+    try:
+        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    except ModelError as error:
+        raise loaded.error("model.name_or_path", str(error)) from None
+    if not model.trust_remote_code and base_directory.brings_code(source.directory):
+        console.note(
+            "note: the base model has Python code of its own (auto_map), which is not run; only"
+            " model.trust_remote_code: true would run it"
+        )
+    return source

@@ -22,7 +22,7 @@ from loractl.artifacts.gguf import (
     write as gguf,
 )
 from loractl.artifacts.model.merge import own_dtype, refuse_quantized
-from loractl.artifacts.model.plan import Plan, plan_merge
+from loractl.artifacts.model.plan import Plan, packed_tensors, plan_merge
 from loractl.artifacts.model.stops import listed_ends
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import ranks_of
@@ -103,7 +103,8 @@ class Exporting:
         )
         with tempfile.TemporaryDirectory(dir=path.parent) as name:  # a disk with room
             base = Path(name) / "base.gguf"
-            self._write_weights(base, Plan({}, {}, {}, False), "f32")
+            packed = packed_tensors(self.source, self.skeleton) or {}
+            self._write_weights(base, Plan({}, {}, {}, False, packed=packed), "f32")
             self._require_proof(expected, dtype, base, path)
 
     def write_merged(self, path: Path) -> None:

@@ -17,19 +17,21 @@ from loractl.config.loader import Loaded
 from loractl.config.settings import RunConfig
 from loractl.data import account, batches, ends
 from loractl.engine.adapters import Adapted, adapt_, check_phases
-from loractl.engine.base import compute_beside
+from loractl.engine.base import compute_beside, locate_base
 from loractl.engine.data import Data, load_data
 from loractl.engine.layers import trunk_of_
 from loractl.engine.memory import Size, beside_the_weights
 from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
+from loractl.engine.offload import streams
 from loractl.engine.optimizer import device_for
+from loractl.engine.packed_base import about_packed, as_configured
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
-from loractl.errors import ModelError, NumericError
+from loractl.errors import NumericError
 from loractl.evaluation.loss import held_out_loss
 from loractl.lora.layer import LoraLayer
 from loractl.lora.token_rows import Saved
-from loractl.models import base_directory, forward, load
+from loractl.models import forward, load
 from loractl.models.device import choose_dtype, free_memory
 from loractl.models.fast.trunk import Trunk
 from loractl.models.fingerprints import fingerprint
@@ -122,6 +124,7 @@ class Session:
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
             "dtype": dtype_word(self.dtype),
+            **about_packed(self.source),
             "ends": ends.texts_of(self.tokenizer, self.ends),
             "method": self.config.method,
             "versions": {
@@ -133,13 +136,11 @@ class Session:
 
 
 def assemble(loaded: Loaded, world: World = ALONE) -> Session:
-    """Load and check everything, cheapest checks first: names, then data, then weights.
-
-    Raises ConfigError, DataError or ModelError.
-    """
+    """Load and check everything, cheapest first: names, data, weights. Raises LoractlError."""
     config, remote = loaded.config, loaded.config.model.trust_remote_code
     device = device_for(loaded)
-    source = _locate_base(loaded)
+    dtype = choose_dtype(config.model.dtype, device)
+    source = as_configured(locate_base(loaded), config.model, dtype)
     start = read_start(loaded)
     base_fingerprint = compute_beside(lambda: fingerprint(source))  # reads all weights
     tokenizer, new, data, max_length = _read_rows(loaded, source, start)
@@ -147,8 +148,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    dtype = choose_dtype(config.model.dtype, device)
     full = config.method == "full"
+    streamed = streams(loaded, source, device, dtype)
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
         source,
@@ -156,6 +157,8 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        fingerprint=base_fingerprint.result,
+        streams=streamed,
     )
     grow_to_(model, new)
     if start is not None:
@@ -167,7 +170,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         fill_(adapted, start)
     if full:
         model.requires_grad_(True)
-    _set_checkpointing_(model, config, max_length, device)
+    _set_checkpointing_(model, config, max_length, device, needed=streamed)
     trunk, loss = _prove_ways_(model, config, epochs, total_steps, dtype)
     return Session(
         config=config,
@@ -241,20 +244,6 @@ def _read_rows(
     return tokenizer, new, data, max_length
 
 
-def _locate_base(loaded: Loaded) -> load.Source:
-    model = loaded.config.model
-    try:
-        source = load.locate(model.name_or_path, trust_remote_code=model.trust_remote_code)
-    except ModelError as error:
-        raise loaded.error("model.name_or_path", str(error)) from None
-    if not model.trust_remote_code and base_directory.brings_code(source.directory):
-        console.note(
-            "note: the base model has Python code of its own (auto_map), which is not run; only"
-            " model.trust_remote_code: true would run it"
-        )
-    return source
-
-
 def _max_length(config: RunConfig, positions: int | None) -> int:
     """Tokens of the longest row: data.max_length, or as many as the model has positions."""
     wanted = config.data.max_length
@@ -283,7 +272,12 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
 
 
 def _set_checkpointing_(
-    model: "PreTrainedModel", config: RunConfig, max_length: int, device: torch.device
+    model: "PreTrainedModel",
+    config: RunConfig,
+    max_length: int,
+    device: torch.device,
+    *,
+    needed: bool,
 ) -> None:
     """Turn gradient checkpointing on if asked for, or if memory is tight. In both cases freed CPU
     memory is also returned to the system: with 8,192 tokens the heap kept a gigabyte."""
@@ -294,5 +288,5 @@ def _set_checkpointing_(
         hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":
         wanted = short
-    if wanted:
+    if wanted or needed:  # a layer's weights are gone when the next one computes
         forward.recompute_activations_(model)

@@ -10,6 +10,8 @@ from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
 from loractl.evaluation.loss import is_below
 from loractl.models.torch_dtypes import dtype_word
+from loractl.ops.packed import Packed
+from loractl.quant.linear import n_bytes, packed_layers
 from loractl.records import HeldOutLoss
 
 FEW_ROWS = 8
@@ -19,10 +21,14 @@ FEW_ROWS = 8
 def introduce(session: Session) -> None:
     """Print what is about to be trained, on what, and what may keep it from learning."""
     trained = sum(parameter.numel() for parameter in session.parameters.values())
+    packed = [layer.packed for layer in packed_layers(session.model).values()]
     in_all = sum(parameter.numel() for parameter in session.model.parameters())
+    in_all += sum(one.numel() for one in packed)
     read = session.data.of_train()
     dtype = dtype_word(session.dtype)
     console.note(f"model    {session.source.name} on {session.device.type}, {dtype}")
+    if packed and (chosen := session.source.quantization) is not None:
+        console.note(f"base     {describe_packed(chosen.kind, packed)}")
     if session.layers:
         console.note(
             f"adapter  {trained:,} trained parameters ({trained / (in_all - trained):.2%} of the"
@@ -42,6 +48,15 @@ def introduce(session: Session) -> None:
     for finding in (*prospects(session), same_at_generation(session, rows)):
         if finding.state != "ok":
             console.note(f"note: {finding.text}")
+
+
+def describe_packed(kind: str, packed: Sequence[Packed]) -> str:
+    """How much of a base is packed, and what it takes."""
+    values, size = sum(one.numel() for one in packed), sum(n_bytes(one) for one in packed)
+    return (
+        f"{len(packed)} linear layers in {kind}: {values:,} parameters in {text.size(size)}"
+        f" ({8 * size / values:.3g} bits each)"
+    )
 
 
 def _describe_kernels(session: Session) -> str:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from loractl.lora.inject import adapters
+from loractl.lora.layer import Held
 from loractl.lora.spectrum import Factors, lost_energy, rank_keeping, svd
 from loractl.lora.token_rows import saved_modules
 from loractl.lora.whole import set_parameter_
 
-Kept = Mapping[str, nn.Parameter]
+Kept = Mapping[str, Held]
 
 
 def merge_(model: nn.Module) -> Kept:
@@ -31,7 +32,7 @@ def merge_(model: nn.Module) -> Kept:
     puts back, so the adapted weights take their memory twice. (W + dW) - dW would need no copy, but
     would be off by rounding.
     """
-    kept: dict[str, nn.Parameter] = {}
+    kept: dict[str, Held] = {}
     for name, layer in adapters(model).items():
         assert layer.enabled, f"{name} is already merged or switched off"
         merged = nn.Parameter(layer.merged_weight(), requires_grad=False)
@@ -53,6 +54,7 @@ def unmerge_(model: nn.Module, kept: Kept) -> None:
             layers[path].swap_weight_(weight)
             layers[path].enabled = True
         else:
+            assert isinstance(weight, nn.Parameter)
             set_parameter_(modules[path].base, inner, weight)
             modules[path].enabled = True
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, strips
+from loractl.lora.dense import rows_of
+from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear, Rows
+from loractl.quant.linear import PackedLinear
 
 _Seen = list[tuple[Tensor, int, int, torch.dtype, torch.device]]
 
@@ -29,9 +31,12 @@ class DoraLayer(LoraLayer):
         self._seen: _Seen = []
         self._norm: Tensor | None = None
         self._squares: Tensor | None = None
-        hollow = self.weight.is_meta  # m is read from a file later
+        hollow = self.is_hollow  # m is read from a file later
         start = torch.zeros_like(self.B[:, 0]) if hollow else self._root(self._square_sums())
         self.m = nn.Parameter(start.detach().clone())  # (d_out,)
+
+    def forget_(self) -> None:
+        self._seen, self._norm, self._squares = [], None, None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output from its input and the base's output y = base(x)."""
@@ -61,7 +66,7 @@ class DoraLayer(LoraLayer):
         """||W + s B A|| over the inputs (d_out,), cached until A, B or their start change."""
         now: _Seen = [
             (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
-            for tensor in (self.A, self.B, self.A0, self.B0, self.weight)
+            for tensor in (self.A, self.B, self.A0, self.B0, self._weight_seen())
             if tensor is not None
         ]
         same = len(now) == len(self._seen) and all(
@@ -71,6 +76,10 @@ class DoraLayer(LoraLayer):
         if self._norm is None or not same:
             self._norm, self._seen = self._thin_norm(), now
         return self._norm
+
+    def _weight_seen(self) -> Tensor:
+        """A tensor that changes with the frozen weight."""
+        return self.base.packed.codes if isinstance(self.base, PackedLinear) else self.weight
 
     def _thin_norm(self) -> Tensor:
         """The root of ||W||^2 + 2 s <W, B A> + s^2 ||B A||^2, from products as thin as A and B.
@@ -89,25 +98,23 @@ class DoraLayer(LoraLayer):
 
     def _weight_times(self, right: Tensor) -> Tensor:
         """W @ right in the dtype of `right`: (d_in, k) -> (d_out, k), W converted in strips."""
-        W = self.dense_weight()
-        if W.dtype == right.dtype:
-            return W.T @ right if self.transposed else W @ right
-        parts = ((ends, W[slice(*ends)].to(right.dtype)) for ends in strips(W.shape))
+        if not isinstance(self.base, PackedLinear) and self.placed[0] == right.dtype:
+            return self.weight.T @ right if self.transposed else self.weight @ right
+        parts = ((a, b, rows.to(right.dtype)) for a, b, rows in rows_of(self.base))
         if not self.transposed:
-            return torch.cat([rows @ right for _, rows in parts])
+            return torch.cat([rows @ right for _, _, rows in parts])
         product = right.new_zeros(self.d_out, right.shape[1])
-        for ends, rows in parts:
-            product += rows.T @ right[slice(*ends)]
+        for start, stop, rows in parts:
+            product += rows.T @ right[start:stop]
         return product
 
     def _square_sums(self) -> Tensor:
         """||W||^2 over the inputs (d_out,), computed once per dtype and device of A."""
         known = self._squares
         if known is None or (known.dtype, known.device) != (self.A.dtype, self.A.device):
-            W = self.dense_weight().detach()
-            parts = [W[slice(*ends)] for ends in strips(W.shape)]
             dim = 0 if self.transposed else 1
-            sums = [rows.to(self.A.dtype).square().sum(dim=dim) for rows in parts]
+            parts = (rows.to(self.A.dtype) for _, _, rows in rows_of(self.base))
+            sums = [rows.square().sum(dim=dim) for rows in parts]
             known = torch.stack(sums).sum(dim=0) if self.transposed else torch.cat(sums)
             self._squares = known
         return known
@@ -117,7 +124,7 @@ class DoraLayer(LoraLayer):
         W = self.dense_weight().detach()
         return torch.cat([(rows - W[a:b].double()).float() for a, b, rows in self.merged_rows(W)])
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: Tensor | Rows) -> Iterator[tuple[int, int, Tensor]]:
         """m (W + s B A) / ||W + s B A|| in float64, strip by strip, the norm in float64 too."""
         dim = 0 if self.transposed else 1
         sums = [rows.square().sum(dim=dim) for _, _, rows in super().merged_rows(W)]

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loractl.lora.dense import size_of
-from loractl.lora.layer import LoraLayer
+from loractl.lora.dense import dtype_and_device, size_of
+from loractl.lora.layer import Held, LoraLayer
 
 PRODUCTS = ("gate_up_proj", "up_proj", "down_proj")
 """The parameters of an experts module that can carry an adapter, by their transformers names."""
@@ -50,7 +50,11 @@ class LoraExperts(LoraLayer):
         assert isinstance(weight, Tensor)
         return weight
 
-    def swap_weight_(self, weight: nn.Parameter) -> nn.Parameter:
+    @property
+    def placed(self) -> tuple[torch.dtype, torch.device]:
+        return dtype_and_device(self.base, self.parameter)
+
+    def swap_weight_(self, weight: Held) -> Held:
         old = getattr(self.base, self.parameter)
         assert isinstance(old, nn.Parameter)
         setattr(self.base, self.parameter, weight)

@@ -21,6 +21,7 @@ from loractl.lora.layer import LoraConv1D, LoraEmbedding, LoraLayer, LoraLinear
 from loractl.lora.ranks import EXPERTS, ModuleRank
 from loractl.lora.token_rows import TokenRows, saved_modules
 from loractl.lora.whole import WholeModule
+from loractl.quant.linear import PackedLinear
 
 FORMULAS: dict[str, dict[str, type[LoraLayer]]] = {
     "lora": {
@@ -46,7 +47,7 @@ def kind_of(module: nn.Module) -> str | None:
     and attributes. An embedding that does more than look up and scale (OPT's positions take a mask)
     does not count.
     """
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | PackedLinear):
         return "linear"
     if isinstance(module, nn.Embedding):
         plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")

@@ -8,18 +8,19 @@ A layer initialized from parts of its own weight (PiSSA, OLoRA) counts its updat
 s (B A - B0 A0), so W stays unchanged.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loractl.lora.dense import dense_weight_of
+from loractl.lora.dense import dense_weight_of, dtype_and_device, strips
 from loractl.ops.lora_linear import Linear, lora_linear
+from loractl.quant.linear import PackedLinear, dense_linear
 
-STRIP = 1 << 22
-"""Values of a weight merged at a time: 32 MiB in float64."""
+Held = nn.Parameter | PackedLinear
+"""A frozen weight, or the layer that holds it packed."""
 
 
 class LoraLayer(nn.Module):
@@ -38,9 +39,8 @@ class LoraLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attach_(base)
-        weight = self.weight
         # On a base without values (meta) A and B stay where they are: merging needs only B A.
-        device = A.device if weight.is_meta else weight.device
+        device = A.device if self.is_hollow else self.placed[1]
         # Contiguous: parts of a decomposition are not, and fused optimizers reject a gradient or a
         # moment whose layout differs from that of its parameter.
         self.A = nn.Parameter(A.to(device=device, dtype=torch.float32).contiguous())  # (r, d_in)
@@ -56,20 +56,35 @@ class LoraLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, under the name that models read on their own layers."""
+        """The frozen weight, under the name that models read on their own layers. Of a packed one
+        it is a dense copy, made anew each time."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
-    def swap_weight_(self, weight: nn.Parameter) -> nn.Parameter:
-        """Replace the frozen weight on this layer alone; return the old one.
+    @property
+    def placed(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype of the frozen weight's numbers, and its device."""
+        return dtype_and_device(self.base)
 
-        A packed layer would unpack the new weight, so only its backend can replace it.
-        """
-        assert not hasattr(self.base, "dense_weight"), f"{type(self.base).__name__} is packed"
-        old = self.base.weight
+    @property
+    def is_hollow(self) -> bool:
+        """Whether the base has no values (meta), as when only its files are merged."""
+        return self.placed[1].type == "meta"
+
+    def swap_weight_(self, weight: Held) -> Held:
+        """Replace the frozen weight on this layer alone; return the old one. A packed weight comes
+        and goes with its layer, in whose place there is a dense one meanwhile."""
+        base = self.base
+        if isinstance(weight, PackedLinear):
+            self.base = weight
+        elif isinstance(base, PackedLinear):
+            self.base = dense_linear(weight.detach(), base.bias)
+            return base
+        old = base.weight
         assert isinstance(old, nn.Parameter)
-        self.base.weight = weight
+        if not isinstance(weight, PackedLinear):
+            base.weight = weight
         return old
 
     @property
@@ -118,6 +133,9 @@ class LoraLayer(nn.Module):
             return self.A, self.B
         return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)
 
+    def forget_(self) -> None:
+        """Drop what was computed from the frozen weight, which is about to be another."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x (..., d_in) -> (..., d_out)."""
         # A compiler fuses the plain formula, but cannot see through our autograd function.
@@ -128,8 +146,8 @@ class LoraLayer(nn.Module):
         return self.adapt(x, y) if self.enabled else y
 
     def as_linear(self) -> Linear | None:
-        """The layer as one product with a thin update; None if it is more than that: a trained or
-        quantized weight, a hook, another formula."""
+        """The layer as one product with a thin update; None if it is more than that: a trained
+        weight, a hook, another formula."""
         return None
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
@@ -147,9 +165,12 @@ class LoraLayer(nn.Module):
 
     def update_rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of s * B A in float64, laid out as the layer's weight."""
-        A, B = (factor.detach().double() for factor in self.factors())
-        rows = A[:, start:stop].T @ B.T if self.transposed else B[start:stop] @ A
-        return rows * self.scale
+        A, B = (factor.detach() for factor in self.factors())
+        if self.transposed:
+            rows = A[:, start:stop].double().T @ B.double().T
+        else:
+            rows = B[start:stop].double() @ A.double()
+        return rows.mul_(self.scale)
 
     def delta(self) -> Tensor:
         """The update s * B A in float32, laid out as the layer's weight."""
@@ -169,16 +190,23 @@ class LoraLayer(nn.Module):
             merged[start:stop] = exact.float().to(merged.dtype)
         return merged
 
-    def merged_rows(self, W: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    def merged_rows(self, W: "Tensor | Rows") -> Iterator[tuple[int, int, Tensor]]:
         """W + s * B A in float64, strip by strip: (start, stop, rows)."""
         for start, stop in strips(W.shape):
-            yield start, stop, W[start:stop].double() + self.update_rows(start, stop).to(W.device)
+            update = self.update_rows(start, stop).to(W.device)
+            yield start, stop, update.add_(W[start:stop].double())
 
 
-def strips(shape: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows of a matrix (or experts of a stack) in strips of at most STRIP values."""
-    rows = max(1, STRIP // math.prod(shape[1:]))
-    return [(start, start + rows) for start in range(0, shape[0], rows)]
+class Rows(Protocol):
+    """A weight elsewhere, of which rows are read when they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 class LoraLinear(LoraLayer):
@@ -188,12 +216,15 @@ class LoraLinear(LoraLayer):
 
     def as_linear(self) -> Linear | None:
         base = self.base
-        plain = type(base) is nn.Linear or (self.transposed and type(base).__name__ == "Conv1D")
+        packed = isinstance(base, PackedLinear)
+        plain = packed or type(base) is nn.Linear
+        plain = plain or (self.transposed and type(base).__name__ == "Conv1D")
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
         own_formula = type(self).adapt is not LoraLinear.adapt
         if not plain or hooked or own_formula or not self.enabled:
             return None
-        weight, bias = self.weight, self.bias
+        bias = self.bias
+        weight = base.packed if isinstance(base, PackedLinear) else self.weight
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
         dropout = self.dropout if self.training else 0.0
@@ -233,7 +264,8 @@ class LoraEmbedding(LoraLayer):
     def embed_scale(self) -> Tensor:
         """The factor the layer applies to rows after the lookup, in the weight's dtype."""
         scale = getattr(self.base, "embed_scale", 1.0)
-        return torch.as_tensor(scale, dtype=self.weight.dtype, device=self.weight.device)
+        dtype, device = self.placed
+        return torch.as_tensor(scale, dtype=dtype, device=device)
 
     def dropped(self, x: Tensor) -> Tensor:
         return x

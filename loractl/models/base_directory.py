@@ -4,6 +4,7 @@ It comes from others: nothing in it may run code, be applied silently, or refer 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def _require_inside(name: str, directory: Path) -> None:
                 )
 
 
+def shards(directory: Path) -> list[Path]:
+    """The weight files that transformers would read: those of the index, or the only one."""
+    index, only = directory / INDEX, directory / "model.safetensors"
+    if index.is_file():
+        names = {str(name) for name in _read(str(directory), index)["weight_map"].values()}
+        return [directory / name for name in sorted(names)]
+    return [only] if only.is_file() else sorted(directory.glob("*.safetensors"))
+
+
 def brings_code(directory: Path) -> bool:
     """Whether the config of a checked base names Python code of its own."""
     config = directory / "config.json"
@@ -84,3 +94,14 @@ def _read(name: str, path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise ModelError(f"model {name}: {path}: not valid JSON ({error})") from None
+
+
+def require_tensors(name: str, found: Mapping[str, Any]) -> None:
+    """Raise ModelError for tensors that transformers did not find, or not in their shape."""
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model {name}: tensors missing from its files: {len(missing)}; the first is"
+            f" {missing[0]}"
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        raise ModelError(f"model {name}: the shape of {mismatched[0]} differs from its config.json")

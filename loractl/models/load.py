@@ -5,7 +5,7 @@ tensor missing from the files is an error here; transformers would initialize it
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,15 @@ from transformers.utils import logging as transformers_logging
 
 from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
-from loractl.models import base_directory, gguf_base
+from loractl.models import base_directory, gguf_base, prequantized
+from loractl.models.hub_download import from_hub
 from loractl.models.torch_dtypes import dtype_word
+from loractl.ops.finite import all_finite
 from loractl.paths import address
+from loractl.quant.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
-
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Source:
     name: str  # as the user wrote it
     directory: Path
     gguf: str | None = None
+    quantization: Quantization | None = None  # how its linear layers are packed, if they are
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -65,38 +67,10 @@ def locate(name_or_path: str, *, trust_remote_code: bool = False) -> Source:
             raise ModelError(f"{name_or_path}: found a file, expected a directory or a .gguf file")
         base_directory.require_no_adapter(name_or_path, path.parent)
         return Source(name_or_path, path.parent, path.name)
-    directory = path if path.is_dir() else _from_hub(name_or_path, trust_remote_code)
+    directory = path if path.is_dir() else from_hub(name_or_path, trust_remote_code)
     base_directory.check(name_or_path, directory)
+    prequantized.require_readable(name_or_path, directory)
     return Source(name_or_path, directory)
-
-
-def _from_hub(name: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    patterns = [*FILES, "*.py"] if trust_remote_code else FILES
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except HFValidationError:
-        raise ModelError(f"model {name}: no such directory, and not a valid hub id") from None
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"model {name}: no such directory, not in the hub's cache, and the hub is unreachable"
-        ) from None
-    except HfHubHTTPError as error:
-        code = error.response.status_code if error.response is not None else "no"
-        raise ModelError(
-            f"model {name}: no such directory, and the hub answered {code}; check the name, or log"
-            " in"
-        ) from None
-    except OSError as error:
-        raise ModelError(
-            f"model {name}: no such directory, and the hub is unreachable ({type(error).__name__})"
-        ) from None
 
 
 @contextmanager
@@ -178,15 +152,17 @@ def limits(source: Source, *, trust_remote_code: bool = False) -> Limits:
     return Limits(*(one if isinstance(one, int) and one > 0 else None for one in found))
 
 
-def load_skeleton(source: Source) -> "PreTrainedModel":
-    """The modules of a causal LM without their weights, on the meta device. Raises ModelError."""
+def load_skeleton(source: Source, *, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """The modules of a causal LM without their weights, on the meta device; `dtype` None: that of
+    its config. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
         config = AutoConfig.from_pretrained(
             source.directory, trust_remote_code=False, local_files_only=True, **source.keywords
         )
         with torch.device("meta"):
-            return build(config, trust_remote_code=False)
+            named = {} if dtype is None else {"dtype": dtype}
+            return build(config, trust_remote_code=False, **named)
 
 
 def load_model(
@@ -196,50 +172,94 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     finite: bool = True,
+    dense: bool = False,
+    fingerprint: Callable[[], str] | None = None,
+    streams: bool = False,
 ) -> "PreTrainedModel":
     """Load a complete causal LM, with every weight in `dtype`, on `device`, in eval mode.
+
+    Layers of a quantized source are packed; `dense`: unpacked again, into the numbers that they
+    compute with. `fingerprint` of the source lets what was packed be kept for the next time.
+    `streams`: the layers stay on disk and come to memory when they compute.
 
     Raises ModelError if a tensor is missing, has the wrong shape, or is not finite. Training passes
     `finite=False`: there the first loss reveals it, with step, rows and the exit code of a
     non-finite number.
     """
+    options = (source, dtype, device, trust_remote_code)
+    if streams:
+        model, wrong = _load_packed(*options, dense=False, fingerprint=fingerprint, streams=True)
+    elif prequantized.comes_packed(source.directory, source.gguf) or (
+        source.quantization and not prequantized.is_unpacked(source.directory, source.gguf)
+    ):
+        model, wrong = _load_packed(*options, dense=dense, fingerprint=fingerprint)
+    else:
+        model, wrong = _load_plain(*options), []
+    parameters = model.named_parameters() if finite else ()
+    wrong += [name for name, one in parameters if not all_finite(one)]
+    if finite and wrong:
+        dtype_name = dtype_word(dtype)
+        raise ModelError(
+            f"model {source.name}: {wrong[0]} holds values that are not finite in {dtype_name}"
+        )
+    if source.quantization and prequantized.is_unpacked(source.directory, source.gguf):
+        from loractl.models import packed_load
+
+        packed_load.pack_(model, source.quantization, dense=dense)
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _load_plain(
+    source: Source, dtype: torch.dtype, device: torch.device, trusted: bool
+) -> "PreTrainedModel":
     loaded: Any
     with _translated(source, "the weights"):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.directory,
             dtype=dtype,
-            **_code(trust_remote_code),
+            **_code(trusted),
             use_safetensors=None if source.gguf else True,
             output_loading_info=True,
             **source.keywords,
-            **(gguf_base.unpacking() if source.gguf else {}),
+            **(gguf_base.unpacking() if source.gguf else prequantized.unpacking(source.directory)),
         )
     model: PreTrainedModel = loaded[0]
-    _require_tensors(source, loaded[1])
+    base_directory.require_tensors(source.name, loaded[1])
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if source.gguf and quantizer is not None:
         # The weights were unpacked: without these marks it is a plain model that can be saved.
         quantizer.remove_quantization_config(model)
     model.to(device)  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if finite and not torch.isfinite(parameter).all():
-            dtype_name = dtype_word(dtype)
-            raise ModelError(
-                f"model {source.name}: {name} holds values that are not finite in {dtype_name}"
-            )
-    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+    return model
 
 
-def _require_tensors(source: Source, found: Mapping[str, Any]) -> None:
-    if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"model {source.name}: tensors missing from its files: {len(missing)}; the first is"
-            f" {missing[0]}"
+def _load_packed(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    trusted: bool,
+    *,
+    dense: bool,
+    fingerprint: Callable[[], str] | None,
+    streams: bool = False,
+) -> tuple["PreTrainedModel", list[str]]:
+    """The model, and the names of its packed weights that are not finite."""
+    from loractl.models import packed_load, packer, streamed_load
+
+    chosen = source.quantization
+    with _translated(source, "the weights"):
+        config = AutoConfig.from_pretrained(source.directory, **_code(trusted))
+        build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+        with torch.device("meta"):
+            model_class = type(build(config, trust_remote_code=trusted))
+        work = packer.Packing(source.name, dtype, device, dense=dense)
+        load_ = streamed_load.load if streams else packed_load.load
+        model, found = load_(
+            source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
         )
-    if mismatched := sorted(found["mismatched_keys"]):
-        raise ModelError(
-            f"model {source.name}: the shape of {mismatched[0]} differs from its config.json"
-        )
+    base_directory.require_tensors(source.name, found)
+    model.to(device)  # type: ignore[arg-type]
+    return model, work.not_finite
 
 
 def n_rows(model: "PreTrainedModel") -> int:

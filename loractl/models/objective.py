@@ -1,8 +1,8 @@
 """Batch -> (loss_sum, weight), divided once by the caller that knows all tokens of a step. Or the
 loss of each token."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,17 @@ from loractl.records import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class HiddenStates(Protocol):
+    """Another way to compute `hidden_states`, which may rearrange a batch."""
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether all batches of a step are computed together."""
+
+    def together(self, batches: Sequence[Batch]) -> list[tuple[Tensor, Batch]]:
+        """The hidden states of batches, and each batch as it was laid out for them."""
 
 
 class TokenLoss:
@@ -32,11 +43,10 @@ class TokenLoss:
         model: "PreTrainedModel",
         *,
         autocast: torch.dtype | None = None,
-        trunk: Callable[[Batch], tuple[Tensor, Batch]] | None = None,
+        trunk: HiddenStates | None = None,
         run: ProvingRun | None = None,
     ) -> None:
-        self.model, self.autocast = model, autocast
-        self.trunk = trunk or (lambda batch: (hidden_states(model, batch), batch))
+        self.model, self.autocast, self.trunk = model, autocast, trunk
         self.head = head_of(model, run) if autocast is None else None
 
     def count(self, batch: Batch) -> float:
@@ -47,9 +57,27 @@ class TokenLoss:
     def __call__(self, batch: Batch) -> tuple[Tensor, float]:
         if self.head is None:
             return loss_sum(self.model, batch, autocast=self.autocast)
-        rows, targets = self._rows_and_targets(batch, self.head)
+        rows, targets = _inputs_of(self.head, *self._hidden([batch])[0])
         weights = trained_weights(batch)  # the trunk may move tokens, but keeps their order
         return head_loss(rows, self.head, targets, weights), _count(targets, weights)
+
+    def groups(self, window: Sequence[Batch]) -> list[list[Batch]]:
+        """The batches of a step, in groups that are computed together."""
+        joined = self.head is not None and self.trunk is not None and self.trunk.goes_together
+        return [list(window)] if joined else [[batch] for batch in window]
+
+    def sums(self, group: Sequence[Batch]) -> list[Tensor]:
+        """The loss sum of each batch of a group, from one pass through the layers.
+
+        The last batch comes first, as in the layers.
+        """
+        if self.head is None or len(group) == 1:
+            return [self(batch)[0] for batch in group]
+        found = []
+        for laid, batch in reversed(list(zip(self._hidden(group), group, strict=True))):
+            rows, targets = _inputs_of(self.head, *laid)
+            found.append(head_loss(rows, self.head, targets, trained_weights(batch)))
+        return found[::-1]
 
     def each(self, batch: Batch) -> Tensor:
         """The cross-entropy of each trained token in nats, (n,) float32: row by row, in order.
@@ -57,7 +85,7 @@ class TokenLoss:
         with torch.no_grad():
             if self.head is None:
                 return losses(self.model, batch, autocast=self.autocast)
-            rows, targets = self._rows_and_targets(batch, self.head)
+            rows, targets = _inputs_of(self.head, *self._hidden([batch])[0])
         return head_losses(rows, self.head, targets)
 
     def of_rows(self, batch: Batch) -> list[tuple[float, float]]:
@@ -76,11 +104,18 @@ class TokenLoss:
         pairs = zip(parts, torch.split(weights.double(), sizes), strict=True)
         return [(float((part * own).sum()), float(own.sum())) for part, own in pairs]
 
-    def _rows_and_targets(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
-        """The inputs of the head, (n, hidden) in its dtype, and the target ids, (n,)."""
-        rows, targets = trained_rows(*self.trunk(batch))
-        # Mamba's hidden states may be in float32 before a 16-bit head.
-        return rows.to(head.weight.dtype), targets
+    def _hidden(self, batches: Sequence[Batch]) -> list[tuple[Tensor, Batch]]:
+        """The hidden states of batches, and each batch as it was laid out for them."""
+        if self.trunk is not None:
+            return self.trunk.together(batches)
+        return [(hidden_states(self.model, batch), batch) for batch in batches]
+
+
+def _inputs_of(head: Head, hidden: Tensor, laid: Batch) -> tuple[Tensor, Tensor]:
+    """The inputs of the head, (n, hidden) in its dtype, and the target ids, (n,)."""
+    rows, targets = trained_rows(hidden, laid)
+    # Mamba's hidden states may be in float32 before a 16-bit head.
+    return rows.to(head.weight.dtype), targets
 
 
 def loss_sum(

@@ -21,7 +21,7 @@ from loractl.ops.native_cache import load_library
 from loractl.paths import cache_home
 
 HERE = Path(__file__).parent / "c"
-SOURCES = ("kernels.c", "packed.c", "gemm.c", "thin.c", "attention.c", "layer.c")
+SOURCES = ("kernels.c", "packed.c", "pack.c", "gemm.c", "thin.c", "attention.c", "layer.c")
 INCLUDED = ("real.h", "calls.h", "panels.h", "packed.h", "arena.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
@@ -51,6 +51,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "softmax_loss": (*MATRIX, POINTER, POINTER, SIZE, SIZE, *[REAL] * 3, INT, INT),
     "workspace": (SIZE, SIZE, SIZE, SIZE),
     "unpack": (POINTER, SIZE, SIZE, POINTER, INT),
+    "pack_nf4": (POINTER, SIZE, POINTER, POINTER, INT),
     "products": (*MATRIX * 2, SIZE, SIZE, POINTER, SIZE, POINTER, INT),
     "attention_space": (SIZE, SIZE, SIZE),
     "attention": (POINTER, INT, POINTER, SIZE, INT),

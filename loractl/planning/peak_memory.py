@@ -43,6 +43,7 @@ class Plan:
     has_starts: bool = False  # PiSSA, OLoRA: the initial A and B are kept
     modules_to_save: tuple[str, ...] = ()
     new_tokens: int = 0
+    streamed: bool = False  # layers pass through two buffers
     framework: Framework = LORACTL
 
 
@@ -173,7 +174,15 @@ def weights_bytes(shape: ModelShape, plan: Plan) -> int:
     bits = BITS.get(quantization, 0)
     head = shape.by_path[shape.head] if shape.head and plan.framework.unties else None
     parameters = shape.parameters + (head.d_in * head.d_out if head and shape.tied else 0)
-    return round(packed * bits / 8) + plan.work.width * (parameters - packed)
+    every = round(packed * bits / 8) + plan.work.width * (parameters - packed)
+    if not plan.streamed or shape.layers <= 2:
+        return every
+    outside = plan.work.width * sum(
+        module.d_in * module.d_out
+        for module in shape.modules
+        if module.role == "embedding" or (module.role == "head" and not shape.tied)
+    )
+    return outside + (every - outside) * 2 // shape.layers  # both buffers
 
 
 def quantized_parameters(shape: ModelShape, plan: Plan) -> int:

@@ -34,6 +34,7 @@ class Request:
     accumulation: int = 1
     dtype: str = "bfloat16"
     quantization: str = "none"
+    streamed: bool = False  # layers pass through two buffers
     checkpointing: bool = False
     packing: bool = True
     dropout: float = 0.0
@@ -85,7 +86,8 @@ def of_settings(
         accumulation=train.gradient_accumulation,
         dtype=dtype if model.dtype == "auto" else model.dtype,
         quantization=model.quantization,
-        checkpointing=train.gradient_checkpointing is True,
+        streamed=model.offload not in ("none", "auto"),
+        checkpointing=train.gradient_checkpointing is True or model.offload not in ("none", "auto"),
         packing=data.packing,
         dropout=lora.dropout,
         optimizer=train.optimizer,
@@ -146,6 +148,7 @@ def plan_of(
         has_starts=request.has_starts and not full,
         modules_to_save=whole,
         new_tokens=request.new_tokens,
+        streamed=request.streamed and not full,
         framework=framework,
     )
 

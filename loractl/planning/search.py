@@ -94,9 +94,8 @@ def of_memory(
     if best.method == "qlora":
         plain = next(fit for fit in found if fit.method == "lora" and fit.checkpointing)
         why = (
-            f"the base model fits only when quantized to 4 bits: {used}. This version cannot train"
-            f" on a quantized base yet: LoRA needs {plain.gpu_bytes / devices.GIB:.3g} GiB with"
-            f" checkpointing and one row; {_instead(shape, request, memory)}"
+            f"the base model fits only when quantized to 4 bits (model.quantization: nf4): {used};"
+            f" LoRA needs {plain.gpu_bytes / devices.GIB:.3g} GiB with checkpointing and one row"
         )
     again = (
         "activations are computed twice, which is a third more work, to make room for more rows"

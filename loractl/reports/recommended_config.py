@@ -15,15 +15,12 @@ def config_text(
 ) -> str:
     """The config for a recommendation.
 
-    Raises ConfigError if nothing fits, or only a method that cannot be trained, and if every row is
-    longer than the model allows.
+    Raises ConfigError if nothing fits, and if every row is longer than the model allows.
     """
     choices = found["choices"]
     method = choices["method"]["value"]
     if method is None:
         raise ConfigError(f"--write: {choices['method']['reason']}; there is nothing to write")
-    if method == "qlora":
-        raise ConfigError(f"--write: QLoRA for {asked.model}: {choices['method']['reason']}")
     data, most = found["data"], choices["max_length"]["value"]
     if data is not None and data["shortest"] is not None and data["shortest"] > most:
         raise ConfigError(
@@ -37,6 +34,8 @@ def config_text(
     lines += ["", "model:", f"  name_or_path: {scalar(model)}"]
     if asked.memory is not None:
         lines.append(f"  dtype: {asked.dtype}  # as assumed in the memory estimate")
+    if method == "qlora":
+        lines.append(f"  quantization: nf4  # {choices['method']['reason']}")
     lines += ["", "method: lora", "", "lora:"]
     lines += _setting_lines(choices, "rank", "rank")
     lines += _comment_lines(

@@ -25,8 +25,11 @@ class Loss(Protocol):
     def count(self, batch: Batch) -> float:
         """The count of a batch, before its sum is computed."""
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
-        """(sum, count) of a batch on the model's device."""
+    def groups(self, window: Sequence[Batch]) -> Sequence[Sequence[Batch]]:
+        """The batches of a step, in groups that one backward pass serves."""
+
+    def sums(self, group: Sequence[Batch]) -> Sequence[Tensor]:
+        """The sum of each batch of a group, on the model's device."""
 
     def of_rows(self, batch: Batch) -> Sequence[tuple[float, float]]:
         """(sum, count) of each row of a batch, without gradients."""
@@ -169,11 +172,11 @@ def _add_gradients(
 
     `count` is that of the whole step; each sum is divided by it once.
     """
-    sums = []
-    for batch in window:
-        loss_sum, _ = loss(batch.to(recipe.device))
-        recipe.scaler.scale(loss_sum / count).backward()  # type: ignore[no-untyped-call]
-        sums.append(loss_sum.detach())
+    sums: list[Tensor] = []
+    for group in loss.groups(window):
+        found = loss.sums([batch.to(recipe.device) for batch in group])
+        torch.autograd.backward([recipe.scaler.scale(one / count) for one in found])
+        sums += [one.detach() for one in found]
     sum_gradients_(recipe.world, parameters.values())
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:

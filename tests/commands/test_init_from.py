@@ -77,7 +77,7 @@ def test_every_key_is_commented_and_the_rest_is_listed_in_the_file_and_on_stderr
 def test_a_quantized_config_converts_and_says_what_is_missing(capsys: Capture) -> None:
     Path("theirs.yaml").write_text(EXAMPLES["axolotl", "qlora-sharegpt"], "utf-8")
     assert main(["init", "--from", "theirs.yaml", "--out", "ours.yaml"]) == 0
-    assert "quantized bases are not available in this version" in capsys.readouterr().err
+    assert "set model.quantization: nf4, nf4-double or int8" in capsys.readouterr().err
     assert load(Path("ours.yaml"), paths_exist=False).config.model.quantization == "none"
 
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from loractl.cli.main import main
-from loractl.models.shape.sizes import SIZES
 from tests.tiny import TEXT, write_jsonl
 
 Make = Callable[..., Path]
@@ -166,27 +165,26 @@ def test_rows_that_no_position_is_left_for_are_refused_before_a_config_is_writte
     assert yaml.safe_load(path.read_text("utf-8"))["data"]["too_long"] == "drop"
 
 
-@pytest.mark.parametrize(
-    ("model", "memory", "fits"), [("13B", "16GB", "7B"), ("7B", "8GB", "1.5B"), ("72B", "1GB", "")]
-)
-def test_where_lora_does_not_fit_nothing_is_written_and_what_fits_is_named(
-    model: str, memory: str, fits: str, tmp_path: Path, capsys: Captured
+def test_where_lora_fits_only_on_four_bits_the_config_asks_for_them(
+    tmp_path: Path, capsys: Captured
 ) -> None:
     path = tmp_path / "config.yaml"
-    flags = ["recommend", "--task", "complex", "--memory", memory, "--write", str(path)]
-    assert main([*flags, "--model", model]) == 2
-    err = capsys.readouterr().err
-    assert "error: --write: " in err and not path.exists()
-    if not fits:
-        assert "nothing fits in 1 GiB" in err and "LoRA fits none of the known smaller" in err
-        return
-    assert f"--model {fits} is the largest size that LoRA fits into this memory" in err
-    assert main([*flags, "--model", fits]) == 0
+    flags = ["recommend", "--task", "complex", "--write", str(path)]
+    assert main([*flags, "--model", "13B", "--memory", "16GB"]) == 0
+    assert "fits only when quantized to 4 bits" in capsys.readouterr().out
     written = yaml.safe_load(path.read_text("utf-8"))
-    assert written["method"] == "lora"
-    assert written["model"]["name_or_path"] == SIZES[fits].hub
-    larger = list(SIZES)[list(SIZES).index(fits) + 1]
-    assert larger == model or main([*flags[:-1], f"{path}2", "--model", larger]) == 2
+    assert written["method"] == "lora" and written["model"]["quantization"] == "nf4"
+
+
+def test_where_nothing_fits_nothing_is_written_and_the_reason_is_given(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "config.yaml"
+    flags = ["recommend", "--task", "complex", "--model", "72B", "--memory", "1GB"]
+    assert main([*flags, "--write", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert "nothing fits in 1 GiB" in err and "LoRA fits none of the known smaller" in err
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

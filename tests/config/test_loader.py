@@ -104,7 +104,7 @@ def test_all_errors_are_reported_at_once_in_the_order_of_the_file() -> None:
 model:
   name_or_path: /no/such/model
   dtype: bf32
-  quantization: nf4
+  quantization: nf5
 lora:
   rakn: 4
   rank: 8

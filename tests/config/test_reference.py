@@ -7,7 +7,7 @@ import pytest
 
 from loractl.commands.schema import json_schema
 from loractl.config import reference
-from loractl.config.settings import NOT_YET
+from loractl.config.not_yet import NOT_YET
 from loractl.config.validation import keys
 
 README = Path(__file__).parent.parent.parent / "configs" / "README.md"

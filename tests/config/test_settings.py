@@ -7,7 +7,8 @@ import pytest
 
 from loractl.config.conflicts import conflicts
 from loractl.config.loader import load
-from loractl.config.settings import NOT_YET, RunConfig, not_yet, resolve
+from loractl.config.not_yet import NOT_YET, not_yet
+from loractl.config.settings import RunConfig, resolve
 from loractl.config.strict_yaml import parse
 
 CONTRACT = """\
@@ -16,6 +17,7 @@ model:
   dtype: auto
   quantization: none
   trust_remote_code: false
+  quantize_head: false
   add_tokens: []
 method: lora
 objective: sft
@@ -103,7 +105,6 @@ def test_the_documentation_shows_every_key() -> None:
 
 
 REFUSED = {
-    "model.quantization": "nf4",
     "data.format": "sharegpt",
     "data.retain": "general.jsonl",
     "data.columns": {"prompt": "question"},

@@ -133,11 +133,11 @@ def test_a_wrong_value_is_found_once_with_what_was_expected(
         ("num_train_epochs: 8", "num_train_epochs", "it is called train.epochs here"),
         ("train: {warmup_steps: 8}", "train.warmup_steps", "it is called train.warmup here"),
         ("lora: {use_rslora: true}", "lora.use_rslora", "called lora.scaling: rslora here"),
-        ("load_in_4bit: true", "load_in_4bit", "model.quantization: nf4 here, but not available"),
+        ("load_in_4bit: true", "load_in_4bit", "it is called model.quantization: nf4 here"),
         ("bf16: true", "bf16", "it is called model.dtype: bfloat16 here"),
         ("resume_from_checkpoint: x", "resume_from_checkpoint", "`loractl train CONFIG --resume`"),
         ("5: x", "5", "expected model, method, objective, lora"),
-        ("model: {zzz: 1}", "model.zzz", "expected name_or_path, dtype, quantization, trust_"),
+        ("model: {zzz: 1}", "model.zzz", "expected name_or_path, dtype, quantization, quant"),
         ("data: {train: [{path: a, wieght: 2}]}", "data.train[0].wieght", "did you mean weight?"),
     ],
 )

@@ -1,45 +1,25 @@
 """Sizes come from what a layer says of itself, and its matrix from its own `dense_weight`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loractl.lora import algebra, inject
 from loractl.lora.dense import MatrixSize, dense_weight_of, size_of
 from loractl.lora.ranks import ModuleRank
+from loractl.quant.kinds import PACKERS
+from loractl.quant.linear import PackedLinear, unpacked
 
-D_IN, D_OUT = 12, 8
-
-
-class Packed(nn.Linear):
-    """Two 4-bit codes a byte, as a quantized weight stands: another shape, another dtype."""
-
-    def __init__(self, codes: Tensor) -> None:
-        super().__init__(D_IN, D_OUT, bias=False, device="meta")
-        self.weight = nn.Parameter(codes[:, ::2] * 16 + codes[:, 1::2], requires_grad=False)
-
-    def dense_weight(self) -> Tensor:
-        codes = torch.stack([self.weight // 16, self.weight % 16], dim=-1).flatten(1)
-        return codes.float() / 7.5 - 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dense_weight())
+D_IN, D_OUT = 40, 24
 
 
-def models() -> tuple[nn.Sequential, nn.Sequential]:
+def models(kind: str = "nf4") -> tuple[nn.Sequential, nn.Sequential]:
     """One layer, packed, and the same one dense."""
-    codes = torch.randint(
-        0, 16, (D_OUT, D_IN), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    packed = Packed(codes)
-    dense = nn.Linear(D_IN, D_OUT, bias=False)
-    with torch.no_grad():
-        dense.weight.copy_(packed.dense_weight())
-    return nn.Sequential(packed), nn.Sequential(dense)
+    W = torch.randn(D_OUT, D_IN, generator=torch.Generator().manual_seed(0))
+    packed = PackedLinear(PACKERS[kind](W))
+    return nn.Sequential(packed), nn.Sequential(unpacked(packed))
 
 
 @pytest.mark.parametrize("formula", ["lora", "dora", "adalora"])
@@ -63,16 +43,46 @@ def test_a_packed_layer_is_adapted_as_the_dense_one(formula: str, init: str) -> 
         torch.testing.assert_close(packed, dense, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("merge", [algebra.merge_, inject.merge_])
-def test_a_dense_weight_is_never_put_where_a_packed_one_is_unpacked(
-    merge: Callable[[nn.Module], object],
-) -> None:
+def test_a_packed_layer_comes_back_after_a_merge() -> None:
     packed, _ = models()
     layer = inject.inject_(packed, {"0": ModuleRank(4, 8, 2.0)})["0"]
-    before = layer.weight
-    with pytest.raises(AssertionError, match="Packed is packed"):
-        merge(packed)
-    assert layer.weight is before and layer.enabled
+    with torch.no_grad():
+        layer.B.normal_(generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(2))
+    base, adapted = layer.base, packed(x)
+    kept = algebra.merge_(packed)
+    torch.testing.assert_close(packed(x), adapted, rtol=1e-5, atol=1e-5)
+    algebra.unmerge_(packed, kept)
+    assert layer.base is base and torch.equal(packed(x), adapted)
+    inject.merge_(packed)
+    assert type(packed[0]) is nn.Linear
+    torch.testing.assert_close(packed(x), adapted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("formula", ["lora", "dora", "adalora"])
+@pytest.mark.parametrize("kind", sorted(PACKERS))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_gradients_through_a_packed_weight_are_those_through_its_numbers(
+    formula: str, kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    W = torch.randn(320, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    packed = PackedLinear(PACKERS[kind](W))
+    found: list[list[Tensor]] = []
+    for model in (nn.Sequential(packed), nn.Sequential(unpacked(packed))):
+        layer = inject.inject_(model, {"0": ModuleRank(4, 8, 2.0)}, formula=formula)["0"]
+        generator = torch.Generator().manual_seed(1)
+        trained = [one for one in layer.parameters() if one.requires_grad]
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        x = torch.randn(16, 256, generator=generator).to(dtype).requires_grad_(True)
+        y = model(x)
+        y.backward(torch.randn(y.shape, generator=generator).to(dtype))
+        gradients = [one.grad for one in (x, *trained) if one.grad is not None]
+        assert len(gradients) == len(trained) + 1
+        found.append(gradients)
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
 def test_a_plain_weight_is_itself_and_no_copy() -> None:

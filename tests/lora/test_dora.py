@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from loractl.lora import layer as layers
+from loractl.lora import dense
 from loractl.lora.dora import DoraConv1D, DoraEmbedding, DoraLayer, DoraLinear
 from loractl.lora.init import default, embedding
 
@@ -128,8 +128,8 @@ def test_strips_give_the_norm_and_the_merge_of_the_whole(
 ) -> None:
     whole = [make(kind, dtype=torch.bfloat16) for _ in range(2)]
     expected = (whole[0].norm(), whole[0].merged_weight(), whole[0].delta())
-    monkeypatch.setattr(layers, "STRIP", 3 * D_IN)
-    assert len(layers.strips(whole[1].weight.shape)) > 1
+    monkeypatch.setattr(dense, "STRIP", 3 * D_IN)
+    assert len(dense.strips(whole[1].weight.shape)) > 1
     torch.testing.assert_close(whole[1].norm(), expected[0], rtol=1e-6, atol=0)
     assert torch.equal(whole[1].merged_weight(), expected[1])
     torch.testing.assert_close(whole[1].delta(), expected[2], rtol=1e-6, atol=1e-7)

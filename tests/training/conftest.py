@@ -1,6 +1,6 @@
 """What the tests of training share: rows, and a tiny model with adapters, ready to be trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,11 @@ class Counted:
     def count(self, batch: Batch) -> int:
         return batch.n_trained
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
-        return self.function(batch)
+    def groups(self, window: Sequence[Batch]) -> list[list[Batch]]:
+        return [[batch] for batch in window]
+
+    def sums(self, group: Sequence[Batch]) -> list[Tensor]:
+        return [self.function(batch)[0] for batch in group]
 
 
 class Watcher:

@@ -171,8 +171,11 @@ class Halves:
     def count(self, batch: Batch) -> float:
         return 0.5 * len(batch.lines)
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, float]:
-        return 2 * loss_sum(self.model, batch)[0], self.count(batch)
+    def groups(self, window: list[Batch]) -> list[list[Batch]]:
+        return [[batch] for batch in window]
+
+    def sums(self, group: list[Batch]) -> list[Tensor]:
+        return [2 * loss_sum(self.model, batch)[0] for batch in group]
 
 
 def test_a_step_divides_by_the_count_that_the_loss_gives(bench: Callable[..., Bench]) -> None:

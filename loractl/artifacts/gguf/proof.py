@@ -90,7 +90,7 @@ def expect(
     If that is None, the file holds only the adapter, in `dtype`. Raises ArtifactError if the
     adapter changes nothing.
     """
-    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
     fit_(model, adapter)
     ids = probe.probe_ids(model, adapter.own_tokens)
     base = probe.probe_logits(model, ids)

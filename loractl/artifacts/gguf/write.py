@@ -21,8 +21,10 @@ from loractl.artifacts.model.plan import Plan, is_tied, places
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError, ModelError
-from loractl.lora.layer import strips
+from loractl.lora.dense import strips
 from loractl.models.load import Source, head_name
+from loractl.ops.finite import all_finite
+from loractl.ops.threads import one_thread
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -171,8 +173,11 @@ def _strips_of(
                 yield new.merged(file.get_tensor(start), torch.float32).detach()
                 return
             if layer is not None:
-                W = file.get_tensor(start)
+                W = plan.tensor(start, file)
                 yield from (rows.float() for _, _, rows in layer.merged_rows(W))
+                return
+            if start in plan.packed:
+                yield plan.tensor(start, file).float()
                 return
             part = file.get_slice(start)
             shape = part.get_shape()
@@ -212,10 +217,11 @@ def _write_file(
         writer.write_ti_data_to_file()
         assert writer.fout is not None
         file = writer.fout[0]  # its own write method needs whole tensors
-        for piece in pieces:
-            writer.write_padding(file, file.tell())
-            _append_piece(file, piece)
-            writer.write_padding(file, file.tell())
+        with one_thread():
+            for piece in pieces:
+                writer.write_padding(file, file.tell())
+                _append_piece(file, piece)
+                writer.write_padding(file, file.tell())
     finally:
         writer.close()
 
@@ -228,7 +234,7 @@ def _append_piece(file: Any, piece: Piece) -> None:
         found = strip.numpy()
         data = quants.quantize(found, kind)
         rounded = strip.half() if piece.dtype == "f16" else strip
-        if not torch.isfinite(rounded).all():
+        if not all_finite(rounded):
             raise ArtifactError(
                 f"{piece.name}: a weight is too large for {piece.dtype}; use --dtype bf16 or f32"
             )

@@ -1,14 +1,15 @@
 """Complete model directories: an adapter merged into its base, or a model trained whole.
 
-A merged weight is W + s B A in float32, rounded once. The base is read tensor by tensor and never
-written.
+A merged weight is W + s B A in float32, rounded once. The base is read in strips of rows and never
+written; no tensor of it is in memory whole.
 """
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from loractl.artifacts import files
 from loractl.artifacts.model.plan import Plan, is_tied, plan_merge, shards
 from loractl.artifacts.model.stops import add_ends
+from loractl.artifacts.model.strips import StoredRows, Strips, opened, write_strips
 from loractl.artifacts.peft.adapter import ABOUT, TEMPLATE, Adapter, copy_tokenizer
 from loractl.artifacts.peft.attach import load_, ranks_of
 from loractl.artifacts.peft.vocabulary_size import fit_
@@ -27,7 +29,10 @@ from loractl.errors import ArtifactError
 from loractl.lora.inject import merge_
 from loractl.models.base_directory import INDEX, is_inside
 from loractl.models.load import Source, load_model, load_skeleton, load_tokenizer
-from loractl.models.torch_dtypes import STORED_FLOATS, dtype_word
+from loractl.models.prequantized import method_of
+from loractl.models.torch_dtypes import DTYPES, STORED_FLOATS, dtype_word
+from loractl.ops.finite import all_finite
+from loractl.ops.threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,10 +57,13 @@ def write(
     Raises ArtifactError if adapter and base do not fit, or a weight does not fit into `dtype`.
     """
     refuse_quantized(source)
+    if source.quantization is not None:  # what came out of the packing fits into that dtype
+        dtype = dtype or DTYPES[source.quantization.dtype]
     skeleton = load_skeleton(source)
     fit_(skeleton, adapter)
     ranks_of(adapter, skeleton)  # refuses before any weight is read
-    plan = None if source.gguf else plan_merge(source, skeleton, adapter)
+    is_packed = source.gguf or method_of(source.directory)
+    plan = None if is_packed else plan_merge(source, skeleton, adapter)
     if plan is None:
         written = _write_whole(directory, source, adapter, dtype or own_dtype(source))
     else:
@@ -69,8 +77,8 @@ def write(
 
 
 def refuse_quantized(source: Source) -> None:
-    """Raise ArtifactError for a quantized base: updates cannot be added to packed weights."""
-    if source.gguf:
+    """Raise ArtifactError for a base whose files are packed in a way that is not read."""
+    if source.gguf or source.quantization is not None:
         return  # unpacked by its loader
     if config := files.read_json(source.directory / "config.json").get("quantization_config"):
         method = config.get("quant_method") if isinstance(config, dict) else config
@@ -94,18 +102,21 @@ def own_dtype(source: Source) -> torch.dtype:
     """The default dtype of a whole merge: the base's; bfloat16 for a GGUF."""
     if source.gguf:
         return torch.bfloat16
+    if source.quantization is not None:  # in its files most floats are scales
+        return DTYPES[source.quantization.dtype]
     return float_dtypes(source).most_common(1)[0][0]
 
 
 def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtype | None) -> None:
-    """Copy the base's shards one by one, each with its updates; at most one is in memory."""
+    """Write the base's shards one by one, each tensor in strips with its update."""
     weight_map: dict[str, str] = {}
     total = 0
     for shard in shards(source):
-        tensors = dict(_merged_tensors(shard, plan, dtype))
-        files.write_tensors(directory / shard.name, tensors)
-        weight_map |= dict.fromkeys(tensors, shard.name)
-        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        with opened(shard) as stored, one_thread():
+            tensors = list(_merged_tensors(stored, shard, plan, dtype))
+            write_strips(directory / shard.name, tensors)
+        weight_map |= dict.fromkeys((one.name for one in tensors), shard.name)
+        total += sum(one.n_bytes for one in tensors)
     if (source.directory / INDEX).is_file():
         files.write_json(
             directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -113,26 +124,49 @@ def _write_shards(directory: Path, source: Source, plan: Plan, dtype: torch.dtyp
 
 
 def _merged_tensors(
-    shard: Path, plan: Plan, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(shard, framework="pt") as file:
-        names = set(file.keys())
-        starts = {name: name for name in sorted(names)}
-        starts |= {name: old for name, old in plan.untied.items() if old in names}
-        for name, start in starts.items():
-            old, layer = file.get_tensor(start), plan.updates.get(name)
-            target = dtype if dtype is not None and old.is_floating_point() else old.dtype
-            new = plan.replaced.get(name, old).to(target)
-            if layer is not None:
-                new = layer.merged_weight(old, dtype=target)
-            if name in plan.new_rows:
-                new = plan.new_rows[name].merged(old, target).detach()
-            _require_finite(f"{shard.name}: {name}", new)
-            yield name, new
+    stored: Mapping[str, StoredRows], shard: Path, plan: Plan, dtype: torch.dtype | None
+) -> Iterator[Strips]:
+    starts = {name: name for name in stored}
+    starts |= {name: old for name, old in plan.untied.items() if old in stored}
+    for name, start in starts.items():
+        old, numbers = stored[start], plan.packed.get(start)
+        target = dtype if dtype is not None and old.dtype.is_floating_point else old.dtype
+        shape, values = _changed(old, numbers, plan, name, target)
+        yield Strips(name, target, shape, partial(_finite, f"{shard.name}: {name}", values))
+
+
+def _changed(
+    old: StoredRows,
+    numbers: Callable[[], Tensor] | None,
+    plan: Plan,
+    name: str,
+    target: torch.dtype,
+) -> tuple[tuple[int, ...], Callable[[], Iterator[Tensor]]]:
+    """The shape of a tensor of the merged model, and its strips in `target`; `numbers` are those of
+    a weight that training packed."""
+    if (new := plan.new_rows.get(name)) is not None:
+        shape = (max(new.n_rows, old.shape[0]), *old.shape[1:])
+        return shape, lambda: iter([new.merged(old.whole(), target).detach()])
+    if (layer := plan.updates.get(name)) is not None:
+        rows = layer.merged_rows
+        return old.shape, lambda: (
+            exact.float().to(target) for _, _, exact in rows(numbers() if numbers else old)
+        )
+    if (tensor := plan.replaced.get(name)) is not None:
+        return tensor.shape, lambda: iter([tensor.to(target)])
+    if numbers is not None:
+        return old.shape, lambda: iter([numbers().to(target)])
+    return old.shape, lambda: (strip.to(target) for strip in old.strips())
+
+
+def _finite(name: str, values: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+    for strip in values():
+        _require_finite(name, strip)
+        yield strip
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not all_finite(tensor):
         dtype = dtype_word(tensor.dtype)
         raise ArtifactError(
             f"{name}: the merged weight is not finite in {dtype}; merge with --dtype bfloat16 or"
@@ -142,7 +176,7 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 def _write_whole(directory: Path, source: Source, adapter: Adapter, dtype: torch.dtype) -> Written:
     """Merge in memory: for bases whose files lay weights out differently, such as GGUF."""
-    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"))
+    model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
     tied = is_tied(model)
     load_(model, adapter)
     merge_(model)

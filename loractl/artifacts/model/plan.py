@@ -1,9 +1,10 @@
 """What a merge changes in a base's files: which tensors, and from what they are made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -19,11 +20,17 @@ from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import TokenRows, token_rows
 from loractl.lora.whole import wholes
+from loractl.models import packer
 from loractl.models.base_directory import INDEX
 from loractl.models.load import Source, head_name, limits, n_rows
+from loractl.models.packed_names import quantizable
+from loractl.models.torch_dtypes import DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Packed = Mapping[str, Callable[[], Tensor]]
+"""The name in the files of each weight that training packed, and what makes its numbers then."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,11 @@ class Plan:
     untie: bool
     new_rows: Mapping[str, NewRows] = field(default_factory=dict)  # likewise -> its new rows
     vocabulary: int | None = None  # tokens of the merged model, if they are more than the base's
+    packed: Packed = field(default_factory=dict)
+
+    def tensor(self, name: str, file: Any) -> Tensor:
+        """A tensor of an open file, as the adapter was trained on it."""
+        return self.packed[name]() if name in self.packed else file.get_tensor(name)
 
 
 Change = LoraLayer | Tensor | NewRows
@@ -93,6 +105,9 @@ def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) ->
     """
     found = places(source)
     prefix = skeleton.base_model_prefix + "."
+    packed = packed_tensors(source, skeleton)
+    if packed is None:
+        return None
 
     def in_files(full: str) -> str | None:
         options = (full, full.removeprefix(prefix), prefix + full)
@@ -106,7 +121,7 @@ def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) ->
             with safe_open(found[name], framework="pt") as file:
                 require(adapter, path, copy, file.get_tensor(name))
     tied = is_tied(skeleton)
-    embedding, head = f"{_table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
+    embedding, head = f"{table_name(skeleton)}.weight", f"{head_name(skeleton)}.weight"
     changes = _changes(skeleton, adapter)
     shares = any(one.follows for one in token_rows(skeleton).values())
     untie = tied and not shares and (head in changes or embedding in changes)
@@ -137,7 +152,25 @@ def plan_merge(source: Source, skeleton: "PreTrainedModel", adapter: Adapter) ->
         untied=untied,
         untie=untie,
         vocabulary=rows if has_grown else None,
+        packed=packed,
     )
+
+
+def packed_tensors(source: Source, skeleton: "PreTrainedModel") -> Packed | None:
+    """The weights that training packed; None if they have other names in the files. Asked before
+    adapters go into the skeleton."""
+    if source.quantization is None:
+        return {}
+    chosen, prefix = source.quantization, skeleton.base_model_prefix + "."
+    stored = packer.tensors_of(shards(source), DTYPES[chosen.dtype])
+    found: dict[str, Callable[[], Tensor]] = {}
+    for path in quantizable(skeleton, chosen):
+        full = f"{path}.weight"
+        options = (full, full.removeprefix(prefix), prefix + full)
+        if (name := next((one for one in options if one in stored), None)) is None:
+            return None
+        found[name] = partial(packer.numbers_of, stored[name], chosen)
+    return found
 
 
 def _changes(skeleton: "PreTrainedModel", adapter: Adapter) -> dict[str, Change]:
@@ -154,7 +187,7 @@ def _changes(skeleton: "PreTrainedModel", adapter: Adapter) -> dict[str, Change]
     return found
 
 
-def _table_name(model: "PreTrainedModel") -> str:
+def table_name(model: "PreTrainedModel") -> str:
     """The path of the module that embeds the input."""
     table = model.get_input_embeddings()
     found: str = next(name for name, module in model.named_modules() if module is table)

@@ -7,23 +7,30 @@ the sizes that rounding made, with random signs. In a deep model that is far mor
 update would change, hence the second check, tensor by tensor: each adapted layer is given unit
 vectors, through its own forward and not the formula of the merge, and the outputs must be the
 merged weight up to one rounding. Every other tensor must equal the base's, bit for bit.
+
+Both models run layer by layer (`streamed`), the merged one first: of it the logits, the columns of
+adapted weights and the hashes of the others are kept. A model that cannot run so is loaded whole.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from loractl.artifacts import probe
+from loractl.artifacts.model import streamed
+from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError
 from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
-from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.attach import load_, ranks_of
 from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.lora.dense import dense_weight_of
-from loractl.lora.inject import merge_, module_of
+from loractl.lora.inject import adaptable, merge_, module_of, sizes_of
+from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
@@ -39,6 +46,7 @@ class Proof:
     effect: float  # largest difference that the adapter itself makes
     dtype: str
     wrong: tuple[str, ...]  # tensors that are not base + update, rounded once
+    whole: str | None = None  # why whole models were in memory, if they were
 
     @property
     def holds(self) -> bool:
@@ -54,20 +62,148 @@ class Proof:
         wrong = f"; {len(self.wrong)} tensors are wrong: {', '.join(self.wrong[:3])}"
         return (
             f"{said}; the adapter itself changes logits by {self.effect:.2e}"
+            f"{f'; with whole models in memory: {self.whole}' if self.whole else ''}"
             f"{wrong if self.wrong else ''}"
         )
 
 
 def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None) -> Proof:
-    """Compare a merged directory with base + adapter, one model in memory at a time.
+    """Compare a merged directory with base + adapter, one layer of one model in memory at a time.
 
     `dtype` is what every tensor was rounded to; None: each kept that of the base. Raises
     ArtifactError if the adapter changes nothing at all.
     """
+    if source.quantization is not None:
+        why = f"the base was packed in {source.quantization.kind}"
+        return _prove_whole(merged, source, adapter, dtype=dtype, why=why)
+    try:
+        return _prove_layerwise(merged, source, adapter, dtype=dtype)
+    except NotLayerwiseError as error:
+        return _prove_whole(merged, source, adapter, dtype=dtype, why=str(error))
+
+
+def _prove_layerwise(
+    merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None
+) -> Proof:
+    dtypes = float_dtypes(locate(str(merged)))
+    coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
+    hollow = Hollow(source)
+    kinds = adaptable(hollow.model)
+    adapted = {name: kinds[name] for name in ranks_of(adapter, hollow.model)}
+    sizes = sizes_of(hollow.model, adapted)
+    names = {
+        name if kind in EXPERTS else f"{name}.weight": (kind, sizes[name].d_in)
+        for name, kind in adapted.items()
+    }
+    ids = probe.probe_ids(hollow.model, adapter.own_tokens)
+    found = _Found(names, coarsest)
+    logits = streamed.of_directory(locate(str(merged)), ids, found)
+    compared = _Compared(found, dtype, coarsest, dtypes)
+    rounded = None if coarsest == torch.float32 else partial(_round_to, coarsest)
+    told = streamed.of_adapted(hollow, adapter, ids, compared, rounded)
+    effect = probe.effect_of(told.base, told.expected, adapter.directory)
+    rounding = 0.0
+    if told.shaken is not None:
+        rounding = float((told.shaken - told.expected).abs().max())
+    return Proof(
+        logits=probe.compare_logits(logits, told.expected, rounding=rounding),
+        effect=effect,
+        dtype=dtype_word(coarsest),
+        wrong=compared.wrong(),
+    )
+
+
+def _round_to(dtype: torch.dtype, exact: Tensor) -> Tensor:
+    return exact.to(dtype).float()
+
+
+class _Found:
+    """What is kept of a merged model: hashes, and columns of the weights that were adapted."""
+
+    def __init__(self, kinds: Mapping[str, tuple[str, int]], coarsest: torch.dtype) -> None:
+        self.kinds, self.coarsest = kinds, coarsest
+        self.columns: dict[str, Tensor] = {}  # (n, d_out)
+        self.hashes: dict[str, str] = {}
+
+    def plain(self, name: str, strips: Iterable[Tensor]) -> None:
+        if (kind := self.kinds.get(name)) is None:
+            self.hashes[name] = _hash(strips)
+            return
+        columns = probe.columns_of_strips(*kind, strips)
+        small = columns.to(self.coarsest)  # of a merged model usually all there is to them
+        self.columns[name] = small if torch.equal(small.float(), columns) else columns
+
+    def same(self, name: str, other: str) -> None:
+        self.hashes[name] = self.hashes[other]
+
+    def adapted(self, name: str, layer: LoraLayer) -> None:
+        raise AssertionError(f"{name}: a merged model has no adapter")
+
+    def trained(self, name: str, tensor: Tensor) -> None:
+        raise AssertionError(f"{name}: a merged model has no adapter")
+
+
+class _Compared:
+    """Compares base + adapter with what was kept of the merged model."""
+
+    def __init__(
+        self,
+        found: _Found,
+        dtype: torch.dtype | None,
+        coarsest: torch.dtype,
+        dtypes: Iterable[torch.dtype],
+    ) -> None:
+        self.found, self.dtype, self.coarsest, self.dtypes = found, dtype, coarsest, dtypes
+        self._updates: list[str] = []
+        self._wholes: list[str] = []
+        self._changed: list[str] = []
+        self._left = set(found.hashes) | set(found.columns)
+
+    def plain(self, name: str, strips: Iterable[Tensor]) -> None:
+        dtype = self.dtype or torch.float32
+        expected = _hash(strip.to(dtype).float() for strip in strips)
+        if self.found.hashes.get(name) != expected:
+            self._changed.append(name)
+        self._left.discard(name)
+
+    def same(self, name: str, other: str) -> None:
+        if self.found.hashes.get(name) != self.found.hashes.get(other) or other in self._changed:
+            self._changed.append(name)
+        self._left.discard(name)
+
+    def adapted(self, name: str, layer: LoraLayer) -> None:
+        full = name if layer.kind in EXPERTS else f"{name}.weight"
+        exact, columns = probe.columns_of(layer), self.found.columns.get(full)
+        half = probe.half_step(exact, self.coarsest)
+        if columns is None or not probe.is_within(columns, exact, half):
+            self._updates.append(full)
+        self._left.discard(full)
+
+    def trained(self, name: str, tensor: Tensor) -> None:
+        possible = {_hash([tensor.to(dtype).float()]) for dtype in self.dtypes}
+        if self.found.hashes.get(name) not in possible:
+            self._wholes.append(name)
+        self._left.discard(name)
+
+    def wrong(self) -> tuple[str, ...]:
+        return (*self._updates, *self._wholes, *sorted({*self._changed, *self._left}))
+
+
+def _hash(strips: Iterable[Tensor]) -> str:
+    found = hashlib.sha256()
+    for strip in strips:
+        found.update(strip.contiguous().reshape(-1).numpy().data)
+    return found.hexdigest()
+
+
+def _prove_whole(
+    merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype | None, why: str
+) -> Proof:
+    """The same with one whole model in memory at a time."""
     cpu = torch.device("cpu")
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
-    model = load_model(source, dtype=torch.float32, device=cpu)
+    model = load_model(source, dtype=torch.float32, device=cpu, dense=True)
     fit_(model, adapter)
     ids = probe.probe_ids(model, adapter.own_tokens)
     base = probe.probe_logits(model, ids)
@@ -96,6 +232,7 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
         logits=probe.compare_logits(probe.probe_logits(model, ids), expected, rounding=rounding),
         effect=effect,
         dtype=dtype_word(coarsest),
+        whole=why,
         wrong=(
             *_wrong_updates(model, columns, coarsest),
             *_wrong_wholes(model, wanted, dtypes),

@@ -24,6 +24,7 @@ from loractl.dtypes import WIDTHS
 from loractl.errors import ArtifactError
 from loractl.lora.ranks import RankSpec
 from loractl.models.base_directory import is_inside
+from loractl.quant.kinds import Quantization
 
 WEIGHTS, CONFIG, ABOUT, TEMPLATE = (
     "adapter_model.safetensors", "adapter_config.json", "loractl.json", "chat_template.jinja",
@@ -72,6 +73,11 @@ class Adapter:
         """The dtype its base was trained in, if loractl.json has it."""
         found = self.about.get("dtype")
         return found if found in WIDTHS else None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the base it was trained on was packed, if loractl.json says that it was."""
+        return Quantization.recorded(self.about.get("quantization"), self.dtype)
 
     @property
     def ends(self) -> tuple[str, ...] | None:

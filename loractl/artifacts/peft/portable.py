@@ -91,7 +91,7 @@ def prove(
     from peft import PeftModel
 
     cpu = torch.device("cpu")
-    model = load_model(source, dtype=torch.float32, device=cpu)
+    model = load_model(source, dtype=torch.float32, device=cpu, dense=True)
     ids = probe.probe_ids(model)
     layers = load_(model, adapter)
     expected = probe.probe_logits(model, ids)
@@ -102,7 +102,7 @@ def prove(
             model, ids, expected, parts, lambda exact: exact.to(dtype).float()
         )
     del model, layers
-    base = load_model(source, dtype=torch.float32, device=cpu)
+    base = load_model(source, dtype=torch.float32, device=cpu, dense=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's, about names in transformers
         found = probe.probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)

@@ -6,13 +6,16 @@ from loractl import text
 from loractl.engine.check.step import StepReport
 from loractl.engine.prospects import fix, note, ok
 from loractl.engine.session import Session
+from loractl.engine.summary import describe_packed
 from loractl.models import load
 from loractl.models.device import free_memory
+from loractl.quant.linear import packed_layers
 from loractl.reports.findings import Finding
 
 
 def model_findings(session: Session) -> Iterator[Finding]:
     """Inspect the adapted modules and the vocabulary."""
+    yield from _quantized(session)
     yield from _adapted(session)
     yield _vocabulary(session)
     if session.config.model.trust_remote_code:
@@ -42,6 +45,12 @@ def _adapted(session: Session) -> Iterator[Finding]:
             "the output head shares its weight with the embedding: merge writes them separately;"
             " most other tools merge such an adapter incorrectly",
         )
+
+
+def _quantized(session: Session) -> Iterator[Finding]:
+    packed = [layer.packed for layer in packed_layers(session.model).values()]
+    if packed and (chosen := session.source.quantization) is not None:
+        yield ok("quantization", describe_packed(chosen.kind, packed))
 
 
 def _vocabulary(session: Session) -> Finding:

@@ -11,8 +11,10 @@ from torch import nn
 
 from loractl.models.fast.activations import activation_of
 from loractl.models.fast.architectures import LAYERS
+from loractl.models.layer_stream import Arrival
 from loractl.ops.layer.description import Layer, Norm, Shape
 from loractl.ops.lora_linear import Linear
+from loractl.quant.linear import PackedLinear
 
 
 class Unusual(Exception):
@@ -25,6 +27,7 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
     if name not in LAYERS or not type(layer).__module__.startswith("transformers.models."):
         raise Unusual(f"{path} is a {name}")
     attention, mlp = _child(layer, "self_attn", path), _child(layer, "mlp", path)
+    arrival = next((h for h in layer._forward_pre_hooks.values() if isinstance(h, Arrival)), None)
     _require_unhooked(layer, path)
     if attention.config.attention_dropout and attention.training:
         raise Unusual(f"{path}.self_attn has dropout")
@@ -46,7 +49,7 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
         read[role] = _linear(attention, f"{role}_proj", f"{path}.self_attn")
     for role in ("gate", "up", "down"):
         read[role] = _linear(mlp, f"{role}_proj", f"{path}.mlp")
-    return Layer(shape=_shape(layer, attention, mlp, path), **read)
+    return Layer(shape=_shape(layer, attention, mlp, path), arrive=arrival, **read)
 
 
 def _shape(layer: Any, attention: Any, mlp: Any, path: str) -> Shape:
@@ -84,13 +87,14 @@ def _child(parent: nn.Module, name: str, path: str) -> Any:
 
 
 def _require_unhooked(module: nn.Module, path: str) -> None:
-    hooks: tuple[Mapping[Any, Any], ...] = (
+    kinds: tuple[Mapping[Any, Any], ...] = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    if any(hooks) or "forward" in vars(module):
+    hooks = (hook for kind in kinds for hook in kind.values())
+    if any(not isinstance(hook, Arrival) for hook in hooks) or "forward" in vars(module):
         raise Unusual(f"{path} has a hook")
 
 
@@ -105,12 +109,13 @@ def _norm(parent: nn.Module, name: str, path: str) -> Norm:
 
 
 def _linear(parent: nn.Module, name: str, path: str) -> Linear:
-    module = getattr(parent, name)
-    if type(module) is nn.Linear:
+    module: Any = getattr(parent, name)
+    is_packed = isinstance(module, PackedLinear)
+    if type(module) is nn.Linear or is_packed:
         _require_unhooked(module, f"{path}.{name}")
         if any(parameter.requires_grad for parameter in module.parameters()):
             raise Unusual(f"{path}.{name} is trained")
-        return Linear(module.weight, module.bias)
+        return Linear(module.packed if is_packed else module.weight, module.bias)
     # An adapted layer knows itself whether it is just one product with a thin update.
     as_linear = getattr(module, "as_linear", None)
     linear: Linear | None = as_linear() if as_linear is not None else None

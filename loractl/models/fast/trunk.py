@@ -4,6 +4,8 @@
 model's. Whatever it cannot handle, in any call, runs with transformers' own layers.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,12 +40,31 @@ class Trunk:
         """Why transformers' own layers are used; empty if they are not."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Batch]:
+        return self.together([batch])[0]
+
+    def together(self, batches: Sequence[Batch]) -> list[tuple[Tensor, Batch]]:
+        """The same for several batches, with each layer read once for all."""
         if not self.fallback_reason:
             try:
-                return _hidden(self._model, batch.without_padding(), self._cache)
+                wholes = [batch.without_padding() for batch in batches]
+                return _hidden(self._model, wholes, self._cache)
             except Unusual:  # a hook added later, for example
                 pass
-        return hidden_states(self._model, batch), batch
+        return [(hidden_states(self._model, batch), batch) for batch in batches]
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether all micro-batches of a step are computed together: layers come from elsewhere,
+        no random mask depends on the order, and each gradient is one sum over the batches (A and B
+        with a start have two terms for each)."""
+        if self.fallback_reason:
+            return False
+        layers = _layers(self._model.base_model)
+        if all(layer.arrive is None for layer in layers):
+            return False
+        linears = [linear for layer in layers for linear in layer.linears]
+        factors = (one for linear in linears if linear.factors for one in linear.factors())
+        return not any(linear.dropout for linear in linears) and all(one.is_leaf for one in factors)
 
     @property
     def frozen_layers(self) -> int:
@@ -75,7 +96,7 @@ def _why_not(model: "PreTrainedModel", run: ProvingRun) -> str:
             return "it has no layers"
         model.eval()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            theirs, (ours, _) = run.shown.hidden, _hidden(model, run.shown.batch)
+            theirs, [(ours, _)] = run.shown.hidden, _hidden(model, [run.shown.batch])
     except Unusual as found:
         return str(found)
     finally:
@@ -96,46 +117,77 @@ def _lowest_adapted(layers: list[Layer]) -> int:
     return next(adapted, len(layers))
 
 
+@dataclass
+class _Pass:
+    """A batch on its way through the layers."""
+
+    batch: Batch
+    shape: torch.Size  # (rows, length, hidden)
+    rows: Tensor  # (N, hidden): what the next layer takes
+    places: dict[str | None, Place]  # by what `_kinds` says of a layer
+
+
 def _hidden(
-    model: "PreTrainedModel", whole: Batch, cache: TrunkCache | None = None
-) -> tuple[Tensor, Batch]:
-    """Raises Unusual if a layer is not what the fast one computes."""
+    model: "PreTrainedModel", wholes: Sequence[Batch], cache: TrunkCache | None = None
+) -> list[tuple[Tensor, Batch]]:
+    """The hidden states of several batches, layer by layer: each layer is needed once.
+
+    In each layer the last batch comes first, so that the backward pass, which goes the other way
+    round, adds up their gradients in the order of the batches. Raises Unusual if a layer is not
+    what the fast one computes.
+    """
     trunk: Any = model.base_model
-    layers = _layers(trunk)
+    layers, first = _layers(trunk), 0
+    if cache is not None and all(whole.examples for whole in wholes):
+        first = cache.layers
+        assert first <= _lowest_adapted(layers), "a layer among the cached ones is adapted"
+    passes = [_begin(trunk, layers, whole, cache, first) for whole in wholes]
+    _go_through(trunk, layers, passes, first)
+    return [(trunk.norm(one.rows.view(one.shape)), one.batch) for one in passes]
+
+
+def _begin(
+    trunk: Any, layers: list[Layer], whole: Batch, cache: TrunkCache | None, first: int
+) -> _Pass:
+    """A batch before layer number `first`, a start that all its examples share only once."""
     # With dropout the copies of a start differ: each has its own masks.
     drops = any(linear.dropout for layer in layers for linear in layer.linears)
     shared = 0 if drops else shared_start(whole)
     batch, kept = once(whole, shared) if shared else (whole, None)
-    first = 0
-    if cache is not None and batch.examples:
-        first = cache.layers
-        assert first <= _lowest_adapted(layers), "a layer among the cached ones is adapted"
-        lower = layers[:first]
-        x = cache.fetch(whole, lambda one: _through(trunk, lower, _embedded(trunk, one), one))
-        x = x if kept is None else x[:, kept]
-    else:
-        x = _embedded(trunk, batch)
-    x = _through(trunk, layers, x, batch, first)
-    return trunk.norm(x), batch
+    if not first:
+        return _pass(trunk, batch, _embedded(trunk, batch), 0)
+    assert cache is not None
+
+    def below(one: Batch) -> Tensor:
+        single = _pass(trunk, one, _embedded(trunk, one), 0)
+        _go_through(trunk, layers[:first], [single], 0)
+        return single.rows.view(single.shape)
+
+    x = cache.fetch(whole, below)
+    return _pass(trunk, batch, x if kept is None else x[:, kept], first)
+
+
+def _pass(trunk: Any, batch: Batch, x: Tensor, first: int) -> _Pass:
+    segments = segments_of(batch.position_ids, batch.shared)
+    kinds = dict.fromkeys(_kinds(trunk)[first:])
+    places = {kind: _place(trunk, x, batch, segments, kind) for kind in kinds}
+    return _Pass(batch, x.shape, x.reshape(-1, x.shape[-1]), places)
+
+
+def _go_through(trunk: Any, layers: list[Layer], passes: Sequence[_Pass], first: int) -> None:
+    """Apply the layers from number `first` on."""
+    kinds = _kinds(trunk)
+    for number, layer in enumerate(layers[first:], start=first):
+        own: Any = trunk.layers[number]
+        checkpoint = bool(own.gradient_checkpointing) and own.training
+        for one in reversed(passes):
+            one.rows = block(one.rows, layer, one.places[kinds[number]], checkpoint=checkpoint)
 
 
 def _embedded(trunk: Any, batch: Batch) -> Tensor:
     x: Tensor = trunk.embed_tokens(batch.input_ids)  # (rows, length, hidden)
     factor = getattr(trunk, "embedding_multiplier", 1.0)  # Granite
     return x if factor == 1.0 else x * factor
-
-
-def _through(trunk: Any, layers: list[Layer], x: Tensor, batch: Batch, first: int = 0) -> Tensor:
-    """Apply the layers from number `first` on, keeping the shape (rows, length, hidden)."""
-    shape, kinds = x.shape, _kinds(trunk)
-    segments = segments_of(batch.position_ids, batch.shared)
-    places = {k: _place(trunk, x, batch, segments, k) for k in dict.fromkeys(kinds[first:])}
-    rows = x.reshape(-1, shape[-1])  # (N, hidden)
-    for number, layer in enumerate(layers[first:], start=first):
-        own: Any = trunk.layers[number]
-        checkpoint = bool(own.gradient_checkpointing) and own.training
-        rows = block(rows, layer, places[kinds[number]], checkpoint=checkpoint)
-    return rows.view(shape)
 
 
 def _kinds(trunk: Any) -> list[str | None]:

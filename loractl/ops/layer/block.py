@@ -29,22 +29,29 @@ def _choose_way(
     return Parts.of(layer, place, pairs, masks, x.dtype)
 
 
+def _await(layer: Layer) -> None:
+    if layer.arrive is not None:
+        layer.arrive()
+
+
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, layer: Layer, place: Place, masks: Sequence[Mask | None],
         checkpoint: bool, *factors: Tensor | None,
     ) -> Tensor:  # fmt: skip
+        _await(layer)
         chosen = _choose_way(x, layer, place, factors, masks)
         y, ctx.kept = chosen.forward(x, keep=not checkpoint)
         ctx.save_for_backward(x)
-        ctx.chosen = chosen
+        ctx.chosen, ctx.layer = chosen, layer
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
+        _await(ctx.layer)
         if kept is None:
             _, kept = ctx.chosen.forward(x, keep=True)
         dx, pairs = ctx.chosen.backward(dy, x, kept, to_input=ctx.needs_input_grad[0])
@@ -61,6 +68,7 @@ def block(x: Tensor, layer: Layer, place: Place, *, checkpoint: bool = False) ->
     )
     masks = masks_of(layer.linears)
     if not grows:
+        _await(layer)
         return _choose_way(x, layer, place, factors, masks).forward(x, keep=False)[0]
     y: Tensor = _Block.apply(x, layer, place, masks, checkpoint, *factors)  # type: ignore[no-untyped-call]
     return y

@@ -1,5 +1,6 @@
 """The description of a Llama-like decoder layer, for the function in block.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,6 +55,8 @@ class Layer:
     after_mlp: Norm | None = None
     q_norm: Norm | None = None  # Qwen 3, Gemma 3: over each head
     k_norm: Norm | None = None
+    arrive: Callable[[], None] | None = None
+    """Brings the weights to memory before the layer computes, if they are not always there."""
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -198,7 +198,7 @@ def test_another_optimizer_is_named_with_the_nearest(word: str, near: str | None
     ],
     ids=str,
 )
-def test_a_quantized_base_is_named_as_not_available(example: tuple[str, str], key: str) -> None:
+def test_a_quantized_base_is_named_as_to_be_set(example: tuple[str, str], key: str) -> None:
     found = converted(EXAMPLES[example])
     assert found.not_mapped[key] == QUANTIZED and found.settings["method"] == "lora"
 
