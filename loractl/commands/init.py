@@ -19,10 +19,10 @@ from loractl.text import closest, found, listed, printable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-METHODS = ("lora", "dora", "adalora", "full")
+METHODS = ("lora", "qlora", "dora", "adalora", "full")
 SHAPES = ("classification", "chat", "json-extraction", "tool-calls", "continued-pretraining")
 TEMPLATES = (*METHODS, *SHAPES)
-NOT_YET = ("qlora", "dpo")
+NOT_YET = ("dpo",)
 DEFAULT_DATA = "train.jsonl"
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?(?<!\.gguf)")
 

@@ -10,6 +10,7 @@ from loractl.text import counted
 
 NAMES = {
     "lora": "LoRA",
+    "qlora": "QLoRA",
     "dora": "DoRA",
     "adalora": "AdaLoRA",
     "full": "Full fine-tuning",
@@ -21,6 +22,11 @@ LOOKS = {
     "tool-calls": "conversations with tools",
     "continued-pretraining": "plain text",
 }
+PACKED = Setting(
+    "model.quantization",
+    "nf4-double",
+    "the frozen base in 4.1 bits per number, an eighth of float32; none: as it is stored",
+)
 REST = "Every other setting has a default: `loractl schema` lists them all."
 
 
@@ -44,18 +50,24 @@ def opened(model: FirstModel, data: Survey, method: str, shape: str | None) -> s
             f"Lengths are estimated at {BYTES_A_TOKEN} bytes per token: the model has no tokenizer"
             " on this machine."
         )
-    settings = first_run.settings(model, data, method, shape or data.shape)
-    return _as_text([*title, REST], model, settings)
+    settings = first_run.settings(model, data, _trained(method), shape or data.shape)
+    return _as_text([*title, REST], model, method, settings)
 
 
 def unopened(model: FirstModel, path: str, method: str, shape: str | None, why: str) -> str:
     """The config for rows that could not be read, which says why."""
     title = [f"{NAMES[method]}. The data was not opened, so these settings are general:", why, REST]
-    settings = first_run.general_settings(model, path, method, shape or "chat")
-    return _as_text(title, model, settings)
+    settings = first_run.general_settings(model, path, _trained(method), shape or "chat")
+    return _as_text(title, model, method, settings)
 
 
-def _as_text(title: list[str], model: FirstModel, settings: list[Setting]) -> str:
-    why = f"the base model: {model.why}"
-    every = [Setting("model.name_or_path", model.name, why), *settings]
+def _trained(method: str) -> str:
+    """The method of a run: QLoRA is LoRA on a quantized base."""
+    return "lora" if method == "qlora" else method
+
+
+def _as_text(title: list[str], model: FirstModel, method: str, settings: list[Setting]) -> str:
+    of_base = [Setting("model.name_or_path", model.name, f"the base model: {model.why}")]
+    of_base += [PACKED] if method == "qlora" else []
+    every = [*of_base, *settings]
     return commented(title, [(one.key, one.value, one.why) for one in every])

@@ -77,7 +77,9 @@ def test_the_config_of_every_template_loads_and_explains_every_key(
     write_jsonl(Path(odd), [ROWS[shape](i) for i in range(30)])
     text = write(method, shape, model=base("llama"), data=odd)
     found = config()
-    assert (found.method, found.out, found.data.train) == (method, "runs/new", odd)
+    trained = "lora" if method == "qlora" else method
+    assert (found.method, found.out, found.data.train) == (trained, "runs/new", odd)
+    assert (found.model.quantization == "nf4-double") == (method == "qlora")
     lines = text.splitlines()
     for number, line in enumerate(lines):
         explained = "  # " in line or lines[number - 1].lstrip().startswith("#")
@@ -316,7 +318,7 @@ def test_a_template_of_a_later_version_says_so(template: str, folder: Path) -> N
 
 
 def test_an_unknown_template_leads_to_the_right_one_and_two_of_a_kind_are_refused() -> None:
-    with pytest.raises(ConfigError, match="expected lora, dora, .*; did you mean lora"):
+    with pytest.raises(ConfigError, match="expected lora, qlora, .*; did you mean lora"):
         init.run(InitRequest(("lroa",)), Path("a.yaml"))
     with pytest.raises(ConfigError, match="found lora and full, expected one method"):
         init.run(InitRequest(("lora", "full", "chat")), Path("a.yaml"))
