@@ -27,14 +27,14 @@ from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError
 from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_, ranks_of
-from loractl.artifacts.peft.vocabulary_size import fit_
+from loractl.artifacts.peft.vocabulary_size import fit_, rows_needed
 from loractl.lora.dense import dense_weight_of
 from loractl.lora.inject import adaptable, merge_, module_of, sizes_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
-from loractl.models.load import Source, load_model, locate
+from loractl.models.load import Source, load_model, locate, n_rows
 from loractl.models.torch_dtypes import dtype_word
 
 
@@ -88,6 +88,8 @@ def _prove_layerwise(
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
     hollow = Hollow(source)
+    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
+        raise NotLayerwiseError("the adapter has rows of new tokens")
     kinds = adaptable(hollow.model)
     adapted = {name: kinds[name] for name in ranks_of(adapter, hollow.model)}
     sizes = sizes_of(hollow.model, adapted)

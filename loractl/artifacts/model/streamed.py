@@ -20,13 +20,12 @@ from loractl.artifacts.model.layerwise import Call, run
 from loractl.artifacts.model.shaking import add_error_
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
-from loractl.artifacts.peft.vocabulary_size import rows_needed
 from loractl.lora.adalora import AdaloraEmbedding
 from loractl.lora.dense import strips
 from loractl.lora.inject import adapters
 from loractl.lora.layer import LoraEmbedding, LoraLayer
 from loractl.lora.whole import WholeModule, wholes
-from loractl.models.load import Source, n_rows
+from loractl.models.load import Source
 from loractl.ops.threads import one_thread
 
 Rounded = Callable[[Tensor], Tensor]
@@ -76,8 +75,6 @@ def of_adapted(
     `rounded` None: nothing is shaken. `merged`: whether what is rounded is the merged weights, or
     else A and B.
     """
-    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
-        raise NotLayerwiseError("the adapter has rows of new tokens")
     load_(hollow.model, adapter)
     found = _Pass(hollow, ids, witness, rounded, merged=merged).run(2 if rounded is None else 3)
     return Logits(found[0], found[1], found[2] if rounded is not None else None)
