@@ -1,6 +1,7 @@
 """Several processes tokenize a source: the results of one, errors included, and an end to all of
 them whatever happens."""
 
+import contextlib
 import json
 import os
 import signal
@@ -178,6 +179,7 @@ def told(crew, seconds=None):
 told.done = False
 workers._Crew._listen = told
 signal.signal(signal.SIGTERM, signals.leave)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:
     examples.load(rows, load_light(Path(base)), Reading("auto", 64, "assistant", "drop"),
                   cache=Cache(Path(cache)))
@@ -206,7 +208,11 @@ def test_a_signal_ends_all_processes_at_once(
         pids = [int(word) for word in run.stdout.readline().split()]
         assert len(pids) == 2 and all(map(is_running, pids))
         os.killpg(run.pid, number)  # as a terminal does
-        assert run.wait(10) == code
+        try:
+            assert run.wait(10) == code
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
