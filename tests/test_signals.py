@@ -74,6 +74,7 @@ def program() -> Iterator[None]:
     """A process that is `loractl` alone: SIGTERM is handled as its entry does."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -21,15 +21,19 @@ class RowLoss(NamedTuple):
     tokens: int  # trained
 
 
+ROUNDING = 1e-6
+"""Relative: weights that differ in their last digits alone give losses that differ by less."""
+
+
 def is_below(one: HeldOutLoss, other: HeldOutLoss) -> bool:
     """Whether the first loss is lower beyond its error: the 95% interval of the paired difference
-    excludes zero.
+    excludes zero, and the losses differ by more than float32 rounds.
 
     A single group does not tell its error; then any lower loss counts.
     """
-    if len(one.sums) == 1:
-        return one.mean < other.mean
-    return ratio(one.sums, one.counts, less=other.sums).high < 0
+    if other.mean - one.mean <= ROUNDING * other.mean:
+        return False
+    return len(one.sums) == 1 or ratio(one.sums, one.counts, less=other.sums).high < 0
 
 
 def held_out_loss(

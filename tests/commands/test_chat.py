@@ -270,6 +270,7 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_at_the_prompt_it_leaves(
     assert screen.process.poll() == 130
 
 
+@pytest.mark.slow
 def test_through_a_pipe_ctrl_c_ends_the_whole_conversation(adapters: dict[str, Path]) -> None:
     pages = ("--adapter", f"thin={adapters['thin']}", "--max-new-tokens", "480")
     process = subprocess.Popen(

@@ -58,6 +58,7 @@ def init(base: Path, rows: list[dict[str, object]], *templates: str, out: str = 
     return Path(out).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_tools_of_a_prompt_decide_what_the_trained_model_calls(
     roomy: Path, folder: Path, capsys: Capture
 ) -> None:

@@ -164,7 +164,9 @@ def test_a_run_that_learned_nothing_says_so_with_two_likely_causes(
     assert train(config) == 0
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "learned nothing" in x]
     assert "only 4 optimizer steps" in line and line.endswith(f"train.learning_rate {cause}")
-    assert json.loads((tmp_path / "run/adapter/loractl.json").read_text())["step"] == 4
+    # At the low rate the two evaluations differ in their last digits alone.
+    steps = (4,) if rate > 1 else (2, 4)
+    assert json.loads((tmp_path / "run/adapter/loractl.json").read_text())["step"] in steps
 
 
 def test_a_run_that_learned_says_nothing_of_the_kind(

@@ -11,6 +11,7 @@ from loractl.cli.main import main
 from loractl.engine import offload
 from tests.commands.conftest import HARD, assert_refused, assert_same_run
 from tests.runs import train
+from tests.sweeps import sampled
 from tests.tiny import save_tiny
 
 Config = Callable[..., Path]
@@ -42,7 +43,7 @@ def both_runs(config: Config, tmp_path: Path, *sections: str) -> None:
     assert_same_run(tmp_path / "disk", tmp_path / "memory")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS, "none", "nf4-double"))
 def test_a_run_from_disk_is_the_run_in_memory(kind: str, config: Config, tmp_path: Path) -> None:
     both_runs(
         config, tmp_path, f"model: {{quantization: {kind}}}", "train: {batch_size: 2}",
@@ -52,13 +53,17 @@ def test_a_run_from_disk_is_the_run_in_memory(kind: str, config: Config, tmp_pat
 
 @pytest.mark.parametrize(
     "section",
-    [
+    sampled(
+        [
+            "method: dora",
+            "lora: {init: pissa}",
+            "lora: {dropout: 0.1}",
+            "train: {kernels: plain}",
+            "model: {add_tokens: ['<new>']}",
+        ],
         "method: dora",
         "lora: {init: pissa}",
-        "lora: {dropout: 0.1}",
-        "train: {kernels: plain}",
-        "model: {add_tokens: ['<new>']}",
-    ],
+    ),
 )
 def test_whatever_is_trained(section: str, config: Config, tmp_path: Path) -> None:
     both_runs(config, tmp_path, "model: {quantization: nf4}", section)

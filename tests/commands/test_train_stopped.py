@@ -101,6 +101,7 @@ def test_a_killed_process_loses_only_what_came_after_its_checkpoint(
     assert not [path for path in run.rglob("*") if "tmp-" in path.name]
 
 
+@pytest.mark.slow
 def test_two_interrupts_leave_a_long_run_with_the_last_checkpoint_whole(
     config_file: Config, tmp_path: Path
 ) -> None:

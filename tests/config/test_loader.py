@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from loractl.config.conflicts import conflicts
 from loractl.config.loader import Loaded, dump, load
-from loractl.config.settings import RunConfig, not_yet, resolve
+from loractl.config.not_yet import not_yet
+from loractl.config.settings import RunConfig, resolve
 from loractl.errors import ConfigError
 
 GOOD = """\

@@ -18,6 +18,7 @@ model:
   quantization: none
   trust_remote_code: false
   quantize_head: false
+  offload: none
   add_tokens: []
 method: lora
 objective: sft

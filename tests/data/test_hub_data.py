@@ -62,6 +62,7 @@ for name, split in (("owner/tiny", "dev"), ("owner/tiny:other", None), ("owner/a
 """
 
 
+@pytest.mark.slow
 def test_what_was_downloaded_before_is_read_without_a_connection(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", ROWS)  # type: ignore[arg-type]
     done = subprocess.run(

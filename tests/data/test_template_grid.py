@@ -20,6 +20,7 @@ def test_every_kind_of_conversation_is_rendered_as_transformers_does_or_refused(
         assert bool(found.why) == (found.outcome in "x-"), kind
 
 
+@pytest.mark.slow
 def test_the_table_of_outcomes_is_the_one_in_the_documents() -> None:
     text = grid.table(grid.outcomes())
     print(text)

@@ -33,6 +33,7 @@ print(json.dumps([codes, seen]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_a_merge_and_an_answer_tell_no_secret_and_open_no_connection(
     config_file: Config, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def wait_until(process: Process, is_so: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_signal_while_rows_are_tokenised_leaves_at_once_and_no_trace(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_wait_for_a_long_step(
     warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:

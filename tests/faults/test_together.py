@@ -90,6 +90,7 @@ def test_a_reader_never_sees_half_a_checkpoint_of_a_run_that_rotates_them(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000060"]
 
 
+@pytest.mark.slow
 def test_two_runs_that_tokenise_the_same_rows_at_once_read_the_same_tokens(
     warm: Warm, whole: Callable[..., Whole], tmp_path: Path
 ) -> None:

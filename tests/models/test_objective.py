@@ -1,7 +1,7 @@
 """The loss of a batch is that of plain transformers, whether rows come alone, padded or packed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,14 @@ def test_rows_without_trained_tokens_have_no_loss_and_gradients_of_zero(
 
 def test_other_hidden_states_can_be_given(made: list[Example], load: Any) -> None:
     model, batch = load("gpt2"), collate([[made[0]]])
-    doubled = TokenLoss(model, trunk=lambda one: (2 * hidden_states(model, one), one))
+
+    class Doubled:
+        goes_together = False
+
+        def together(self, batches: Sequence[Batch]) -> list[tuple[Tensor, Batch]]:
+            return [(2 * hidden_states(model, one), one) for one in batches]
+
+    doubled = TokenLoss(model, trunk=Doubled())
     with torch.no_grad():
         plain = float(loss_sum(model, batch)[0])
         assert float(doubled(batch)[0]) != pytest.approx(plain, rel=1e-3)

@@ -156,6 +156,7 @@ assert torch.equal(y, torch.ones(2, 3))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_both_work_and_leave_one_library(
     cache: Path, built: tuple[str, bytes]
 ) -> None:

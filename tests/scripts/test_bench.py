@@ -193,6 +193,7 @@ def test_the_naive_formula_trains_as_ours(config_file: Callable[..., Path], tmp_
     assert found["worst"] < 1e-5, f"step {found['worst_at_step']}"
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_the_real_command_are_all_of_its_steps(
     base: Callable[..., Path], train_file: Path, tmp_path: Path
 ) -> None:

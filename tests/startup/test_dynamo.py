@@ -187,6 +187,7 @@ print("torch._dynamo.eval_frame" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_training_does_without_it(config_file: Callable[..., Path]) -> None:
     config = config_file("train: {steps: 2}")
     done = subprocess.run(

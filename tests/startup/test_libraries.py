@@ -34,6 +34,7 @@ def reads_of_a_file_that_nothing_needs(before: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_sources_of_all_models_are_read_at_the_first_start_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,10 +65,12 @@ assert transformers.LlamaForCausalLM.__name__ == "LlamaForCausalLM"
 """
 
 
+@pytest.mark.slow
 def test_transformers_is_as_it_was() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", f"{OURS}\n{SAME}"], check=True)
 
 
+@pytest.mark.slow
 def test_the_lists_are_those_that_transformers_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def answer_of(base: Path, cache: Path, plain: str) -> tuple[str, str]:
     return real, answer
 
 
+@pytest.mark.slow
 def test_a_plain_start_leaves_no_trace_and_a_model_answers_alike(
     base: Callable[..., Path], tmp_path: Path
 ) -> None:

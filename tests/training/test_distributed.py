@@ -143,6 +143,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_what_no_process_reaches_keeps_no_gradient(tmp_path: Path) -> None:
     said = run_processes(UNREACHED, 2, tmp_path / "store")
     assert said == ["None [3.0, 4.0] [2.0, 4.0]"] * 2

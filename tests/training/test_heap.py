@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys, torch
 from loractl.training.heap import hold_mmap_threshold_
@@ -30,9 +32,11 @@ def left(how: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_large_blocks_that_are_freed_leave_the_process() -> None:
     assert left("held") < 20
 
 
+@pytest.mark.slow
 def test_left_alone_the_c_library_keeps_them() -> None:
     assert left("alone") > 100

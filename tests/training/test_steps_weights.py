@@ -150,6 +150,7 @@ if size > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_weighted_steps_of_one(
     base: Callable[..., Path], tmp_path: Path
 ) -> None:

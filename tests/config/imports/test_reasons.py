@@ -7,7 +7,7 @@ import pytest
 from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.reasons import REASONS
 from loractl.config.imports.tools import convert
-from loractl.config.settings import ABSENT
+from loractl.config.not_yet import ABSENT
 from loractl.config.synonyms import KEYS as SYNONYMS
 
 

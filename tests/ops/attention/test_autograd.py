@@ -241,6 +241,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_the_length_of_one_example() -> None:
     """A full mask of scores of 8,192 tokens and two heads is 537 MB, of 2,048 tokens 34 MB."""
     kib = [
