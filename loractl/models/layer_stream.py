@@ -56,7 +56,7 @@ class Stream:
     def __init__(self, layers: Sequence[Mapping[str, Piece]]) -> None:
         self.layers = layers
         room = max((piece.end for layer in layers for piece in layer.values()), default=0)
-        self._buffers = [torch.empty(room, dtype=torch.uint8) for _ in range(min(2, len(layers)))]
+        self._buffers = [torch.zeros(room, dtype=torch.uint8) for _ in range(min(2, len(layers)))]
         self._coming: list[tuple[int, Future[None]] | None] = [None] * len(self._buffers)
         self._last, self._goes_up = -1, True
         # Opened once: the layers stay those of the files that were found, whatever replaces them.
