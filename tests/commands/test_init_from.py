@@ -74,11 +74,10 @@ def test_every_key_is_commented_and_the_rest_is_listed_in_the_file_and_on_stderr
     assert "  learning_rate: 1e-4  # learning_rate: peak learning rate of the schedule" in lines
 
 
-def test_a_quantized_config_converts_and_says_what_is_missing(capsys: Capture) -> None:
+def test_a_quantized_config_gives_a_quantized_run() -> None:
     Path("theirs.yaml").write_text(EXAMPLES["axolotl", "qlora-sharegpt"], "utf-8")
     assert main(["init", "--from", "theirs.yaml", "--out", "ours.yaml"]) == 0
-    assert "set model.quantization: nf4, nf4-double or int8" in capsys.readouterr().err
-    assert load(Path("ours.yaml"), paths_exist=False).config.model.quantization == "none"
+    assert load(Path("ours.yaml"), paths_exist=False).config.model.quantization == "nf4-double"
 
 
 def test_more_warmup_than_steps_becomes_a_share(base: Base) -> None:

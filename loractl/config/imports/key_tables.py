@@ -57,11 +57,11 @@ KEYS: dict[str, Translator] = {
     **dict.fromkeys(("bf16", "bfloat16", "pure_bf16"), precision("bfloat16")),
     **dict.fromkeys(("fp16", "float16"), precision("float16")),
     **dict.fromkeys(
-        ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method",
-         "quantization_type", "double_quantization", "bnb_4bit_quant_type", "quantize_base",
-         "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant", "use_bnb_nested_quant", "gptq",
-         "bnb_4bit_quant_storage", "quantization_config", "bnb_config_kwargs", "loftq_config",
-         "quant_method"),
+        ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"),
+        no("products are computed in model.dtype, and codes are stored in bytes"),
+    ),
+    **dict.fromkeys(
+        ("gptq", "quantization_config", "bnb_config_kwargs", "loftq_config"),
         no(QUANTIZED),
     ),
     # the method and the adapter

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loractl.config.imports import torchtune
+from loractl.config.imports import few_bits, torchtune
 from loractl.config.imports.invalid import complaint
 from loractl.config.imports.key_tables import ADALORA, KEYS
 from loractl.config.imports.reasons import NEW_ADAPTER
 from loractl.config.imports.their_data import DATA, READ
-from loractl.config.imports.values import QUANTIZED, Translator, adapter, is_off, is_on
+from loractl.config.imports.values import Translator, adapter, is_off, is_on
 from loractl.config.settings import FROM_ADAPTER
 from loractl.config.synonyms import KEYS as SYNONYMS
 from loractl.config.template_setting import BUILT_IN
@@ -98,12 +98,13 @@ def convert(document: Mapping[str, Any], folder: Path) -> Converted:
         if (word := str(keys.get(key, "")).lower()) in words:
             raise ConfigError(f"{key}: {word} is not available in this version")
     _set_method_(found, keys)
+    _set_quantization_(found, keys)
     if tool in DATA:
         ours, reasons = DATA[tool](keys, folder)
         found.set_(ours, ", ".join(sorted(READ[tool] & keys.keys())))
         found.not_mapped |= reasons
     for key, value in keys.items():
-        if key not in READ.get(tool, ()) and key not in _METHOD_KEYS:
+        if key not in READ.get(tool, ()) and key not in _METHOD_KEYS | few_bits.KEYS:
             _translate_key_(found, key, value)
     _fill_defaults_(found)
     settle_conflicts_(found)
@@ -158,16 +159,25 @@ _METHOD_KEYS = {"finetuning_type", "adapter", "peft_type", "stage", "rl", "train
                 *torchtune.ADAPTER}  # fmt: skip
 
 
+def _method_word(keys: Mapping[str, Any]) -> str:
+    return str(keys.get("finetuning_type", keys.get("adapter", keys.get("peft_type", "")))).lower()
+
+
+def _set_quantization_(found: Converted, keys: Mapping[str, Any]) -> None:
+    packed = _method_word(keys) in ("qlora", "loftq") or torchtune.is_packed(keys)
+    ours, reasons = few_bits.quantization(found.tool, keys, packed=packed)
+    read = sorted(few_bits.KEYS & keys.keys() - reasons.keys())
+    found.set_(ours, ", ".join(read))
+    found.off += [] if ours else read
+    found.not_mapped |= reasons
+
+
 def _set_method_(found: Converted, keys: Mapping[str, Any]) -> None:
     theirs = ", ".join(key for key in keys if key in _METHOD_KEYS)
     if found.tool == "torchtune":
-        ours, reasons = torchtune.adapter(keys)
-        found.set_(ours, theirs)
-        found.not_mapped |= reasons
+        found.set_(torchtune.adapter(keys), theirs)
         return
-    word = str(keys.get("finetuning_type", keys.get("adapter", keys.get("peft_type", "")))).lower()
-    if word in ("qlora", "loftq"):
-        found.not_mapped["adapter"] = QUANTIZED
+    word = _method_word(keys)
     adapts = word not in ("", "none", "null", "full")
     if found.tool == "TRL":
         adapts = is_on(keys.get("use_peft", False))

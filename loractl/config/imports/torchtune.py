@@ -5,7 +5,6 @@ from typing import Any
 
 from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.values import (
-    QUANTIZED,
     Ours,
     Translated,
     Translator,
@@ -44,7 +43,6 @@ TABLE: dict[str, Translator] = {
     "model.lora_alpha": number("lora.alpha"),
     "model.lora_dropout": number("lora.dropout"),
     "model.use_dora": switch("method", "dora"),
-    "model.quantize_base": no(QUANTIZED),
     "model.apply_lora_to_output": no("all-linear leaves the output head out; name it in a list"),
     "tokenizer.max_seq_len": whole("data.max_length"),
     "optimizer._component_": _optimizer,
@@ -85,15 +83,23 @@ ADAPTER = ("model._component_", "model.lora_attn_modules", "model.apply_lora_to_
 """The keys that `adapter` reads."""
 
 
-def adapter(document: Mapping[str, Any]) -> tuple[Ours, dict[str, str]]:
+def _builder(document: Mapping[str, Any]) -> str:
+    return str(document.get("model._component_", "")).rpartition(".")[2]
+
+
+def is_packed(document: Mapping[str, Any]) -> bool:
+    """Whether the name of the model's builder asks for 4 bits."""
+    return _builder(document).startswith("qlora")
+
+
+def adapter(document: Mapping[str, Any]) -> Ours:
     """The method, from the name of the model's builder, and the target modules."""
-    builder = str(document.get("model._component_", "")).rpartition(".")[2]
-    reasons = {"model._component_": QUANTIZED} if builder.startswith("qlora") else {}
+    builder = _builder(document)
     if "lora" not in builder:
-        return {"method": "full"}, reasons
+        return {"method": "full"}
     attention = [ATTENTION.get(name, name) for name in document.get("model.lora_attn_modules", [])]
     mlp = is_on(document.get("model.apply_lora_to_mlp"))
     if mlp and set(attention) == set(ATTENTION.values()):
-        return {"method": "lora", "lora.target_modules": "all-linear"}, reasons
+        return {"method": "lora", "lora.target_modules": "all-linear"}
     targets = attention + (MLP if mlp else [])
-    return {"method": "lora", **({"lora.target_modules": targets} if targets else {})}, reasons
+    return {"method": "lora", **({"lora.target_modules": targets} if targets else {})}

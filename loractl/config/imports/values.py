@@ -16,8 +16,8 @@ Translated = Ours | str
 Translator = Callable[[Any], Translated]
 
 QUANTIZED = (
-    "how the base is quantized is not converted: set model.quantization: nf4, nf4-double or int8;"
-    " without it the base keeps its own dtype, which needs more memory"
+    "how the base is quantized here is not converted: set model.quantization: nf4, nf4-double or"
+    " int8; without it the base keeps its own dtype, which needs more memory"
 )
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none", "null", "")
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from loractl.config import loader, strict_yaml
+from loractl.config.imports import few_bits
 from loractl.config.imports.key_tables import KEYS
 from loractl.config.imports.tools import Converted, convert
-from loractl.config.imports.values import QUANTIZED
 from loractl.config.settings import FROM_ADAPTER, RunConfig
 from loractl.errors import ConfigError
 from tests.config.imports.examples import EXAMPLES
@@ -188,19 +188,45 @@ def test_another_optimizer_is_named_with_the_nearest(word: str, near: str | None
 
 
 @pytest.mark.parametrize(
-    ("example", "key"),
+    ("example", "ours"),
     [
-        (("LLaMA-Factory", "qlora-otfq"), "quantization_bit"),
-        (("axolotl", "qlora-sharegpt"), "load_in_4bit"),
-        (("TRL", "all-linear-4bit"), "load_in_4bit"),
-        (("unsloth", "flat"), "load_in_4bit"),
-        (("torchtune", "qlora-chat"), "model._component_"),
+        (("LLaMA-Factory", "qlora-otfq"), "nf4-double"),
+        (("axolotl", "qlora-sharegpt"), "nf4-double"),
+        (("TRL", "all-linear-4bit"), "nf4-double"),
+        (("unsloth", "flat"), "nf4-double"),
+        (("torchtune", "qlora-chat"), "nf4-double"),
     ],
     ids=str,
 )
-def test_a_quantized_base_is_named_as_to_be_set(example: tuple[str, str], key: str) -> None:
+def test_a_quantized_base_is_quantized_here(example: tuple[str, str], ours: str) -> None:
     found = converted(EXAMPLES[example])
-    assert found.not_mapped[key] == QUANTIZED and found.settings["method"] == "lora"
+    assert found.settings["model.quantization"] == ours and found.settings["method"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("text", "ours", "left_out"),
+    [
+        ("load_in_4bit: false", None, None),
+        ("load_in_4bit: true\nbnb_4bit_use_double_quant: false", "nf4", None),
+        ("load_in_8bit: true", "int8", None),
+        ("quantization_bit: 8", "int8", None),
+        ("quantization_bit: '4'\ndouble_quantization: false", "nf4", None),
+        ("quantization_bit: 3", None, "quantization_bit"),
+        ("quantization_bit: 4\nquantization_method: hqq", None, "quantization_method"),
+        ("load_in_4bit: true\nbnb_4bit_quant_type: fp4", "nf4-double", "bnb_4bit_quant_type"),
+        ("load_in_4bit: true\nbnb_4bit_quant_type: nf4", "nf4-double", None),
+        ("load_in_4bit: true\nbnb_4bit_compute_dtype: bfloat16", "nf4-double",
+         "bnb_4bit_compute_dtype"),
+        ("adapter: qlora", "nf4-double", None),
+        ("bnb_4bit_quant_type: nf4", None, None),
+    ],
+)  # fmt: skip
+def test_bits_kind_and_scales_are_read_together(
+    text: str, ours: str | None, left_out: str | None
+) -> None:
+    found = converted(f"base_model: x\n{text}\n")
+    assert found.settings.get("model.quantization") == ours
+    assert list(found.not_mapped) == ([left_out] if left_out else [])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +323,8 @@ def test_the_keys_of_trl_and_peft_are_all_known() -> None:
     named = {"dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"}
     for config in (trl.SFTConfig, trl.ModelConfig, trl.ScriptArguments, peft.LoraConfig):
         fields = set(config.__dataclass_fields__)
-        assert fields - KEYS.keys() - named - {"peft_type"} == set(), config.__name__
+        known = KEYS.keys() | few_bits.KEYS | named | {"peft_type"}
+        assert fields - known == set(), config.__name__
 
 
 @pytest.mark.parametrize(
