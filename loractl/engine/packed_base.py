@@ -4,17 +4,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loractl.config.settings import ModelSection
 from loractl.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
     from loractl.artifacts.peft.adapter import Adapter
+    from loractl.config.settings import ModelSection  # pydantic takes 0.1 s
     from loractl.models.load import Source
 
 
-def as_configured(source: "Source", model: ModelSection, dtype: "torch.dtype") -> "Source":
+def as_configured(source: "Source", model: "ModelSection", dtype: "torch.dtype") -> "Source":
     """The base as a run holds it: packed as the config asks, or else as its files are."""
     from loractl.models.prequantized import kind_in_files
     from loractl.models.torch_dtypes import dtype_word

@@ -223,4 +223,4 @@ def test_loading_takes_no_more_than_the_packed_model_a_tensor_and_half_a_gigabyt
         taken, size = map(int, done.stdout.split())
         print(f"dense {dense >> 20} MiB, packed {size >> 20} MiB, peak {taken >> 20} MiB")
         assert taken <= size + table.nbytes + 500e6
-        assert taken < dense / 2
+        assert taken < dense, "the dense model is never in memory"
