@@ -21,7 +21,7 @@ def test_a_run_killed_at_random_times_is_the_run_that_was_not(
 
 
 @pytest.mark.parametrize(
-    ("name", "kills"), [("lion", 2), *(slow(name, max(20, KILLS)) for name in OPTIMIZERS)]
+    ("name", "kills"), [("lion", 2), *(slow(name, 20 if FULL else 4) for name in OPTIMIZERS)]
 )
 def test_a_killed_run_with_another_optimizer_is_the_run_that_was_not(
     name: str, kills: int, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
