@@ -60,6 +60,11 @@ def _quantization_conflicts(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
     if model.offload != "none" and config.method == "full":
         yield "model.offload", "method: full trains every weight, and streamed ones are only read"
+    if model.offload != "none" and config.train.kernels == "compile":
+        yield (
+            "model.offload",
+            "train.kernels: compile recomputes layers without asking for their weights; remove one",
+        )
     if model.quantize_head and model.quantization == "none":
         yield "model.quantize_head", "set, but model.quantization is none; set that, or remove it"
     if model.quantize_head and model.add_tokens:

@@ -22,6 +22,7 @@ from loractl.lora.ranks import ModuleRank, RankSpec, UnmatchedError, not_low, re
 from loractl.lora.token_rows import Saved, train_rows_
 from loractl.lora.whole import matching, train_whole_
 from loractl.models import load
+from loractl.models.streamed_layers import layer_of, streams
 from loractl.quant.linear import packed_layers
 from loractl.training.rank_schedule import RankSchedule
 from loractl.training.steps import RankPolicy
@@ -113,6 +114,12 @@ def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank
                 f"{name!r} matches no module with parameters; the model has {', '.join(last)}",
             )
         found += [path for path in paths if path not in found]
+    for path in found if streams(model) else ():
+        if layer_of(f"{path}.") is not None:
+            raise loaded.error(
+                "lora.modules_to_save",
+                f"{path} is trained whole, and model.offload only reads layers; remove one of them",
+            )
     for path in found:
         inside = next((n for n in ranks if f"{n}.".startswith(f"{path}.")), None)
         outer = next((other for other in found if path.startswith(f"{other}.")), None)

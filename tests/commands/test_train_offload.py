@@ -108,7 +108,15 @@ def test_on_a_cpu_cpu_changes_nothing_and_says_so(config_file: Config, capsys: C
     ("sections", "words"),
     [
         (("method: full",), "model.offload: method: full trains every weight"),
-        (("lora: {modules_to_save: [down_proj]}",), "down_proj"),
+        (("train: {kernels: compile}",), "model.offload: train.kernels: compile recomputes"),
+        (
+            ("lora: {modules_to_save: [down_proj], target_modules: [q_proj]}",),
+            "model.layers.0.mlp.down_proj is trained whole",
+        ),
+        (
+            ("lora: {modules_to_save: [input_layernorm]}",),
+            "model.layers.0.input_layernorm is trained whole",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(
