@@ -57,6 +57,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     for name in ("adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion")
 }
 
+HELD: dict[str, dict[str, Any]] = {
+    "nf4": {"model": {"quantization": "nf4-double"}},
+    "offload": {"model": {"offload": "disk"}, "train": {"gradient_accumulation": 2}},
+    "nf4-offload": {"model": {"quantization": "nf4", "offload": "disk"}},
+}
+"""Bases that are not plain weights in memory."""
+
 
 @dataclass
 class Warm:
@@ -172,7 +179,7 @@ def whole(
                 "data": {"train": str(write_jsonl(directory / "train.jsonl", chat_rows(24)))},
                 "train": {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "save_every": 2},
             }
-            for section, values in (CONFIGS | OPTIMIZERS)[name].items():
+            for section, values in (CONFIGS | OPTIMIZERS | HELD)[name].items():
                 config[section] = (
                     {**config[section], **values} if isinstance(values, dict) else values
                 )
