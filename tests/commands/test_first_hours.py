@@ -133,6 +133,6 @@ def test_tool_calls_for_a_model_whose_own_template_writes_none(folder: Path) -> 
     )
     assert "chat_template: chatml-tools" in (folder / "own.yaml").read_text()
     assert found["base"]["tool_call"]["value"] == 0
-    assert found["tuned"]["tool_call"]["value"] >= 0.75  # 0.84 was measured; the aim is 0.9
+    assert found["tuned"]["tool_call"]["value"] >= 0.9
     assert found["tuned"]["rows"] == 64
     assert found["after"] <= found["before"] / 3
