@@ -213,8 +213,10 @@ class _Run:
             metrics.append(self.directory.metrics, row)
 
     def _require_finite(self) -> None:
-        for name, parameter in self.session.parameters.items():
-            if not torch.isfinite(parameter).all():
+        trained = self.session.parameters
+        finite = torch.stack([torch.isfinite(one).all() for one in trained.values()]).tolist()
+        for name, is_finite in zip(trained, finite, strict=True):
+            if not is_finite:
                 raise NumericError(
                     f"step {self.state.step}: {name} is no longer finite after the step and is not"
                     f" saved; try a learning_rate below {self.recipe.learning_rate.peak:g}"

@@ -247,7 +247,7 @@ def softmax_loss_(
     """
     n, vocabulary = logits.shape
     assert targets.shape == (n,) and targets.dtype == torch.int64, (targets.shape, targets.dtype)
-    if n:
+    if n and targets.is_cpu:  # a device would be waited for
         least, greatest = (int(end) for end in targets.aminmax())
         assert least >= 0 and greatest < vocabulary, (least, greatest, vocabulary)
     if targets.is_cpu and (found := _library_for(logits)):
