@@ -1,6 +1,6 @@
 """The runs that must come to the same numbers on the device as on the CPU, in YAML's words."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Sections = dict[str, Any]
@@ -85,4 +85,19 @@ RESUMED = (
     "lora", "dora", "adalora", "pissa", "ranks", "full", "dropout", "packed", "nf4", "lion",
 )  # fmt: skip
 """Runs whose last checkpoint is taken away, and which then go on."""
+WAITING = {
+    "lora": 1, "packed": 1, "accumulation": 1, "checkpointing": 1, "dropout": 1, "adalora": 1,
+    "dora": 3, "plain": 3, "full": 3,
+}  # fmt: skip
+"""How often a step waits for the device: once for its loss and norm. transformers' layers look
+once more for packed rows, and whether the mask they made of them is ours is seen on the device."""
 CASES = FORMULAS | SHAPES | ARCHITECTURES | HALVES | COMMANDS
+
+
+def _longer(case: Case) -> Case:
+    """The same for twice as many steps."""
+    train = {**case.sections.get("train", {}), "steps": 8}
+    return replace(case, sections={**case.sections, "train": train})
+
+
+LONGER = {f"{name}-longer": _longer(CASES[name]) for name in WAITING}

@@ -31,7 +31,7 @@ from torch import Tensor  # noqa: E402
 
 from loractl.cli.main import main  # noqa: E402
 from loractl.ops import dropout  # noqa: E402
-from tests.device.cases import CASES, RESUMED, Case  # noqa: E402
+from tests.device.cases import CASES, LONGER, RESUMED, Case  # noqa: E402
 from tests.runs import timeless  # noqa: E402
 from tests.tiny import chat_rows, make_tokenizer, save_tiny, write_jsonl  # noqa: E402
 
@@ -61,7 +61,7 @@ def config_of(case: Case, place: Path, out: Path) -> dict[str, Any]:
 
 
 def run_case(name: str, place: Path) -> dict[str, Any]:
-    case = CASES[name]
+    case = (CASES | LONGER)[name]
     mine = place / ("device" if ON_DEVICE else "cpu") / name
     shutil.rmtree(mine, ignore_errors=True)
     mine.mkdir(parents=True)
