@@ -271,6 +271,10 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
     return total
 
 
+SHARE = {False: 0.5, True: 0.85}
+"""Of the free memory, from which on activations are recomputed. A GPU has its memory for itself."""
+
+
 def _set_checkpointing_(
     model: "PreTrainedModel",
     config: RunConfig,
@@ -283,7 +287,7 @@ def _set_checkpointing_(
     memory is also returned to the system: with 8,192 tokens the heap kept a gigabyte."""
     wanted = config.train.gradient_checkpointing
     need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
-    short = need > 0.5 * free_memory(device)
+    short = need > SHARE[device.type == "cuda"] * free_memory(device)
     if (short or wanted is True) and device.type == "cpu":
         hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":

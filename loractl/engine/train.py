@@ -138,7 +138,7 @@ class _Run:
         ):
             self._log_step(step)
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
-            progress.step(step.step, _progress_line(step), seconds_left=left)
+            progress.step(step.step, _progress_line(step, self.session.device), seconds_left=left)
             if step.skipped:
                 progress.say(
                     f"step {step.step}: skipped, the weights are unchanged: {step.skipped}"
@@ -258,8 +258,8 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _progress_line(step: Step) -> str:
-    memory = text.size(peak_memory(torch.device("cpu")))
+def _progress_line(step: Step, device: torch.device) -> str:
+    memory = text.size(peak_memory(device))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 

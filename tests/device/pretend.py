@@ -260,6 +260,7 @@ def device(capability: tuple[int, int] = (9, 0), free: int = 100 << 30) -> Itera
         "mem_get_info": lambda device=None: (free, 139 << 30),
         "memory_allocated": lambda device=None: 1 << 30,
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
     }
     for name, answer in answers.items():
