@@ -19,7 +19,7 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
         return round(shape.vocabulary * (of_all + strip))
     n = round(losses(work, framework))
     # A float32 copy of a chunk, and the slope of Gemma 2's cap; the CPU kernel needs neither.
-    copies = 0 if work.on_cpu else (work.width != 4) + (shape.architecture == "gemma2")
+    copies = 0 if work.on_cpu else 1 + (shape.architecture == "gemma2")
     copied = 4 * shape.vocabulary * _rows_together(shape, work, n) * copies
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
     rows = work.width * shape.hidden * n  # the input

@@ -237,11 +237,18 @@ class _Generator(torch._C.Generator):
 
 
 @contextlib.contextmanager
-def device(capability: tuple[int, int] = (9, 0), free: int = 100 << 30) -> Iterator[Counts]:
+def device() -> Iterator[Counts]:
     """One GPU, as far as torch and transformers can tell; for the rest of the process in part."""
+    with answers(), _OnDevice():
+        yield COUNTS
+
+
+@contextlib.contextmanager
+def answers(capability: tuple[int, int] = (9, 0), free: int = 100 << 30) -> Iterator[None]:
+    """What torch.cuda says of one GPU; it goes on saying so afterwards."""
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
-    answers: dict[str, Callable[..., Any]] = {
+    said: dict[str, Callable[..., Any]] = {
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
         "device_count": lambda: 1,
@@ -263,10 +270,9 @@ def device(capability: tuple[int, int] = (9, 0), free: int = 100 << 30) -> Itera
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
     }
-    for name, answer in answers.items():
+    for name, answer in said.items():
         setattr(torch.cuda, name, answer)
     torch._C._cuda_getDeviceCount = lambda: 1  # type: ignore[attr-defined]
     torch._C._cuda_getCurrentRawStream = lambda index: 0  # type: ignore[attr-defined]
     torch.Generator = _Generator  # type: ignore[misc,assignment]
-    with _OnDevice():
-        yield COUNTS
+    yield

@@ -57,6 +57,32 @@ def _waits(place: Path, name: str) -> Counter[str]:
     return Counter({line: n for line, n in waits.items() if not line.startswith(saving)})
 
 
+BUDGET = {
+    "layer": {"forward": (82, 8.65), "backward": (146, 27.83)},
+    "layer with dropout": {"forward": (108, 12.16), "backward": (206, 36.75)},
+    "layer with checkpointing": {"forward": (82, 8.65), "backward": (205, 36.47)},
+    "head and loss": (97, 36.53),
+}
+"""Launches, and GB of what is neither products nor attention, at 8B's shapes and 8,192 tokens. The
+aim, with fused kernels: 40 and 60 launches a layer, 4.5 GB in all; 12 for the head."""
+
+
+@pytest.mark.slow
+def test_no_launch_and_no_pass_over_memory_is_added() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.device.budget"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+
+    def both(cost: dict[str, Any]) -> Any:
+        if "launches" in cost:
+            return cost["launches"], cost["gigabytes"]
+        return {name: both(one) for name, one in cost.items()}
+
+    assert {name: both(cost) for name, cost in found.items()} == BUDGET
+
+
 RULES = {
     "a sum over two devices": "torch.ones(2) + there",
     "a mask on another device": "there[torch.ones(2, dtype=torch.bool)].index_copy_(0, i, one)",
