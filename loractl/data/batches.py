@@ -146,16 +146,18 @@ def windows(
         state = DataState(state.epoch + 1, 0)
 
 
-def in_order(examples: Sequence[Example], plan: BatchPlan, world: World = ALONE) -> Iterator[Batch]:
+def in_order(
+    examples: Sequence[Example], plan: BatchPlan, world: World = ALONE, *, size: int | None = None
+) -> Iterator[Batch]:
     """Every example once, or this process's share of them, longest rows first so that memory peaks
-    at the start: for evaluation."""
+    at the start: for evaluation. `size`: rows of a batch, by default those evaluated together."""
     lengths = lengths_of(examples)
     by_length = np.argsort(-lengths, kind="stable").astype(np.int32)
     rows = pack(lengths, plan.max_length) if plan.packing else Rows.singles(by_length)
     if plan.packing:
         sizes = np.add.reduceat(lengths[rows.indices], rows.starts[:-1])
         rows = rows.reordered(np.argsort(-sizes, kind="stable").astype(np.int32))
-    size = plan.evaluated
+    size = size or plan.evaluated
     for start in range(0, len(rows), size):
         for batch in micro_batches(examples, rows[start : start + size], size, world):
             yield replace(batch, examples=())  # its indices are not into the training data

@@ -238,7 +238,7 @@ def test_what_keeps_a_run_from_the_fast_layers_is_known_to_the_plan() -> None:
         return fast_layer_bytes.takes(found, adapted, plan.work, plan.framework)
 
     assert fast() and fast(method="lora") and fast(has_starts=True)
-    assert fast(dropout=0.1) and not fast("full") and not fast("qlora")
+    assert fast(dropout=0.1) and fast("qlora") and not fast("full")
     assert not fast(fast=False)
     assert not fast(target_modules=["q_proj", "lm_head"])
     for names, expected in (
