@@ -15,8 +15,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from loractl.artifacts.model.plan import is_tied, places, table_name
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.vocabulary_size import rows_needed
 from loractl.lora.dense import strips
-from loractl.models.load import Source, head_name, load_skeleton
+from loractl.models.load import Source, head_name, load_skeleton, n_rows
 from loractl.ops.finite import all_finite
 from loractl.ops.untouched import untouched_zeros
 
@@ -200,6 +202,16 @@ class Hollow:
             held = module._parameters if last in module._parameters else module._buffers
             held[last] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
         return found
+
+
+def base_of(source: Source, adapter: Adapter) -> Hollow:
+    """The base of an adapter. Raises NotLayerwiseError if both cannot run layer by layer."""
+    if source.quantization is not None:
+        raise NotLayerwiseError(f"the base was packed in {source.quantization.kind}")
+    hollow = Hollow(source)
+    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
+        raise NotLayerwiseError("the adapter has rows of new tokens")
+    return hollow
 
 
 class TableRows:

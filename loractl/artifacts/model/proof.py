@@ -22,18 +22,18 @@ from torch import Tensor, nn
 
 from loractl.artifacts import probe
 from loractl.artifacts.model import streamed
-from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows
+from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows, base_of
 from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_, ranks_of
-from loractl.artifacts.peft.vocabulary_size import fit_, rows_needed
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.lora.dense import dense_weight_of
 from loractl.lora.inject import adaptable, merge_, module_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
-from loractl.models.load import Source, load_model, locate, n_rows
+from loractl.models.load import Source, load_model, locate
 from loractl.models.torch_dtypes import dtype_word
 
 
@@ -72,9 +72,6 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     `dtype` is what every tensor was rounded to; None: each kept that of the base. Raises
     ArtifactError if the adapter changes nothing at all.
     """
-    if source.quantization is not None:
-        why = f"the base was packed in {source.quantization.kind}"
-        return _prove_whole(merged, source, adapter, dtype=dtype, why=why)
     try:
         return _prove_layerwise(merged, source, adapter, dtype=dtype)
     except NotLayerwiseError as error:
@@ -86,9 +83,7 @@ def _prove_layerwise(
 ) -> Proof:
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
-    hollow = Hollow(source)
-    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
-        raise NotLayerwiseError("the adapter has rows of new tokens")
+    hollow = base_of(source, adapter)
     other = Hollow(locate(str(merged)), hollow.spare)
     if (other.parts, other.shapes) != (hollow.parts, hollow.shapes):
         raise NotLayerwiseError("the merged model has other tensors than the base")
