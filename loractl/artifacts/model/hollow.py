@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from loractl.artifacts.model.plan import is_tied, places, table_name
+from loractl.artifacts.model.plan import is_tied, packed_tensors, places, table_name
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.vocabulary_size import rows_needed
 from loractl.lora.dense import strips
@@ -53,6 +53,10 @@ class Hollow:
         self.tied = is_tied(self.model)
         self.parts = parts_of(self.model)
         self._files = places(source)
+        packed = packed_tensors(source, self.model)
+        if packed is None:
+            raise NotLayerwiseError("the weights to pack have other names in its files")
+        self._packed = packed
         self.spare: Spare = {} if spare is None else spare
         self._prefix = self.model.base_model_prefix + "."
         if self.tied and self.stored(f"{self.head}.weight") is not None:
@@ -62,6 +66,11 @@ class Hollow:
         """The name in the files of a tensor of the model; None: it is not there under any."""
         options = (name, name.removeprefix(self._prefix), self._prefix + name)
         return next((option for option in options if option in self._files), None)
+
+    def has_rows(self, name: str) -> bool:
+        """Whether rows of a tensor can be read: it is in the files, and not packed."""
+        stored = self.stored(self.key(name))
+        return stored is not None and stored not in self._packed
 
     def key(self, name: str) -> str:
         """The name of the tensor that a tensor is: of a tied head, the embedding's."""
@@ -128,7 +137,8 @@ class Hollow:
         stored = self.stored(self.key(name))
         assert stored is not None
         with safe_open(self._files[stored], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
+            packed = self._packed.get(stored)
+            tensor: Tensor = file.get_tensor(stored) if packed is None else packed()
             free = self.spare.get(tuple(tensor.shape))
             held = free.pop() if free else torch.empty(tensor.shape)
             return held.copy_(tensor)  # nothing of the map stays
@@ -206,8 +216,6 @@ class Hollow:
 
 def base_of(source: Source, adapter: Adapter) -> Hollow:
     """The base of an adapter. Raises NotLayerwiseError if both cannot run layer by layer."""
-    if source.quantization is not None:
-        raise NotLayerwiseError(f"the base was packed in {source.quantization.kind}")
     hollow = Hollow(source)
     if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
         raise NotLayerwiseError("the adapter has rows of new tokens")

@@ -108,12 +108,12 @@ class _Part:
 
     def __call__(self, path: str, calls: list[Call]) -> list[Any] | tuple[Tensor, ...]:
         module = self.hollow.model.get_submodule(path)
-        is_stored = self.hollow.stored(self.hollow.key(f"{path}.weight")) is not None
-        if path == self.hollow.head and type(module) is nn.Linear and is_stored:
+        has_rows = self.hollow.has_rows(f"{path}.weight")
+        if path == self.hollow.head and type(module) is nn.Linear and has_rows:
             return self._head(path, calls)
         base = getattr(module, "base", module)
         looked_up = module is base or type(module) in (LoraEmbedding, AdaloraEmbedding)
-        if path == self.hollow.table and isinstance(base, nn.Embedding) and looked_up and is_stored:
+        if path == self.hollow.table and isinstance(base, nn.Embedding) and looked_up and has_rows:
             return self._table(path, module, calls)
         last, kept = ([], []) if self.merged is None else self._merged_part(path, calls[-1])
         self.hollow.fill(path)

@@ -1,7 +1,7 @@
 """The proof of a merge holds for right ones and fails for every wrong one we could think of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from loractl.artifacts.peft.adapter import read
 from loractl.artifacts.peft.names import PREFIX
 from loractl.errors import ArtifactError
 from loractl.models.load import locate
+from loractl.quant.kinds import PACKERS, Quantization
 from tests.sweeps import sampled
 
 Make = Callable[..., Path]
@@ -124,6 +125,22 @@ def test_a_gguf_base_is_proven(gguf_base: Make, adapter_dir: Make, tmp_path: Pat
     for target in (None, torch.float32):
         proof = Merge.write(where, directory, tmp_path / f"{target}", target).prove()
         assert proof.holds and proof.whole == "its weights are in a GGUF file", str(proof)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_a_packed_base_is_proven_and_a_weight_that_was_not_packed_is_named(
+    kind: str, base: Make, adapter_dir: Make, tmp_path: Path
+) -> None:
+    where, other = base("llama"), "model.layers.0.mlp.up_proj.weight"
+    source = replace(locate(str(where)), quantization=Quantization(kind, "bfloat16"))
+    adapter = read(adapter_dir(where, target_modules=["q_proj"]))
+    merge = Merge(where, adapter.directory, tmp_path / "out", torch.bfloat16)
+    merge.out.mkdir()
+    merged.write(merge.out, source, adapter, dtype=None)
+    proof = prove(merge.out, source, adapter, dtype=torch.bfloat16)
+    assert proof.holds and proof.whole is None, str(proof)
+    merge.replace(other, merge.old(other))
+    assert prove(merge.out, source, adapter, dtype=torch.bfloat16).wrong == (other,)
 
 
 def left_out(merge: Merge) -> None:

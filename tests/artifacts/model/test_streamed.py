@@ -1,6 +1,7 @@
 """Logits computed layer by layer are those of whole models in memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows
 from loractl.artifacts.peft.adapter import read
 from loractl.lora.layer import LoraLayer
 from loractl.models.load import head_name, load_model, locate
+from loractl.quant.kinds import PACKERS, Quantization
 from tests.artifacts.model.conftest import Make, with_adapter
 
 ARCHITECTURES = [
@@ -100,6 +102,21 @@ def test_a_base_is_shaken_by_no_more_than_rounding_makes(
     assert float((found.shaken - found.expected).abs().max()) < bound
     assert float((found.expected - found.base).abs().max()) > 100 * bound
     assert seen.layers and not {f"{name}.weight" for name in seen.layers} & seen.tensors.keys()
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("kind", PACKERS)
+def test_a_packed_base_gives_the_logits_of_the_numbers_it_computes_with(
+    kind: str, head: bool, base: Make, adapter_dir: Make
+) -> None:
+    where = base("llama")
+    source = replace(locate(str(where)), quantization=Quantization(kind, "bfloat16", head))
+    packed = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
+    ids = probe.probe_ids(packed)
+    found = streamed.logits_of(Hollow(source), read(adapter_dir(where)), ids, Everything(), None)
+    torch.testing.assert_close(found.base, probe.probe_logits(packed, ids), rtol=1e-6, atol=2e-6)
+    plain = probe.probe_logits(whole(where), ids)
+    assert float((plain - found.base).abs().max()) > 1e-3
 
 
 def test_a_gguf_base_cannot_run_layer_by_layer(gguf_base: Callable[..., Path]) -> None:
