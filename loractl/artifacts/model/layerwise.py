@@ -34,7 +34,9 @@ class Call:
 
     def __call__(self) -> Any:
         with _OnlyValues():  # type: ignore[no-untyped-call]
-            return self.forward(*self.args, **self.kwargs)
+            output = self.forward(*self.args, **self.kwargs)
+        # A table of positions may give a view of its weight, whose memory is used again.
+        return output.clone() if isinstance(output, Tensor) else output
 
     @property
     def input(self) -> Any:

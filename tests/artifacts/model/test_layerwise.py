@@ -93,6 +93,21 @@ def test_a_part_that_runs_twice_not_at_all_or_not_in_every_pass_is_told() -> Non
         passes(Two(), Two(lambda model, x: model.second(model.first(x))), part=plainly)
 
 
+def test_an_output_is_not_the_weight_that_the_next_part_overwrites() -> None:
+    model = Two()
+    model.first.forward = lambda x: model.first.weight.detach()[: len(x)]  # type: ignore
+    weight = model.first.weight.detach().clone()
+
+    def part(path: str, calls: list[Call]) -> list[Any]:
+        outputs = [call() for call in calls]
+        if path == "first":
+            model.first.weight.data.zero_()
+        return outputs
+
+    found = run([model], PARTS, IDS, part)  # type: ignore[list-item]
+    torch.testing.assert_close(found[0], model.second(2 * weight[:2]))
+
+
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt])
 def test_any_other_error_is_raised_as_it_is(error: type[BaseException]) -> None:
     def broken(*given: Any) -> Any:
