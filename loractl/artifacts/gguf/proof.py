@@ -8,6 +8,7 @@ dtype, where that bound is wide, every tensor of the file must be the exact one,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,25 +18,24 @@ from torch import Tensor
 
 from loractl.artifacts import probe
 from loractl.artifacts.gguf import llamacpp
+from loractl.artifacts.gguf.compared import Compared
 from loractl.artifacts.gguf.layout import Layout
-from loractl.artifacts.gguf.write import BLOCK, dtype_of
+from loractl.artifacts.gguf.write import dtype_of
+from loractl.artifacts.model.hollow import NotLayerwiseError, base_of
 from loractl.artifacts.model.plan import is_tied
+from loractl.artifacts.model.streamed import logits_of
 from loractl.artifacts.peft.adapter import Adapter
-from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.attach import load_, ranks_of
 from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.errors import NumericError
 from loractl.lora.inject import adapters, merge_
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
 from loractl.models.load import Source, head_name, load_model
-from loractl.models.torch_dtypes import FILE_DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-Q8_0_HALF_STEP = 0.57
-"""Largest error of rounding to q8_0, as a share of the block's scale, which is rounded too."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,27 @@ def expect(
     If that is None, the file holds only the adapter, in `dtype`. Raises ArtifactError if the
     adapter changes nothing.
     """
+    coarse = dtype != "f32"
+    rounded = partial(_round_to, dtype=dtype) if coarse else None
+    try:
+        hollow = base_of(source, adapter)
+        ids = probe.probe_ids(hollow.model, adapter.own_tokens)
+        ranks_of(adapter, hollow.model)
+        compared = Compared(model_file if coarse else None, layout)
+        told = logits_of(hollow, adapter, ids, compared, rounded, shakes_factors=model_file is None)
+    except NotLayerwiseError:
+        return _expect_whole(source, adapter, layout, dtype=dtype, model_file=model_file)
+    effect = probe.effect_of(told.base, told.expected, adapter.directory)
+    rounding = 0.0
+    if told.shaken is not None:
+        rounding = float((told.shaken - told.expected).abs_().max())
+    return Expected(ids, told.expected, effect, rounding, tuple(compared.wrong))
+
+
+def _expect_whole(
+    source: Source, adapter: Adapter, layout: Layout, *, dtype: str, model_file: Path | None
+) -> Expected:
+    """The same with the whole model in memory."""
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
     fit_(model, adapter)
     ids = probe.probe_ids(model, adapter.own_tokens)
@@ -159,37 +180,16 @@ def _round_to(exact: Tensor, dtype: str) -> Tensor:
 
 def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tuple[str, ...]:
     """Tensors of a file that are missing, or that are not base + adapter rounded once."""
-    from gguf import GGUFReader, quants
-
-    there = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    layers = adapters(model)
-    wrong = []
-    for name, exact_all in _exact_tensors(model):
+    layers, compared = adapters(model), Compared(path, layout)
+    for name, exact in _exact_tensors(model):
         module = name.rpartition(".")[0]
-        tied_head = is_tied(model) and module == head_name(model) and module not in layers
-        tensor = None if tied_head else there.get(layout.name_of(name))
-        if tensor is None:
-            if not tied_head:
-                wrong.append(name)
+        if is_tied(model) and module == head_name(model) and module not in layers:
             continue
-        raw = np.array(tensor.data)
-        found = torch.from_numpy(quants.dequantize(raw, tensor.tensor_type)).view(exact_all.shape)
-        order = layout.row_order(name, found.shape[0])
-        if order is not None:
-            found = found[order.argsort()]
-        exact = (exact_all.double() + layout.shift(name)).float()
-        kind = tensor.tensor_type.name.lower()
-        bound = _q8_0_half_steps(found) if kind == "q8_0" else None
         if module in layers and name.endswith(".weight"):
-            layer = layers[module]
-            exact = probe.columns_of(layer).float()  # (n, d_out)
-            found = probe.plain_columns(layer.kind, found)
-            bound = None if bound is None else probe.plain_columns(layer.kind, bound)
-        if bound is None:
-            bound = probe.half_step(exact, FILE_DTYPES[kind])
-        if not probe.is_within(found, exact, bound):
-            wrong.append(name)
-    return tuple(wrong)
+            compared.adapted(module, layers[module])
+        else:
+            compared.plain(name, [exact])
+    return tuple(compared.wrong)
 
 
 def _exact_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
@@ -207,9 +207,3 @@ def _exact_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
         if any(stored.startswith(f"{path}.base.") for path in trained_whole):
             continue  # its copy is what counts
         yield stored.replace(".base.", ".").replace(".tuned.", "."), tensor
-
-
-def _q8_0_half_steps(found: Tensor) -> Tensor:
-    """The largest error of rounding a tensor to q8_0, value by value."""
-    scale = found.view(found.shape[0], -1, BLOCK).abs().amax(dim=-1, keepdim=True) / 127
-    return (scale * Q8_0_HALF_STEP).expand(-1, -1, BLOCK).reshape(found.shape)
