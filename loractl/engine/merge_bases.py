@@ -81,9 +81,12 @@ def _is_dense(source: "Source") -> bool:
 
 
 def _quantized_by_files(adapter: "Adapter") -> "Source | None":
-    """The base that an adapter records, if it is here and its own files are quantized: then these
-    are the numbers it was trained against, whichever original is named."""
+    """The base that an adapter records, if it is here as it was and its own files are quantized:
+    then these are the numbers it was trained against, whichever original is named."""
     if not adapter.base or not Path(adapter.base).exists():
+        return None  # a hub id would be downloaded
+    try:
+        found = find_trained_base(adapter, None)
+    except ModelError:  # damaged, or other bytes than the adapter was trained on
         return None
-    found = find_trained_base(adapter, None)
     return None if _is_dense(found) else found

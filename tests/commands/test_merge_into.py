@@ -211,11 +211,38 @@ def test_a_named_original_is_compared_with_the_quantized_files_that_were_trained
     found = record(tmp_path / "one")
     assert found["base"] == {"name_or_path": str(base("llama"))}
     here = found["merged"]["difference"]
-    # Gone, they are what packing the original gives.
-    shutil.rmtree(files)
-    amend(adapter, ABOUT, quantization=NF4.about(), dtype=NF4.dtype)
+    # Without them the original is packed again, as the adapter records it: into the same numbers.
+    amend(adapter, ABOUT, quantization=NF4.about())
+    amend(files, "config.json", changed=True)
     assert merge(adapter, tmp_path / "two", *flags) == 0
     assert record(tmp_path / "two")["merged"]["difference"] == here
+    shutil.rmtree(files)
+    assert merge(adapter, tmp_path / "three", *flags) == 0
+    assert record(tmp_path / "three")["merged"]["difference"] == here
+
+
+def test_an_original_that_was_copied_is_merged_into_by_its_flag(
+    on_nf4: Make, base: Make, capsys: Capture, tmp_path: Path
+) -> None:
+    adapter, copy = on_nf4(), tmp_path / "copy"
+    shutil.copytree(base("llama"), copy)
+    assert merge(adapter, tmp_path / "out", "--into", "original", "--base", str(copy)) == 0
+    assert "a merge into the base as trained (nf4)" in capsys.readouterr().err
+    assert record(tmp_path / "out")["base"] == {"name_or_path": str(copy)}
+
+
+def test_files_that_came_quantized_are_merged_into_without_a_comparison(
+    base: Make, adapter_dir: Make, capsys: Capture, tmp_path: Path
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    quantized.write(files, replace(locate(str(base("llama"))), quantization=NF4))
+    adapter = adapter_dir(files)
+    amend(adapter, ABOUT, dtype="float32")
+    assert merge(adapter, tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "to keep the base in nf4" in said and "KL" not in said
+    assert record(tmp_path / "out")["merged"]["difference"] is None
 
 
 @pytest.mark.parametrize("into", ["trained", "original"])
