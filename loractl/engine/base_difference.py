@@ -40,9 +40,7 @@ class BaseDifference:
 
     logits: LogitDifference  # of the original one against the one of training
     tokens: str  # which tokens they are of
-    losses: (
-        tuple[float, float] | None
-    )  # of both on them, that of training first; None: no real text
+    losses: tuple[float, float] | None  # as trained, and original; None: not of real text
     ratios: Mapping[str, float]  # ||quantization error|| / ||update|| of each layer that has both
 
 
