@@ -157,6 +157,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        dense=full,  # also what a GGUF file has in blocks
         fingerprint=base_fingerprint.result,
         streams=streamed,
     )
