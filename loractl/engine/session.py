@@ -148,8 +148,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    full = config.method == "full"
-    streamed = streams(loaded, source, device, dtype)
+    full, streamed = config.method == "full", streams(loaded, source, device, dtype)
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
         source,
@@ -157,6 +156,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        dense=full,  # also what a GGUF file has in blocks
         fingerprint=base_fingerprint.result,
         streams=streamed,
     )

@@ -1,9 +1,10 @@
-"""A frozen weight in 4 or 8 bits a number, and its products without a dense copy of it.
+"""A frozen weight in few bits a number, and its products without a dense copy of it.
 
 A number is its code's value times the scale of its block. NF4 ("QLoRA", arXiv 2305.14314, appendix
 E) has 16 values and blocks of 64; `double` keeps the scales themselves in 8 bits. int8 has one
 scale a row, its largest absolute value. Codes, scales and rounding are those of bitsandbytes, to
-the bit: each number is a float32 product, rounded once to `dtype`.
+the bit: each number is a float32 product, rounded once to `dtype`. The blocks of a GGUF file are
+kept as the file has them (ggml_blocks.py).
 
 gemm.c unpacks what it multiplies on the way; elsewhere a strip of rows at a time is unpacked.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from loractl.ops import native
+from loractl.ops.ggml_blocks import BlockType
 from loractl.ops.native import POINTER, REAL, SIZE
 
 BLOCK = 64
@@ -51,12 +53,20 @@ class Packed:
     """A matrix (d_out, d_in) in `bits` bits a number, or its transposed view if `turned`."""
 
     codes: Tensor  # 4 bits: uint8, two numbers a byte, the first in the upper half; 8: int8
-    scales: Tensor | Nested  # float32 (blocks,), or (d_out,) with 8 bits
+    scales: Tensor | Nested  # float32 (blocks,), or (d_out,) with 8 bits; none beside GGUF's blocks
     bits: int
     d_out: int
     d_in: int
     dtype: torch.dtype  # of the numbers it stands for
     turned: bool = False
+    blocks: BlockType | None = None  # those that are the codes: uint8 (d_out, bytes of a row)
+
+    @staticmethod
+    def of_blocks(codes: Tensor, kind: BlockType, dtype: torch.dtype) -> "Packed":
+        """A matrix whose rows (d_out, bytes of a row) are whole blocks of a GGUF file."""
+        d_out, d_in = len(codes), codes.shape[1] // kind.size * kind.values
+        none = torch.empty(0, device=codes.device)
+        return Packed(codes, none, kind.bits, d_out, d_in, dtype, blocks=kind)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,6 +109,9 @@ class Packed:
         return out
 
     def _plain_rows(self, start: int, stop: int) -> Tensor:
+        if self.blocks is not None:
+            blocks = self.codes[start:stop].reshape(-1, self.blocks.size)
+            return self.blocks.unpack(blocks).to(self.dtype).view(stop - start, self.d_in)
         first, last = start * self.d_in, stop * self.d_in
         if self.bits == 8:
             assert isinstance(self.scales, Tensor)
@@ -127,7 +140,7 @@ class Description(ctypes.Structure):
 
     _fields_ = (
         *(("codes", POINTER), ("scales", POINTER), ("nested", POINTER), ("table", POINTER)),
-        *(("offset", REAL), ("bits", SIZE), ("block", SIZE), ("row", SIZE)),
+        *(("offset", REAL), ("bits", SIZE), ("block", SIZE), ("row", SIZE), ("ggml", SIZE)),
     )
 
 
@@ -145,6 +158,8 @@ def description(packed: Packed) -> Description:
     assert all(part.is_cpu and part.is_contiguous() for part in parts)
     given.codes, given.bits, given.row = packed.codes.data_ptr(), packed.bits, packed.d_in
     given.block = BLOCK if packed.bits == 4 else packed.d_in
+    if packed.blocks is not None:
+        given.block, given.ggml = packed.blocks.values, packed.blocks.number
     return given
 
 
