@@ -1,4 +1,4 @@
-"""What the page says about figures that go around agrees with published counts and with estimate."""
+"""Figures that go around: the page says of them what was published, and what estimate says."""
 
 import json
 
