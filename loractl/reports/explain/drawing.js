@@ -12,19 +12,20 @@ const Drawing = (() => {
 
   const count = (n) => exact.format(n);
   const short = (n) => (n < 10000 ? exact.format(n) : compact.format(n));
-  const digits = (x) => exact.format(Number(x.toPrecision(3)));
+  /** Three digits, or all before the point if there are more. */
+  const digits = (x) => exact.format(x < 1000 ? Number(x.toPrecision(3)) : Math.round(x));
   const percent = (share) => `${digits(100 * share)}%`;
   const power = (n) => [...String(n)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
   /** 0.00029 as 2.9 × 10⁻⁴. */
   const scientific = (x) => x.toExponential(1).replace(/e(.+)/, (_, n) => ` × 10${power(Number(n))}`);
 
-  /** Bytes in binary units, as `loractl estimate` prints them. */
+  /** Bytes in the binary units of `loractl estimate`. */
   function bytes(n) {
     for (const unit of ["B", "KiB", "MiB"]) {
       if (n < 1024) return `${unit === "B" || n >= 100 ? n.toFixed(0) : digits(n)} ${unit}`;
       n /= 1024;
     }
-    return `${n.toFixed(n < 100 ? 2 : 0)} GiB`;
+    return `${n < 100 ? n.toFixed(2) : exact.format(Math.round(n))} GiB`;
   }
 
   /** A text with {name} replaced. */

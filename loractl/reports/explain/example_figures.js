@@ -50,7 +50,7 @@ const ExampleFigures = (() => {
       const error = example.errors[n];
       parts.push(svg("rect", { x: x(n) + 3, y: y(error), width: room - 6, height: tall * error,
         class: n === k ? "b" : "pale" }));
-      parts.push(label(x(n) + room / 2, base + 18, String(n), { "text-anchor": "middle", class: n === k ? "strong" : "muted" }));
+      if (room >= 24 || n % 2 === 0 || n === k) parts.push(label(x(n) + room / 2, base + 18, String(n), { "text-anchor": "middle", class: n === k ? "strong" : "muted" }));
     }
     const points = example.noisy.slice(0, most + 1).map((error, n) => `${x(n) + room / 2},${y(error)}`);
     parts.push(svg("polyline", { points: points.join(" "), class: "line full" }));

@@ -9,11 +9,11 @@ const ModelFigures = (() => {
   /** W, and B A with its factors at the edges, all to one scale. */
   function matrices(place, one, rank, words) {
     const { d_in, d_out, name } = one.kind;
-    const side = Math.min(230, place.clientWidth - 70);
+    const room = place.clientWidth, beside = room >= 640;
+    const side = beside ? Math.min(300, (room - 190) / 2) : Math.min(260, room - 70);
     const scale = side / Math.max(d_in, d_out);
     const wide = d_in * scale, high = d_out * scale;
     const strip = Math.max(1, rank * scale);
-    const beside = place.clientWidth >= 2 * side + 190;
     const second = beside ? { x: side + 150, y: 0 } : { x: 0, y: high + 96 };
     const left = 44, top = 46;
     const width = beside ? second.x + wide + left + strip + 24 : wide + left + strip + 24;
@@ -92,14 +92,8 @@ const ModelFigures = (() => {
   }
 
   /** Stacked bars of the parts at the peak for the three methods, with sizes of GPUs as lines. */
-  function memory(place, legend, found, state, words, data) {
+  function memory(place, table, found, state, words, data) {
     const most = Math.max(...Object.values(found.memories).map((one) => one.bytes));
-    const gpus = data.gpus.filter(([, gib]) => [24, 80, 141, 192].includes(gib) && gib * 2 ** 30 < most);
-    const marks = gpus.map(([, gib]) => {
-      const mark = html("span", { class: "gpu-mark" }, `${gib} GB`);
-      mark.style.insetInlineStart = `${(100 * gib * 2 ** 30) / most}%`;
-      return mark;
-    });
     const used = new Set();
     const bars = Object.entries(found.memories).map(([name, one]) => {
       const parts = { ...one.parts, context: data.cuda_context };
@@ -116,16 +110,32 @@ const ModelFigures = (() => {
         html("div", { class: "bar-track tall" }, ...filled),
         html("p", { class: "bar-foot" }, `${fits} · ${words.phases[one.phase]}`));
     });
-    place.replaceChildren(html("div", { class: "gpu-marks", "aria-hidden": "true" }, ...marks), ...bars);
-    legend.replaceChildren(...data.parts.filter((part) => used.has(part)).map((part) => html("tr", {},
-      html("th", { scope: "row" },
-        svg("svg", { width: 12, height: 12, "aria-hidden": "true" },
-          svg("rect", { width: 12, height: 12, rx: 3, class: `part-${1 + data.parts.indexOf(part)}` })),
-        ` ${words.parts[part]}`),
+    const swatch = (part) => svg("svg", { width: 12, height: 12, "aria-hidden": "true" },
+      svg("rect", { width: 12, height: 12, rx: 3, class: `part-${1 + data.parts.indexOf(part)}` }));
+    const listed = data.parts.filter((part) => used.has(part));
+    place.replaceChildren(gpuMarks(data.gpus, most, place.clientWidth), ...bars,
+      html("ul", { class: "legend" }, ...listed.map((part) => html("li", {}, swatch(part), words.parts[part]))));
+    table.replaceChildren(...listed.map((part) => html("tr", {},
+      html("th", { scope: "row" }, swatch(part), ` ${words.parts[part]}`),
       ...Object.values(found.memories).map((one) => {
         const n = part === "context" ? data.cuda_context : one.parts[part] ?? 0;
         return html("td", { class: "number" }, n ? bytes(n) : "–");
       }))));
+  }
+
+  /** Lines at the sizes of GPUs, as many as have room. */
+  function gpuMarks(gpus, most, width) {
+    const marks = html("div", { class: "gpu-marks", "aria-hidden": "true" });
+    let last = -1;
+    for (const [, gib] of gpus) {
+      const share = (gib * 2 ** 30) / most;
+      if (gib < 24 || share > 1 || (share - last) * width < 64) continue;
+      const mark = html("span", { class: share > 0.9 ? "gpu-mark left" : "gpu-mark" }, html("span", {}, `${gib} GB`));
+      mark.style.insetInlineStart = `${100 * share}%`;
+      marks.append(mark);
+      last = share;
+    }
+    return marks;
   }
 
   /** One base and its adapters around it; the adapter in use lights up. */

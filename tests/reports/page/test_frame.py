@@ -87,6 +87,16 @@ def test_values_come_out_as_text_and_data_as_they_were(text: str, script: Path) 
     ]
 
 
+def test_a_page_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    frame.save(path, "one")
+    frame.save(path, "two")
+    assert path.read_text() == "two" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        frame.save(path, "\ud800")
+    assert path.read_text() == "two" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_number_that_json_does_not_have_is_refused_before_it_breaks_a_page() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         frame.safe_json([float("nan")])
