@@ -20,7 +20,10 @@ from loractl.reports.explain.texts import texts
 from loractl.reports.page.frame import render
 
 HERE = Path(__file__).parent
-SCRIPTS = ("counting", "drawing", "model_figures", "example_figures", "lesson")
+SCRIPTS = (
+    "counting", "drawing", "model_figures", "cost_figures", "example_figures", "shown_numbers",
+    "lesson",
+)  # fmt: skip
 STOPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TASKS = 6  # at the beginning
 
