@@ -55,7 +55,7 @@ def run(model: str | None, rank: int | None, lang: str, out: Path) -> int:
 
     lesson = Lesson(
         asked.model.upper() if is_size else Path(asked.model).name or asked.model,
-        shape, asked.request, asked.command, spectrum, str(asked.adapter or ""),
+        shape, asked.request, asked.command, spectrum, _name_of(asked.adapter),
     )  # fmt: skip
     try:
         page = render_lesson(lesson, lang)
@@ -106,6 +106,14 @@ def _of_adapter(path: Path, rank: int | None) -> Asked:
         modules_to_save=adapter.whole,
     )
     return Asked(adapter.base, request, f"--model {shlex.quote(adapter.base)}", path)
+
+
+def _name_of(adapter: Path | None) -> str:
+    """What an adapter is called on the page: its directory, or that of its run."""
+    if adapter is None:
+        return ""
+    path = adapter.resolve()
+    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _read_spectrum(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Lesson:
     """What the page is about. `command`: how `loractl estimate` is told of the same model.
 
     `spectrum`: kind of module -> the singular values of its updates, their effective rank and rank;
-    `of_run`: the directory they come from.
+    `of_run`: the name of the run or adapter that they come from.
     """
 
     name: str
