@@ -114,6 +114,9 @@ def test_it_holds_every_file_of_the_package_but_its_documents_and_no_other(wheel
         "c",
         "h",
         "jinja",
+        "css",
+        "js",
+        "toml",
         "loractl/LICENSE",
     }
     licensed = f"{about}/licenses/loractl/LICENSE"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from loractl.artifacts import probe
 from loractl.artifacts.model import streamed
-from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError
+from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows, base_of
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
-from loractl.artifacts.peft.vocabulary_size import rows_needed
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.engine.measured_tokens import tokens_of
 from loractl.engine.merge_bases import Bases
 from loractl.evaluation.difference import LogitDifference, error_to_update, logit_difference
@@ -45,7 +45,7 @@ class BaseDifference:
 
 
 def measure(directory: Path, bases: Bases, adapter: Adapter) -> BaseDifference:
-    """Compare the two; the chosen one is merged in a directory. Raises ModelError."""
+    """Compare the two; the directory has the tokenizer of the merged model. Raises ModelError."""
     trained, original = bases.trained, bases.original
     assert original is not None, "there are two bases"
     model = _load(trained)
@@ -55,11 +55,7 @@ def measure(directory: Path, bases: Bases, adapter: Adapter) -> BaseDifference:
     expected = probe.probe_logits(model, measured.ids)[measured.counts]  # (tokens, vocabulary)
     ratios = _ratios(layers, original)
     del model, layers
-    if bases.is_original:
-        found = _logits_of(merged, None, measured.ids)
-    else:
-        found = _logits_of(original, adapter, measured.ids)
-    found = found[measured.counts]
+    found = _logits_of(original, adapter, measured.ids)[measured.counts]
     losses = None
     if measured.are_real:
         losses = _loss(expected, measured.targets), _loss(found, measured.targets)
@@ -99,26 +95,22 @@ def _weights_of(source: load.Source) -> Callable[[str], Rows | Tensor]:
     return lambda name: hollow.rows(f"{name}.weight")
 
 
-def _logits_of(source: load.Source, adapter: Adapter | None, ids: Tensor) -> Tensor:
-    """The logits of a model, or of one with an adapter."""
+def _logits_of(source: load.Source, adapter: Adapter, ids: Tensor) -> Tensor:
+    """The logits of a base with an adapter."""
     try:
-        if adapter is None:
-            return streamed.of_directory(source, ids, _Unseen())
-        hollow = Hollow(source)
-        if adapter.rows or rows_needed(adapter, hollow.model) > load.n_rows(hollow.model):
-            raise NotLayerwiseError("the adapter has rows of new tokens")
-        return streamed.of_adapted(hollow, adapter, ids, _Unseen(), None).expected
+        hollow = base_of(source, adapter)
+        return streamed.logits_of(hollow, adapter, ids, _Unseen(), None).expected
     except NotLayerwiseError:
         model = _load(source)
-        if adapter is not None:
-            load_(model, adapter)
+        fit_(model, adapter)
+        load_(model, adapter)
         return probe.probe_logits(model, ids)
 
 
 class _Unseen:
     """Where nobody looks at the tensors that come by (`streamed.Witness`)."""
 
+    def merged(self, name: str, tensor: "Tensor | TableRows") -> None: ...
     def plain(self, name: str, strips: "Iterable[Tensor]") -> None: ...
-    def same(self, name: str, other: str) -> None: ...
     def adapted(self, name: str, layer: LoraLayer) -> None: ...
     def trained(self, name: str, tensor: Tensor) -> None: ...

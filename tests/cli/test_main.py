@@ -26,7 +26,7 @@ from loractl.errors import (
 
 COMMANDS = [
     "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters", "inspect",
-    "plot", "estimate", "recommend", "schema", "doctor",
+    "plot", "estimate", "recommend", "explain", "schema", "doctor",
 ]  # fmt: skip
 LATER = [
     "report",
