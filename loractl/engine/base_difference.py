@@ -18,7 +18,6 @@ from loractl.artifacts.model import streamed
 from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows, base_of
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_
-from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.engine.measured_tokens import tokens_of
 from loractl.engine.merge_bases import Bases
 from loractl.evaluation.difference import LogitDifference, error_to_update, logit_difference
@@ -102,7 +101,6 @@ def _logits_of(source: load.Source, adapter: Adapter, ids: Tensor) -> Tensor:
         return streamed.logits_of(hollow, adapter, ids, _Unseen(), None).expected
     except NotLayerwiseError:
         model = _load(source)
-        fit_(model, adapter)
         load_(model, adapter)
         return probe.probe_logits(model, ids)
 
