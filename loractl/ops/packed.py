@@ -10,6 +10,8 @@ gemm.c unpacks what it multiplies on the way; elsewhere a strip of rows at a tim
 """
 
 import ctypes
+import functools
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -92,8 +94,22 @@ class Packed:
 
     def dense(self) -> Tensor:
         """The whole matrix as it is turned, in `dtype`."""
-        rows = self.rows(0, self.d_out)
+        is_nf4 = self.bits == 4 and self.blocks is None
+        if is_nf4 and self.codes.is_cuda and has_bitsandbytes():
+            rows = self._by_one_kernel()
+        else:
+            rows = self.rows(0, self.d_out)
         return rows.T if self.turned else rows
+
+    def _by_one_kernel(self) -> Tensor:
+        """The whole matrix as it is stored, by bitsandbytes: one launch, and two if the scales are
+        in 8 bits. The memory is that of the matrix before: torch's allocator gives it again."""
+        scales = self.block_scales(0, -(-self.numel() // BLOCK))
+        shape = [self.d_out, self.d_in]
+        codes = self.codes.reshape(-1, 1)
+        unpack = torch.ops.bitsandbytes.dequantize_4bit
+        made: Tensor = unpack(codes, scales, BLOCK, "nf4", shape, self.dtype)
+        return made
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of the matrix as it is stored, (stop - start, d_in), in `dtype`."""
@@ -119,20 +135,34 @@ class Packed:
             return (values * self.scales[start:stop, None] * INT8_STEP).to(self.dtype)
         pairs = self.codes.flatten()[first // 2 : (last + 1) // 2]
         codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[first % 2 :][: last - first]
-        values = torch.tensor(NF4, device=self.device)[codes.int()]
-        blocks = torch.arange(first, last, device=self.device) // BLOCK
-        scaled = (
-            values * self.block_scales(first // BLOCK, -(-last // BLOCK))[blocks - first // BLOCK]
-        )
+        block = first // BLOCK
+        scales = self.block_scales(block, -(-last // BLOCK)).repeat_interleave(BLOCK)
+        scaled = nf4_on(self.device)[codes.int()] * scales[first - block * BLOCK :][: last - first]
         return scaled.to(self.dtype).view(stop - start, self.d_in)
 
     def block_scales(self, start: int, stop: int) -> Tensor:
         """Scales start to stop of the blocks, in float32."""
         if isinstance(self.scales, Tensor):
             return self.scales[start:stop]
-        of = self.scales
-        outer = torch.arange(start, stop, device=self.device) // NESTED_BLOCK
-        return of.table[of.codes[start:stop].int()] * of.scales[outer] + of.offset
+        of, first = self.scales, start // NESTED_BLOCK
+        outer = of.scales[first : -(-stop // NESTED_BLOCK)].repeat_interleave(NESTED_BLOCK)
+        outer = outer[start - first * NESTED_BLOCK :][: stop - start]
+        return of.table[of.codes[start:stop].int()] * outer + of.offset
+
+
+@functools.cache
+def nf4_on(device: torch.device) -> Tensor:
+    """The 16 values, copied to a device once."""
+    return torch.tensor(NF4).to(device)
+
+
+@functools.cache
+def has_bitsandbytes() -> bool:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    import bitsandbytes  # noqa: F401  # registers its operations
+
+    return True
 
 
 class Description(ctypes.Structure):
