@@ -95,6 +95,10 @@ class Renders:
         """The renders of other messages with the same tools and variables."""
         return Renders(self._tokenizer, messages, self.tools, self.variables)
 
+    def with_tools(self, tools: Sequence[Fields]) -> "Renders":
+        """The renders of the same messages with other tools."""
+        return Renders(self._tokenizer, self.messages, tools, self.variables)
+
     @property
     def whole(self) -> str:
         return self.text(len(self.messages))

@@ -27,7 +27,7 @@ def test_what_is_said_before_a_delimiter_in_an_answer_is_not_lost_unnoticed() ->
     answer = "First write them. Then write </think> and answer."
     text = "<think>\nI explain.\n</think>\n\n" + answer
     for _ in range(2):  # once with the form unknown, once known from a row that loses nothing
-        with pytest.raises(TemplateError, match=r"messages\[1\].*out 'First .* </think>' of the"):
+        with pytest.raises(TemplateError, match=r"messages\[1\].*out 'First .* write' of the"):
             rendered(READS_LAST_THOUGHT, [ASK, Message("assistant", text)])
         plain = [ASK, Message("assistant", "<think>\nI explain.\n</think>\n\nThat is it.")]
         assert "I explain" in rendered(READS_LAST_THOUGHT, plain)
