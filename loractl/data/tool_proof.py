@@ -5,7 +5,7 @@ import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from loractl.data.message_parts import FIRST_MARK, LAST_MARK, function_of
 from loractl.data.rendering import Renders, TemplateError
@@ -15,8 +15,8 @@ MOST_PROVEN = 4096
 MOST_TRIED = 400
 """Fields of the tools of one row that are tried, each with one rendering."""
 
-_proven: dict[Hashable, bool] = {}
-"""Whether the names of that many tools are all written, or none of them."""
+_proven: dict[Hashable, Literal["all", "some", "none"]] = {}
+"""How many of so many tools a template was found to write."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,28 @@ def missing_tool(renders: Renders) -> str | None:
         return None
     form = (renders.template, str(renders.variables), len(names), _roles(renders))
     missing = [name for name in names if not _stands_in(name, renders.whole)]
-    if not missing and _proven.get(form):
-        return None
+    known = _proven.get(form, "some")
+    if known == "some" or (missing and known == "all"):
+        unwritten = _unwritten(renders, names)
+        how: Literal["all", "some", "none"]
+        how = "none" if len(unwritten) == len(names) else "some" if unwritten else "all"
+        while len(_proven) >= MOST_PROVEN:
+            del _proven[next(iter(_proven))]
+        _proven[form] = how
+        missing = unwritten or missing
+        known = how
+    return missing[0] if missing and known != "none" else None
+
+
+def _unwritten(renders: Renders, names: Sequence[str]) -> list[str]:
+    """The names in whose places no mark is written."""
     marks = _marks(renders, len(names))
     marked = [_with_name(tool, mark) for tool, mark in zip(renders.tools, marks, strict=False)]
     try:
         text = renders.with_tools(marked).of(renders.messages)
     except TemplateError:  # it has to read the names
-        text = ""
-    unwritten = [name for name, mark in zip(names, marks, strict=False) if mark not in text]
-    if len(unwritten) == len(names):
-        unwritten = []
-    while len(_proven) >= MOST_PROVEN:
-        del _proven[next(iter(_proven))]
-    _proven[form] = not unwritten
-    if unwritten:
-        return unwritten[0]
-    return missing[0] if 0 < len(missing) < len(names) else None
+        return [name for name in names if not _stands_in(name, renders.whole)]
+    return [name for name, mark in zip(names, marks, strict=False) if mark not in text]
 
 
 def left_out_fields(renders: Renders) -> Iterator[Field]:
