@@ -11,6 +11,7 @@ from typing import Any
 from loractl.data import calls, turns
 from loractl.data.row_errors import RowError as RowError
 from loractl.data.row_errors import as_list, kind, names
+from loractl.data.unread_fields import unread_fields
 from loractl.records import Conversation, Message
 from loractl.text import closest
 
@@ -80,7 +81,11 @@ def prompt(fields: Fields) -> Conversation:
 
 def text(fields: Fields) -> Conversation:
     """{"text": ...}: plain text, trained whole; carried as one message without a role."""
-    return Conversation((Message("", _text_of(fields, "text")),))
+    found = _text_of(fields, "text")
+    turns.refuse_media(fields)
+    if f"</{turns.PICTURE[1:]}" not in found:  # of XML
+        turns.refuse_placeholders(found, "text")
+    return Conversation((Message("", found),))
 
 
 FORMATS: dict[str, Callable[[Fields], Conversation]] = {
@@ -114,13 +119,8 @@ def read(fields: Fields, format: str) -> Conversation:
 
     Raises RowError.
     """
-    known = reads(format)
-    unread = tuple(
-        str(name)
-        for name, value in fields.items()
-        if name not in known and value is not None and value != "" and value != []
-    )
     found = FORMATS[format](fields)
+    unread = unread_fields(fields, reads(format))
     return replace(found, unread=unread) if unread else found
 
 
