@@ -55,7 +55,7 @@ class Evaluated:
     """The results of one model on the rows."""
 
     name: str
-    where: list[int | str] = field(default_factory=list)
+    where: list[int | str] = field(default_factory=list)  # the row of each example
     losses: Losses = field(default_factory=dict)
     retain: Losses = field(default_factory=dict)
     expected: list[str | None] = field(default_factory=list)  # None: the row has no answer
@@ -63,15 +63,21 @@ class Evaluated:
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 
+    @property
+    def n_rows(self) -> int:
+        return len(set(self.where))
+
     def as_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "rows": len(self.where), **_figures_as_dict(self.figures)}
+        return {"model": self.name, "rows": self.n_rows, **_figures_as_dict(self.figures)}
 
     def rows_as_dicts(self) -> Iterator[dict[str, Any]]:
-        """The figures of each row; a row without a loss was too long."""
+        """The figures of each row, or of each of its answers where each is an example: the loss of
+        a row then stands with its first answer. A row without a loss was too long."""
+        losses = dict(self.losses)
         for number, where in enumerate(self.where):
             row: dict[str, Any] = {"model": self.name, "row": where}
-            if where in self.losses:
-                row["loss_sum"], weight, row["tokens"] = self.losses[where]
+            if where in losses:
+                row["loss_sum"], weight, row["tokens"] = losses.pop(where)
                 if weight != row["tokens"]:
                     row["weight"] = weight
             if self.answers and self.answers[number] is not None:
