@@ -9,8 +9,9 @@ from functools import cache
 from typing import Any
 
 from loractl.data import calls, turns
+from loractl.data.json_text import as_list
 from loractl.data.row_errors import RowError as RowError
-from loractl.data.row_errors import as_list, kind, names
+from loractl.data.row_errors import kind, names
 from loractl.records import Conversation, Message
 from loractl.text import closest
 
@@ -153,7 +154,7 @@ def _turns_of(fields: Fields, name: str) -> list[Message]:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
-    found = (as_list(value) or value) if isinstance(value, str) else value
+    found = (as_list(value, name) or value) if isinstance(value, str) else value
     if not isinstance(found, list) or not found:
         what = "an empty list" if found == [] else kind(found)
         raise RowError(f"{name} is {what}, expected a list of messages")
@@ -175,7 +176,7 @@ def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
 
 def _history_turns(fields: Fields) -> list[Message]:
     value = fields.get("history")
-    value = as_list(value) if isinstance(value, str) and value.strip() else value or []
+    value = as_list(value, "history") if isinstance(value, str) and value.strip() else value or []
     if not isinstance(value, list):
         found = kind(fields["history"])
         raise RowError(f"history is {found}, expected a list of [question, answer]")
