@@ -66,13 +66,19 @@ def alpaca(fields: Fields) -> Conversation:
 
 
 def prompt(fields: Fields) -> Conversation:
-    """{"prompt": text} or {"messages"}: what a model is asked; a final answer is left out, as it is
-    what the model is asked for."""
-    if isinstance(asked := fields.get("prompt"), str):
+    """{"prompt": text or a list of messages} or {"messages"}: what a model is asked; a final answer
+    of messages is left out, as it is what the model is asked for."""
+    asked = fields.get("prompt")
+    if asked is not None and fields.get("messages") is not None:
+        raise RowError("found prompt and messages, expected only one")
+    if isinstance(asked, str):
         turns.refuse_placeholders(asked, "prompt")
         return _as_conversation(fields, [Message("user", asked)])
-    if "messages" not in fields:
-        raise RowError("found neither, expected prompt (a string) or messages")
+    if isinstance(asked, list):
+        return _as_conversation(fields, _turns_of(fields, "prompt"))
+    if fields.get("messages") is None:
+        found = names(fields) if asked is None else f"prompt, which is {kind(asked)}"
+        raise RowError(f"found {found}, expected prompt (text or a list of messages) or messages")
     row = messages(fields)
     if len(row.messages) > 1 and row.messages[-1].role == "assistant":
         return replace(row, messages=row.messages[:-1])
