@@ -25,6 +25,7 @@ from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
 from loractl.engine.offload import streams
 from loractl.engine.optimizer import device_for
 from loractl.engine.packed_base import about_packed, as_configured
+from loractl.engine.run_rows import about_rows
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import NumericError
@@ -123,6 +124,7 @@ class Session:
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
+            **about_rows(self.config.data),
             "dtype": dtype_word(self.dtype),
             **about_packed(self.source),
             "ends": ends.texts_of(self.tokenizer, self.ends),
