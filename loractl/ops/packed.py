@@ -9,6 +9,7 @@ gemm.c unpacks what it multiplies on the way; elsewhere a strip of rows at a tim
 """
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -106,7 +107,7 @@ class Packed:
             return (values * self.scales[start:stop, None] * INT8_STEP).to(self.dtype)
         pairs = self.codes.flatten()[first // 2 : (last + 1) // 2]
         codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[first % 2 :][: last - first]
-        values = torch.tensor(NF4, device=self.device)[codes.int()]
+        values = _nf4_values(self.device)[codes.int()]
         blocks = torch.arange(first, last, device=self.device) // BLOCK
         scaled = (
             values * self.block_scales(first // BLOCK, -(-last // BLOCK))[blocks - first // BLOCK]
@@ -120,6 +121,12 @@ class Packed:
         of = self.scales
         outer = torch.arange(start, stop, device=self.device) // NESTED_BLOCK
         return of.table[of.codes[start:stop].int()] * of.scales[outer] + of.offset
+
+
+@functools.cache
+def _nf4_values(device: torch.device) -> Tensor:
+    """Made once: a copy from the host in each product would make the host wait for the device."""
+    return torch.tensor(NF4, device=device)
 
 
 class Description(ctypes.Structure):
