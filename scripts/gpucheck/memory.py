@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from gpucheck.models import batch_of, made, shape_of
+from gpucheck.models import SMALL, batch_of, made, shape_of
 from gpucheck.place import Check, Place
 from gpucheck.report import Figure, Found, SkippedError
-from gpucheck.training import Run, Way, Window, prepare
+from gpucheck.runs import Run, Way, Window, prepare
 from loractl.errors import is_out_of_memory
 from loractl.models.packed_load import pack_
 from loractl.models.shape import read as shapes
@@ -94,13 +94,12 @@ def peak(place: Place, *, name: str) -> Found:
 def too_little(place: Place) -> Found:
     """A step without memory ends in an ordinary error that is known as such; the next one, with
     memory, is the step that it would have been."""
-    run, rows, _ = started(
-        place, Case(Way(rank=RANK, learning_rate=RATE), size="135M" if not place.pretend else "1B")
-    )
+    chosen = Case(Way(rank=RANK, learning_rate=RATE), size=SMALL)
+    run, rows, _ = started(place, chosen)
     if place.pretend:
         run.go(rows[:1])
         raise SkippedError("a pretend device is never full")
-    expected, _, _ = started(place, Case(Way(rank=RANK, learning_rate=RATE), size="135M"))
+    expected, _, _ = started(place, chosen)
     wanted = [one.loss for one in expected.go(rows[:2])]
     del expected
     found = [one.loss for one in run.go(rows[:1])]

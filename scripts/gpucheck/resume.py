@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gpucheck.place import Check, Place, farthest, relative
 from gpucheck.report import Figure, Found
-from gpucheck.training import STEPS, Case, Run, case, trained_on, windows
+from gpucheck.runs import STEPS, Run
+from gpucheck.training import Case, case, trained_on, windows
 from loractl.config.optimizers import OPTIMIZERS
 from loractl.lora.dynamic import set_values_
 from loractl.training.optim import restore_state_, state_tensors

@@ -15,7 +15,7 @@ from torch import nn
 from gpucheck.models import SMALL, batch_of, made, shape_of
 from gpucheck.place import Check, Place
 from gpucheck.report import Figure, Found, SkippedError
-from gpucheck.training import Way, prepare
+from gpucheck.runs import Way, prepare
 from gpucheck.waits import counted
 from loractl.records import Batch, DataState
 

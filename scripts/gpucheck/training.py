@@ -1,136 +1,42 @@
-"""Four steps of training on the device against the same steps on the CPU in float32.
+"""Four steps of training on the device against the same steps on the CPU in float32."""
 
-A run is built of loractl's own parts as engine/session.py builds one, without a config: the
-adapters, the fast layers or transformers' own with segments, the loss, the optimizer, the loop.
-"""
-
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from gpucheck.models import batch_of
 from gpucheck.ops import masks_of_the_cpu
 from gpucheck.place import Check, Place, farthest
 from gpucheck.report import Figure, Found
-from loractl.artifacts.peft import names as peft_names
-from loractl.lora.adalora import AdaloraLayer, Allocator, Budget, Smoothing
-from loractl.lora.inject import adaptable, inject_
-from loractl.lora.layer import LoraLayer
-from loractl.lora.ranks import RankSpec, resolve
-from loractl.lora.whole import matching, train_whole_
-from loractl.models.fast.activations import fuse_activations_
-from loractl.models.fast.trunk import Trunk
-from loractl.models.forward import recompute_activations_
-from loractl.models.load import head_name
-from loractl.models.objective import TokenLoss
+from gpucheck.runs import (
+    LOSS_SCALE,
+    RATE_OF_HALVES,
+    STEPS,
+    Run,
+    Way,
+    Window,
+    exact_products,
+    prepare,
+)
 from loractl.models.packed_load import pack_
-from loractl.models.proving_run import ProvingRun
-from loractl.models.segments.install import use_segments_
 from loractl.models.torch_dtypes import dtype_word
 from loractl.quant.kinds import Quantization
-from loractl.records import Batch, DataState
-from loractl.training.optim import LearningRate, Rates, build_optimizer
-from loractl.training.state import TrainState
-from loractl.training.steps import Recipe, Step, steps
+from loractl.records import DataState
+from loractl.training.steps import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STEPS = 4
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 """Relative, of losses. In float32 both sides add in another order. In halves the base is the same
 numbers, but every product is rounded: a loss may be off by half a unit in the last place, 2^-8 and
 2^-11, though each is a mean over many tokens."""
-NORMS = 10
+NORMS = 4
 """So many times more for the norm of all gradients, which adds up what each of them is off."""
 CPU = torch.device("cpu")
-Window = tuple[list[Batch], DataState]
-
-
-@dataclass(frozen=True)
-class Way:
-    """How to train a model."""
-
-    formula: str = "lora"  # or dora, adalora, full
-    init: str = "default"
-    rank: int = 4
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    whole: tuple[str, ...] = ()  # modules trained in full
-    quantization: str = ""
-    checkpointing: bool = False
-    fast: bool = True
-    """Demand the layers by hand; False: transformers' layers, which attend by segments."""
-    learning_rate: float = 1e-2
-    total: int = STEPS
-
-    def longer(self, total: int) -> "Way":
-        return replace(self, total=total)
-
-
-@dataclass
-class Run:
-    """A run that is ready to take steps."""
-
-    model: "PreTrainedModel"
-    layers: dict[str, LoraLayer]
-    parameters: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    loss: TokenLoss
-    recipe: Recipe
-    state: TrainState
-
-    def go(self, windows: Sequence[Window]) -> list[Step]:
-        return list(self.each(windows))
-
-    def each(self, windows: Sequence[Window]) -> Iterator[Step]:
-        return steps(self.loss, self.parameters, self.optimizer, windows, self.state, self.recipe)
-
-
-def prepare(model: "PreTrainedModel", way: Way, dtype: torch.dtype) -> Run:
-    """Make a run of a model, which is on its device already and in `dtype` (full: in float32)."""
-    device, full = model.device, way.formula == "full"
-    layers, saved = ({}, {}) if full else _adapt_(model, way)
-    if way.checkpointing:
-        recompute_activations_(model)
-    parameters = dict(model.named_parameters()) if full else peft_names.parameters(layers, saved)
-    proof = ProvingRun(model)
-    trunk = Trunk(model, proof) if way.fast else None
-    if trunk is not None:
-        assert not trunk.fallback_reason, f"not the layers by hand: {trunk.fallback_reason}"
-    else:
-        fuse_activations_(model)
-        use_segments_(model)
-        proof.forget_()
-    wide = dtype if full and dtype != torch.float32 else None
-    loss = TokenLoss(model, autocast=wide, trunk=trunk, run=proof)
-    optimizer = build_optimizer("adamw", parameters, Rates(way.learning_rate, 0.0))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    ranks = _allocator(layers, way.total) if way.formula == "adalora" else None
-    rate = LearningRate(way.learning_rate, "linear", 0.0, way.total)
-    recipe = Recipe(rate, 1.0, 0, device, scaler, ranks=ranks)
-    return Run(model, layers, parameters, optimizer, loss, recipe, TrainState())
-
-
-def _adapt_(model: "PreTrainedModel", way: Way) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
-    spec = RankSpec(way.rank, 2 * way.rank, way.targets)
-    ranks = resolve(spec, adaptable(model), head=head_name(model))
-    whole = [path for found in matching(model, way.whole).values() for path in found]
-    layers = inject_(model, ranks, formula=way.formula, init=way.init, dropout=way.dropout)
-    return layers, dict(train_whole_(model, whole))
-
-
-def _allocator(layers: Mapping[str, LoraLayer], total: int) -> Allocator:
-    """Half of the triplets are switched off on the way."""
-    triplets = {name: one for name, one in layers.items() if isinstance(one, AdaloraLayer)}
-    most = sum(one.rank for one in triplets.values())
-    budget = Budget(most, most // 2, warmup=1, final=1, total=total, every=1)
-    return Allocator(triplets, budget, smoothing=Smoothing(), orthogonality=0.5)
 
 
 @dataclass(frozen=True)
@@ -217,7 +123,10 @@ def windows(
     return [(part, DataState(0, i + 1, total)) for i, part in enumerate(parts)]
 
 
-def trained_on(place: Place, chosen: Case, dtype: torch.dtype, device: torch.device) -> Run:
+def trained_on(
+    place: Place, chosen: Case, dtype: torch.dtype, device: torch.device, *,
+    loss_scale: float = LOSS_SCALE,
+) -> Run:  # fmt: skip
     """A run of a case: on the CPU it is in float32, with the numbers that `dtype` has."""
     model = small(chosen.architecture, dtype, place)
     computes = dtype if device.type != "cpu" else torch.float32
@@ -225,13 +134,18 @@ def trained_on(place: Place, chosen: Case, dtype: torch.dtype, device: torch.dev
         model.to(computes)
     if kind := chosen.way.quantization:
         pack_(model, Quantization(kind, dtype_word(computes)), dense=False)
-    return prepare(model.to(device), chosen.way, computes)
+    return prepare(model.to(device), chosen.way, computes, loss_scale=loss_scale)
 
 
 def compare(place: Place, *, name: str) -> Found:
     """Losses and norms of each step, in each dtype."""
-    chosen, figures, more = CASES[name], list[Figure](), {}
-    for dtype, bound in BOUNDS.items() if chosen.halves else [(torch.float32, 1e-5)]:
+    figures, more = list[Figure](), {}
+    for dtype, bound in BOUNDS.items():
+        chosen = CASES[name]
+        if dtype != torch.float32:
+            if not chosen.halves:
+                continue
+            chosen = replace(chosen, way=replace(chosen.way, learning_rate=RATE_OF_HALVES))
         taken: list[list[Step]] = []
         with masks_of_the_cpu(), exact_products():
             for device in (CPU, place.device):
@@ -247,24 +161,26 @@ def compare(place: Place, *, name: str) -> Found:
         norms = [[one.grad_norm for one in side] for side in taken]
         figures.append(Figure(f"{word} norms", farthest(norms[1], norms[0]), NORMS * bound))
         assert here[0] != here[-1], f"nothing was learned: {here}"
-        more[word] = {"cpu": here, "device": there}
+        more[word] = {"cpu": [here, norms[0]], "device": [there, norms[1]]}
     return Found(tuple(figures), more=more)
 
 
-@contextlib.contextmanager
-def exact_products() -> Iterator[None]:
-    """No TF32 in products of float32, nor sums of halves in halves."""
-    of = torch.backends.cuda.matmul
-    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction",
-             "allow_fp16_reduced_precision_reduction")  # fmt: skip
-    former = {name: getattr(of, name) for name in names}
-    for name in names:
-        setattr(of, name, False)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            setattr(of, name, value)
+def skipped_step(place: Place) -> Found:
+    """In float16 a step whose gradients overflow changes no weight and halves the loss scale."""
+    chosen, scale = CASES["lora"], 2.0**40
+    run = trained_on(place, chosen, torch.float16, place.device, loss_scale=scale)
+    rows = windows(place, run.model.config.vocab_size, packed=False, accumulation=1)
+    before = {name: one.detach().clone() for name, one in run.parameters.items()}
+    (step,) = run.go(rows[:1])
+    changed = sum(int((before[name] != one).sum()) for name, one in run.parameters.items())
+    assert not math.isfinite(step.grad_norm), f"no overflow: {step.grad_norm}"
+    return Found((
+        Figure("weights changed", changed, 0),
+        Figure("loss scale off half", abs(run.recipe.scaler.get_scale() / scale - 0.5), 0),
+    ))  # fmt: skip
 
 
-CHECKS = tuple(Check(f"training/{name}", partial(compare, name=name), 6) for name in CASES)
+CHECKS = (
+    *(Check(f"training/{name}", partial(compare, name=name), 6) for name in CASES),
+    Check("training/float16-overflow", skipped_step, 2),
+)

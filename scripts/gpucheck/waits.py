@@ -10,7 +10,8 @@ import torch
 
 from gpucheck.place import Check, Place
 from gpucheck.report import Figure, Found
-from gpucheck.training import CASES, STEPS, Case, trained_on, windows
+from gpucheck.runs import STEPS
+from gpucheck.training import CASES, Case, trained_on, windows
 
 BOUNDS = {
     "lora": 1, "packed": 1, "accumulation": 1, "checkpointing": 1, "dropout": 1, "adalora": 1,

@@ -228,10 +228,10 @@ def test_every_check_has_a_result_on_a_pretend_device_without_pydantic_and_datas
         pytest.skip(f"the pretend device cannot be built: {error}")
     for name in ("pydantic", "datasets"):  # found before those that are installed
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n", "utf-8")
-    out = tmp_path / "gpu.json"
+    out, env = tmp_path / "gpu.json", {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "gpu", "--pretend", "--until", "3000", "--out", out],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, cwd=tmp_path, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text("utf-8"))
