@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpucheck.place import Check, Place, differences
-from gpucheck.report import Figure, Found
+from gpucheck.report import Figure, Found, SkippedError
 from loractl.ops.attention import varlen
 from loractl.ops.attention.autograd import attention_backward, attention_forward
 from loractl.ops.attention.blocks import Form
@@ -99,6 +99,8 @@ def compare(
 
 def kernel(place: Place, *, dtype: torch.dtype, d: int) -> Found:
     """All that the varlen kernel is given: groups of heads, windows, a width."""
+    if torch.cuda.get_device_capability(place.device) < (8, 0):
+        raise SkippedError("the varlen kernel needs a GPU of Ampere or later")
     lengths = TINY_LENGTHS if place.pretend else LENGTHS
     figures: list[Figure] = []
     for heads, kv_heads in HEADS:

@@ -17,7 +17,8 @@ BOUNDS = {
     "lora": 1, "packed": 1, "accumulation": 1, "checkpointing": 1, "dropout": 1, "adalora": 1,
     "dora": 3, "plain": 3, "full": 3,
 }  # fmt: skip
-"""A step; tests/device/cases.py says what for, and holds the pretend device to the same."""
+"""A step; tests/device/cases.py says what for, and holds the pretend device to the same. A GPU may
+show more: a pretend one does not see that a copy to it waits, where its source is not pinned."""
 SIGN = "called a synchronizing"
 """What torch's warning of set_sync_debug_mode says."""
 
