@@ -102,7 +102,7 @@ def _inside(value: Any, at: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _without(value: Any, path: Path) -> Any:
-    first, *rest = path
+    first, rest = path[0], path[1:]
     if isinstance(value, Mapping):
         if not rest:
             return {name: one for name, one in value.items() if name != first}
