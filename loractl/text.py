@@ -46,6 +46,15 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
+def without_middle(text: str, most: int) -> str:
+    """A text, or of one that is longer than `most` characters its first and its last half of
+    that."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"
+
+
 def is_secret(name: str) -> bool:
     """Whether the value of this key is likely a secret, which no message may show."""
     return _SECRET_NAME.search(name) is not None

@@ -87,6 +87,9 @@ def train_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "train.jsonl", chat_rows())
 
 
+SHORT = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "save_every": 2}
+
+
 @pytest.fixture
 def config_file(tmp_path: Path, train_file: Path, base: Callable[..., Path]) -> Callable[..., Path]:
     """config_file("lora: {rank: 2}", ...) -> a config.yaml of a short run in its own directory.
@@ -100,7 +103,7 @@ def config_file(tmp_path: Path, train_file: Path, base: Callable[..., Path]) -> 
             "model": {"name_or_path": str(model or base("llama")), "dtype": "float32"},
             "lora": {"rank": 4, "target_modules": "all-linear"},
             "data": {"train": str(train_file), "max_length": 256},
-            "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "save_every": 2},
+            "train": {**SHORT, "report": False},
             "out": str(tmp_path / "run"),
         }
         for section in sections:

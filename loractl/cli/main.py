@@ -29,7 +29,7 @@ from loractl.cli.options import (
     Plot,
 )
 from loractl.cli.planning import estimate, init, recommend
-from loractl.cli.results import evaluate, export, plot
+from loractl.cli.results import evaluate, export, plot, report
 from loractl.cli.value_names import name_values_
 from loractl.errors import (
     INTERRUPTED,
@@ -53,10 +53,7 @@ app = typer.Typer(
 
 app.callback()(completion.options)
 
-NOT_YET = (
-    "report",
-    "sweep",
-)
+NOT_YET = ("sweep",)
 """Planned commands, listed here so that they are not reported as misspelled."""
 
 
@@ -141,6 +138,7 @@ def inspect(
 
 
 app.command(epilog="Example: loractl plot runs/a runs/b --out curves.png")(plot)
+app.command(epilog="Example: loractl report runs/name")(report)
 
 
 @app.command(epilog="Example: loractl schema > loractl.schema.json")

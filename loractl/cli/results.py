@@ -1,4 +1,5 @@
-"""The commands for the results of a run, export, eval and plot: signatures and help. No torch."""
+"""The commands for the results of a run, export, eval, plot and report: signatures and help. No
+torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -104,3 +105,24 @@ def plot(
     from loractl.commands.plot import run
 
     return run(runs, out)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The .html file to write. By default, report.html in the run; of several runs, in"
+            " the working directory.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Serve the page on this machine while the run goes on."),
+    ] = False,
+) -> int:
+    """Write a page that shows a run, or compares several. Opens offline."""
+    from loractl.commands.report import run
+
+    return run(runs, out, watch=watch)

@@ -18,7 +18,7 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
         require_writable_file("--plot", plot)
 
     from loractl.artifacts.peft import adapter as adapters
-    from loractl.engine.inspect import examine_adapter, kind_of
+    from loractl.engine.inspect import examine_adapter
     from loractl.reports.inspect import as_text
 
     adapter = adapters.read(path)
@@ -27,7 +27,7 @@ def run(path: Path, *, against: Path | None, plot: Path | None, as_json: bool) -
         from loractl.reports.inspect_plot import draw_spectra
 
         spectra = {name: one["singular_values"] for name, one in report["modules"].items()}
-        draw_spectra(plot, spectra, kind_of)
+        draw_spectra(plot, spectra)
         report["plot"] = str(plot)
     console.result(json.dumps(report, indent=2, allow_nan=False) if as_json else as_text(report))
     return 0

@@ -10,6 +10,7 @@ from loractl import console
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.artifacts.run.lock import RunLock
 from loractl.config import loader, template_setting
+from loractl.config.changes import flatten
 from loractl.config.loader import Loaded
 from loractl.config.settings import FROM_ADAPTER, UNSET_MEANT, RunConfig
 from loractl.errors import ConfigError, StateError, Stopped, StorageError
@@ -17,7 +18,9 @@ from loractl.signals import StopRequest
 from loractl.startup import libraries
 from loractl.world import ALONE
 
-FREE_TO_CHANGE = {"out", "train.log_every", "train.save_every", "train.keep_checkpoints"}
+FREE_TO_CHANGE = {
+    "out", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.report"
+}  # fmt: skip
 """Settings that may change on resume, since they do not affect what is computed."""
 EXTENSIBLE = {"train.steps", "train.epochs"}
 
@@ -66,6 +69,7 @@ def run(
             with stop.at_once(), libraries.quickly():
                 # Here, not above: errors in a config are reported before torch is loaded.
                 libraries.import_transformers()
+                from loractl.engine.report.at_end import write_report_
                 from loractl.engine.train import prepare, train
 
                 prepared = prepare(loaded, directory, ALONE, resume=resume)
@@ -75,7 +79,9 @@ def run(
             raise
         try:
             held.keep()
-            return train(prepared, stop, again=again)
+            code = train(prepared, stop, again=again)
+            write_report_(prepared.session, directory, stop)
+            return code
         finally:
             gc.unfreeze()
 
@@ -116,9 +122,9 @@ def _require_writable(path: Path) -> None:
 def _changed_settings(directory: RunDir, config: RunConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ from those at the start of the run: key -> (old, new)."""
     began = loader.load(directory.config, paths_exist=False)
-    old = _flatten_settings(began.config.model_dump())
+    old = flatten(began.config.model_dump())
     old |= {key: meant for key, meant in UNSET_MEANT.items() if key not in began.lines}
-    new = _flatten_settings(config.model_dump())
+    new = flatten(config.model_dump())
     return {
         key: (old.get(key), new.get(key))
         for key in [*new, *(old.keys() - new.keys())]
@@ -141,16 +147,6 @@ def _as_begun(directory: RunDir, loaded: Loaded) -> RunConfig:
         if "method" not in loaded.explicit:
             plain["method"] = old["method"]
     return RunConfig.model_validate(plain)
-
-
-def _flatten_settings(nested: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten_settings(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _explain_refusals(directory: RunDir, changed: dict[str, tuple[object, object]]) -> list[str]:

@@ -11,6 +11,7 @@ from loractl.errors import ArtifactError
 from loractl.lora import spectrum
 from loractl.lora.spectrum import Factors
 from loractl.reports.inspect import SHARES
+from loractl.reports.inspect_plot import kind_of
 
 
 def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
@@ -29,11 +30,6 @@ def examine_adapter(adapter: Adapter, other: Adapter | None) -> dict[str, Any]:
     if other is not None:
         report["against"] = compare_adapters(adapter, found, other)
     return report
-
-
-def kind_of(module: str) -> str:
-    """The last part of a module's path, shared by all layers and experts: q_proj."""
-    return module.rpartition(".")[2].partition("[")[0]
 
 
 def measure_update(update: Update) -> dict[str, Any]:

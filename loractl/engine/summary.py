@@ -37,7 +37,7 @@ def introduce(session: Session) -> None:
     else:
         console.note(f"weights  all {trained:,} parameters are trained")
     if session.layers:
-        console.note(f"layers   {_describe_kernels(session)}")
+        console.note(f"layers   {describe_kernels(session)}")
     console.note(
         f"data     {sum(one.examples for one in read):,} examples,"
         f" {sum(one.tokens for one in read):,} tokens,"
@@ -59,7 +59,8 @@ def describe_packed(kind: str, packed: Sequence[Packed]) -> str:
     )
 
 
-def _describe_kernels(session: Session) -> str:
+def describe_kernels(session: Session) -> str:
+    """Which code runs the layers."""
     if session.trunk is None:
         return f"those of transformers (train.kernels: {session.config.train.kernels})"
     why = session.trunk.fallback_reason

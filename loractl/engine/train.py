@@ -271,7 +271,7 @@ def _open_run(session: Session, directory: RunDir, state: TrainState, *, resumed
         checkpoint.rotate(directory.checkpoints, state.step, keep)
     else:
         directory.clear_()
-    for final in (directory.adapter, directory.model):
+    for final in (directory.adapter, directory.model, directory.notes, directory.report):
         if final.exists():
             files.remove(final)  # of a finished run that is being extended
     files.replace_text(directory.config, loader.dump(session.config))

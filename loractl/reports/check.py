@@ -6,7 +6,7 @@ from itertools import groupby
 from loractl.data.account import Account
 from loractl.data.rendering import Tokenizer
 from loractl.records import UNTRAINED, Example
-from loractl.text import printable
+from loractl.text import printable, without_middle
 
 LONGEST = 700  # characters shown of one span of text; the middle is left out
 BAR = 40
@@ -32,10 +32,7 @@ def as_text(stretches: Sequence[tuple[bool, str]], *, colour: bool) -> str:
 
 
 def _shorten_stretch(text: str) -> str:
-    if len(text) > LONGEST:
-        left_out = len(text) - LONGEST
-        text = f"{text[: LONGEST // 2]} ... {left_out:,} characters ... {text[-LONGEST // 2 :]}"
-    return "\n".join(printable(line) for line in text.split("\n"))
+    return "\n".join(printable(line) for line in without_middle(text, LONGEST).split("\n"))
 
 
 def histogram(account: Account, max_length: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The plot of `loractl inspect`: singular values of the updates, one panel per kind of module."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ COLUMNS = 4
 LIGHTEST = 0.9  # of the color map, whose end is hard to see on white
 
 
-def draw_spectra(
-    path: Path, spectra: Mapping[str, Sequence[float]], kind_of: Callable[[str], str]
-) -> None:
+def draw_spectra(path: Path, spectra: Mapping[str, Sequence[float]]) -> None:
     """Draw each module's singular values, from the first layer (dark) to the last (light)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -46,6 +44,11 @@ def draw_spectra(
     figure.suptitle("Singular values of the updates, by kind of module", fontsize=11)
     _add_color_bar(figure, panels, first, last)
     figures.save(figure, path)
+
+
+def kind_of(module: str) -> str:
+    """The last part of a module's path, shared by all layers and experts: q_proj."""
+    return module.rpartition(".")[2].partition("[")[0]
 
 
 def layer_of(name: str) -> int:

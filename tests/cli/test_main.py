@@ -26,12 +26,9 @@ from loractl.errors import (
 
 COMMANDS = [
     "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters", "inspect",
-    "plot", "estimate", "recommend", "schema", "doctor",
+    "plot", "report", "estimate", "recommend", "schema", "doctor",
 ]  # fmt: skip
-LATER = [
-    "report",
-    "sweep",
-]
+LATER = ["sweep"]
 BOXES = set("─│╭╮╰╯━┃\x1b")
 
 

@@ -18,10 +18,11 @@ from tests.tiny import ARCHITECTURES, write_jsonl
 
 
 def test_a_run_directory_holds_what_the_contract_names(config_file: Config, tmp_path: Path) -> None:
-    assert train(config_file()) == 0
+    assert train(config_file("train: {report: true}")) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "data.json", "checkpoints", "adapter"
+        "config.yaml", "metrics.jsonl", "data.json", "checkpoints", "adapter", "report.html",
+        "report.json",
     }  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step-000002", "step-000004"

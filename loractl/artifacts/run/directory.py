@@ -45,6 +45,15 @@ class RunDir:
     def model(self) -> Path:
         return self.path / "model"
 
+    @property
+    def notes(self) -> Path:
+        """What only the loaded model could tell, for the report."""
+        return self.path / "report.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def status(self) -> Status:
         """Whether there is a run here. Raises ConfigError if there is anything else."""
         for path in (self.path, *self.path.parents):
@@ -93,7 +102,7 @@ class RunDir:
         for path in (self.adapter, self.model, self.checkpoints):
             if path.exists():
                 files.remove(path)
-        for path in (self.metrics, self.data, self.path / "report.html"):
+        for path in (self.metrics, self.data, self.notes, self.report):
             path.unlink(missing_ok=True)
 
     def sweep_(self) -> None:

@@ -99,8 +99,10 @@ def lines(
     height: float = 300,
     log: bool = False,
     dots: bool = False,
+    from_zero: bool = False,
 ) -> Markup:
-    """Curves of (x, y) points over common axes; `classes` gives each its color.
+    """Curves of (x, y) points over common axes; `classes` gives each its color, and `from_zero`
+    lets the vertical axis begin there.
 
     On a logarithmic axis, points that are not positive are left out. Values that are not finite
     break a curve.
@@ -112,7 +114,7 @@ def lines(
     finite = [(x, y) for one in points.values() for x, y in one if math.isfinite(y)]
     left, bottom, top = 56.0, height - 44.0, 22.0
     xs, ys = [x for x, _ in finite] or [0, 1], [y for _, y in finite] or [0.1, 1]
-    low, high = min(ys), max(ys)
+    low, high = min([*ys, 0] if from_zero else ys), max(ys)
     low, high = (low, high) if low < high else (low / 2, high * 2) if log else (low - 1, high + 1)
     to_x = linear(min(xs), max(xs), left, width - 12)
     to_y = (logarithmic if log else linear)(low, high, bottom, top)
