@@ -115,6 +115,8 @@ def test_it_holds_every_file_of_the_package_but_its_documents_and_no_other(wheel
         "h",
         "jinja",
         "css",
+        "js",
+        "toml",
         "loractl/LICENSE",
     }
     licensed = f"{about}/licenses/loractl/LICENSE"

@@ -28,7 +28,7 @@ from loractl.cli.options import (
     Overwrite,
     Plot,
 )
-from loractl.cli.planning import estimate, init, recommend
+from loractl.cli.planning import estimate, explain, init, recommend
 from loractl.cli.results import evaluate, export, plot, report
 from loractl.cli.value_names import name_values_
 from loractl.errors import (
@@ -120,6 +120,7 @@ app.command("eval", epilog="Example: loractl eval runs/name")(evaluate)
 app.add_typer(adapters_app, name="adapters")
 app.command(epilog="Example: loractl estimate --model 7B --rank 16 --seq 2048")(estimate)
 app.command(epilog="Example: loractl recommend --task complex --model 7B --memory 24GB")(recommend)
+app.command(epilog="Example: loractl explain --model 8B --out explain.html")(explain)
 
 
 @app.command(epilog="Example: loractl inspect runs/name --against runs/other")

@@ -1,4 +1,4 @@
-"""The planning commands, init, estimate and recommend: signatures and help. No torch."""
+"""The planning commands, init, estimate, recommend and explain: signatures and help. No torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -125,6 +125,25 @@ def recommend(
         task, model, data_size, data, memory, dtype, write, tuple(columns or ())
     )
     return run(asked, as_json=as_json)
+
+
+def explain(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A size (0.5B to 72B), model directory, config, run or adapter. By default, 8B."
+        ),
+    ] = None,
+    rank: Rank = None,
+    lang: Annotated[str, typer.Option(help="The language of the page: en or zh.")] = "en",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .html file to write.")] = Path(
+        "explain.html"
+    ),
+) -> int:
+    """Explain LoRA on a model, as an interactive page that opens offline."""
+    from loractl.commands.explain import run
+
+    return run(model, rank, lang, out)
 
 
 def init(

@@ -43,7 +43,7 @@ def run(
 
     Raises ConfigError or ModelError.
     """
-    name, request = _read_request(config, overrides, model, flags)
+    name, request = read_request(config, overrides, model, flags)
     if asked.plot is not None:
         from loractl.reports.figure import require_plot
 
@@ -64,7 +64,7 @@ def run(
     return 0
 
 
-def _read_request(
+def read_request(
     config: Path | None, overrides: list[str], model: str | None, flags: Mapping[str, Any]
 ) -> tuple[str, Request]:
     """The model's name and the settings; flags override those of a config."""

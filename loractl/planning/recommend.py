@@ -89,7 +89,12 @@ def choices(task: str, shape: ModelShape, data: Rows | None) -> dict[str, Choice
 
 def size_class(shape: ModelShape) -> str:
     """The column of the table that a model belongs to."""
-    return next(name for most, name in SIZES if shape.parameters < most)
+    return class_of(shape.parameters)
+
+
+def class_of(parameters: int) -> str:
+    """The same for a number of parameters."""
+    return next(name for most, name in SIZES if parameters < most)
 
 
 def rank_of(task: str, shape: ModelShape, data: Rows | None) -> Choice:

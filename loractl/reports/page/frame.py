@@ -17,6 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from loractl import leftovers
+
 STYLE = Path(__file__).with_name("page.css")
 SKIP = {"en": "Skip to the content", "zh": "跳到正文"}
 UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
@@ -59,6 +61,16 @@ def render(
             }
         )
     )
+
+
+def save(path: Path, page: str) -> None:
+    """Write a page at once: beside its place, then renamed. Raises OSError."""
+    beside = leftovers.being_made(path)
+    try:
+        beside.write_text(page, encoding="utf-8")
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def policy(styles: Sequence[str], scripts: Sequence[str], allow: Mapping[str, str]) -> str:
