@@ -122,7 +122,7 @@ def report(
         typer.Option("--watch", help="Serve the page on this machine while the run goes on."),
     ] = False,
 ) -> int:
-    """Write a page that shows a run, or compares several. Opens offline."""
+    """Show a run, or compare several, as a page."""
     from loractl.commands.report import run
 
     return run(runs, out, watch=watch)

@@ -110,7 +110,8 @@ def _of_adapter(path: Path, rank: int | None) -> Asked:
 def _read_spectrum(path: Path) -> dict[str, Any]:
     """Kind of module -> the singular values of its updates, evenly chosen where they are many."""
     from loractl.artifacts.peft import adapter as adapters
-    from loractl.engine.inspect import examine_adapter, kind_of
+    from loractl.engine.inspect import examine_adapter
+    from loractl.reports.inspect_plot import kind_of
 
     report = examine_adapter(adapters.read(path), None)
     curves: dict[str, list[list[float]]] = {}

@@ -56,6 +56,7 @@ def run(
     require_free(out, overwrite=overwrite, is_file=form.is_file)
 
     from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.run import proofs
 
     adapter = adapters.read(path)
     libraries.import_()  # after an unreadable adapter would have been reported
@@ -68,8 +69,10 @@ def run(
             " made from as --base"
         )
     require_apart(out, source.directory, adapter.directory)
-    for line in form.write(ExportRequest(adapter, source, out, dtype, verify)):
+    lines = form.write(ExportRequest(adapter, source, out, dtype, verify))
+    for line in lines:
         console.note(line)
+    proofs.record(adapter.directory, adapters.WEIGHTS, f"export to {to}", out, lines)
     console.result(str(out))
     return 0
 

@@ -22,6 +22,7 @@ def run(
     require_free(out, overwrite=overwrite)
 
     from loractl.artifacts.peft import adapter as adapters
+    from loractl.artifacts.run import proofs
 
     adapter = adapters.read(path)
     libraries.import_()  # after an unreadable adapter would have been reported
@@ -30,7 +31,9 @@ def run(
 
     source = find_trained_base(adapter, base)
     require_apart(out, source.directory, adapter.directory)
-    for line in write_merged(out, source, adapter, dtype=dtype, verify=verify):
+    lines = write_merged(out, source, adapter, dtype=dtype, verify=verify)
+    for line in lines:
         console.note(line)
+    proofs.record(adapter.directory, adapters.WEIGHTS, "merge", out, lines)
     console.result(str(out))
     return 0

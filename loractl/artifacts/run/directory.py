@@ -5,7 +5,7 @@ from enum import Enum
 from pathlib import Path
 
 from loractl import leftovers
-from loractl.artifacts.run import lock
+from loractl.artifacts.run import lock, proofs
 from loractl.errors import ConfigError, StateError
 
 
@@ -102,7 +102,7 @@ class RunDir:
         for path in (self.adapter, self.model, self.checkpoints):
             if path.exists():
                 files.remove(path)
-        for path in (self.metrics, self.data, self.notes, self.report):
+        for path in (self.metrics, self.data, self.notes, self.report, self.path / proofs.NAME):
             path.unlink(missing_ok=True)
 
     def sweep_(self) -> None:

@@ -4,14 +4,15 @@ Reads files only, so a page can be made at any time and on another machine. A pa
 or damaged leaves its section empty, with the reason.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from loractl.artifacts import files
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import updates
-from loractl.artifacts.run import checkpoint, lock, metrics
+from loractl.artifacts.run import checkpoint, lock, metrics, proofs
 from loractl.artifacts.run.directory import RunDir, Status
 from loractl.config import loader
 from loractl.config.changes import changes, flatten
@@ -47,6 +48,7 @@ def gather(directory: RunDir) -> RunContent:
         raise ConfigError(printable(f"{directory.path}: not a run directory (no config.yaml)"))
     config = loader.load(directory.config, paths_exist=False).config
     absent: dict[str, str] = {}
+    written = list(_written(directory, config))
     about = _read(absent, "about", _published(directory, config) / adapters.ABOUT)
     return RunContent(
         name=printable(directory.path.resolve().name),
@@ -61,8 +63,8 @@ def gather(directory: RunDir) -> RunContent:
         updates=_updates(absent, directory, config),
         estimate=_estimate(absent, config, about),
         held_out=_held_out(directory, about.get("step")),
-        proofs=list(_proofs(directory)),
-        files=list(_written(directory, config)),
+        proofs=[*_resumable(directory), *_recorded_proofs(directory, written)],
+        files=written,
         absent=absent,
     )
 
@@ -113,10 +115,17 @@ def _updates(
             return {}
         where = saved[-1]
     try:
-        found = updates.updates(adapters.read(where))
-    except ArtifactError as error:
+        return _measured(where, _written_ns(where))
+    except (ArtifactError, FileNotFoundError) as error:  # a run removes its old checkpoints
         absent["updates"] = printable(str(error))
         return {}
+
+
+@lru_cache(maxsize=1)
+def _measured(where: Path, written_ns: int) -> dict[str, dict[str, Any]]:
+    """The measures of an adapter's modules. Kept while its files are the same, so that a page that
+    is watched takes little from the run."""
+    found = updates.updates(adapters.read(where))
     return {name: measure_update(update) for name, update in found.items()}
 
 
@@ -161,18 +170,39 @@ def _held_out(directory: RunDir, step: Any) -> HeldOutLoss | None:
     return None
 
 
-def _proofs(directory: RunDir) -> Iterator[Proof]:
+def _resumable(directory: RunDir) -> Iterator[Proof]:
+    """Whether the run can be resumed: its newest checkpoint is the one that was written."""
     saved = checkpoint.published(directory.checkpoints)
     if not saved:
         return
     newest = saved[-1]
-    what = f"the checkpoint of step {int(newest.name.removeprefix('step-')):,}"
-    if _size_of(newest) > MOST_HASHED:
+    try:
+        if _size_of(newest) > MOST_HASHED:
+            return
+        wrong = _faults(newest, _written_ns(newest))
+    except FileNotFoundError:  # a run removes its old checkpoints
         return
-    if wrong := checkpoint.faults(newest):
+    if wrong:
         yield Proof("resume", False, printable(wrong[0]))
     else:
-        yield Proof("resume", True, f"{what} verifies: size and SHA-256 of each of its files")
+        step = int(newest.name.removeprefix("step-"))
+        said = f"the checkpoint of step {step:,} verifies: size and SHA-256 of each of its files"
+        yield Proof("resume", True, said)
+
+
+@lru_cache(maxsize=1)
+def _faults(saved: Path, written_ns: int) -> list[str]:
+    return checkpoint.faults(saved)
+
+
+def _recorded_proofs(directory: RunDir, written: Sequence[WrittenFile]) -> Iterator[Proof]:
+    """What merges and exports said; one of other weights than those published is none of these."""
+    weights = {one.sha256 for one in written if one.name.endswith(adapters.WEIGHTS)} - {None}
+    for row in proofs.read(directory.path):
+        if weights and row.get("weights_sha256") not in weights:
+            continue
+        said = printable("; ".join(map(str, row["said"])))
+        yield Proof(printable(f"{row.get('what')}"), row.get("is_proven") is True, said)
 
 
 def _written(directory: RunDir, config: RunConfig) -> Iterator[WrittenFile]:
@@ -183,6 +213,11 @@ def _written(directory: RunDir, config: RunConfig) -> Iterator[WrittenFile]:
             size = path.stat().st_size
             sha256 = file_sha256(path) if size <= MOST_HASHED else None
             yield WrittenFile(f"{where.name}/{printable(path.name)}", size, sha256)
+
+
+def _written_ns(directory: Path) -> int:
+    """When a file of a directory was last written."""
+    return max((path.stat().st_mtime_ns for path in directory.iterdir()), default=0)
 
 
 def _size_of(directory: Path) -> int:

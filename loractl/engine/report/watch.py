@@ -5,8 +5,11 @@ attacker's site points at 127.0.0.1 gets nothing.
 """
 
 from collections.abc import Callable
+from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from loractl.errors import LoractlError
 
 ADDRESS = "127.0.0.1"
 SECONDS = 5
@@ -49,9 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_page()
 
     def _send_page(self) -> None:
-        page, changes = self.server.make()
+        status = HTTPStatus.OK
+        try:
+            page, changes = self.server.make()
+        except (LoractlError, OSError) as error:  # a file that the run is replacing just now
+            status, page, changes = HTTPStatus.SERVICE_UNAVAILABLE, escape(str(error)), True
         content = page.encode("utf-8")
-        self.send_response(HTTPStatus.OK)
+        self.send_response(status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
