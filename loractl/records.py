@@ -81,19 +81,26 @@ class Batch:
     examples: tuple[int, ...] = ()  # their indices in the training data, row by row
     shared: int = 0  # prefix tokens of the first example that the others share and omit
     weights: "Tensor | None" = None
+    host: "Batch | None" = None  # if its tensors are on another device: the same on the CPU
+
+    @property
+    def on_host(self) -> "Batch":
+        """The same batch, to be read without waiting for a device."""
+        return self.host or self
 
     @property
     def row_counts(self) -> list[int]:
-        """Trained tokens per row. Waits for the device that the labels are on."""
-        counts: list[int] = (self.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
+        """Trained tokens per row."""
+        counts: list[int] = (self.on_host.labels[:, 1:] != UNTRAINED).sum(dim=1).tolist()
         return counts
 
     @property
     def example_counts(self) -> list[int]:
-        """Trained tokens per example, in the order of `lines`. Waits likewise."""
+        """Trained tokens per example, in the order of `lines`."""
         counts: list[int] = []
         sizes = self.sizes or (self.input_ids.shape[1],) * len(self.input_ids)
-        for labels, positions, size in zip(self.labels, self.position_ids, sizes, strict=True):
+        of = self.on_host
+        for labels, positions, size in zip(of.labels, of.position_ids, sizes, strict=True):
             starts = (positions[:size] == 0).nonzero().flatten().tolist()
             for start, end in zip(starts, [*starts[1:], size], strict=True):
                 counts.append(int((labels[start:end] != UNTRAINED).sum()))
@@ -101,15 +108,14 @@ class Batch:
 
     @property
     def n_trained(self) -> int:
-        """Trained tokens in total. Waits likewise."""
+        """Trained tokens in total."""
         return sum(self.row_counts)
 
     @property
     def weight(self) -> float:
         """The sum of the weights of all trained tokens: their number if each weighs 1."""
-        if self.weights is None:
-            return self.n_trained
-        return float(self.weights[:, 1:].double().sum())
+        weights = self.on_host.weights
+        return self.n_trained if weights is None else float(weights[:, 1:].double().sum())
 
     def without_padding(self) -> "Batch":
         """All real tokens in one row, (1, n_tokens); unchanged if the sizes are not known."""
@@ -135,11 +141,13 @@ class Batch:
             labels=change(self.labels),
             position_ids=change(self.position_ids),
             weights=None if self.weights is None else change(self.weights),
+            host=None if self.host is None else self.host.with_each(change),
         )
 
     def to(self, device: "device") -> "Batch":
         """The same batch with its tensors on `device`."""
-        return self.with_each(lambda one: one.to(device, non_blocking=True))
+        moved = self.with_each(lambda one: one.to(device, non_blocking=True))
+        return replace(moved, host=None if device.type == "cpu" else self.on_host)
 
 
 @dataclass(frozen=True)

@@ -198,9 +198,9 @@ class Page:
         assert isinstance(found, list)
         return found
 
-    def screenshot(self, path: Path) -> Path:
-        """The whole page as PNG."""
-        height = self.evaluate("document.documentElement.scrollHeight")
+    def screenshot(self, path: Path, height: int | None = None) -> Path:
+        """The page as PNG, whole or down to a height."""
+        height = height or self.evaluate("document.documentElement.scrollHeight")
         width = self.evaluate("document.documentElement.clientWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         shot = self.send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)

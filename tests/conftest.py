@@ -82,6 +82,26 @@ def base(
     return make
 
 
+@pytest.fixture(scope="session")
+def in_blocks(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """in_blocks("llama", "q4_0", "q6_k") -> a file whose matrices are in these types, in turn."""
+    from tests.ggufbases import SET, WIDE, save, save_blocks
+
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(architecture: str, *kinds: str) -> Path:
+        key = (architecture, *kinds)
+        if key not in made:
+            place = tmp_path_factory.mktemp(architecture)
+            directory = save(place / "model", architecture, tokenizer, **WIDE, **SET[architecture])
+            made[key] = save_blocks(directory, place / "model.gguf", tokenizer, kinds)
+        return made[key]
+
+    return make
+
+
 @pytest.fixture
 def train_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "train.jsonl", chat_rows())

@@ -134,5 +134,10 @@ def test_the_commands_about_own_rows_run_as_printed(
             assert "tickets-r16" in out
     trained = json.loads((tmp_path / "runs/tickets-r16/adapter/adapter_config.json").read_text())
     assert trained["r"] == 16
-    for made in ("tickets-model/config.json", "tickets-peft/adapter_config.json", "plan.svg"):
+    for made in (
+        "tickets-model/config.json",
+        "tickets-peft/adapter_config.json",
+        "plan.svg",
+        "lesson.html",
+    ):
         assert (tmp_path / made).stat().st_size > 100

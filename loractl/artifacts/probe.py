@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,6 +21,7 @@ from loractl.errors import ArtifactError
 from loractl.lora.dense import matrix_sizes
 from loractl.lora.experts import LoraExperts
 from loractl.lora.layer import LoraLayer
+from loractl.ops.untouched import untouched_zeros
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,8 +75,9 @@ def compare_logits(
     `rounding` is the change caused by errors as large as those of the dtype, 0 in float32; `noise`
     is how far two float32 computations may differ, relative to the largest logit.
     """
-    largest = float(expected.abs().max())
-    difference = float((found - expected).abs().max())
+    low, high = torch.aminmax(expected)
+    largest = float(torch.maximum(-low, high))
+    difference = float((found - expected).abs_().max())
     return Agreement(
         difference=difference if math.isfinite(difference) else math.inf,
         bound=noise * max(1.0, largest) + ROUNDING_FACTOR * rounding,
@@ -104,7 +105,7 @@ def probe_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 def effect_of(base: Tensor, expected: Tensor, directory: Path) -> float:
     """The largest difference an adapter makes to logits. Raises ArtifactError if it is zero."""
-    effect = float((expected - base).abs().max())
+    effect = float((expected - base).abs_().max())
     if effect == 0.0:
         raise ArtifactError(
             f"{directory}: the adapter changes nothing: its update is zero everywhere"
@@ -139,38 +140,55 @@ def columns_of(layer: LoraLayer) -> Tensor:
     For fused experts, one expert after another: (n experts, d_out).
     """
     indices = drawn_inputs(layer.d_in)
-    exact = {
-        name: _only_rows(value.detach(), indices)
-        if layer.kind == "embedding" and name == "base.weight" and not hasattr(layer, "gain")
-        else value.detach().double()
-        for name, value in layer.named_parameters()
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers())
     }
+    takes_norm = hasattr(layer, "gain")  # DoRA's is over all inputs
+    if layer.kind == "embedding" and not takes_norm:
+        tensors["base.weight"] = _only_rows(tensors["base.weight"], indices)
     if isinstance(layer, LoraExperts):
-        return _columns_of_experts(layer, exact)
+        return _columns_of_experts(layer, {name: one.double() for name, one in tensors.items()})
     if layer.kind == "embedding":
+        exact = {name: one.double() for name, one in tensors.items()}
         rows: Tensor = functional_call(layer, exact, (indices,))
         return rows / float(getattr(layer.base, "embed_scale", 1.0))
-    x = torch.zeros(len(indices) + 1, layer.d_in, dtype=torch.float64)
-    x[torch.arange(len(indices)), indices] = 1.0
+    n, d_in = len(indices), layer.d_in
+    if not takes_norm:  # the other inputs are zero, so what they are multiplied with is left out
+        tensors |= _of_inputs(layer, tensors, indices)
+        indices, d_in = torch.arange(n), n
+    exact = {name: one.double() for name, one in tensors.items()}
+    x = torch.zeros(n + 1, d_in, dtype=torch.float64)
+    x[torch.arange(n), indices] = 1.0
     y: Tensor = functional_call(layer, exact, (x,))  # (n + 1, d_out), the last: bias only
     return y[:-1] - y[-1]
 
 
+def _of_inputs(
+    layer: LoraLayer, tensors: Mapping[str, Tensor], indices: Tensor
+) -> dict[str, Tensor]:
+    """What a linear layer multiplies some of its inputs with: columns of W, A and A's start."""
+    found = {name: tensors[name][:, indices] for name in ("A", "A0") if name in tensors}
+    W = tensors["base.weight"]
+    found["base.weight"] = W[indices] if layer.transposed else W[:, indices]
+    return found
+
+
 def _only_rows(table: Tensor, indices: Tensor) -> Tensor:
-    """A table in float64 of which the other rows are zero; pages without a row do not exist."""
-    found = torch.from_numpy(np.zeros(tuple(table.shape)))
+    """A table in float64 of which the other rows are zero, and take no memory."""
+    found = untouched_zeros(table.shape, torch.float64)
     found[indices] = table[indices].double()
     return found
 
 
 def _columns_of_experts(layer: LoraExperts, exact: Mapping[str, Tensor]) -> Tensor:
     """The same for each expert: its product and update, as `AdaptedExperts` adds them."""
-    W = layer.dense_weight().detach().double()
+    W = plain_columns(layer.kind, layer.dense_weight().detach()).double()
     x = torch.eye(layer.d_in, dtype=torch.float64)[drawn_inputs(layer.d_in)]
     counts = [len(x)] * layer.n_experts
     with torch.no_grad():
         update: Tensor = functional_call(layer, dict(exact), (x.repeat(len(counts), 1), counts))
-    return plain_columns(layer.kind, W) + update * layer.scale
+    return W + update * layer.scale
 
 
 def plain_columns(kind: str, weight: Tensor) -> Tensor:
@@ -178,21 +196,6 @@ def plain_columns(kind: str, weight: Tensor) -> Tensor:
     indices = drawn_inputs(matrix_sizes(kind, weight)[0])
     columns = weight[..., indices].mT if kind in ("linear", "experts") else weight[..., indices, :]
     return columns.reshape(-1, columns.shape[-1])
-
-
-def columns_of_strips(kind: str, d_in: int, strips: Iterable[Tensor]) -> Tensor:
-    """The same of a weight that comes in strips of rows, from top to bottom."""
-    if kind == "linear":
-        return torch.cat([plain_columns(kind, strip) for strip in strips], dim=1)
-    if kind != "embedding":
-        return plain_columns(kind, torch.cat(list(strips)))
-    indices, start = drawn_inputs(d_in), 0
-    found: dict[int, Tensor] = {}
-    for strip in strips:
-        here = indices[(indices >= start) & (indices < start + len(strip))].tolist()
-        found |= {index: strip[index - start].clone() for index in here}
-        start += len(strip)
-    return torch.stack([found[index] for index in indices.tolist()])
 
 
 def drawn_inputs(d_in: int) -> Tensor:

@@ -43,6 +43,13 @@ def formats() -> list[str]:
     return list(FORMATS)
 
 
+def bases() -> list[str]:
+    """The values of `merge --into`."""
+    from loractl.engine.merge_bases import INTO
+
+    return list(INTO)
+
+
 def _tell_version(asked: bool) -> None:
     if asked:
         console.result(f"loractl {__version__}")

@@ -99,6 +99,14 @@ def merge(
         Path, typer.Option(metavar="DIR", help="Write the merged model to this directory.")
     ],
     base: Base = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            help="Which base, where training quantized it: trained, its weights as quantized, which"
+            " gives the model that was trained; or original, those before. By default, trained.",
+            autocompletion=completion.bases,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="One of float32, bfloat16 or float16. By default, that of the base."),
@@ -106,10 +114,15 @@ def merge(
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
 ) -> int:
-    """Merge an adapter into its base model. Verifies that the logits agree."""
+    """Merge an adapter into its base model. Verifies that the logits agree.
+
+    A merged model is not quantized. To keep a base in 4 or 8 bits, do not merge: chat, generate
+    and eval take the adapter as it is.
+    """
     from loractl.commands.merge import run
 
-    return run(adapter, out, base=base, dtype=dtype, overwrite=overwrite, verify=not no_verify)
+    verify = not no_verify
+    return run(adapter, out, base=base, into=into, dtype=dtype, overwrite=overwrite, verify=verify)
 
 
 app.command(epilog="Example: loractl export runs/name --to merged-gguf --out model.gguf")(export)

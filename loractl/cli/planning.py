@@ -140,7 +140,7 @@ def explain(
         "explain.html"
     ),
 ) -> int:
-    """Explain LoRA on a model, as an interactive page that opens offline."""
+    """Explain LoRA on a model, as an interactive page."""
     from loractl.commands.explain import run
 
     return run(model, rank, lang, out)

@@ -31,7 +31,8 @@ def export(
     out: Annotated[Path, typer.Option(help="The output file; a directory for peft and ollama.")],
     base: Base = None,
     dtype: Annotated[
-        str | None, typer.Option(help="One of f32, f16 or bf16; for whole models also q8_0.")
+        str | None,
+        typer.Option(help="One of f32, f16 or bf16; for whole models also q8_0 or q4_k_m."),
     ] = None,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,

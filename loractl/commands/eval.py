@@ -46,7 +46,7 @@ def run(
         console.result(json.dumps([one.as_dict() for one in found], indent=2))
     else:
         console.result(figures_as_text([(one.name, one.figures) for one in found]))
-        counts = counts_as_text(len(found[0].where), len(found[0].retain))
+        counts = counts_as_text(found[0].n_rows, len(found[0].retain))
         console.note(f"{counts}; brackets show 95% confidence intervals (bootstrap over rows)")
     return 0
 

@@ -4,6 +4,7 @@ Only the model's shape is read. Torch is imported for one thing: the spectrum of
 the model is given as a run, as the config of one, or as an adapter.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def run(model: str | None, rank: int | None, lang: str, out: Path) -> int:
 
     lesson = Lesson(
         asked.model.upper() if is_size else Path(asked.model).name or asked.model,
-        shape, asked.request, asked.command, spectrum, str(asked.adapter or ""),
+        shape, asked.request, asked.command, spectrum, _name_of(asked.adapter),
     )  # fmt: skip
     try:
         page = render_lesson(lesson, lang)
@@ -75,7 +76,7 @@ def _read(model: str, rank: int | None) -> Asked:
     if (path / "adapter_config.json").is_file():
         return _of_adapter(path, rank)
     name, request = read_request(None, [], model, flags)
-    return Asked(name, request, f"--model {model}")
+    return Asked(name, request, f"--model {shlex.quote(model)}")
 
 
 def _of_config(path: Path, flags: Mapping[str, Any]) -> Asked:
@@ -85,7 +86,7 @@ def _of_config(path: Path, flags: Mapping[str, Any]) -> Asked:
     out = loader.load(path, [], paths_exist=False).config.out
     runs = [path.parent, *([Path(out)] if out else [])]
     found = (run / "adapter" for run in runs if (run / "adapter" / "adapter_config.json").is_file())
-    return Asked(name, request, str(path), next(found, None))
+    return Asked(name, request, shlex.quote(str(path)), next(found, None))
 
 
 def _of_adapter(path: Path, rank: int | None) -> Asked:
@@ -104,7 +105,15 @@ def _of_adapter(path: Path, rank: int | None) -> Asked:
         method=adapter.formula,
         modules_to_save=adapter.whole,
     )
-    return Asked(adapter.base, request, f"--model {adapter.base}", path)
+    return Asked(adapter.base, request, f"--model {shlex.quote(adapter.base)}", path)
+
+
+def _name_of(adapter: Path | None) -> str:
+    """What an adapter is called on the page: its directory, or that of its run."""
+    if adapter is None:
+        return ""
+    path = adapter.resolve()
+    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _read_spectrum(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from loractl import console
 from loractl.commands.arguments import require_apart, require_free, require_word
 from loractl.dtypes import SHORT
-from loractl.errors import ModelError
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
@@ -63,12 +62,9 @@ def run(
     from loractl.engine.base import find_trained_base
 
     source = find_trained_base(adapter, base)
-    if source.gguf:
-        raise ModelError(
-            f"{source.name}: cannot export from a .gguf base; pass the safetensors directory it was"
-            " made from as --base"
-        )
-    require_apart(out, source.directory, adapter.directory)
+    require_apart(
+        out, source.weight_files()[0] if source.gguf else source.directory, adapter.directory
+    )
     lines = form.write(ExportRequest(adapter, source, out, dtype, verify))
     for line in lines:
         console.note(line)
@@ -125,9 +121,10 @@ def _open_export(request: ExportRequest) -> "Exporting":
     )
 
 
+MODEL_DTYPES = (*SHORT.values(), "q8_0", "q4_k_m")
 FORMATS = {
     "peft": Format(_write_peft, tuple(SHORT.values()), is_file=False),
     "gguf": Format(_write_gguf, tuple(SHORT.values()), is_file=True),
-    "merged-gguf": Format(_write_merged_gguf, (*SHORT.values(), "q8_0"), is_file=True),
-    "ollama": Format(_write_ollama, (*SHORT.values(), "q8_0"), is_file=False),
+    "merged-gguf": Format(_write_merged_gguf, MODEL_DTYPES, is_file=True),
+    "ollama": Format(_write_ollama, MODEL_DTYPES, is_file=False),
 }

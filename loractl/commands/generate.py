@@ -1,8 +1,9 @@
 """`loractl generate`: text from a base model, with or without an adapter."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from loractl import console
 from loractl.commands.arguments import GenerationOptions, parse_adapters
 from loractl.errors import ConfigError, DataError
 from loractl.records import Conversation, Message
+from loractl.text import counted
 
 if TYPE_CHECKING:
+    from loractl.data.prompts import Asked
     from loractl.generation.sample import Answer
 
 
@@ -76,7 +79,7 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
         try:
             if row.error is not None:
                 raise rows.RowError(row.error)
-            asked = rows.prompt(fields)
+            asked = _with_unread(rows.prompt(fields), fields)
         except rows.RowError as error:
             raise DataError(f"{path}:{row.line}: {error}") from None
         name = fields.get("adapter", default)
@@ -89,6 +92,16 @@ def read_prompts(path: Path, known: dict[str, Path], default: str | None) -> lis
     return found
 
 
+def _with_unread(asked: Conversation, fields: Mapping[str, Any]) -> Conversation:
+    """The row with the names of its fields that say something which no prompt or training row of
+    these forms reads."""
+    from loractl.data import rows
+
+    known = rows.reads("messages") | rows.reads("prompt-completion") | {"adapter"}
+    unread = (n for n, value in fields.items() if n not in known and value not in (None, "", []))
+    return replace(asked, unread=tuple(map(str, unread)))
+
+
 def _answer_prompts(
     asked: Sequence[Prompt],
     model: str | None,
@@ -99,11 +112,25 @@ def _answer_prompts(
     from loractl.engine.speakers import open_hub
 
     opened = open_hub(model, directories, options.dtype)
-    ids = []
+    found = []
     for one in asked:
-        row = one.asked
         try:
-            ids.append(opened.prompt_ids(one.adapter, row.messages, row.tools, row.variables))
+            found.append(opened.ask(one.adapter, one.asked))
         except TemplateError as error:
             raise DataError(f"{one.where}: {error}") from None
-    return opened.answers(ids, [one.adapter for one in asked], options.sampling)
+    _note_unseen(found)
+    prompts = [one.ids for one in found]
+    return opened.answers(prompts, [one.adapter for one in asked], options.sampling)
+
+
+def _note_unseen(found: "Sequence[Asked]") -> None:
+    """Say what the prompts of a file leave out of its rows."""
+    unread = Counter(name for one in found for name in one.unread)
+    if unread:
+        fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(unread.items()))
+        console.note(
+            f"note: --prompts: fields that nothing reads, and the rows with them: {fields}"
+        )
+    if lost := sum(one.lost_thoughts for one in found):
+        answers = counted(lost, "earlier answer")
+        console.note(f"note: --prompts: the chat template drops the reasoning of {answers}")

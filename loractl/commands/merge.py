@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loractl import console
 from loractl.commands.arguments import DTYPES, require_apart, require_free, require_word
+from loractl.engine.merge_bases import INTO, find_bases
 from loractl.startup import libraries
 
 
@@ -12,11 +13,17 @@ def run(
     out: Path,
     *,
     base: str | None = None,
+    into: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     verify: bool = True,
 ) -> int:
-    """Merge an adapter into its base. Raises NumericError, leaving nothing, if the proof fails."""
+    """Merge an adapter into its base. Raises NumericError, leaving nothing, if the proof fails.
+
+    `into` says which base, if training quantized it; None: the quantized one.
+    """
+    if into is not None:
+        require_word("--into", into, INTO)
     if dtype is not None:
         require_word("--dtype", dtype, DTYPES)
     require_free(out, overwrite=overwrite)
@@ -26,12 +33,11 @@ def run(
 
     adapter = adapters.read(path)
     libraries.import_()  # after an unreadable adapter would have been reported
-    from loractl.engine.base import find_trained_base
     from loractl.engine.merge import write_merged
 
-    source = find_trained_base(adapter, base)
-    require_apart(out, source.directory, adapter.directory)
-    lines = write_merged(out, source, adapter, dtype=dtype, verify=verify)
+    bases = find_bases(adapter, base, into)
+    require_apart(out, bases.trained.directory, bases.chosen.directory, adapter.directory)
+    lines = write_merged(out, bases, adapter, dtype=dtype, verify=verify)
     for line in lines:
         console.note(line)
     proofs.record(adapter.directory, adapters.WEIGHTS, "merge", out, lines)

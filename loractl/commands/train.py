@@ -19,7 +19,7 @@ from loractl.startup import libraries
 from loractl.world import ALONE
 
 FREE_TO_CHANGE = {
-    "out", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.report"
+    "out", "device", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.report"
 }  # fmt: skip
 """Settings that may change on resume, since they do not affect what is computed."""
 EXTENSIBLE = {"train.steps", "train.epochs"}

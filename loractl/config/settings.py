@@ -234,6 +234,9 @@ class TrainSection(Section):
 
 class RunConfig(Section):
     model: ModelSection = Field(description="the base model")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = Field(
+        "auto", description="auto, cpu, cuda, cuda:N (the GPU numbered N, from 0) or mps"
+    )
     method: Literal["lora", "dora", "adalora", "full"] = Field(
         "lora",
         description="lora: a small trained update; dora: LoRA with one trained length per output; "

@@ -20,6 +20,10 @@ from loractl.world import ALONE, World
 BUCKETS = 64
 """How many windows have their rows sorted by length together when rows are padded."""
 
+TOGETHER, TOKENS_TOGETHER = 4, 8192
+"""Of rows that are only evaluated, up to this many times a micro-batch go together, and up to so
+many tokens: nothing of them is kept, and what they start alike is computed once."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -36,6 +40,12 @@ class BatchPlan:
     @property
     def window(self) -> int:
         return self.batch_size * self.accumulation
+
+    @property
+    def evaluated(self) -> int:
+        """Rows that are evaluated together."""
+        fit = TOKENS_TOGETHER // self.max_length
+        return max(self.batch_size, min(TOGETHER * self.batch_size, fit))
 
 
 def epoch_rows(examples: Sequence[Example], plan: BatchPlan, epoch: int) -> Rows:
@@ -136,19 +146,20 @@ def windows(
         state = DataState(state.epoch + 1, 0)
 
 
-def in_order(examples: Sequence[Example], plan: BatchPlan, world: World = ALONE) -> Iterator[Batch]:
+def in_order(
+    examples: Sequence[Example], plan: BatchPlan, world: World = ALONE, *, size: int | None = None
+) -> Iterator[Batch]:
     """Every example once, or this process's share of them, longest rows first so that memory peaks
-    at the start: for evaluation."""
+    at the start: for evaluation. `size`: rows of a batch, by default those evaluated together."""
     lengths = lengths_of(examples)
     by_length = np.argsort(-lengths, kind="stable").astype(np.int32)
     rows = pack(lengths, plan.max_length) if plan.packing else Rows.singles(by_length)
     if plan.packing:
         sizes = np.add.reduceat(lengths[rows.indices], rows.starts[:-1])
         rows = rows.reordered(np.argsort(-sizes, kind="stable").astype(np.int32))
-    for start in range(0, len(rows), plan.batch_size):
-        for batch in micro_batches(
-            examples, rows[start : start + plan.batch_size], plan.batch_size, world
-        ):
+    size = size or plan.evaluated
+    for start in range(0, len(rows), size):
+        for batch in micro_batches(examples, rows[start : start + size], size, world):
             yield replace(batch, examples=())  # its indices are not into the training data
 
 

@@ -1,11 +1,11 @@
 """Tool calls of a message, and the tools that a row declares; errors name the path in the row."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from loractl.data.row_errors import RowError, as_list, kind
+from loractl.data.json_text import NotJsonError, as_list, refuse_non_finite, value_of
+from loractl.data.row_errors import RowError, kind
 
 ARGUMENTS = ("arguments", "parameters", "input")
 """The names under which rows give the arguments of a call: OpenAI's, Llama's and Anthropic's."""
@@ -58,12 +58,13 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
     if isinstance(arguments, str):
         text = arguments.strip()
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (RecursionError, ValueError):
+            arguments = value_of(text, f"{inside}.{name}") if text else {}
+        except NotJsonError:
             raise RowError(f"{inside}.{name} is not valid JSON, expected an object") from None
     elif arguments is None:
         arguments = {}  # a call without any
     elif isinstance(arguments, Mapping):
+        refuse_non_finite(arguments, f"{inside}.{name}")
         arguments, nulls = without_nulls(arguments), _count_nulls(arguments)
     if not isinstance(arguments, Mapping):
         raise RowError(f"{inside}.{name} is {kind(arguments)}, expected an object")
@@ -105,8 +106,8 @@ def calls_in_text(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """The calls of sharegpt's function_call: the JSON of one, or of a list. Raises RowError."""
     found: Any = None
     if isinstance(value, str):
-        with contextlib.suppress(RecursionError, ValueError):
-            found = json.loads(value)
+        with contextlib.suppress(NotJsonError):
+            found = value_of(value, where)
     calls = [found] if isinstance(found, Mapping) else found
     if not isinstance(calls, list) or not calls:
         raise RowError(
@@ -137,7 +138,7 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Read the tools of a row: a list of JSON Schemas, or the JSON text of one. Raises RowError."""
     if isinstance(value, str):
         text = value.strip()
-        value = as_list(text) if text else None
+        value = as_list(text, "tools") if text else None
         if value is None and text:
             raise RowError("tools is text but not a JSON list, expected a list of tools")
     if value is None:
@@ -168,8 +169,8 @@ def variables(value: Any) -> Mapping[str, Any]:
     Raises RowError.
     """
     if isinstance(value, str) and value.strip():
-        with contextlib.suppress(RecursionError, ValueError):
-            value = json.loads(value)
+        with contextlib.suppress(NotJsonError):
+            value = value_of(value, "chat_template_kwargs")
     if value is None or value == "":
         return {}
     if not isinstance(value, Mapping):

@@ -43,18 +43,39 @@ def load(
 
 
 def _store_key(content: str, name: str, tokenizer: Tokenizer, reading: Reading) -> str:
-    """A hash of all that determines ids and labels: rows, template, settings and this code."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    """A hash of all that determines ids and labels: rows, tokenizer, settings and this code."""
     parts = {
         "content": content,
         "name": name,  # appears in messages and in the index
         "reading": asdict(reading),
-        "tokenizer": backend.to_str() if backend is not None else repr(tokenizer),
-        "template": tokenizer.chat_template,
-        "special": [tokenizer.bos_token, tokenizer.eos_token],
+        "tokenizer": _tokenizer_parts(tokenizer),
         "code": [_code_sha256(), version("transformers"), version("tokenizers")],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(parts, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_OF_PLACE = {"name_or_path", "is_local", "local_files_only", "chat_template"}
+"""Settings that say where a tokenizer is, and the template that it came with."""
+
+
+def _tokenizer_parts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that decides what a tokenizer makes of a row: its class and settings, which its text as
+    tokenizer.json does not hold, and the special tokens, any of which a template may write."""
+    backend, kind = getattr(tokenizer, "backend_tokenizer", None), type(tokenizer)
+    settings: dict[str, Any] = getattr(tokenizer, "init_kwargs", {})
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "backend": backend.to_str() if backend is not None else repr(tokenizer),
+        "settings": {
+            name: value
+            for name, value in settings.items()
+            if name not in _OF_PLACE and not name.endswith("_file")
+        },
+        "special": dict(getattr(tokenizer, "special_tokens_map", {})),
+        "splits_special": bool(getattr(tokenizer, "split_special_tokens", False)),
+        "template": tokenizer.chat_template,
+    }
 
 
 def _code_sha256() -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loractl.data.json_text import HALF, RepeatedError, half_character, strict_object
 from loractl.data.row_files import HEAD, Row, open_rows
 from loractl.errors import DataError
 
@@ -28,27 +29,10 @@ _WRAPPED = re.compile(
 too, so a .jsonl file is never taken for this."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class _Repeated(ValueError):
-    """An object with a duplicate key: there is no telling which of the two is meant."""
-
-
-def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _Repeated(f"the key {key!r} appears twice in one object; remove one")
-            seen.add(key)
-    return found
-
 
 # NaN and Infinity, which Python's json writes, are accepted: a format that expects text refuses
 # them, and elsewhere they do no harm.
-_STRICT = json.JSONDecoder(object_pairs_hook=_strict_object)
+_STRICT = json.JSONDecoder(object_pairs_hook=strict_object)
 _PLAIN = json.JSONDecoder()
 
 
@@ -92,11 +76,11 @@ def _parse_line(raw: bytes) -> tuple[dict[str, Any], str | None]:
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         return {}, f"not valid JSON: {what} at column {error.colno}{_carriage_hint(error)}"
-    except _Repeated as error:
+    except RepeatedError as error:
         return {}, str(error)
     except (RecursionError, ValueError) as error:
         return {}, _say_unreadable(error)
-    return _check_fields(value, escaped=_HALF.search(text) is not None)
+    return _check_fields(value, escaped=HALF.search(text) is not None)
 
 
 def _carriage_hint(error: json.JSONDecodeError) -> str:
@@ -116,11 +100,8 @@ def _check_fields(value: Any, *, escaped: bool) -> tuple[dict[str, Any], str | N
     if not isinstance(value, dict):
         found = "null" if value is None else type(value).__name__
         return {}, f"found {found}, expected a JSON object"
-    if escaped:  # only an escape can yield a lone surrogate, which no tokenizer accepts
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return {}, "a \\u escape is half a character (a lone surrogate); remove it"
+    if escaped and (wrong := half_character(value)):  # only an escape can yield one
+        return {}, wrong
     return value, None
 
 
@@ -175,14 +156,14 @@ class _Values:
                 self.line()
                 self.at = min(error.pos, len(self.text))
                 raise self.broken(error.msg.removesuffix(" at")) from None
-            except _Repeated as error:  # read it again, to find where it ends
+            except RepeatedError as error:  # read it again, to find where it ends
                 decoder, problem = _PLAIN, str(error)
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{self.path}:{self.line()}: {_say_unreadable(error)}") from None
             else:
                 if end + LONGEST_TOKEN > len(self.text) and self._read_more():
                     continue  # a number may continue
-                if problem is None and _HALF.search(self.text, self.at, end):
+                if problem is None and HALF.search(self.text, self.at, end):
                     problem = _check_fields(value, escaped=True)[1]
                 self.at = end
                 return value, problem

@@ -1,12 +1,13 @@
 """A source of rows -> the conversations in them, and the account of those that are none."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from loractl.data import column_words, rows, sources, thoughts
 from loractl.data.columns import SAMPLE
+from loractl.data.unread_fields import without_marks
 from loractl.errors import DataError
 from loractl.records import Conversation
 
@@ -63,6 +64,8 @@ class Reader:
             conversation = rows.read(fields, self.format)
         except rows.RowError as error:
             raise rows.RowError(f"{error}{_other_format(fields, self.format)}") from None
+        if reading.train_on == "all":
+            conversation = replace(conversation, unread=without_marks(conversation.unread))
         if not reading.takes(conversation):
             return []
         return list(

@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any
 
 from loractl.data import calls, turns
+from loractl.data.json_text import as_list
 from loractl.data.row_errors import RowError as RowError
-from loractl.data.row_errors import as_list, kind, names
+from loractl.data.row_errors import kind, names
+from loractl.data.unread_fields import unread_fields
 from loractl.records import Conversation, Message
 from loractl.text import closest
 
@@ -65,13 +67,19 @@ def alpaca(fields: Fields) -> Conversation:
 
 
 def prompt(fields: Fields) -> Conversation:
-    """{"prompt": text} or {"messages"}: what a model is asked; a final answer is left out, as it is
-    what the model is asked for."""
-    if isinstance(asked := fields.get("prompt"), str):
+    """{"prompt": text or a list of messages} or {"messages"}: what a model is asked; a final answer
+    of messages is left out, as it is what the model is asked for."""
+    asked = fields.get("prompt")
+    if asked is not None and fields.get("messages") is not None:
+        raise RowError("found prompt and messages, expected only one")
+    if isinstance(asked, str):
         turns.refuse_placeholders(asked, "prompt")
         return _as_conversation(fields, [Message("user", asked)])
-    if "messages" not in fields:
-        raise RowError("found neither, expected prompt (a string) or messages")
+    if isinstance(asked, list):
+        return _as_conversation(fields, _turns_of(fields, "prompt"))
+    if fields.get("messages") is None:
+        found = names(fields) if asked is None else f"prompt, which is {kind(asked)}"
+        raise RowError(f"found {found}, expected prompt (text or a list of messages) or messages")
     row = messages(fields)
     if len(row.messages) > 1 and row.messages[-1].role == "assistant":
         return replace(row, messages=row.messages[:-1])
@@ -80,7 +88,11 @@ def prompt(fields: Fields) -> Conversation:
 
 def text(fields: Fields) -> Conversation:
     """{"text": ...}: plain text, trained whole; carried as one message without a role."""
-    return Conversation((Message("", _text_of(fields, "text")),))
+    found = _text_of(fields, "text")
+    turns.refuse_media(fields)
+    if f"</{turns.PICTURE[1:]}" not in found:  # of XML
+        turns.refuse_placeholders(found, "text")
+    return Conversation((Message("", found),))
 
 
 FORMATS: dict[str, Callable[[Fields], Conversation]] = {
@@ -114,13 +126,8 @@ def read(fields: Fields, format: str) -> Conversation:
 
     Raises RowError.
     """
-    known = reads(format)
-    unread = tuple(
-        str(name)
-        for name, value in fields.items()
-        if name not in known and value is not None and value != "" and value != []
-    )
     found = FORMATS[format](fields)
+    unread = unread_fields(fields, reads(format))
     return replace(found, unread=unread) if unread else found
 
 
@@ -153,7 +160,7 @@ def _turns_of(fields: Fields, name: str) -> list[Message]:
     if name not in fields:
         raise RowError(f"no field {name}, found {names(fields)}")
     value = fields[name]
-    found = (as_list(value) or value) if isinstance(value, str) else value
+    found = (as_list(value, name) or value) if isinstance(value, str) else value
     if not isinstance(found, list) or not found:
         what = "an empty list" if found == [] else kind(found)
         raise RowError(f"{name} is {what}, expected a list of messages")
@@ -175,7 +182,7 @@ def _as_conversation(fields: Fields, found: list[Message]) -> Conversation:
 
 def _history_turns(fields: Fields) -> list[Message]:
     value = fields.get("history")
-    value = as_list(value) if isinstance(value, str) and value.strip() else value or []
+    value = as_list(value, "history") if isinstance(value, str) and value.strip() else value or []
     if not isinstance(value, list):
         found = kind(fields["history"])
         raise RowError(f"history is {found}, expected a list of [question, answer]")

@@ -7,8 +7,7 @@ finds. Without a tokenizer they are estimated.
 import contextlib
 import json
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -19,8 +18,9 @@ from loractl.data.columns import SAMPLE, propose
 from loractl.data.encoding import encode_many
 from loractl.data.examples import nothing_to_train_on
 from loractl.data.reading import Found, Reading, conversations, in_batches
-from loractl.data.rendering import TemplateError, Tokenizer, writes_tools
+from loractl.data.rendering import TemplateError, Tokenizer
 from loractl.data.row_errors import BadRows
+from loractl.data.row_shapes import Seen
 from loractl.data.template import is_trained
 from loractl.errors import DataError
 from loractl.records import UNTRAINED, Conversation
@@ -30,8 +30,14 @@ BYTES_A_TOKEN = 4
 AROUND = 8
 """Tokens that a chat template adds to each message, when they are estimated."""
 SHAPES = ("classification", "chat", "json-extraction", "tool-calls", "continued-pretraining")
-MOST_LABELS = 50
-"""Different answers of a classification, at most; each must also occur three times on average."""
+
+
+_WHY = {
+    "keep": "the reasoning of the rows is written where the chat template reads it",
+    "drop": "trained without the reasoning of the rows, which the chat template cannot write",
+}
+KEPT = (("keep", False), ("keep", True), ("drop", False))
+"""data.thoughts and data.split_turns, by how much of a row's reasoning they train."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,21 @@ class Survey:
     drops_tools: bool = False  # most rows declare tools, and the template does not write them
     chat_template: str | None = None  # a built-in one that the rows need in place of the model's
     why_template: str = ""  # why they need it
+    thoughts: str = "auto"  # data.thoughts, where the template would lose trained reasoning
+    split_turns: bool = False  # with it
+
+    @property
+    def choices(self) -> list[tuple[str, Any, str]]:
+        """(key, value, why) of the settings that make a template write these rows."""
+        found: list[tuple[str, Any, str]] = []
+        if self.chat_template is not None:
+            found.append(("data.chat_template", self.chat_template, self.why_template))
+        if self.thoughts != "auto":
+            found.append(("data.thoughts", self.thoughts, _WHY[self.thoughts]))
+        if self.split_turns:
+            why = "an example of each answer: the template writes only the last one's reasoning"
+            found.append(("data.split_turns", True, why))
+        return found
 
     @property
     def rows(self) -> int:
@@ -93,28 +114,59 @@ def survey(
     """
     if tokenizer is None:
         return _measure_rows(path, None, columns, train_on)
-    found, name = with_stand_in(
-        tokenizer, lambda other: _measure_rows(path, other, columns, train_on)
-    )
+
+    def measure(other: Tokenizer) -> Survey:
+        return _measure_kept(path, other, columns, train_on)
+
+    found, name = with_stand_in(tokenizer, measure)
     if name is None and found.drops_tools:
         other = apply_settings(tokenizer, TOOLS, {})
         with contextlib.suppress(DataError):
-            found, name = _measure_rows(path, other, columns, train_on), TOOLS
+            found, name = measure(other), TOOLS
     why = "the model has no chat template, which these rows need; or a Jinja file"
     if tokenizer.chat_template:
         why = "the model's own leaves out the tools or calls of these rows; or a Jinja file"
     return replace(found, chat_template=name, why_template=why if name else "")
 
 
+def _measure_kept(
+    path: str, tokenizer: Tokenizer, columns: Mapping[str, str] | None, train_on: str
+) -> Survey:
+    """The rows measured with the settings for reasoning that lose the least of it, if any are
+    needed. Raises DataError."""
+    try:
+        return _measure_rows(path, tokenizer, columns, train_on)
+    except DataError as error:
+        if not tokenizer.chat_template or "data.thoughts" not in str(error):
+            raise
+        for kept in KEPT:
+            with contextlib.suppress(DataError):
+                return _measure_rows(path, tokenizer, columns, train_on, kept)
+        raise
+
+
 def _measure_rows(
-    path: str, tokenizer: Tokenizer | None, columns: Mapping[str, str] | None, train_on: str
+    path: str,
+    tokenizer: Tokenizer | None,
+    columns: Mapping[str, str] | None,
+    train_on: str,
+    kept: tuple[str, bool] = ("auto", False),
 ) -> Survey:
     sample = list(islice(sources.read(path), SAMPLE))
     chosen = dict(columns) if columns else _choose(path, sample)
-    reading = Reading("auto", max_length=2, train_on=train_on, too_long="error", columns=chosen)
-    bad, seen = BadRows(), _Seen()
+    thoughts, split_turns = kept
+    reading = Reading(
+        "auto",
+        max_length=2,
+        train_on=train_on,
+        too_long="error",
+        columns=chosen,
+        thoughts=thoughts,
+        split_turns=split_turns,
+    )
+    bad, seen = BadRows(), Seen()
     for batch in in_batches(conversations(path, reading, bad.add)):
-        seen.add_(batch, _measure(batch, tokenizer, train_on, bad))
+        seen.add_(batch, _measure(batch, tokenizer, reading, bad))
     bad.raise_if_any()
     if not seen.measured:
         raise nothing_to_train_on(path, train_on)
@@ -134,6 +186,8 @@ def _measure_rows(
         drops_tools=tokenizer is not None
         and seen.shape() == "tool-calls"
         and seen.drops(tokenizer),
+        thoughts=thoughts,
+        split_turns=split_turns,
     )
 
 
@@ -161,17 +215,20 @@ def _unused(
 
 
 def _measure(
-    batch: list[Found], tokenizer: Tokenizer | None, train_on: str, bad: BadRows
+    batch: list[Found], tokenizer: Tokenizer | None, reading: Reading, bad: BadRows
 ) -> Iterator[int | None]:
     """Tokens of each row; None if training leaves it out. What the chat template refuses goes to
     `bad`."""
     if tokenizer is None:
         for _, conversation, _ in batch:
-            trained = is_trained(conversation.messages, train_on)
+            trained = is_trained(conversation.messages, reading.train_on)
             yield _estimated_length(conversation) if trained else None
         return
     found = encode_many(
-        tokenizer, [conversation for _, conversation, _ in batch], train_on=train_on
+        tokenizer,
+        [conversation for _, conversation, _ in batch],
+        train_on=reading.train_on,
+        thoughts=reading.thoughts,
     )
     for (row, _, _), encoded in zip(batch, found, strict=True):
         if isinstance(encoded, TemplateError):
@@ -186,61 +243,3 @@ def _estimated_length(conversation: Conversation) -> int:
     n_bytes += sum(len(json.dumps(list(m.tool_calls))) for m in conversation.messages)
     n_bytes += len(json.dumps(list(conversation.tools)))
     return -(-n_bytes // BYTES_A_TOKEN) + AROUND * len(conversation.messages)
-
-
-class _Seen:
-    """What has been counted so far."""
-
-    def __init__(self) -> None:
-        self.format = ""
-        self.measured: list[tuple[int, float]] = []  # (tokens, place)
-        self.answers: Counter[int] = Counter()  # by hash: a file may have millions
-        self.longest_answer = 0
-        self.json = self.tools = self.turns = 0
-        self.declaring: Conversation | None = None  # the first row that declares tools
-
-    def add_(self, batch: Iterable[Found], lengths: Iterable[int | None]) -> None:
-        for (_, conversation, format), length in zip(batch, lengths, strict=True):
-            self.format = format
-            if length is None:
-                continue
-            self.measured.append((length, sources.place_of(conversation)))
-            said = [m for m in conversation.messages if m.role == "assistant"]
-            text = said[-1].content.strip() if said else ""
-            self.answers[hash(text)] += 1
-            self.longest_answer = max(self.longest_answer, len(text))
-            self.json += _is_json(text)
-            self.tools += bool(conversation.tools or any(m.tool_calls for m in said))
-            if conversation.tools and self.declaring is None:
-                self.declaring = conversation
-            self.turns = max(self.turns, len(said))
-
-    def drops(self, tokenizer: Tokenizer) -> bool:
-        """Whether the tools of a row do not reach the model."""
-        row = self.declaring
-        if row is None or not tokenizer.chat_template:
-            return row is not None
-        return not writes_tools(tokenizer, row.messages, row.tools)
-
-    def shape(self) -> str:
-        n_rows = len(self.measured)
-        if self.format == "text":
-            return "continued-pretraining"
-        if 2 * self.tools > n_rows:
-            return "tool-calls"
-        if self.turns == 1 and self.json == n_rows:
-            return "json-extraction"
-        few = 1 < len(self.answers) <= min(MOST_LABELS, n_rows / 3)
-        if self.turns == 1 and few and self.longest_answer < 100:
-            return "classification"
-        return "chat"
-
-
-def _is_json(text: str) -> bool:
-    if text[:1] not in ("{", "["):
-        return False
-    try:
-        parsed: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(parsed, dict | list)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from loractl.data import answer_pieces, spans
 from loractl.data.message_parts import parts_of
-from loractl.data.rendering import Renders, TemplateError, Tokenizer, apply
+from loractl.data.rendering import CallsLostError, Renders, TemplateError, Tokenizer, apply
 from loractl.data.thoughts import has_thoughts
+from loractl.data.tool_proof import missing_tool
 from loractl.data.written import lost_thoughts, what_is_written, with_all_thoughts
 from loractl.records import Conversation, Message
 
@@ -65,6 +66,8 @@ def render_row(tokenizer: Tokenizer, row: Conversation, *, train_on: str) -> Ren
         return _without_template(tokenizer, messages, train_on)
     renders = Renders(tokenizer, messages, row.tools, row.variables)
     written = what_is_written(renders)
+    if (tool := missing_tool(renders)) is not None:
+        raise CallsLostError(f"tools: the chat template leaves out the tool {tool}")
     trained = trained_answers(messages, train_on)
     lost = lost_thoughts(renders, written, trained)
     lost_trained = len({part.number for part in written.thoughts} & set(trained))

@@ -28,14 +28,17 @@ Magistral, Seed-OSS, Gemma 4."""
 _TAGGED = re.compile(
     "|".join(f"{re.escape(opened)}(.*?){re.escape(closed)}" for opened, closed in TAGS), re.DOTALL
 )
-_AFTER = "|".join(
-    [
-        *(re.escape(end) for _, end in TAGS),
-        re.escape("<|channel|>final<|message|>"),
-        r"<\|channel\|>analysis(?s:.*?)<\|end\|>(?:<\|start\|>assistant)?",  # gpt-oss
-        r"(?:<\|start\|>assistant)? to=self(?s:.*?)<\|eom\|>(?:<\|start\|>assistant)?",  # Muse
-    ]
+_BLOCKS = re.compile(
+    "|".join(
+        [
+            *(f"{re.escape(opened)}.*?{re.escape(closed)}" for opened, closed in TAGS),
+            r"<\|channel\|>analysis.*?<\|end\|>(?:<\|start\|>assistant)?",  # gpt-oss
+            r"(?:<\|start\|>assistant)? to=self.*?<\|eom\|>(?:<\|start\|>assistant)?",  # Muse
+        ]
+    ),
+    re.DOTALL,
 )
+_FINAL = "<|channel|>final<|message|>"
 _CLOSED = re.compile("|".join(re.escape(closed) for _, closed in TAGS))
 
 
@@ -133,9 +136,24 @@ def separated(message: Message) -> tuple[str, Message]:
 
 
 def after_thoughts(text: str) -> str:
-    """What a generated answer says after its reasoning."""
-    ends = [found.end() for found in re.finditer(_AFTER, text)]
-    return text[max(ends, default=0) :]
+    """What a generated answer says after its reasoning: the blocks that it begins with.
+
+    The prompt may have opened the first of them; then its end stands at the edge of a line, as
+    templates write it, where a tag that an answer speaks of stands among words.
+    """
+    at = 0
+    while block := _BLOCKS.match(text, at) or _BLOCKS.match(text, _not_space(text, at)):
+        at = block.end()
+    closed = _CLOSED.search(text)
+    if not at and closed and not any(opened in text[: closed.start()] for opened, _ in TAGS):
+        before, after = text[: closed.start()].rstrip(" \t"), text[closed.end() :].lstrip(" \t")
+        if before[-1:] in ("", "\n") or after[:1] in ("", "\n"):
+            at = closed.end()
+    return text[at:].rpartition(_FINAL)[2]
+
+
+def _not_space(text: str, at: int) -> int:
+    return len(text) - len(text[at:].lstrip())
 
 
 def prepared(

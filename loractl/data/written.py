@@ -1,7 +1,7 @@
 """What a chat template writes of a conversation: contents, reasoning, each call's name and
-arguments, other fields. Proven by marks in the place of each part, never by looking for its text,
-which may also stand elsewhere: in an answer that repeats a tool's result, or in what the template
-itself says.
+arguments, other fields. Proven by marks in the place of each part, since its text may also stand
+elsewhere: in an answer that repeats a tool's result, or in what the template itself says. What a
+template loses because of what is said, `verbatim` finds in the real texts.
 """
 
 import contextlib
@@ -9,9 +9,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loractl.config.jinja_text import words_of
-from loractl.data import thoughts
+from loractl.data import argument_proof, thoughts
+from loractl.data.argument_values import form_of
+from loractl.data.left_out import say_argument_lost, say_lost, say_vanished
 from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of, parts_of, text_of
-from loractl.data.rendering import CallsLostError, Renders, TemplateError
+from loractl.data.rendering import Renders, TemplateError
+from loractl.data.verbatim import Vanished, first_vanished
 
 MOST_PROVEN = 4096
 
@@ -26,6 +29,7 @@ class Written:
     thoughts: tuple[Part, ...] = ()  # reasoning
     never: tuple[Part, ...] = ()  # of it, what is not written in a last answer either
     unread: tuple[str, ...] = ()  # fields of messages
+    order: tuple[Part, ...] = ()  # the others, as they follow each other in the text; if known
 
 
 def forget_() -> None:
@@ -38,26 +42,48 @@ def what_is_written(renders: Renders) -> Written:
 
     Conversations of the same form are rendered alike, so a form is proven once; a row whose texts
     do not follow each other in what was rendered is proven by itself. Raises TemplateError if
-    anything else is left out.
+    anything else is left out, even a few words of a content.
     """
     parts = list(parts_of(renders.messages))
     form = (renders.template, bool(renders.tools), str(renders.variables), _form_of(renders, parts))
-    if form in _proven and _texts_follow(renders, parts, _proven[form]):
-        return _without_repeated(renders, parts, _proven[form])
-    lost = list(_lost_among(renders, parts, _free_marks(renders, len(parts))))
-    for part in lost:
-        if part.kind not in ("thought", "field"):
-            raise _say_lost(renders, part)
-    lost_thoughts = tuple(part for part in lost if part.kind == "thought")
-    found = Written(
-        thoughts=lost_thoughts,
-        never=tuple(part for part in lost_thoughts if not _is_written_last(renders, part)),
-        unread=tuple(dict.fromkeys(part.field for part in lost if part.kind == "field")),
-    )
+    if (known := _proven.get(form)) and not _vanished(renders, parts, known, is_own=False):
+        return _without_repeated(renders, parts, known)
+    found = _proof_of(renders, parts)
+    if vanished := _vanished(renders, parts, found, is_own=True):
+        raise say_vanished(renders, vanished)
     while len(_proven) >= MOST_PROVEN:
         del _proven[next(iter(_proven))]
     _proven[form] = found
     return _without_repeated(renders, parts, found)
+
+
+def _proof_of(renders: Renders, parts: Sequence[Part]) -> Written:
+    """What is written of these parts by their marks. Raises TemplateError."""
+    places = _places_of(renders, parts, _free_marks(renders, len(parts)))
+    lost = [part for part in parts if part not in places]
+    for part in lost:
+        if part.kind not in ("thought", "field"):
+            raise say_lost(renders, part)
+    if one := argument_proof.first_lost(renders, parts):
+        raise say_argument_lost(renders, one)
+    lost_thoughts = tuple(part for part in lost if part.kind == "thought")
+    is_known = all(places.values())
+    return Written(
+        thoughts=lost_thoughts,
+        never=tuple(part for part in lost_thoughts if not _is_written_last(renders, part)),
+        unread=tuple(dict.fromkeys(part.field for part in lost if part.kind == "field")),
+        order=tuple(sorted(places, key=lambda part: places[part])) if is_known else (),
+    )
+
+
+def _vanished(
+    renders: Renders, parts: Sequence[Part], written: Written, *, is_own: bool
+) -> Vanished | None:
+    """The part whose real texts are not all in what was rendered. Where the order is not known,
+    that of the row has to do, or for a row with a proof of its own none."""
+    rest = written.order or [part for part in parts if part not in written.thoughts]
+    in_order = bool(written.order) or not is_own
+    return first_vanished(renders.messages, rest, renders.whole, in_order=in_order)
 
 
 def _without_repeated(renders: Renders, parts: Sequence[Part], written: Written) -> Written:
@@ -103,24 +129,10 @@ def _is_written_last(renders: Renders, part: Part) -> bool:
 def _form_of(renders: Renders, parts: Sequence[Part]) -> Hashable:
     """What a template can tell apart without reading what is said."""
     calls = (
-        tuple(len(function_of(call)["arguments"]) for call in message.tool_calls)
+        tuple(form_of(function_of(call)["arguments"]) for call in message.tool_calls)
         for message in renders.messages
     )
     return tuple(message.role for message in renders.messages), tuple(parts), tuple(calls)
-
-
-def _texts_follow(renders: Renders, parts: Sequence[Part], written: Written) -> bool:
-    """Whether the contents and the reasoning stand in the text one after another."""
-    at, text = 0, renders.whole
-    for part in parts:
-        if part.kind not in ("content", "thought") or part in written.thoughts:
-            continue
-        content = text_of(renders.messages[part.number], part).strip()
-        at = text.find(content, at)
-        if at < 0:
-            return False
-        at += len(content)
-    return True
 
 
 def _free_marks(renders: Renders, count: int) -> list[str]:
@@ -130,9 +142,13 @@ def _free_marks(renders: Renders, count: int) -> list[str]:
     return [mark for mark, _ in zip(free, range(count), strict=False)]
 
 
-def _lost_among(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -> Iterator[Part]:
-    """The parts that the template does not write. All are marked at once; where a mark is missing
-    then, because the template reads what is said, each part is marked alone."""
+def _places_of(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -> dict[Part, int]:
+    """The parts that the template writes, with the places of their marks in the text, from 1 on.
+
+    All are marked at once; where a mark is missing then, because the template reads what is said,
+    each part is marked alone, and its place is 0.
+    """
+    found: dict[Part, int] = {}
     for start in range(0, len(parts), max(1, len(marks))):
         group = dict(zip(parts[start : start + len(marks)], marks, strict=False))
         try:
@@ -140,8 +156,11 @@ def _lost_among(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -
         except TemplateError:
             text = ""
         for part, mark in group.items():
-            if not _stands_in(mark, text) and not _is_written_alone(renders, part, mark):
-                yield part
+            if place := _place_in(mark, text):
+                found[part] = place if len(parts) <= len(marks) else 0
+            elif _is_written_alone(renders, part, mark):
+                found[part] = 0
+    return found
 
 
 def _is_written_alone(renders: Renders, part: Part, mark: str) -> bool:
@@ -166,21 +185,12 @@ def _is_read(renders: Renders, part: Part) -> bool:
 
 
 def _stands_in(mark: str, text: str) -> bool:
-    return mark in text or f"\\u{ord(mark):04x}" in text  # as JSON escapes it
+    return _place_in(mark, text) > 0
 
 
-def _say_lost(renders: Renders, part: Part) -> TemplateError:
-    message = renders.messages[part.number]
-    if part.kind == "content":
-        what = f"the content of this {message.role} message"
-    elif part.at == 0:
-        what = "the tool_calls of this message"
-    else:
-        name = function_of(message.tool_calls[part.at])["name"]
-        what = f"the tool_calls of this message from number {part.at + 1} on ({name})"
-        what += "; give each call a message of its own, followed by its result"
-    error_of = CallsLostError if part.is_of_call or message.role == "tool" else TemplateError
-    return error_of(f"messages[{part.number}]: the chat template leaves out {what}")
+def _place_in(mark: str, text: str) -> int:
+    """The place after which a mark, or its escape in JSON, begins in a text; 0 if it does not."""
+    return text.find(mark) + 1 or text.find(f"\\u{ord(mark):04x}") + 1
 
 
 def _say_thought_lost(renders: Renders, part: Part) -> TemplateError:

@@ -104,7 +104,7 @@ def _whole(model: "PreTrainedModel", loaded: Loaded, ranks: dict[str, ModuleRank
             raise loaded.error(
                 "lora.modules_to_save",
                 f"found {name!r}, but {part[:-1]} is quantized and cannot be trained; remove it, or"
-                " model.quantization",
+                " use a base that is not quantized",
             )
     for name, paths in matching(model, loaded.config.lora.modules_to_save).items():
         if not paths:

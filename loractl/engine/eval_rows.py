@@ -5,7 +5,7 @@ training printed: in bfloat16 another packing would round differently.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from loractl.data.reading import Reading, conversations
 from loractl.data.rendering import Tokenizer
 from loractl.data.store import Mixture, Store
 from loractl.engine.data import held_out_readings
+from loractl.engine.run_rows import Taken, find_run
 from loractl.errors import ConfigError, DataError
 from loractl.evaluation.eval_request import BATCH_SIZE, MAX_LENGTH, EvalRequest
 from loractl.paths import is_hub_data
@@ -43,9 +44,10 @@ class EvalRows:
         return ", ".join(path for path, _ in self.sources)
 
     @property
-    def thoughts(self) -> str:
-        """Which reasoning the rows keep, as in data.thoughts."""
-        return self.sources[0][1].thoughts
+    def taken(self) -> Taken:
+        """What of the rows is kept and trained."""
+        reading = self.sources[0][1]
+        return Taken(reading.train_on, reading.thoughts, reading.split_turns)
 
     @property
     def _are_named(self) -> bool:
@@ -68,7 +70,9 @@ class EvalRows:
         """Say once, not for each model, how many rows the metrics of answers leave out."""
         if count and UNANSWERED not in self.noted:
             self.noted.add(UNANSWERED)
-            console.note(f"note: {self.name}: {counted(count, 'row')} without an answer left out")
+            console.note(
+                f"note: {self.name}: {counted(count, 'row')} without a trained answer left out"
+            )
 
     def examples(self, tokenizer: Tokenizer) -> Mixture:
         """The rows as tokens. Raises DataError."""
@@ -84,26 +88,34 @@ class EvalRows:
         return Mixture(stores)
 
 
-def up_to_answer(row: Conversation) -> Conversation | None:
-    """The row up to its last answer; None for one that has none, or nothing before it."""
-    answers = [number for number, m in enumerate(row.messages) if m.role == "assistant"]
-    if not answers or answers[-1] == 0:
-        return None
-    return replace(row, messages=row.messages[: answers[-1] + 1])
-
-
 def rows_of_file(
     path: Path,
     asked: EvalRequest,
     *,
-    train_on: str = "assistant",
+    taken: Taken,
     columns: Mapping[str, str] | None = None,
 ) -> EvalRows:
-    """The rows of a file, one per row of a batch."""
+    """The rows of a file, one per row of a batch; of each is taken what a run took of its own."""
     length = asked.max_length or MAX_LENGTH
-    reading = Reading("auto", length, train_on, "truncate", dict(columns or {}))
+    reading = Reading(
+        "auto", length, too_long="truncate", columns=dict(columns or {}), **asdict(taken)
+    )
     plan = batches.BatchPlan(asked.batch_size or BATCH_SIZE, 1, length, packing=False)
     return EvalRows(((str(path), reading),), plan)
+
+
+def taken_by_first(found: Mapping[Path, Taken | None]) -> Taken:
+    """What the first of several runs took of its rows, as which all are measured; it is said where
+    another took something else."""
+    known = {path: taken for path, taken in found.items() if taken is not None}
+    (first, taken), *others = known.items() or [(Path(), Taken())]
+    for path, other in others:
+        if other != taken:
+            console.note(
+                f"note: {path} was trained with {taken.otherwise(other)}; the rows are read as"
+                f" {first} read its own"
+            )
+    return taken
 
 
 def rows_of_runs(paths: Iterable[Path], asked: EvalRequest, positions: int | None) -> EvalRows:
@@ -112,10 +124,11 @@ def rows_of_runs(paths: Iterable[Path], asked: EvalRequest, positions: int | Non
     Raises ConfigError if there are none, or if the runs held out different ones.
     """
     paths = list(paths)
-    runs = {run.path: run for path in paths if (run := _find_run(path)) is not None}
+    runs = {run.path: run for path in paths if (run := find_run(path)) is not None}
     if not runs:
         raise ConfigError(f"{paths[0]}: not part of a run, which would have rows; give --data FILE")
     found = {path: _rows_of_run(run, asked, positions) for path, run in runs.items()}
+    taken_by_first({path: rows.taken for path, rows in found.items()})
     (first, rows), *others = found.items()
     for other, its_rows in others:
         if _which(rows) != _which(its_rows):
@@ -131,15 +144,6 @@ def _which(rows: EvalRows) -> list[Any]:
         (path, reading.format, reading.columns, reading.split, reading.held_out)
         for path, reading in rows.sources
     ]
-
-
-def _find_run(path: Path) -> RunDir | None:
-    """The run that a path is, or is an adapter, a model or a checkpoint of."""
-    for place in (path, *list(path.absolute().parents)[:2]):
-        run = RunDir(place)
-        if run.config.is_file() and run.data.is_file():
-            return run
-    return None
 
 
 def _rows_of_run(run: RunDir, asked: EvalRequest, positions: int | None) -> EvalRows:

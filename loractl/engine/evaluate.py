@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,8 @@ from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft.attach import load_
 from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.data import batches, beyond
-from loractl.data.encoding import encode_many
 from loractl.data.ends import ends_of_template
 from loractl.data.rendering import TemplateError, Tokenizer
-from loractl.data.template import prompt_ids, with_thoughts
 from loractl.engine.base import (
     choose_trained_dtype,
     find_model,
@@ -26,8 +24,10 @@ from loractl.engine.base import (
     recorded_base,
     recorded_dtype,
 )
-from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs, up_to_answer
+from loractl.engine.eval_rows import EvalRows, rows_of_file, rows_of_runs, taken_by_first
 from loractl.engine.layers import attend_apart_
+from loractl.engine.questions import Question, question_of, trains_calls, up_to_answer
+from loractl.engine.run_rows import Taken, taken_by
 from loractl.engine.speakers import base_speaker, ends_of, tokenizer_of
 from loractl.errors import DataError, NumericError
 from loractl.evaluation.bootstrap import Figure, ratio
@@ -41,7 +41,7 @@ from loractl.models import load
 from loractl.models.fast.trunk import Trunk
 from loractl.models.objective import TokenLoss
 from loractl.models.proving_run import ProvingRun
-from loractl.records import UNTRAINED, Conversation
+from loractl.records import Conversation
 from loractl.startup import libraries
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Evaluated:
     """The results of one model on the rows."""
 
     name: str
-    where: list[int | str] = field(default_factory=list)
+    where: list[int | str] = field(default_factory=list)  # the row of each example
     losses: Losses = field(default_factory=dict)
     retain: Losses = field(default_factory=dict)
     expected: list[str | None] = field(default_factory=list)  # None: the row has no answer
@@ -63,15 +63,21 @@ class Evaluated:
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 
+    @property
+    def n_rows(self) -> int:
+        return len(set(self.where))
+
     def as_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "rows": len(self.where), **_figures_as_dict(self.figures)}
+        return {"model": self.name, "rows": self.n_rows, **_figures_as_dict(self.figures)}
 
     def rows_as_dicts(self) -> Iterator[dict[str, Any]]:
-        """The figures of each row; a row without a loss was too long."""
+        """The figures of each row, or of each of its answers where each is an example: the loss of
+        a row then stands with its first answer. A row without a loss was too long."""
+        losses = dict(self.losses)
         for number, where in enumerate(self.where):
             row: dict[str, Any] = {"model": self.name, "row": where}
-            if where in self.losses:
-                row["loss_sum"], weight, row["tokens"] = self.losses[where]
+            if where in losses:
+                row["loss_sum"], weight, row["tokens"] = losses.pop(where)
                 if weight != row["tokens"]:
                     row["weight"] = weight
             if self.answers and self.answers[number] is not None:
@@ -94,7 +100,10 @@ def evaluate(
     bases |= {name: recorded_base(path) for name, path in full.items()}
     source = find_shared_base(model, bases)
     if asked.data is not None:
-        rows = rows_of_file(asked.data, asked, columns=asked.columns)
+        about = {paths[name]: one.about for name, one in read.items()}
+        about |= {path: recorded(str(path)) for path in full.values()}
+        taken = taken_by_first({path: taken_by(path, about[path]) for path in paths.values()})
+        rows = rows_of_file(asked.data, asked, taken=taken, columns=asked.columns)
     else:
         rows = rows_of_runs(paths.values(), asked, load.limits(source).positions)
     dtypes = [one.dtype for one in read.values()]
@@ -160,7 +169,7 @@ def _measure_model(
         if has_loss:
             found.losses = _losses_by_row(objective, tokenizer, rows)
         if asked.retain is not None:
-            general = rows_of_file(asked.retain, asked, train_on="all")
+            general = rows_of_file(asked.retain, asked, taken=Taken("all", rows.taken.thoughts))
             found.retain = _losses_by_row(objective, tokenizer, general)
     if asked.matches:
         _answer_rows_(found, model, speech, asked, rows, [row for _, row in conversations])
@@ -199,10 +208,11 @@ def _answer_rows_(
     rows: EvalRows,
     conversations: Sequence[Conversation],
 ) -> None:
-    """Let the model write the last answer of each row, and compare; rows without one are left
-    out."""
-    prompts, n_rows = [], load.n_rows(model)
-    answered = [up_to_answer(row) for row in conversations]
+    """Let the model write the last trained answer of each row, and compare; rows without one are
+    left out."""
+    questions: list[Question] = []
+    n_rows = load.n_rows(model)
+    answered = [up_to_answer(row, rows.taken.train_on) for row in conversations]
     if not any(answered):
         raise _no_answers(rows.name, asked.matches)
     for where, row in zip(found.where, answered, strict=True):
@@ -210,22 +220,27 @@ def _answer_rows_(
             found.expected.append(None)
             continue
         try:
-            ids, expected = asked_and_expected(speech, row, rows.thoughts)
+            question = question_of(speech, row, rows.taken.thoughts)
         except TemplateError as error:
             raise DataError(f"{rows.name}:{where}: {error}") from None
-        if (index := beyond.first_beyond(ids, n_rows)) is not None:
+        if (index := beyond.first_beyond(question.prompt, n_rows)) is not None:
             what = beyond.describe_beyond(speech.tokenizer, index, n_rows, beyond.IN_USE)
             raise DataError(f"{rows.name}:{where}: {what}")
-        prompts.append(ids)
-        found.expected.append(expected)
+        questions.append(question)
+        found.expected.append(question.expected)
     rows.note_unanswered(answered.count(None))
-    has_call = [bool(row and row.messages[-1].tool_calls) for row in answered]
+    has_call = [row is not None and trains_calls(row.messages[-1]) for row in answered]
     if "tool_call" in asked.matches and not any(has_call):
         raise DataError(f"{rows.name}: no row ends with a tool call, which tool_call needs")
     sampling = Sampling(max_new_tokens=asked.max_new_tokens)
+    prompts = [question.prompt for question in questions]
     with torch.no_grad():
-        written = iter(generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops))
-    found.answers = [None if row is None else next(written).text for row in answered]
+        written = generate(model, speech.tokenizer, prompts, sampling, stops=speech.stops)
+    texts = iter(
+        one.text if question.most is None else speech.text(one.ids[: question.most])
+        for one, question in zip(written, questions, strict=True)
+    )
+    found.answers = [None if row is None else next(texts) for row in answered]
     for name in asked.matches:
         score: Callable[[str, str], float]
         score = matching(asked.regex) if name == "regex" and asked.regex else METRICS[name]
@@ -237,20 +252,6 @@ def _answer_rows_(
         if name == "tool_call":  # says nothing of other answers
             scores = [s if call else None for s, call in zip(scores, has_call, strict=True)]
         found.scores[name] = scores
-
-
-def asked_and_expected(speech: Speech, row: Conversation, thoughts: str) -> tuple[list[int], str]:
-    """The prompt of a row's last answer, and the text of what is trained of it, as an answer is
-    decoded: calls, reasoning and special tokens included."""
-    row = with_thoughts(speech.tokenizer, row, thoughts)
-    *context, last = row.messages
-    whole = replace(row, messages=(*context, replace(last, weight=1.0, spans=None)))
-    (encoded,) = encode_many(speech.tokenizer, [whole], train_on="last")
-    if isinstance(encoded, TemplateError):
-        raise encoded
-    trained = [label for label in encoded.labels if label != UNTRAINED]
-    prompt = prompt_ids(speech.tokenizer, context, row.tools, row.variables)
-    return prompt, speech.text(trained)
 
 
 def fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
@@ -280,8 +281,8 @@ def fill_figures_(one: Evaluated, base: Evaluated, asked: EvalRequest) -> None:
 def _no_answers(data: str, matches: Sequence[str]) -> DataError:
     """The error for metrics that compare answers on rows that have none."""
     return DataError(
-        f"{data}: its rows are not conversations that end with an answer, which {matches[0]} needs;"
-        " use --metrics loss,perplexity"
+        f"{data}: its rows are not conversations that end with an answer that is trained, which"
+        f" {matches[0]} needs; use --metrics loss,perplexity"
     )
 
 

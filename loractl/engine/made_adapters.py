@@ -41,8 +41,8 @@ def about_made(
 
 
 def _about_all(sources: Sequence[Adapter]) -> dict[str, Any]:
-    """What is known of every source: the dtype they were trained in, how answers end, and
-    whether a config chose the chat template."""
+    """What is known of every source: the dtype they were trained in, how answers end,
+    whether a config chose the chat template, and what was taken of rows."""
     found: dict[str, Any] = {}
     dtypes = {source.dtype for source in sources}
     if len(dtypes) == 1 and None not in dtypes:
@@ -50,7 +50,8 @@ def _about_all(sources: Sequence[Adapter]) -> dict[str, Any]:
     ends = [source.ends for source in sources]
     if None not in ends:
         found["ends"] = sorted({end for some in ends for end in some or ()})
-    about = [source.about.get("chat_template") for source in sources]
-    if about[0] is not None and all(one == about[0] for one in about):
-        found["chat_template"] = about[0]
+    for key in ("chat_template", "rows"):
+        about = [source.about.get(key) for source in sources]
+        if about[0] is not None and all(one == about[0] for one in about):
+            found[key] = about[0]
     return found

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
+from loractl import console
 from loractl.config.loader import Loaded
 from loractl.config.optimizers import OPTIMIZERS, PAGED, SMALL, Shape
-from loractl.models.device import choose_device
+from loractl.errors import ModelError
+from loractl.models.device import choose_device, n_gpus
 from loractl.reports.findings import Finding
 
 FAR = 10
@@ -19,8 +21,14 @@ times the rate: a tenth of what SGD needs at least."""
 
 def device_for(loaded: Loaded) -> torch.device:
     """The device to train on, where the optimizer exists. Raises ConfigError."""
-    device = choose_device()
+    wanted = loaded.config.device
+    try:
+        device = choose_device(wanted)
+    except ModelError as error:
+        raise loaded.error("device", str(error)) from None
     require_optimizer(loaded, device.type)
+    if wanted == "auto" and (count := n_gpus()) > 1:
+        console.note(f"note: this run uses one of {count} GPUs, {device}; device: names another")
     return device
 
 

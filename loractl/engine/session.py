@@ -25,6 +25,7 @@ from loractl.engine.new_tokens import NewTokens, add_tokens_, grow_to_
 from loractl.engine.offload import streams
 from loractl.engine.optimizer import device_for
 from loractl.engine.packed_base import about_packed, as_configured
+from loractl.engine.run_rows import about_rows
 from loractl.engine.speakers import about_template, tokenizer_of_run
 from loractl.engine.start_from import Start, adopt, fill_, read_start, require_base, tokens_of
 from loractl.errors import NumericError
@@ -123,6 +124,7 @@ class Session:
             "data": {name: account.sha256 for name, account in self.data.accounts.items()},
             **({"start_from": self.start.about()} if self.start else {}),
             **about_template(self.config.data),
+            **about_rows(self.config.data),
             "dtype": dtype_word(self.dtype),
             **about_packed(self.source),
             "ends": ends.texts_of(self.tokenizer, self.ends),
@@ -148,8 +150,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
     epochs = batches.Epochs(data.train, plan)
     total_steps = _total_steps(loaded, epochs)
     check_phases(loaded, total_steps)
-    full = config.method == "full"
-    streamed = streams(loaded, source, device, dtype)
+    full, streamed = config.method == "full", streams(loaded, source, device, dtype)
     # Trained weights are stored in float32: an AdamW update is often too small for bfloat16.
     model = load.load_model(
         source,
@@ -157,6 +158,7 @@ def assemble(loaded: Loaded, world: World = ALONE) -> Session:
         device=device,
         trust_remote_code=remote,
         finite=False,
+        dense=full,  # also what a GGUF file has in blocks
         fingerprint=base_fingerprint.result,
         streams=streamed,
     )
@@ -271,6 +273,10 @@ def _total_steps(loaded: Loaded, epochs: batches.Epochs) -> int:
     return total
 
 
+SHARE = {False: 0.5, True: 0.85}
+"""Of the free memory, from which on activations are recomputed. A GPU has its memory for itself."""
+
+
 def _set_checkpointing_(
     model: "PreTrainedModel",
     config: RunConfig,
@@ -283,7 +289,7 @@ def _set_checkpointing_(
     memory is also returned to the system: with 8,192 tokens the heap kept a gigabyte."""
     wanted = config.train.gradient_checkpointing
     need = beside_the_weights(model, config, Size(config.train.batch_size, max_length))
-    short = need > 0.5 * free_memory(device)
+    short = need > SHARE[device.type == "cuda"] * free_memory(device)
     if (short or wanted is True) and device.type == "cpu":
         hold_mmap_threshold_(LARGE if short else HUGE)
     if wanted == "auto":

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from loractl import console
 from loractl.config.loader import Loaded
 from loractl.config.settings import DataSection
-from loractl.engine.base import choose_trained_dtype, find_shared_base, load_base, recorded_dtype
+from loractl.engine.base import (
+    choose_trained_dtype,
+    find_shared_base,
+    load_base,
+    recorded,
+    recorded_dtype,
+)
+from loractl.engine.run_rows import taken_by
 from loractl.errors import ArtifactError
 from loractl.startup import libraries
 
@@ -87,12 +94,18 @@ def open_hub(named: str | None, directories: Mapping[str, Path], dtype: str | No
         hub.narrow_(widths)
     tokenizers: dict[str | None, Tokenizer] = {None: tokenizer}
     ends: dict[str | None, list[int]] = {None: ends_of_template(tokenizer)}
-    for name in directories:
+    thoughts: dict[str | None, str] = {}
+    about: Mapping[str, Any]
+    if named and (about := recorded(named)) and (taken := taken_by(Path(named), about)):
+        thoughts[None] = taken.thoughts  # a model that was trained whole
+    for name, directory in directories.items():
         adapter = read.pop(name)  # freed as soon as it is in the hub
+        if taken := taken_by(directory, adapter.about):
+            thoughts[name] = taken.thoughts
         attach.add_to_hub_(hub, model, name, adapter)
         tokenizers[name] = tokenizer_of(adapter, tokenizer, widths[name])
         ends[name] = ends_of(adapter, tokenizers[name])
-    return HubModel(model, hub, tokenizers, ends)
+    return HubModel(model, hub, tokenizers, ends, thoughts)
 
 
 def _widths(model: "PreTrainedModel", read: Mapping[str, "Adapter"]) -> dict[str | None, int]:

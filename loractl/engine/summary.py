@@ -11,6 +11,7 @@ from loractl.engine.session import Session
 from loractl.evaluation.loss import is_below
 from loractl.models.torch_dtypes import dtype_word
 from loractl.ops.packed import Packed
+from loractl.quant.kinds import kind_of
 from loractl.quant.linear import n_bytes, packed_layers
 from loractl.records import HeldOutLoss
 
@@ -27,8 +28,8 @@ def introduce(session: Session) -> None:
     read = session.data.of_train()
     dtype = dtype_word(session.dtype)
     console.note(f"model    {session.source.name} on {session.device.type}, {dtype}")
-    if packed and (chosen := session.source.quantization) is not None:
-        console.note(f"base     {describe_packed(chosen.kind, packed)}")
+    if packed:
+        console.note(f"base     {describe_packed(packed)}")
     if session.layers:
         console.note(
             f"adapter  {trained:,} trained parameters ({trained / (in_all - trained):.2%} of the"
@@ -50,11 +51,12 @@ def introduce(session: Session) -> None:
             console.note(f"note: {finding.text}")
 
 
-def describe_packed(kind: str, packed: Sequence[Packed]) -> str:
+def describe_packed(packed: Sequence[Packed]) -> str:
     """How much of a base is packed, and what it takes."""
+    kinds = " and ".join(sorted({kind_of(one) for one in packed}))
     values, size = sum(one.numel() for one in packed), sum(n_bytes(one) for one in packed)
     return (
-        f"{len(packed)} linear layers in {kind}: {values:,} parameters in {text.size(size)}"
+        f"{len(packed)} linear layers in {kinds}: {values:,} parameters in {text.size(size)}"
         f" ({8 * size / values:.3g} bits each)"
     )
 

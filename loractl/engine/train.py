@@ -138,7 +138,7 @@ class _Run:
         ):
             self._log_step(step)
             left = (time.perf_counter() - began) / (step.step - first) * (total - step.step)
-            progress.step(step.step, _progress_line(step), seconds_left=left)
+            progress.step(step.step, _progress_line(step, self.session.device), seconds_left=left)
             if step.skipped:
                 progress.say(
                     f"step {step.step}: skipped, the weights are unchanged: {step.skipped}"
@@ -213,8 +213,10 @@ class _Run:
             metrics.append(self.directory.metrics, row)
 
     def _require_finite(self) -> None:
-        for name, parameter in self.session.parameters.items():
-            if not torch.isfinite(parameter).all():
+        trained = self.session.parameters
+        finite = torch.stack([torch.isfinite(one).all() for one in trained.values()]).tolist()
+        for name, is_finite in zip(trained, finite, strict=True):
+            if not is_finite:
                 raise NumericError(
                     f"step {self.state.step}: {name} is no longer finite after the step and is not"
                     f" saved; try a learning_rate below {self.recipe.learning_rate.peak:g}"
@@ -256,8 +258,8 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _progress_line(step: Step) -> str:
-    memory = text.size(peak_memory(torch.device("cpu")))
+def _progress_line(step: Step, device: torch.device) -> str:
+    memory = text.size(peak_memory(device))
     return f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tokens/s  {memory}"
 
 

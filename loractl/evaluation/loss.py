@@ -14,11 +14,17 @@ GROUPS = 200
 
 
 class RowLoss(NamedTuple):
-    """The loss of one row."""
+    """The loss of one row: of all its examples, where each of its answers is one."""
 
     total: float  # of its losses in nats, each times its weight
     weight: float  # of its trained tokens: their number if each weighs 1
     tokens: int  # trained
+
+    def plus(self, other: "RowLoss") -> "RowLoss":
+        """The loss of two examples of one row."""
+        return RowLoss(
+            self.total + other.total, self.weight + other.weight, self.tokens + other.tokens
+        )
 
 
 ROUNDING = 1e-6
@@ -67,7 +73,7 @@ def row_losses(
     batches: Iterable[Batch],
     device: torch.device,
 ) -> dict[int | str, RowLoss]:
-    """The loss of each row, keyed by its line.
+    """The loss of each row, keyed by its line: the sum over its examples.
 
     `loss_of_examples` returns (sum, weight) of each for a batch, in the order of its lines.
     """
@@ -77,5 +83,7 @@ def row_losses(
             parts = loss_of_examples(batch.to(device))
             assert len(parts) == len(batch.lines), (len(parts), len(batch.lines))
             each = zip(batch.lines, parts, batch.example_counts, strict=True)
-            found |= {line: RowLoss(*part, tokens) for line, part, tokens in each}
+            for line, part, tokens in each:
+                one = RowLoss(*part, tokens)
+                found[line] = found[line].plus(one) if line in found else one
     return found

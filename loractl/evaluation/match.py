@@ -30,9 +30,28 @@ def tool_call(answer: str, expected: str) -> float:
     texts after the reasoning must be the same, but for the spelling of the JSON in them.
     """
     wanted, found = after_thoughts(expected), after_thoughts(answer)
-    if calls := list(_calls_in(wanted)):
-        return float(list(_calls_in(found)) == calls)
+    calls = list(_calls_in(wanted))
+    if calls and not _names_outside(wanted):
+        return float(list(_calls_in(found)) == calls and not _names_outside(found))
     return float(_respelled(found) == _respelled(wanted))
+
+
+def _names_outside(text: str) -> bool:
+    """Whether the markup around the JSON names something, so that what the JSON holds are values of
+    arguments: <function=get>, functions.get:0<|tool_call_argument_begin|>, get[ARGS]."""
+    words = " ".join(piece for piece in _pieces(text) if isinstance(piece, str)).split()
+    return any(_NAMING.search(word) and _TAG.sub("", word) for word in words)
+
+
+_TAG = re.compile(r"<[^<>=]*>|\[[A-Z_]+\]")
+"""A tag that only frames: <tool_call>, <|python_tag|>, [TOOL_CALLS]."""
+
+_NAMING = re.compile(r"""<[/|｜\w]|[\w"|｜]>|\[[A-Z_]+\]|^to=""")
+"""A word with markup; not that of a comparison in prose, or of an arrow."""
+
+
+_FRAME = {"name", "id", "type", "index", "arguments", "parameters"}
+"""The fields of a call: an object with others, and without arguments, is no call."""
 
 
 def _calls_in(text: str) -> Iterator[tuple[str, Any]]:
@@ -44,6 +63,8 @@ def _calls_in(text: str) -> Iterator[tuple[str, Any]]:
             if not isinstance(one, dict) or not isinstance(one.get("name"), str):
                 continue
             arguments = one.get("arguments", one.get("parameters"))
+            if arguments is None and one.keys() <= _FRAME:
+                arguments = {}
             if isinstance(arguments, str):
                 arguments = _parsed(arguments)
             if isinstance(arguments, dict):

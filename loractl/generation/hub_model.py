@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.data import beyond
+from loractl.data.prompts import Asked, ask
 from loractl.data.rendering import TemplateError
-from loractl.data.template import prompt_ids
 from loractl.generation.sample import Answer, PerRow, Sampling, generate
 from loractl.generation.speech import Speech, stop_ids
 from loractl.lora.hub import Hub
 from loractl.models import load
-from loractl.records import Message
+from loractl.records import Conversation, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +27,7 @@ class HubModel:
     hub: Hub
     tokenizers: Mapping[str | None, Tokenizer]  # each with the chat template of its adapter
     ends: Mapping[str | None, Sequence[int]] = field(default_factory=dict)  # trained as the end
+    thoughts: Mapping[str | None, str] = field(default_factory=dict)  # data.thoughts of its run
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -38,23 +39,21 @@ class HubModel:
         tokenizer = self.tokenizers[name]
         return Speech(tokenizer, tuple(stop_ids(self.model, tokenizer, self.ends.get(name, ()))))
 
-    def prompt_ids(
-        self,
-        name: str | None,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation as this adapter was trained to see it, up to its answer.
+    def prompt_ids(self, name: str | None, messages: Sequence[Message]) -> list[int]:
+        """The token ids of `ask` for messages alone."""
+        return self.ask(name, Conversation(tuple(messages))).ids
+
+    def ask(self, name: str | None, row: Conversation) -> Asked:
+        """A conversation as this adapter was trained to see it, up to its answer.
 
         Raises TemplateError, also for a token that the model has no row for.
         """
         tokenizer = self.tokenizers[name]
         n_rows = self.hub.widths.get(name, load.n_rows(self.model))
-        ids = prompt_ids(tokenizer, messages, tools, variables)
-        if (index := beyond.first_beyond(ids, n_rows)) is not None:
+        asked = ask(tokenizer, row, self.thoughts.get(name, "auto"))
+        if (index := beyond.first_beyond(asked.ids, n_rows)) is not None:
             raise TemplateError(beyond.describe_beyond(tokenizer, index, n_rows, beyond.IN_USE))
-        return ids
+        return asked
 
     def answers(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str | None], sampling: Sampling

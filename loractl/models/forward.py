@@ -23,10 +23,13 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     positions (with an all-ones mask, or with a cache, they would see each other), and padding
     comes after every real token.
     """
-    targets, trained = _next_labels(batch)
+    device, host = batch.labels.device, batch.on_host
+    targets, trained = _next_labels(host)
     columns = trained.any(dim=0).nonzero().squeeze(1)  # positions where any row needs its logits
+    row, place = trained[:, columns].nonzero(as_tuple=True)
+    columns, row, place = (one.to(device, non_blocking=True) for one in (columns, row, place))
     accepted = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = call_options(model, batch.position_ids)
+    options: dict[str, Any] = call_options(model, host.position_ids)
     if "position_ids" in accepted:
         options["position_ids"] = batch.position_ids
     if "logits_to_keep" in accepted:
@@ -37,7 +40,7 @@ def trained_logits(model: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tens
     ).logits  # (rows, columns or length, vocabulary)
     if "logits_to_keep" not in accepted:
         logits = logits[:, columns]
-    return logits[trained[:, columns]], targets[trained]
+    return logits[row, place], targets[trained].to(device, non_blocking=True)
 
 
 def _next_labels(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -51,7 +54,11 @@ def _next_labels(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def trained_weights(batch: Batch) -> Tensor | None:
     """The weights of the trained tokens in the same order, (n_trained,); None if each weighs 1."""
-    return None if batch.weights is None else batch.weights[:, 1:][_next_labels(batch)[1]]
+    weights = batch.on_host.weights
+    if weights is None:
+        return None
+    chosen = weights[:, 1:][_next_labels(batch.on_host)[1]]
+    return chosen.to(batch.labels.device, non_blocking=True)
 
 
 def hidden_states(model: "PreTrainedModel", batch: Batch) -> Tensor:
@@ -70,7 +77,7 @@ def trunk_options(model: "PreTrainedModel", trunk: nn.Module, batch: Batch) -> d
     given = {"attention_mask": None, "use_cache": False, "position_ids": batch.position_ids}
     accepted = inspect.signature(trunk.forward).parameters
     options = {name: value for name, value in given.items() if name in accepted}
-    return options | call_options(model, batch.position_ids)
+    return options | call_options(model, batch.on_host.position_ids)
 
 
 def trunk_of(model: "PreTrainedModel") -> nn.Module | None:
@@ -85,10 +92,11 @@ def trunk_of(model: "PreTrainedModel") -> nn.Module | None:
 
 def trained_rows(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The hidden states (n_trained, hidden) that predict the trained tokens, and their ids."""
-    targets, trained = _next_labels(batch)
+    targets, trained = _next_labels(batch.on_host)
     row, column = trained.nonzero(as_tuple=True)
     places = row * batch.labels.shape[1] + column  # among all positions of the batch
-    return hidden.flatten(0, 1).index_select(0, places), targets[trained]
+    chosen = [one.to(hidden.device, non_blocking=True) for one in (places, targets[trained])]
+    return hidden.flatten(0, 1).index_select(0, chosen[0]), chosen[1]
 
 
 def check_isolation(model: "PreTrainedModel") -> None:

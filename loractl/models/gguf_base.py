@@ -1,16 +1,45 @@
 """What a base model in a GGUF file needs beyond what transformers 5.23 does."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 from tokenizers import pre_tokenizers
-from transformers import GgufConfig
+from transformers import AutoConfig, GgufConfig, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loractl.errors import ModelError
+from loractl.models.gguf_file import Header, read_header
 
 GPT2_SPLITTING = (None, "gpt-2", "default")
 """Names of pre-tokenizer rules in GGUF files that are GPT-2's."""
+
+ROWS_WHOLE = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"})
+"""Architectures of which llama.cpp's converter leaves the rows of matrices whole, in whatever
+order: what puts them back in place does so with the bytes of blocks too."""
+
+
+def with_blocks(path: Path) -> Header | None:
+    """The header of a file whose weights can stay in its blocks; None: they must be dense.
+
+    Raises ValueError, struct.error.
+    """
+    header = read_header(path)
+    return header if header.architecture in ROWS_WHOLE else None
+
+
+def config_of(path: Path) -> PretrainedConfig:
+    """The config that transformers makes of a file's fields; reading them takes it seconds."""
+    return copy.deepcopy(_config(path, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=2)
+def _config(path: Path, changed_ns: int) -> PretrainedConfig:
+    found: PretrainedConfig = AutoConfig.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
+    )
+    return found
 
 
 def unpacking() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from loractl import text
 from loractl.errors import ModelError, is_out_of_memory
 from loractl.models import base_directory, gguf_base, prequantized
+from loractl.models.gguf_file import Header
 from loractl.models.hub_download import from_hub
 from loractl.models.torch_dtypes import dtype_word
 from loractl.ops.finite import all_finite
@@ -27,7 +28,7 @@ from loractl.paths import address
 from loractl.quant.kinds import Quantization
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # takes 2.5 s, which data errors need not wait for
+    from transformers import PretrainedConfig, PreTrainedModel  # 2.5 s, which no data error needs
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,13 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Tokeni
     return tokenizer
 
 
+def _config(source: Source, trusted: bool) -> "PretrainedConfig":
+    if source.gguf:
+        return gguf_base.config_of(source.weight_files()[0])
+    config: PretrainedConfig = AutoConfig.from_pretrained(source.directory, **_code(trusted))
+    return config
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the config of a base says of its size; None: it does not say."""
@@ -142,9 +150,7 @@ class Limits:
 def limits(source: Source, *, trust_remote_code: bool = False) -> Limits:
     """The limits of a base, without loading it. Raises ModelError."""
     with _translated(source, "the config"):
-        config = AutoConfig.from_pretrained(
-            source.directory, **_code(trust_remote_code), **source.keywords
-        )
+        config = _config(source, trust_remote_code)
     found = (
         getattr(config.get_text_config(), name, None)
         for name in ("max_position_embeddings", "vocab_size")
@@ -157,9 +163,7 @@ def load_skeleton(source: Source, *, dtype: torch.dtype | None = None) -> "PreTr
     its config. Raises ModelError."""
     build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with _translated(source, "the config"):
-        config = AutoConfig.from_pretrained(
-            source.directory, trust_remote_code=False, local_files_only=True, **source.keywords
-        )
+        config = _config(source, False)
         with torch.device("meta"):
             named = {} if dtype is None else {"dtype": dtype}
             return build(config, trust_remote_code=False, **named)
@@ -178,17 +182,24 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a complete causal LM, with every weight in `dtype`, on `device`, in eval mode.
 
-    Layers of a quantized source are packed; `dense`: unpacked again, into the numbers that they
-    compute with. `fingerprint` of the source lets what was packed be kept for the next time.
-    `streams`: the layers stay on disk and come to memory when they compute.
+    Layers of a quantized source are packed, those of a GGUF file stay in its blocks on a CPU;
+    `dense`: unpacked, into the numbers that they compute with. `fingerprint` of the source lets
+    what was packed be kept for the next time. `streams`: the layers stay on disk and come to memory
+    when they compute.
 
     Raises ModelError if a tensor is missing, has the wrong shape, or is not finite. Training passes
     `finite=False`: there the first loss reveals it, with step, rows and the exit code of a
     non-finite number.
     """
     options = (source, dtype, device, trust_remote_code)
+    header = None
+    if source.gguf and not dense and device.type == "cpu":
+        with _translated(source, "the weights"):
+            header = gguf_base.with_blocks(source.weight_files()[0])
     if streams:
         model, wrong = _load_packed(*options, dense=False, fingerprint=fingerprint, streams=True)
+    elif header is not None:
+        model, wrong = _load_packed(*options, dense=False, fingerprint=None, header=header)
     elif prequantized.comes_packed(source.directory, source.gguf) or (
         source.quantization and not prequantized.is_unpacked(source.directory, source.gguf)
     ):
@@ -202,7 +213,8 @@ def load_model(
         raise ModelError(
             f"model {source.name}: {wrong[0]} holds values that are not finite in {dtype_name}"
         )
-    if source.quantization and prequantized.is_unpacked(source.directory, source.gguf):
+    unpacked = header is None and prequantized.is_unpacked(source.directory, source.gguf)
+    if source.quantization and unpacked:
         from loractl.models import packed_load
 
         packed_load.pack_(model, source.quantization, dense=dense)
@@ -242,21 +254,26 @@ def _load_packed(
     dense: bool,
     fingerprint: Callable[[], str] | None,
     streams: bool = False,
+    header: Header | None = None,
 ) -> tuple["PreTrainedModel", list[str]]:
-    """The model, and the names of its packed weights that are not finite."""
-    from loractl.models import packed_load, packer, streamed_load
+    """The model, and the names of its packed weights that are not finite. `header`: of a GGUF file
+    whose blocks are kept."""
+    from loractl.models import gguf_load, packed_load, packer, streamed_load
 
     chosen = source.quantization
     with _translated(source, "the weights"):
-        config = AutoConfig.from_pretrained(source.directory, **_code(trusted))
+        config = _config(source, trusted)
         build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
         with torch.device("meta"):
             model_class = type(build(config, trust_remote_code=trusted))
         work = packer.Packing(source.name, dtype, device, dense=dense)
-        load_ = streamed_load.load if streams else packed_load.load
-        model, found = load_(
-            source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
-        )
+        if header is not None:
+            model, found = gguf_load.load(header, model_class, config, work, chosen=chosen)
+        else:
+            load_ = streamed_load.load if streams else packed_load.load
+            model, found = load_(
+                source.directory, model_class, config, work, chosen=chosen, fingerprint=fingerprint
+            )
     base_directory.require_tensors(source.name, found)
     model.to(device)  # type: ignore[arg-type]
     return model, work.not_finite

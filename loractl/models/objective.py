@@ -59,7 +59,7 @@ class TokenLoss:
             return loss_sum(self.model, batch, autocast=self.autocast)
         rows, targets = _inputs_of(self.head, *self._hidden([batch])[0])
         weights = trained_weights(batch)  # the trunk may move tokens, but keeps their order
-        return head_loss(rows, self.head, targets, weights), _count(targets, weights)
+        return head_loss(rows, self.head, targets, weights), self.count(batch)
 
     def groups(self, window: Sequence[Batch]) -> list[list[Batch]]:
         """The batches of a step, in groups that are computed together."""
@@ -98,8 +98,8 @@ class TokenLoss:
         return self._of_parts(batch, batch.example_counts)
 
     def _of_parts(self, batch: Batch, sizes: list[int]) -> list[tuple[float, float]]:
-        parts = torch.split(self.each(batch).double(), sizes)
-        if (weights := trained_weights(batch)) is None:
+        parts = torch.split(self.each(batch).cpu().double(), sizes)
+        if (weights := trained_weights(batch.on_host)) is None:
             return [(float(part.sum()), len(part)) for part in parts]
         pairs = zip(parts, torch.split(weights.double(), sizes), strict=True)
         return [(float((part * own).sum()), float(own.sum())) for part, own in pairs]
@@ -129,11 +129,7 @@ def loss_sum(
     """
     found, weights = losses(model, batch, autocast=autocast), trained_weights(batch)
     total = found.sum() if weights is None else (found * weights).sum()
-    return total, _count(found, weights)
-
-
-def _count(tokens: Tensor, weights: Tensor | None) -> float:
-    return tokens.numel() if weights is None else float(weights.double().sum())
+    return total, batch.weight
 
 
 def losses(

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def quantizable(model: "PreTrainedModel", chosen: Quantization) -> list[str]:
-    """The paths of the layers that would be packed."""
-    head = None if chosen.head else model.get_output_embeddings()  # type: ignore[no-untyped-call]
+def quantizable(model: "PreTrainedModel", chosen: Quantization | None) -> list[str]:
+    """The paths of the layers that would be packed; None: by the files themselves."""
+    packs_head = chosen is not None and chosen.head
+    head = None if packs_head else model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return [
         path
         for path, module in model.named_modules()

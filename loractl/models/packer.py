@@ -27,7 +27,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from loractl.errors import ModelError
 from loractl.models.stored import Made, Stored, tensors_in
-from loractl.ops.packed import Nested, Packed
+from loractl.ops.finite import all_finite
+from loractl.ops.packed import Nested, Packed, strips
 from loractl.quant import bitsandbytes_files
 from loractl.quant.kinds import Quantization
 from loractl.quant.linear import PackedLinear, moved, packed_layers, unpacked
@@ -55,12 +56,12 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Ready:
     """A packed weight on its way through transformers' loader, which takes it for a tensor."""
 
     packed: Packed
 
-    def to(self, **options: Any) -> "_Ready":
+    def to(self, **options: Any) -> "Ready":
         return self
 
 
@@ -139,7 +140,7 @@ class _Pack(ConversionOps):
             value = value[0] if isinstance(value, list) else value
             path = name.rpartition(".")[0]
             layer: Any = model.get_submodule(path)
-            is_ready = isinstance(value, _Ready)
+            is_ready = isinstance(value, Ready)
             shape = value.packed.shape if is_ready else tuple(value.shape)
             if shape != (layer.out_features, layer.in_features):
                 packing.faults.append(name)
@@ -170,6 +171,8 @@ class _Pack(ConversionOps):
 
 
 def _is_finite(packed: Packed) -> bool:
+    if packed.blocks is not None:  # the scales lie in them
+        return all(all_finite(rows) for _, _, rows in strips(packed))
     scales = packed.scales.scales if isinstance(packed.scales, Nested) else packed.scales
     return bool(scales.isfinite().all())
 
@@ -216,9 +219,9 @@ def with_packed(
     return found
 
 
-def _read_packed(parts: Mapping[str, Stored], dtype: torch.dtype) -> _Ready:
+def _read_packed(parts: Mapping[str, Stored], dtype: torch.dtype) -> Ready:
     tensors = {role: one.read() for role, one in parts.items()}
-    return _Ready(bitsandbytes_files.read(tensors, dtype))
+    return Ready(bitsandbytes_files.read(tensors, dtype))
 
 
 def generation_config_of(directory: Path) -> GenerationConfig | None:
@@ -239,4 +242,4 @@ def unpack_(model: nn.Module, numbers: torch.dtype, dtype: torch.dtype) -> None:
 def numbers_of(stored: "Stored | Made", chosen: Quantization) -> Tensor:
     """The numbers that a layer computes with, from its weight in the files: dense or packed."""
     value = stored[...]
-    return value.packed.dense() if isinstance(value, _Ready) else chosen.rounded(value)
+    return value.packed.dense() if isinstance(value, Ready) else chosen.rounded(value)

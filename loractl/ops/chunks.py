@@ -12,10 +12,17 @@ STRIP_ROWS = 32
 """Rows whose softmax is computed at a time: 96-98 us per row of 49,152 on one AVX2 core, against
 102-109 in strips of 8 or 64, and 411 for the forward pass of `F.cross_entropy` alone."""
 
+DEVICE_CHUNK, DEVICE_ROWS = 1024**3, (1024, 4096)
+"""On a device whose launches cost time, a chunk is larger, and its softmax is computed at once:
+bytes of its logits in float32, and between how many rows it has whatever they take."""
 
-def chunk_rows(n: int, vocabulary: int, width: int) -> int:
+
+def chunk_rows(n: int, vocabulary: int, width: int, *, on_cpu: bool = True) -> int:
     """Rows per chunk when n rows are split evenly; `width` is the bytes per value."""
     most = max(CHUNK_ROWS, CHUNK // (vocabulary * width))
+    if not on_cpu:
+        least, greatest = DEVICE_ROWS
+        most = min(greatest, max(least, DEVICE_CHUNK // (4 * vocabulary)))
     chunks = max(1, -(-n // most))
     return max(1, -(-n // chunks))
 

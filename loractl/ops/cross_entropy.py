@@ -146,7 +146,9 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
     """The loss of each row, chunk by chunk; writes or accumulates the requested gradients."""
     n, vocabulary = len(hidden), len(head.weight)
     losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
-    rows = chunk_rows(n, vocabulary, hidden.element_size())
+    on_cpu = hidden.device.type == "cpu"
+    rows = chunk_rows(n, vocabulary, hidden.element_size(), on_cpu=on_cpu)
+    step = STRIP_ROWS if on_cpu else rows
     buffer = _logits_space(hidden, min(n, rows), vocabulary)  # reused by all chunks
     factor = FLOAT16_FACTOR / head.scale if hidden.dtype == torch.float16 else 1.0
     for start in range(0, n, rows):
@@ -156,10 +158,10 @@ def _run_chunks(hidden: Tensor, head: Head, targets: Tensor, gradients: _Gradien
         products([Term(h, head.weight.T)], start=head.bias, out=logits)
         if head.own is not None:
             head.own.replace_(logits, h)
-        for at in range(0, len(h), STRIP_ROWS):
-            strip = slice(start + at, min(start + at + STRIP_ROWS, start + len(h)))
+        for at in range(0, len(h), step):
+            strip = slice(start + at, min(start + at + step, start + len(h)))
             losses[strip] = softmax_loss_(
-                logits[at : at + STRIP_ROWS],
+                logits[at : at + step],
                 targets[strip],
                 scale=head.scale,
                 softcap=head.softcap,

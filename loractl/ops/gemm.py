@@ -68,8 +68,8 @@ def products(
 def _plus_product(y: Tensor | None, term: Term, *, out: Tensor | None, given: bool) -> Tensor:
     """y + a product, in torch; `given`: y is the caller's, so it is not written to."""
     x, w, scale = term.x, term.w, term.scale
-    if isinstance(w, Packed) and w.numel() <= packed.STRIP:
-        w = w.dense()
+    if isinstance(w, Packed) and (w.numel() <= packed.STRIP or not w.codes.is_cpu):
+        w = w.dense()  # on a device whole: a strip costs as many launches
     if isinstance(w, Packed):
         product = _unpacked_product(x, w)
         if y is None:

@@ -22,7 +22,7 @@ from loractl.paths import cache_home
 
 HERE = Path(__file__).parent / "c"
 SOURCES = ("kernels.c", "packed.c", "pack.c", "gemm.c", "thin.c", "attention.c", "layer.c")
-INCLUDED = ("real.h", "calls.h", "panels.h", "packed.h", "arena.h", "tile.h", "layer.h")
+INCLUDED = ("real.h", "calls.h", "panels.h", "ggml.h", "packed.h", "arena.h", "tile.h", "layer.h")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # Lets loops with a conditional be vectorized. No -ffast-math: NaN must propagate.

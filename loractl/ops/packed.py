@@ -1,14 +1,17 @@
-"""A frozen weight in 4 or 8 bits a number, and its products without a dense copy of it.
+"""A frozen weight in few bits a number, and its products without a dense copy of it.
 
 A number is its code's value times the scale of its block. NF4 ("QLoRA", arXiv 2305.14314, appendix
 E) has 16 values and blocks of 64; `double` keeps the scales themselves in 8 bits. int8 has one
 scale a row, its largest absolute value. Codes, scales and rounding are those of bitsandbytes, to
-the bit: each number is a float32 product, rounded once to `dtype`.
+the bit: each number is a float32 product, rounded once to `dtype`. The blocks of a GGUF file are
+kept as the file has them (ggml_blocks.py).
 
 gemm.c unpacks what it multiplies on the way; elsewhere a strip of rows at a time is unpacked.
 """
 
 import ctypes
+import functools
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loractl.ops import native
+from loractl.ops.ggml_blocks import BlockType
 from loractl.ops.native import POINTER, REAL, SIZE
 
 BLOCK = 64
@@ -51,12 +55,20 @@ class Packed:
     """A matrix (d_out, d_in) in `bits` bits a number, or its transposed view if `turned`."""
 
     codes: Tensor  # 4 bits: uint8, two numbers a byte, the first in the upper half; 8: int8
-    scales: Tensor | Nested  # float32 (blocks,), or (d_out,) with 8 bits
+    scales: Tensor | Nested  # float32 (blocks,), or (d_out,) with 8 bits; none beside GGUF's blocks
     bits: int
     d_out: int
     d_in: int
     dtype: torch.dtype  # of the numbers it stands for
     turned: bool = False
+    blocks: BlockType | None = None  # those that are the codes: uint8 (d_out, bytes of a row)
+
+    @staticmethod
+    def of_blocks(codes: Tensor, kind: BlockType, dtype: torch.dtype) -> "Packed":
+        """A matrix whose rows (d_out, bytes of a row) are whole blocks of a GGUF file."""
+        d_out, d_in = len(codes), codes.shape[1] // kind.size * kind.values
+        none = torch.empty(0, device=codes.device)
+        return Packed(codes, none, kind.bits, d_out, d_in, dtype, blocks=kind)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,8 +94,22 @@ class Packed:
 
     def dense(self) -> Tensor:
         """The whole matrix as it is turned, in `dtype`."""
-        rows = self.rows(0, self.d_out)
+        is_nf4 = self.bits == 4 and self.blocks is None
+        if is_nf4 and self.codes.is_cuda and has_bitsandbytes():
+            rows = self._by_one_kernel()
+        else:
+            rows = self.rows(0, self.d_out)
         return rows.T if self.turned else rows
+
+    def _by_one_kernel(self) -> Tensor:
+        """The whole matrix as it is stored, by bitsandbytes: one launch, and two if the scales are
+        in 8 bits. The memory is that of the matrix before: torch's allocator gives it again."""
+        scales = self.block_scales(0, -(-self.numel() // BLOCK))
+        shape = [self.d_out, self.d_in]
+        codes = self.codes.reshape(-1, 1)
+        unpack = torch.ops.bitsandbytes.dequantize_4bit
+        made: Tensor = unpack(codes, scales, BLOCK, "nf4", shape, self.dtype)
+        return made
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of the matrix as it is stored, (stop - start, d_in), in `dtype`."""
@@ -99,6 +125,9 @@ class Packed:
         return out
 
     def _plain_rows(self, start: int, stop: int) -> Tensor:
+        if self.blocks is not None:
+            blocks = self.codes[start:stop].reshape(-1, self.blocks.size)
+            return self.blocks.unpack(blocks).to(self.dtype).view(stop - start, self.d_in)
         first, last = start * self.d_in, stop * self.d_in
         if self.bits == 8:
             assert isinstance(self.scales, Tensor)
@@ -106,20 +135,34 @@ class Packed:
             return (values * self.scales[start:stop, None] * INT8_STEP).to(self.dtype)
         pairs = self.codes.flatten()[first // 2 : (last + 1) // 2]
         codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[first % 2 :][: last - first]
-        values = torch.tensor(NF4, device=self.device)[codes.int()]
-        blocks = torch.arange(first, last, device=self.device) // BLOCK
-        scaled = (
-            values * self.block_scales(first // BLOCK, -(-last // BLOCK))[blocks - first // BLOCK]
-        )
+        block = first // BLOCK
+        scales = self.block_scales(block, -(-last // BLOCK)).repeat_interleave(BLOCK)
+        scaled = nf4_on(self.device)[codes.int()] * scales[first - block * BLOCK :][: last - first]
         return scaled.to(self.dtype).view(stop - start, self.d_in)
 
     def block_scales(self, start: int, stop: int) -> Tensor:
         """Scales start to stop of the blocks, in float32."""
         if isinstance(self.scales, Tensor):
             return self.scales[start:stop]
-        of = self.scales
-        outer = torch.arange(start, stop, device=self.device) // NESTED_BLOCK
-        return of.table[of.codes[start:stop].int()] * of.scales[outer] + of.offset
+        of, first = self.scales, start // NESTED_BLOCK
+        outer = of.scales[first : -(-stop // NESTED_BLOCK)].repeat_interleave(NESTED_BLOCK)
+        outer = outer[start - first * NESTED_BLOCK :][: stop - start]
+        return of.table[of.codes[start:stop].int()] * outer + of.offset
+
+
+@functools.cache
+def nf4_on(device: torch.device) -> Tensor:
+    """The 16 values, copied to a device once."""
+    return torch.tensor(NF4).to(device)
+
+
+@functools.cache
+def has_bitsandbytes() -> bool:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    import bitsandbytes  # noqa: F401  # registers its operations
+
+    return True
 
 
 class Description(ctypes.Structure):
@@ -127,7 +170,7 @@ class Description(ctypes.Structure):
 
     _fields_ = (
         *(("codes", POINTER), ("scales", POINTER), ("nested", POINTER), ("table", POINTER)),
-        *(("offset", REAL), ("bits", SIZE), ("block", SIZE), ("row", SIZE)),
+        *(("offset", REAL), ("bits", SIZE), ("block", SIZE), ("row", SIZE), ("ggml", SIZE)),
     )
 
 
@@ -145,6 +188,8 @@ def description(packed: Packed) -> Description:
     assert all(part.is_cpu and part.is_contiguous() for part in parts)
     given.codes, given.bits, given.row = packed.codes.data_ptr(), packed.bits, packed.d_in
     given.block = BLOCK if packed.bits == 4 else packed.d_in
+    if packed.blocks is not None:
+        given.block, given.ggml = packed.blocks.values, packed.blocks.number
     return given
 
 

@@ -247,7 +247,7 @@ def softmax_loss_(
     """
     n, vocabulary = logits.shape
     assert targets.shape == (n,) and targets.dtype == torch.int64, (targets.shape, targets.dtype)
-    if n:
+    if n and targets.is_cpu:  # a device would be waited for
         least, greatest = (int(end) for end in targets.aminmax())
         assert least >= 0 and greatest < vocabulary, (least, greatest, vocabulary)
     if targets.is_cpu and (found := _library_for(logits)):
@@ -258,28 +258,27 @@ def softmax_loss_(
             *(scale, softcap or 0.0, factor, gradient, torch.get_num_threads()),
         )
         return losses
-    x = logits.float()  # (n, V): float32 logits themselves, else a copy
-    if not gradient and x is logits:
-        x = x.clone()
+    x, slope = logits, None
     if scale != 1:
-        x.mul_(scale)
-    slope = None
+        x = logits.float() * scale
     if softcap is not None:
-        x.div_(softcap).tanh_()
-        slope = x.square().neg_().add_(1) if gradient else None  # derivative of tanh
-        x.mul_(softcap)
+        capped = (x.float() / softcap).tanh_()
+        slope = capped.square().neg_().add_(1) if gradient else None  # derivative of tanh
+        x = capped.mul_(softcap)
     chosen = targets[:, None]  # (n, 1)
-    x.sub_(x.amax(dim=1, keepdim=True))
-    of_target = x.gather(1, chosen)
-    total = x.exp_().sum(dim=1, keepdim=True)
+    # Each pass over n x V values costs time on a device: 16-bit ones are widened on the way.
+    peak = x.amax(dim=1, keepdim=True).float()  # (n, 1)
+    exponentials = torch.sub(x, peak).exp_()  # (n, V) float32
+    total = exponentials.sum(dim=1, keepdim=True)
+    of_target = x.gather(1, chosen).float() - peak
     losses = (total.log() - of_target).squeeze(1)
     if gradient:
-        x.mul_(factor * scale / total)  # the softmax; one less at the target
-        x.scatter_add_(1, chosen, torch.full_like(of_target, -factor * scale))
+        less_one = of_target.exp() / total - 1
         if slope is not None:
-            x.mul_(slope)
-        if x is not logits:
-            logits.copy_(x)
+            exponentials.mul_(slope)
+            less_one *= slope.gather(1, chosen)
+        torch.mul(exponentials, factor * scale / total, out=logits)
+        logits.scatter_(1, chosen, (less_one * (factor * scale)).to(logits.dtype))
     return losses
 
 

@@ -58,7 +58,7 @@ def segments_of(position_ids: Tensor, shared: int = 0) -> Segments:
     """A span begins with each row and wherever a position is not one more than the previous one.
 
     `position_ids` is (rows, length), or (1, length) if every row is the same; `shared` tokens begin
-    every example and are stored only in the first. Synchronizes with the device once.
+    every example and are stored only in the first. Waits for a device that the positions are on.
     """
     rows, length = position_ids.shape
     starts = torch.ones(rows, length, dtype=torch.bool, device=position_ids.device)

@@ -30,7 +30,6 @@ OF_FINAL_NORM = 20
 
 def takes(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework) -> bool:
     """Whether a run uses these layers; otherwise it uses those of transformers."""
-    special = work.full or work.quantized
     own_head = work.whole_head or shape.head in adapted  # then transformers' model runs as a whole
     return (
         framework.own_ops
@@ -38,7 +37,7 @@ def takes(shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: 
         and shape.architecture in MODEL_TYPES
         and shape.activation in ACTIVATIONS
         and work.formula in ("lora", "adalora")
-        and not (special or own_head)
+        and not (work.full or own_head)
     )
 
 

@@ -188,8 +188,7 @@ def _data(
     if data.columns:
         unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
         yield Setting("data.columns", data.columns, f"our field: your column{unused}")
-    if data.chat_template is not None:
-        yield Setting("data.chat_template", data.chat_template, data.why_template)
+    yield from (Setting(*one) for one in data.choices)
     if share is not None:
         held, different = stay.n_below(share), stay.n_different_below(share)
         copies = f", {different:,} of them different" if different < held else ""

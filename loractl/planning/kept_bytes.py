@@ -70,7 +70,7 @@ def _by_hand(
 def _by_transformers(
     shape: ModelShape, adapted: Mapping[str, int], work: Work, framework: Framework
 ) -> Kept:
-    if framework.own_ops and work.formula != "dora" and not (work.quantized or shape.experts):
+    if framework.own_ops and work.formula != "dora" and not shape.experts:
         work = replace(work, dropout=0.0)  # `lora_linear` keeps nothing for dropout
     lowest, by_layer = _lowest_adapted(shape, adapted, work), _roles_by_layer(shape, adapted)
     costs: dict[str, float] = {}  # same adapters, same bytes

@@ -233,7 +233,7 @@ def _own_casts(module: Module, rank: int, work: Work) -> int:
         return 0 if w == 4 else w * (of_A + of_B) * module.stack
     made = 4 * (of_A + of_B) if work.starts else 4 * of_A if work.formula == "adalora" else 0
     dora = work.formula == "dora"
-    if not (dora or work.dropout or work.quantized):
+    if not (dora or work.dropout):
         return made
     times = 2 if dora and work.dropout else 1  # once with and once without dropout
     return times * (w * of_B + (made if w == 4 else w * of_A))  # float32 B is rearranged too

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loractl.models.shape.types import ModelShape
-from loractl.ops.chunks import STRIP_ROWS, chunk_rows
+from loractl.ops.chunks import chunk_rows
 from loractl.planning.frameworks import Framework
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ def peak(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework:
         of_all = framework.logits_peak * losses(work, framework)
         return round(shape.vocabulary * (of_all + strip))
     n = round(losses(work, framework))
-    # Per strip: a float32 copy, and the slope of Gemma 2's cap; the CPU kernel needs neither.
-    strips = 0 if work.on_cpu else (work.width != 4) + (shape.architecture == "gemma2")
-    strip = 4 * shape.vocabulary * min(n, STRIP_ROWS) * strips
+    # A float32 copy of a chunk, and the slope of Gemma 2's cap; the CPU kernel needs neither.
+    copies = 0 if work.on_cpu else 1 + (shape.architecture == "gemma2")
+    copied = 4 * shape.vocabulary * _rows_together(shape, work, n) * copies
     of_weight = 4 * shape.vocabulary * shape.hidden if work.full else 0
     rows = work.width * shape.hidden * n  # the input
-    return _chunk_bytes(shape, work, framework) + strip + of_weight + rows
+    return _chunk_bytes(shape, work, framework) + copied + of_weight + rows
 
 
 def kept(shape: ModelShape, adapted: Mapping[str, int], work: "Work", framework: Framework) -> int:
@@ -53,8 +53,11 @@ def losses(work: "Work", framework: Framework) -> float:
 
 def _chunk_bytes(shape: ModelShape, work: "Work", framework: Framework) -> int:
     n = round(losses(work, framework))
-    rows = min(n, chunk_rows(n, shape.vocabulary, work.width))
-    return work.width * shape.vocabulary * rows
+    return work.width * shape.vocabulary * _rows_together(shape, work, n)
+
+
+def _rows_together(shape: ModelShape, work: "Work", n: int) -> int:
+    return min(n, chunk_rows(n, shape.vocabulary, work.width, on_cpu=work.on_cpu))
 
 
 def _in_chunks(

@@ -27,6 +27,8 @@ CPU_PROCESS = 400 * 1024**2
 """Resident bytes of Python with torch, transformers, a tokenizer and data, without the model:
 362 MiB after the imports and one step of a 0.02 MB model, the rest for reading data (Linux, torch
 2.13)."""
+STRIP = 1 << 22
+"""Values that loractl unpacks at a time on a CPU; in C, even fewer (`ops.packed`)."""
 IMPORTANCE = 12
 """Bytes per value for AdaLoRA's importance: the score and two averages, in float32."""
 
@@ -129,7 +131,9 @@ def memory(shape: ModelShape, plan: Plan) -> Memory:
         # resident too; otherwise they are the weights.
         width_now = _trained_width(plan) if work.full else work.width
         stored = shape.stored_width or width_now
-        files = stored * shape.parameters if stored != width_now else 0
+        packs = plan.quantization != "none" and framework.own_ops  # a file's pages go as it is read
+        mapped = stored != width_now and not (packs or plan.streamed)
+        files = stored * shape.parameters if mapped else 0
         phases["load"] = {"weights": held["weights"], "files": files}
     static = held["weights"] + held["adapters"] + held["optimizer"] + gradients
     losses = logits.losses(work, framework)
@@ -204,14 +208,18 @@ def inference_bytes(shape: ModelShape, plan: Plan, quantization: str) -> int:
 
 
 def _dequantized_bytes(shape: ModelShape, plan: Plan) -> int:
-    """Bytes of the largest packed matrix while it is multiplied: whole, in the products' dtype."""
+    """Bytes of the largest packed matrix while it is multiplied: whole, in the products' dtype, or
+    a strip of it."""
     if plan.quantization == "none":
         return 0
     outside = ("embedding",) if plan.framework.quantizes == "head" else ("embedding", "head")
     sizes = [m.d_in * m.d_out for m in shape.modules if m.role not in outside]
     if plan.framework.quantizes == "adapted":
         sizes = [m.d_in * m.d_out for m in map(shape.by_path.__getitem__, plan.ranks)]
-    return plan.framework.dequantized * plan.work.width * max(sizes, default=0)
+    largest = max(sizes, default=0)
+    if plan.work.on_cpu and plan.framework.own_ops:
+        return plan.work.width * min(largest, STRIP)
+    return plan.framework.dequantized * plan.work.width * largest
 
 
 def _trained_width(plan: Plan) -> int:

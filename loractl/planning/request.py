@@ -128,7 +128,7 @@ def plan_of(
         trained_share=request.trained_share,
         formula=request.method if request.method in ("dora", "adalora") else "lora",
         full=full,
-        quantized=method == "qlora",
+        quantized=method == "qlora" and not framework.own_ops,
         autocast=full and framework.full_width == 4 and width == 2,
         on_cpu=on_cpu,
         starts=request.has_starts and not full,

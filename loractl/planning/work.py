@@ -25,7 +25,7 @@ class Work:
     trained_share: float = 1.0  # share of the tokens that have a loss
     formula: str = "lora"
     full: bool = False
-    quantized: bool = False
+    quantized: bool = False  # products with packed weights keep their inputs: bitsandbytes'
     autocast: bool = False  # weights in float32, products in `width`
     starts: bool = False  # PiSSA, OLoRA: the update is relative to the start, at twice the rank
     whole_head: bool = False  # the head is trained in full, alongside adapters

@@ -47,6 +47,9 @@ class Quantization:
 
 
 def kind_of(packed: Packed) -> str:
+    """A name of PACKERS, or of a type of blocks in GGUF files."""
+    if packed.blocks is not None:
+        return packed.blocks.name
     if packed.bits == 8:
         return "int8"
     return "nf4-double" if isinstance(packed.scales, Nested) else "nf4"

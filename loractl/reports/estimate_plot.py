@@ -87,8 +87,8 @@ def _draw_memory(panel: Any, methods: Mapping[str, Any], parameters: int) -> Non
 
 
 def memory_notes(methods: Mapping[str, Any], parameters: int) -> Iterator[str]:
-    """What the bars leave open: the dtype of "full", gradients, why QLoRA may stand taller."""
-    full, lora, qlora = (methods[name] for name in ("full", "lora", "qlora"))
+    """What the bars leave open: the dtype of "full", and its gradients."""
+    full = methods["full"]
     width = full["parts_bytes"]["weights"] / parameters
     dtype = {4: "float32", 2: "16 bits"}.get(round(width), f"{width:.2g} bytes per weight")
     yield f"full: weights, gradients and optimizer state are in {dtype}"
@@ -96,9 +96,6 @@ def memory_notes(methods: Mapping[str, Any], parameters: int) -> Iterator[str]:
     if gradients and not full["peak_parts_bytes"].get("gradients"):
         size = text.size(gradients)
         yield f"gradients ({size} in full) come after its peak, as activations are freed"
-    kept = [one["peak_parts_bytes"].get("activations", 0) for one in (lora, qlora)]
-    if kept[1] > kept[0]:
-        yield "QLoRA keeps more activations: it runs in transformers' layers, LoRA in loractl's"
 
 
 def _draw_storage(panel: Any, disk: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ def summary(data: Survey) -> list[str]:
     lines = [f"found {counted(data.rows, 'row')} of {data.format} in {data.path}"]
     lines[0] += f": {fields}" if fields else ""
     lines[0] += f"; not used: {names(dict.fromkeys(data.unused))}" if data.unused else ""
+    lines += [f"note: {key} is set to {value}: {why}" for key, value, why in data.choices]
     return [*lines, f"note: {data.note}"] if data.note else lines
 
 

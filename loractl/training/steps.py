@@ -125,16 +125,22 @@ def steps(
         mean = norm = math.nan
         skipped = ""
         try:
-            mean = _add_gradients(loss, parameters, window, count, recipe)
+            sums = _add_gradients(loss, parameters, window, count, recipe)
             if state.step == state.skipped:  # the first one taken
                 _check_reached(parameters)
-            norm = _apply_gradients(parameters, optimizer, recipe, window, mean)
+            recipe.scaler.unscale_(optimizer)
+            clipped = nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm)
+            own, norm = _read(sums, clipped)
+            mean = sum_over_ranks(recipe.world, [own])[0] / count
+            _require_finite(mean, norm, sums, window, recipe)
+            _update(parameters, optimizer, recipe.scaler)
             state.skipped_in_row = 0
         except _NotFinite as fault:
             state.skipped_in_row += 1
             if state.skipped_in_row >= recipe.non_finite_limit:
                 raise _explain_stop(fault, state, recipe) from None
             state.skipped += 1
+            norm = math.nan
             mean, skipped = fault.loss, f"{fault.what}, in {fault.where}"
         if not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)  # the step was not taken; in fp16 too
@@ -167,8 +173,9 @@ def _add_gradients(
     window: list[Batch],
     count: float,
     recipe: Recipe,
-) -> float:
-    """Accumulate the gradients of a step's mean loss and of the penalty; return only the mean loss.
+) -> list[Tensor]:
+    """Accumulate the gradients of a step's mean loss and of the penalty; return the loss sum of
+    each batch, without the penalty.
 
     `count` is that of the whole step; each sum is divided by it once.
     """
@@ -181,37 +188,46 @@ def _add_gradients(
     penalty = recipe.ranks.penalty() if recipe.ranks is not None else None
     if penalty is not None:
         recipe.scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
-    own = float(torch.stack(sums).sum()) if sums else 0.0  # this process may have no rows left
-    mean = sum_over_ranks(recipe.world, [own])[0] / count
+    return sums
+
+
+def _read(sums: Sequence[Tensor], norm: Tensor) -> tuple[float, float]:
+    """The sum of the losses and the gradients' norm: the only time that a step waits for its
+    device. A process may have no rows left, and then no sums."""
+    if not sums:
+        return 0.0, float(norm)
+    total, found = torch.stack([torch.stack(list(sums)).sum(), norm.to(sums[0])]).tolist()
+    return total, found
+
+
+def _require_finite(
+    mean: float, norm: float, sums: Sequence[Tensor], window: list[Batch], recipe: Recipe
+) -> None:
+    """Raise _NotFinite for a loss or a norm that is not, unless a lower scale may cure it: in fp16
+    a gradient beyond the format's range is no reason to stop."""
+    scaler = recipe.scaler
+    if math.isfinite(mean) and (math.isfinite(norm) or _may_lower(scaler)):
+        return
+    if scaler.is_enabled():
+        scaler.update()  # required after each unscale_
     if not math.isfinite(mean):
-        bad = [b for b, s in zip(window, sums, strict=True) if not torch.isfinite(s)] or window
+        pairs = zip(window, sums, strict=True)
+        bad = [batch for batch, one in pairs if not torch.isfinite(one)] or window
         where = f"the batch of {_name_rows(bad[0])}" if bad else "rows of another process"
         raise _NotFinite(f"loss is {mean}", where, mean)
-    return mean
+    lines = ", ".join(_name_rows(batch) for batch in window[:4])
+    raise _NotFinite(f"gradient norm is {norm}", lines, mean)
 
 
-def _apply_gradients(
+def _update(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    window: list[Batch],
-    loss: float,
-) -> float:
-    """Clip and apply the gradients; return their norm before clipping."""
-    scaler = recipe.scaler
-    scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(parameters.values(), recipe.max_grad_norm))
-    if not math.isfinite(norm) and not _may_lower(scaler):
-        if scaler.is_enabled():
-            scaler.update()  # required after each unscale_
-        lines = ", ".join(_name_rows(batch) for batch in window[:4])
-        raise _NotFinite(f"gradient norm is {norm}", lines, loss)
-    # In fp16 a gradient beyond the format's range is a reason to lower the scale, not to stop: the
-    # scaler then leaves the weights unchanged.
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Apply the gradients; where they are not finite, the scaler leaves the weights unchanged."""
     scaler.step(optimizer)
     count_versions_(parameters.values())
     scaler.update()
-    return norm
 
 
 def _may_lower(scaler: torch.amp.GradScaler) -> bool:

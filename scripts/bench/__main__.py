@@ -12,6 +12,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 MEASURES = {
     "speed": "speed and memory of training, against what others use",
     "memory": "peak memory of training: predicted and measured",
+    "offload": "training with the layers read from disk, against layers in memory",
     "ops": "each op of loractl/ops against the plain formula",
     "hub": "what many adapters on one base cost",
     "safety": "what share of a run syncing, hashing and verifying take",

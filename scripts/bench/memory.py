@@ -31,6 +31,7 @@ STEPS = 2  # from the second on the optimizer's state is there
 BASE = {
     "method": "lora", "rank": 8, "targets": "all-linear", "length": 256, "batch": 1,
     "checkpointing": False, "dtype": "float32", "packing": False,
+    "quantization": "none", "offload": "none", "accumulation": 1,
 }  # fmt: skip
 GRID: list[dict[str, Any]] = [
     {},
@@ -48,12 +49,25 @@ GRID: list[dict[str, Any]] = [
     {"method": "full"},
     {"method": "full", "checkpointing": True},
     {"dtype": "bfloat16", "length": 16},
+    {"quantization": "nf4"},
+    {"quantization": "nf4-double"},
+    {"quantization": "nf4-double", "length": 512},
+    {"quantization": "nf4-double", "checkpointing": True},
+    {"quantization": "nf4-double", "method": "dora"},
+    {"quantization": "int8", "rank": 128},
+    {"offload": "disk"},
+    {"offload": "disk", "length": 512, "accumulation": 4},
+    {"offload": "disk", "quantization": "nf4-double"},
+    {"offload": "disk", "quantization": "nf4-double", "length": 512},
 ]
 
 
 def config_of(point: Found, model: Path, directory: Path) -> Found:
     return {
-        "model": {"name_or_path": str(model), "dtype": point["dtype"]},
+        "model": {
+            "name_or_path": str(model), "dtype": point["dtype"],
+            "quantization": point["quantization"], "offload": point["offload"],
+        },
         "method": point["method"],
         "lora": {"rank": point["rank"], "target_modules": point["targets"]},
         "data": {
@@ -62,7 +76,8 @@ def config_of(point: Found, model: Path, directory: Path) -> Found:
         },
         "train": {
             "steps": STEPS, "batch_size": point["batch"], "save_every": 1000,
-            "gradient_checkpointing": point["checkpointing"],
+            "gradient_checkpointing": point["checkpointing"] or point["offload"] != "none",
+            "gradient_accumulation": point["accumulation"],
         },
     }  # fmt: skip
 
@@ -71,8 +86,17 @@ def name_of(point: Found) -> str:
     words = [point["method"], point["targets"] if point["method"] != "full" else "", point["dtype"]]
     words += ["checkpointing"] if point["checkpointing"] else []
     words += ["packed"] if point["packing"] else []
+    words += kept_of(point)
     words += [f"rank {point['rank']}"] if point["method"] != "full" else []
     return ", ".join(filter(None, [*words, f"{point['length']} x {point['batch']}"]))
+
+
+def kept_of(point: Found) -> list[str]:
+    """How the base is held, where that is not the default; older records do not say."""
+    words = [point.get("quantization", "none")]
+    words += ["from disk"] if point.get("offload", "none") != "none" else []
+    words += [f"{n} micro-batches"] if (n := point.get("accumulation", 1)) > 1 else []
+    return [word for word in words if word != "none"]
 
 
 def measured(point: Found, model: Path) -> Found:
@@ -81,7 +105,8 @@ def measured(point: Found, model: Path) -> Found:
         directory = Path(name)
         # Packed rows hold two texts each, so that attention needs a mask.
         words = point["length"] // 2 - 8 if point["packing"] else point["length"] + 8
-        rows = [f"{n} " + "a " * words for n in range(8 * point["batch"])]
+        n_rows = 8 * point["batch"] * point["accumulation"]
+        rows = [f"{n} " + "a " * words for n in range(n_rows)]
         lines = (json.dumps({"text": row}) for row in rows)
         (directory / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         config, path = config_of(point, model, directory), directory / "config.yaml"
@@ -142,6 +167,7 @@ def _row(record: Found) -> list[str]:
     what = [record["method"], record["targets"] if record["method"] != "full" else ""]
     what += [record["dtype"], "packed" if record["packing"] else ""]
     what += ["checkpointing"] if record["checkpointing"] else []
+    what += kept_of(record)
     return [
         ", ".join(filter(None, what)),
         str(record["rank"]) if record["method"] != "full" else "",

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import forgetting, hub, memory, ops, safety, speed, store, tokenise
+from bench import forgetting, hub, memory, offload, ops, safety, speed, store, tokenise
 
 HEAD = """\
 # Benchmark results
@@ -12,10 +12,10 @@ HEAD = """\
 <!-- Written by `python scripts/bench results` from results.json; changes here are overwritten. -->
 
 Run `python scripts/bench SUBJECT` with the `dev` extra installed: `ops`, `hub`, `memory` (after
-`scripts/fetch_base`), `speed --model DIR --data CHATS.jsonl`, `safety CONFIG --out DIR`,
-`tokenise --data CHATS.jsonl` or `forgetting --retain TEXT.jsonl`. Each updates its own records and
-this page. `ops`, `memory`, `speed` and `tokenise` measure single ones with `--only`; `--help` lists
-the options of each.
+`scripts/fetch_base`), `offload --model DIR`, `speed --model DIR --data CHATS.jsonl`, `safety CONFIG
+--out DIR`, `tokenise --data CHATS.jsonl` or `forgetting --retain TEXT.jsonl`. Each updates its own
+records and this page. `ops`, `memory`, `offload`, `speed` and `tokenise` measure single ones with
+`--only`; `--help` lists the options of each.
 
 What counts are ratios from one run on one machine: speeds depend on the processor and, on a
 shared machine, on the hour.
@@ -23,6 +23,7 @@ shared machine, on the hour.
 SECTIONS = {
     "speed": speed,
     "memory": memory,
+    "offload": offload,
     "ops": ops,
     "hub": hub,
     "safety": safety,

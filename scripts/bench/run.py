@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,16 @@ def module(name: str, *options: object, cache: Path) -> dict[str, Any]:
     return found
 
 
-def train(config: Mapping[str, Any], directory: Path, *, cache: Path) -> dict[str, Any]:
+def train(
+    config: Mapping[str, Any],
+    directory: Path,
+    *,
+    cache: Path,
+    at_step: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Run `loractl train` in a new directory and read its metrics. Raises Failed.
+
+    `at_step` is called when a step's row of metrics has been seen.
 
     `start_s` is the time from the start of the process until the first row of metrics is there,
     less the seconds of that step. `arrived` holds when each row was there: between two of them lies
@@ -79,7 +87,10 @@ def train(config: Mapping[str, Any], directory: Path, *, cache: Path) -> dict[st
         try:
             while process.poll() is None:
                 time.sleep(POLL)
-                arrived += [time.time() - began] * (_n_lines(out / "metrics.jsonl") - len(arrived))
+                new = _n_lines(out / "metrics.jsonl") - len(arrived)
+                arrived += [time.time() - began] * new
+                if new and at_step is not None:
+                    at_step()
         finally:
             process.kill()  # where this was interrupted; it does nothing to one that ended
             process.wait()

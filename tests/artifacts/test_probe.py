@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from loractl.artifacts import probe
 from loractl.errors import ArtifactError
+from loractl.lora.inject import FORMULAS
+from loractl.lora.layer import LoraLayer
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -68,6 +71,34 @@ def test_errors_of_rounding_have_its_sizes_and_signs_of_both_kinds() -> None:
     assert found == pytest.approx(float(error.abs().max()), abs=1e-6)
     same = float((moved.sign() == error.sign()).float().mean())
     assert 0.4 < same < 0.6
+
+
+@pytest.mark.parametrize("formula", ["lora", "dora", "adalora"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])
+def test_columns_are_those_of_the_merged_weight(kind: str, formula: str) -> None:
+    """By another road: the formula of the merge, in float64."""
+    torch.manual_seed(0)
+    d_in, d_out = 50, 30
+    base: torch.nn.Module = torch.nn.Linear(d_in, d_out)
+    if kind != "linear":
+        base = Conv1D(d_out, d_in) if kind == "conv1d" else torch.nn.Embedding(d_in, d_out)
+    if kind != "embedding":
+        torch.nn.init.normal_(base.bias, std=100.0)  # type: ignore[arg-type]
+    layer = FORMULAS[formula][kind](base, torch.randn(4, d_in), torch.randn(d_out, 4), scale=1.5)
+    for _, parameter in layer.named_parameters():
+        parameter.data.mul_(1.1)
+    found = probe.columns_of(layer)
+    assert found.dtype == torch.float64 and found.shape == (probe.COLUMNS, d_out)
+    torch.testing.assert_close(found, merged_columns(layer), rtol=1e-9, atol=1e-12)
+    if formula != "adalora":  # has no start, from which others count their update
+        layer.count_from_(torch.randn(4, d_in), torch.randn(d_out, 4))
+        found, merged = probe.columns_of(layer), merged_columns(layer)
+        assert probe.is_within(merged, found, torch.zeros(()))
+
+
+def merged_columns(layer: LoraLayer) -> torch.Tensor:
+    merged = torch.cat([rows for _, _, rows in layer.merged_rows(layer.dense_weight())])
+    return probe.plain_columns(layer.kind, merged).detach()
 
 
 def test_an_adapter_without_effect_is_refused() -> None:

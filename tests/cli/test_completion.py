@@ -76,6 +76,7 @@ def test_h_is_help_everywhere(command: list[str], capsys: pytest.CaptureFixture[
         ("loractl --v", ["--version"]),
         ("loractl init --template ''", list(TEMPLATES)),
         ("loractl export runs/a --to p", ["peft"]),
+        ("loractl merge runs/a --into o", ["original"]),
         ("loractl train my", [""]),  # nothing of ours, so that bash completes files
         ("loractl train c.yaml --set ''", [""]),
     ],

@@ -26,7 +26,7 @@ from loractl.errors import (
 
 COMMANDS = [
     "init", "check", "train", "merge", "export", "generate", "chat", "eval", "adapters", "inspect",
-    "plot", "report", "estimate", "explain", "recommend", "schema", "doctor",
+    "plot", "report", "estimate", "recommend", "explain", "schema", "doctor",
 ]  # fmt: skip
 LATER = ["sweep"]
 BOXES = set("─│╭╮╰╯━┃\x1b")

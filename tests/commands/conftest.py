@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from loractl.artifacts.peft.adapter import ABOUT
 from loractl.progress import Progress
+from tests.commands.merges import NF4, amend
 from tests.runs import timeless, train
 
 Config = Callable[..., Path]
@@ -78,3 +80,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Progress, "step", shown)
 
     return arrange
+
+
+@pytest.fixture
+def on_nf4(base: Config, adapter_dir: Config) -> Config:
+    """on_nf4(base) -> an adapter that records that it was trained on the base in nf4."""
+
+    def make(where: Path | None = None, **settings: Any) -> Path:
+        directory = adapter_dir(where or base("llama"), **settings)
+        amend(directory, ABOUT, quantization=NF4.about(), dtype=NF4.dtype)
+        return directory
+
+    return make

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -177,6 +177,23 @@ def test_a_gguf_grows_where_the_base_has_no_spare_rows(
     assert not any(t.name == "output.weight" for t in reader.tensors)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+def test_exported_for_peft_it_keeps_the_rows(
+    architecture: str, trained: Any, base: Make, tmp_path: Path, capsys: Capture
+) -> None:
+    run, out = trained(architecture), tmp_path / "peft"
+    assert main(["export", str(run), "--to", "peft", "--out", str(out)]) == 0
+    notes = capsys.readouterr().err
+    assert "rows of 2 new tokens are read by PEFT after base.resize_token_embeddings(" in notes
+    assert "vLLM" in notes and "in PEFT differ from those of base + adapter" in notes
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(base(architecture), dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    assert_same(
+        scores(PeftModel.from_pretrained(model, out).eval()), scores(ours(base(architecture), run))
+    )
+
+
 def test_ollama_gets_the_whole_model(trained: Any, wide: Any, tmp_path: Path) -> None:
     run, out = trained(wide("llama")), tmp_path / "ollama"
     assert main(["export", str(run), "--to", "ollama", "--out", str(out)]) == 0
@@ -187,7 +204,6 @@ def test_ollama_gets_the_whole_model(trained: Any, wide: Any, tmp_path: Path) ->
     ("words", "way_out"),
     [
         (["export", "RUN", "--to", "gguf", "--out", "OUT"], "use --to merged-gguf"),
-        (["export", "RUN", "--to", "peft", "--out", "OUT"], "use loractl merge"),
         (
             [
                 "adapters",

@@ -15,7 +15,7 @@ from loractl.cli.main import main
 from loractl.data import examples
 from loractl.data.chat_templates import built_in
 from loractl.engine.speakers import open_hub
-from loractl.records import UNTRAINED, Message
+from loractl.records import UNTRAINED, Conversation, Message
 from tests.commands.conftest import Capture, Config, assert_refused
 from tests.commands.test_check import check, finding
 from tests.runs import train
@@ -156,7 +156,7 @@ def test_a_model_with_several_templates_keeps_both_with_the_variable(
     assert train(config_file(f"data: {{{variable}}}", model=base)) == 0
     opened = open_hub(None, {"a": tmp_path / "run"}, "float32")
     for tools, start in ([], "<|im_start|>user"), ([{"name": "f"}], "TOOLS"):
-        ids = opened.prompt_ids("a", [Message("user", "x")], tools)
+        ids = opened.ask("a", Conversation((Message("user", "x"),), tuple(tools))).ids
         text = opened.tokenizer.decode(ids)
         assert text.strip().startswith(start) and text.endswith("<think></think>")
 

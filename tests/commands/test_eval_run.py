@@ -173,3 +173,61 @@ def test_a_run_works_from_any_directory(
     generate = ["generate", "--adapter", str(run), "--prompt", "hi", "--max-new-tokens", "1"]
     assert main(generate) == 0
     assert main(["merge", str(run), "--out", "merged", "--no-verify"]) == 0
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """Two answers with reasoning, of different length, and a last one that is not trained."""
+    turns: list[dict[str, Any]] = []
+    for n, words in enumerate(("add them", "take it twice " * (number % 3 + 1), "no")):
+        content = f"<think>\n{words}\n</think>\n\n{n} and {number}"
+        turns += [
+            {"role": "user", "content": f"{number} plus {n}?"},
+            {"role": "assistant", "content": content, "weight": 0 if n == 2 else 1},
+        ]
+    return {"messages": turns}
+
+
+@pytest.mark.parametrize("setting", ["split_turns: true", "thoughts: drop", "train_on: all"])
+def test_a_file_is_read_as_the_run_read_its_rows(
+    setting: str, config_file: Make, capsys: Capture, tmp_path: Path
+) -> None:
+    rows = write_jsonl(tmp_path / "turns.jsonl", [conversation(n) for n in range(4)])
+    data = f"data: {{train: {rows}, eval: {rows}, {setting}}}"
+    assert main(["train", str(config_file(data, "train: {steps: 1, batch_size: 2}"))]) == 0
+    run, answers = tmp_path / "run", ("--metrics", "loss,contains", "--max-new-tokens", "2")
+    expected, read = losses_of(run), []
+    for number, source in enumerate([(), ("--data", str(rows))]):
+        out = tmp_path / f"{number}.jsonl"
+        found = evaluated(capsys, str(run), *source, *answers, "--rows", str(out), "--json")
+        assert [one["loss"]["value"] for one in found] == pytest.approx(expected, abs=1e-6)
+        assert found[0]["rows"] == 4
+        read.append([json.loads(line) for line in out.read_text().splitlines()])
+    for ours, theirs in zip(*read, strict=True):
+        assert ours.keys() == theirs.keys() and ours["expected"] == theirs["expected"]
+        assert ours.get("loss_sum", 0) == pytest.approx(theirs.get("loss_sum", 0), rel=1e-5)
+    of_base = [line for line in read[0] if line["model"] == "base"]
+    each = 2 if "split" in setting else 1
+    assert [line["row"] for line in of_base] == [n // each + 1 for n in range(4 * each)]
+    assert all("no" not in line["expected"] for line in of_base), "its answer is not trained"
+    assert ("<think>" in of_base[0]["expected"]) == ("drop" not in setting)
+    total = sum(line.get("loss_sum", 0) for line in of_base)
+    assert total / sum(line.get("tokens", 0) for line in of_base) == pytest.approx(expected[0])
+
+
+def test_runs_that_took_other_parts_of_rows_are_measured_as_the_first_with_a_note(
+    config_file: Make, held_out: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    for name, setting in (("one", "thoughts: drop"), ("two", "split_turns: true")):
+        path = config_file(f"data: {{eval: {held_out}, {setting}}}", "train: {steps: 1}")
+        assert main(["train", str(path), "--out", str(tmp_path / name)]) == 0
+    about = tmp_path / "two" / "adapter" / "loractl.json"
+    kept = json.loads(about.read_text())
+    assert kept.pop("rows") == {"train_on": "assistant", "thoughts": "auto", "split_turns": True}
+    about.write_text(json.dumps(kept))  # as older versions wrote it: the config says it too
+    runs, said = [str(tmp_path / "one"), str(tmp_path / "two")], []
+    for source in ((), ("--data", str(held_out))):
+        assert main(["eval", *runs, *source, *LOSS]) == 0
+        said.append(capsys.readouterr().err)
+    note = f"{runs[1]} was trained with data.thoughts: auto, not drop, data.split_turns: true, not"
+    note += f" false; the rows are read as {runs[0]} read its own"
+    assert [one.count(note) for one in said] == [1, 1]

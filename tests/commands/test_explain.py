@@ -75,6 +75,9 @@ def test_an_adapter_shows_its_spectrum(
     assert main(["inspect", str(adapter), "--json"]) == 0
     exact = json.loads(capsys.readouterr().out)
     assert set(found["spectrum"]) == {"q_proj", "down_proj"}
+    page = (tmp_path / "lesson.html").read_text("utf-8")
+    # An adapter of its own is called by its directory, which here has the name of a run's.
+    assert f"every update in {tmp_path.name}, largest first" in page
     for kind, one in found["spectrum"].items():
         assert one["rank"] == 3
         assert one["effective"] == exact["kinds"][kind]["mean_effective_rank"]
@@ -92,6 +95,8 @@ def test_a_run_shows_the_spectrum_of_its_adapter(
     adapter_dir(base("llama"), rank=4, target_modules="all-linear").rename(run / "adapter")
     found = explain(tmp_path, capsys, "--model", str(config))  # by the config's out
     assert len(found["spectrum"]) == 7
+    page = (tmp_path / "lesson.html").read_text("utf-8")
+    assert "every update in run, largest first" in page  # its name, not where it lies
     config.rename(run / "config.yaml")
     again = explain(tmp_path, capsys, "--model", str(run))
     assert again["spectrum"] == found["spectrum"]

@@ -58,6 +58,52 @@ def test_a_merged_model_is_proven_in_every_dtype(
     assert kinds == {dtype}
 
 
+def test_llama_cpp_itself_makes_four_bits_of_a_proven_model(
+    wide: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.gguf"
+    adapter = adapter_dir(wide("llama"), size=SIZE)
+    assert export(adapter, "merged-gguf", out, "--dtype", "q4_k_m") == 0
+    err = capsys.readouterr().err
+    assert "proven: logits in llama.cpp (f32)" in err
+    assert "proven: logits in llama.cpp (q4_k_m)" in err
+    kinds = {t.tensor_type.name for t in GGUFReader(out).tensors if len(t.shape) > 1}
+    assert kinds == {"Q5_0", "Q8_0"}  # in place of Q4_K and Q6_K: rows are no blocks of 256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "m.gguf"]
+
+
+@pytest.mark.parametrize("fault", ["reversed", "left"])
+def test_four_bits_of_other_weights_fail(
+    fault: str, wide: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    other = {
+        "reversed": lambda rows: torch.arange(rows).flip(0),
+        "left": lambda rows: None,
+    }[fault]
+    right = llamacpp.requantize
+
+    def wrong(model: Path, out: Path, kind: str) -> None:
+        monkeypatch.setattr(Layout, "row_order", lambda self, name, rows: other(rows))
+        right(model, out, kind)
+
+    monkeypatch.setattr(llamacpp, "requantize", wrong)
+    adapter, out = adapter_dir(wide("llama"), size=SIZE), tmp_path / "m.gguf"
+    assert export(adapter, "merged-gguf", out, "--dtype", "q4_k_m") == 4
+    assert_refused(capsys, "tensors are wrong", "_proj.weight", "nothing was kept")
+    assert not out.exists()
+
+
+def test_four_bits_need_llama_cpp(
+    wide: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(llamacpp, "is_installed", lambda: False)
+    adapter, out = adapter_dir(wide("llama")), tmp_path / "m.gguf"
+    assert export(adapter, "merged-gguf", out, "--dtype", "q4_k_m") == 2
+    assert_refused(capsys, "llama.cpp's own quantizer", "loractl[llama]")
+
+
 def test_the_dtype_of_a_merged_model_is_that_of_its_base(
     wide: Make, adapter_dir: Make, capsys: Captured, tmp_path: Path
 ) -> None:

@@ -1,5 +1,9 @@
 """The first hour with one's own rows: init, check, train and eval without editing anything, on a
-real model. The model learns the task."""
+real model. The model learns the task.
+
+Where a processor has no bfloat16, each takes up to fifteen minutes of one core: there two of them
+run, and `scripts/test --hours` runs all.
+"""
 
 import csv
 import json
@@ -13,12 +17,17 @@ from typing import Any
 
 import pytest
 
+from loractl.planning.known_model import automatic_dtype
 from tests.commands.firsthours import chats, tickets
 
 ROOT = Path(__file__).parent.parent.parent
 BASE = ROOT / ".models" / "SmolLM2-135M-Instruct"
 ROWS, HELD = 173, 20
 MINUTES = 5  # on two cores that do nothing else
+unhurried = pytest.mark.skipif(
+    automatic_dtype() == "float32" and not os.environ.get("LORACTL_HOURS"),
+    reason="a quarter of an hour without bfloat16: run scripts/test --hours",
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,6 +100,7 @@ def test_support_tickets_in_a_table_with_columns_of_its_own(folder: Path) -> Non
     assert found["after"] <= found["before"] / 3
 
 
+@unhurried
 def test_conversations_in_the_layout_of_sharegpt(folder: Path) -> None:
     rows = [{"conversations": chat} for chat in chats(120 + HELD, seed=3)]
     data = write_json(folder / "chats.jsonl", rows[:120])
@@ -100,6 +110,7 @@ def test_conversations_in_the_layout_of_sharegpt(folder: Path) -> None:
     assert found["tuned"]["exact_match"]["value"] >= 0.6
 
 
+@unhurried
 def test_notes_to_json_under_names_of_their_own(folder: Path) -> None:
     def records(name: str, n: int) -> list[tuple[str, str]]:
         lines = (ROOT / "configs" / "data" / f"orders.{name}.jsonl").read_text().splitlines()[:n]
@@ -133,6 +144,6 @@ def test_tool_calls_for_a_model_whose_own_template_writes_none(folder: Path) -> 
     )
     assert "chat_template: chatml-tools" in (folder / "own.yaml").read_text()
     assert found["base"]["tool_call"]["value"] == 0
-    assert found["tuned"]["tool_call"]["value"] >= 0.75  # 0.84 was measured; the aim is 0.9
+    assert found["tuned"]["tool_call"]["value"] >= 0.9
     assert found["tuned"]["rows"] == 64
     assert found["after"] <= found["before"] / 3

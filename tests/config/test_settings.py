@@ -20,6 +20,7 @@ model:
   quantize_head: false
   offload: none
   add_tokens: []
+device: auto
 method: lora
 objective: sft
 lora:

@@ -136,7 +136,7 @@ def test_a_wrong_value_is_found_once_with_what_was_expected(
         ("load_in_4bit: true", "load_in_4bit", "it is called model.quantization: nf4 here"),
         ("bf16: true", "bf16", "it is called model.dtype: bfloat16 here"),
         ("resume_from_checkpoint: x", "resume_from_checkpoint", "`loractl train CONFIG --resume`"),
-        ("5: x", "5", "expected model, method, objective, lora"),
+        ("5: x", "5", "expected model, device, method, objective, lora"),
         ("model: {zzz: 1}", "model.zzz", "expected name_or_path, dtype, quantization, off"),
         ("data: {train: [{path: a, wieght: 2}]}", "data.train[0].wieght", "did you mean weight?"),
     ],

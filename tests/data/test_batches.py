@@ -151,6 +151,18 @@ def test_evaluation_takes_every_example_once_longest_rows_first() -> None:
         assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "max_length", "together"), [(2, 64, 8), (1, 4096, 2), (4, 4096, 4), (1, 9000, 1)]
+)
+def test_rows_are_evaluated_together_as_far_as_they_are_short(
+    batch_size: int, max_length: int, together: int
+) -> None:
+    plan = BatchPlan(batch_size, 1, max_length, packing=False)
+    assert plan.evaluated == together
+    sizes = [len(batch.input_ids) for batch in in_order(make([3] * 20), plan)]
+    assert sizes == [together] * (20 // together) + ([20 % together] if 20 % together else [])
+
+
 def test_collated_rows_are_laid_out_end_to_end_with_padding_behind() -> None:
     a, b, c = make([3, 2, 4])
     batch = collate([[a, b], [c]])

@@ -1,7 +1,6 @@
 """A file of rows -> examples: what is too long, what has nothing to train, and the account of
 it."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -244,27 +243,6 @@ def test_the_parts_of_a_split_are_the_whole_and_share_no_content(load: Any) -> N
     assert sorted(e.line for part in parts.values() for e in part) == list(range(1, 81))
     contents = [{tuple(e.ids) for e in part} for part in parts.values()]
     assert all(contents) and not contents[0] & contents[1]
-
-
-def test_the_store_is_taken_again_until_rows_template_or_settings_change(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    path, cache = write_jsonl(tmp_path / "rows.jsonl", chat_rows(5)), Cache(tmp_path / "c")
-
-    def made(tokenizer: Any = tokenizer, **options: Any) -> int:
-        before = set(cache.root.glob("*"))
-        settings = {
-            "format": "auto", "max_length": 512, "train_on": "assistant", "too_long": "error"
-        }  # fmt: skip
-        examples.load(str(path), tokenizer, Reading(**{**settings, **options}), cache=cache)
-        return len(set(cache.root.glob("*")) - before)
-
-    assert [made(), made(), made(train_on="last"), made(max_length=500)] == [1, 0, 1, 1]
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = other.chat_template.replace("assistant", "model")
-    assert [made(other), made()] == [1, 0]
-    write_jsonl(path, chat_rows(6))
-    assert made() == 1
 
 
 def test_a_store_has_no_rows_of_a_source_with_a_bad_one(load: Any, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_wrong_history_is_named(history: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "place"),
     [
+        ("text", {"text": "{} a cat"}, "text"),
         ("prompt-completion", {"prompt": "{}hi", "completion": "ho"}, "prompt"),
         ("prompt-completion", {"prompt": "hi", "completion": "ho{}"}, "completion"),
         ("alpaca", {"instruction": "{}hi", "output": "ho"}, "instruction"),
@@ -139,6 +140,13 @@ def test_placeholders_of_media_are_refused_in_every_format(
     row = json.loads(json.dumps(fields).replace("{}", tag))
     with pytest.raises(RowError, match=f"^{place}: {tag} stands for a .*only text is trained"):
         FORMATS[name](row)
+
+
+def test_a_text_that_comes_with_pictures_is_refused() -> None:
+    with pytest.raises(RowError, match="^images is not empty"):
+        FORMATS["text"]({"text": "a cat", "images": ["cat.png"]})
+    page = "<list><image>cat.png</image></list>"
+    assert FORMATS["text"]({"text": page, "images": []}).messages[0].content == page
 
 
 @pytest.mark.parametrize("name", ["messages", "sharegpt"])

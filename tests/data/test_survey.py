@@ -16,7 +16,7 @@ from loractl.data.store_cache import Cache
 from loractl.data.survey import survey
 from loractl.errors import DataError
 from loractl.models.light_tokenizer import load_light
-from tests.tiny import chat_rows, write_jsonl
+from tests.tiny import CHATML, chat_rows, make_tokenizer, write_jsonl
 
 TICKETS = [
     {"id": f"T-{i}", "opened": f"2026-01-{1 + i % 28:02}", "priority": ("low", "high")[i % 2],
@@ -203,3 +203,31 @@ def test_bad_rows_are_refused_with_their_lines(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "q", "completion": "a"}) + '\n{"prompt": "q"}\n')
     with pytest.raises(DataError, match="bad.jsonl:2: no field completion"):
         survey(str(path), None)
+
+
+CONTENT = "m['content']"
+ANSWER = f"{CONTENT}.split('</think>')[-1]"
+
+
+@pytest.mark.parametrize(
+    ("writes", "expected"),
+    [
+        (CONTENT, [("data.thoughts", "keep")]),
+        (
+            f"({CONTENT} if loop.last else {ANSWER})",
+            [("data.thoughts", "keep"), ("data.split_turns", True)],
+        ),
+        (ANSWER, [("data.thoughts", "drop")]),
+        (f"(m.reasoning_content or '') + {CONTENT}", []),
+    ],
+)
+def test_settings_for_reasoning_are_chosen_that_lose_the_least_of_it(
+    writes: str, expected: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    asked = {"role": "user", "content": "2 + 2?"}
+    said = {"role": "assistant", "content": "4", "reasoning_content": "two and two"}
+    path = write_jsonl(tmp_path / "t.jsonl", [{"messages": [asked, said, asked, said]}])
+    tokenizer = with_template(make_tokenizer(), CHATML.replace(CONTENT, writes))
+    found = survey(str(path), tokenizer)
+    assert [(key, value) for key, value, _ in found.choices] == expected
+    assert found.rows == (2 if len(expected) == 2 else 1)

@@ -81,6 +81,17 @@ def test_a_loss_says_itself_what_it_counts_in_each_row() -> None:
     assert pairs == {one.line: (0.5 * len(one.ids), 7, one.n_trained) for one in EXAMPLES}
 
 
+def test_the_loss_of_a_row_is_that_of_all_its_examples() -> None:
+    answers = [replace(one, line=1) for one in EXAMPLES[:3]] + EXAMPLES[3:]
+    batches = in_order(answers, BatchPlan(2, 1, 64, False))
+    rows = row_losses(lambda batch: [(0.5 * size, 7) for size in batch.sizes], batches, CPU)
+    sizes, trained = [len(one.ids) for one in answers], [one.n_trained for one in answers]
+    assert rows == {
+        1: (0.5 * sum(sizes[:3]), 3 * 7, sum(trained[:3])),
+        EXAMPLES[3].line: (0.5 * sizes[3], 7, trained[3]),
+    }
+
+
 def test_a_weighted_mean_is_that_of_the_formula_and_rows_keep_weight_and_tokens(
     base: Callable[..., Path],
 ) -> None:

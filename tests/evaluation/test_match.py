@@ -45,6 +45,23 @@ def test_an_answer_is_what_follows_the_reasoning() -> None:
     assert json_match('<think>\n\n</think>\n\n{"a": 1}', '<think>x</think>{"a":1}') == 1.0
 
 
+def test_only_a_block_at_the_start_is_reasoning_not_a_tag_that_the_answer_speaks_of() -> None:
+    for one, other in (
+        ("Use </think> FOO", "Different </think> FOO"),
+        ("<think>x</think> Use </think> FOO", "<think>y</think> Different </think> FOO"),
+        ("Say <think>a</think> FOO", "Write <think>b</think> FOO"),
+        ("<think> 42", "42"),
+    ):
+        assert same_answer(one, other) == 0.0
+    for text in (
+        " <think>a</think>\n<think>b</think>\nUse </think> FOO",
+        "a\n</think>Use </think> FOO",
+        "a</think>\n\nUse </think> FOO",
+        "[THINK]a[/THINK]Use </think> FOO",
+    ):
+        assert same_answer(text, "<think>y</think>Use </think> FOO") == 1.0
+
+
 CALLED = '<tool_call>\n{"name": "get", "arguments": {"city": "Bern", "n": 1}}\n</tool_call>'
 
 
@@ -75,6 +92,39 @@ def test_calls_written_otherwise_are_equal_but_for_the_spelling_of_their_json() 
     assert tool_call('set[ARGS]{"n":1,"city":"Bern"}', wanted) == 0.0
     assert tool_call("call:get{city:Bern}", " call:get{city:Bern}\n") == 1.0
     assert tool_call("call:get{city:Rome}", "call:get{city:Bern}") == 0.0
+
+
+DEEPSEEK = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>%s\n```json\n%s\n```<｜tool▁call▁end｜>"
+XML = "<tool_call>\n<function=%s>\n<parameter=a>\n%s\n</parameter>\n</function>\n</tool_call>"
+KIMI = "<|tool_call_begin|>functions.%s:0<|tool_call_argument_begin|>%s<|tool_call_end|>"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [DEEPSEEK, XML, KIMI, "[TOOL_CALLS]%s[ARGS]%s", "<tool_call>%s <arg_value>%s</arg_value>"],
+)
+@pytest.mark.parametrize("value", ['{"name": "n", "arguments": {"k": 1}}', '{"name": "n"}'])
+def test_an_argument_that_looks_like_a_call_is_not_the_call(form: str, value: str) -> None:
+    wanted = form % ("get", value)
+    assert tool_call(form % ("get", value.replace(": ", ":")), wanted) == 1.0
+    assert tool_call(form % ("set", value), wanted) == 0.0
+    assert tool_call(form % ("get", value.replace('"n"', '"m"')), wanted) == 0.0
+    plain = '<tool_call>{"name": "n", "arguments": {"k": 1}}</tool_call>'
+    assert tool_call(form % ("get", value), plain) == 0.0
+
+
+def test_prose_before_a_call_may_be_another() -> None:
+    for text in ("If n > 3 -> ", "Sure! ", "a < b, so: "):
+        assert tool_call(text + CALLED, "Let me see. " + CALLED) == 1.0
+        assert tool_call(CALLED, text + CALLED) == 1.0
+
+
+def test_a_call_without_arguments_is_one_with_none() -> None:
+    empty = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+    for text in ('{"name": "now"}', '[{"name": "now", "parameters": null}]', empty):
+        assert tool_call(text, empty) == tool_call(empty, text) == 1.0
+        assert tool_call(text.replace("now", "then"), empty) == 0.0
+    assert tool_call('{"name": "now", "city": "Bern"}', empty) == 0.0
 
 
 GPT_OSS = '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"n": 1}<|call|>'

@@ -57,6 +57,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     for name in ("adamw-8bit", "adamw-paged", "sgd", "adafactor", "lion")
 }
 
+HELD: dict[str, dict[str, Any]] = {
+    "nf4": {"model": {"quantization": "nf4-double"}},
+    "offload": {"model": {"offload": "disk"}, "train": {"gradient_accumulation": 2}},
+    "nf4-offload": {"model": {"quantization": "nf4", "offload": "disk"}},
+}
+"""Bases that are not plain weights in memory."""
+
 
 @dataclass
 class Warm:
@@ -178,7 +185,7 @@ def whole(
                     "report": False,
                 },
             }
-            for section, values in (CONFIGS | OPTIMIZERS)[name].items():
+            for section, values in (CONFIGS | OPTIMIZERS | HELD)[name].items():
                 config[section] = (
                     {**config[section], **values} if isinstance(values, dict) else values
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loractl.config.optimizers import OPTIMIZERS as TABLE
-from tests.faults.conftest import CONFIGS, FULL, OPTIMIZERS, Warm, Whole, finish
+from tests.faults.conftest import CONFIGS, FULL, HELD, OPTIMIZERS, Warm, Whole, finish
 from tests.sweeps import sampled, slow
 
 KILLS = 50 if FULL else 3
@@ -29,6 +29,13 @@ def test_a_killed_run_with_another_optimizer_is_the_run_that_was_not(
     if TABLE[name].package:
         warm.ask(do="load", module="bitsandbytes")  # seconds, in each process otherwise
     kill_and_finish(warm, whole(name), tmp_path, random.Random(name), kills)
+
+
+@pytest.mark.parametrize("name", sampled(HELD, "nf4-offload"))
+def test_a_killed_run_on_a_packed_or_streamed_base_is_the_run_that_was_not(
+    name: str, warm: Warm, whole: Callable[..., Whole], tmp_path: Path
+) -> None:
+    kill_and_finish(warm, whole(name), tmp_path, random.Random(name), 20 if FULL else 3)
 
 
 def kill_and_finish(

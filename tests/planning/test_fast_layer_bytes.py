@@ -14,15 +14,18 @@ from loractl.models.fast.trunk import Trunk
 from loractl.models.forward import recompute_activations_
 from loractl.models.load import head_name
 from loractl.models.objective import TokenLoss
+from loractl.models.packed_load import pack_
 from loractl.models.segments.install import use_segments_
 from loractl.models.shape import read as shapes
 from loractl.models.shape.families import FAMILIES
+from loractl.models.torch_dtypes import dtype_word
 from loractl.ops import gemm, native
 from loractl.planning import fast_layer_bytes, layer_bytes
 from loractl.planning.frameworks import FRAMEWORKS, LORACTL
 from loractl.planning.kept_bytes import kept
 from loractl.planning.request import Request, plan_of
 from loractl.planning.work import Kept, Work
+from loractl.quant.kinds import Quantization
 from tests.models.shape.test_read import CASES
 from tests.planning.conftest import allocated
 from tests.sweeps import sampled
@@ -62,6 +65,7 @@ def both(
     starts: bool = False,
     dropout: float = 0.0,
     on_cpu: bool = True,
+    packed: bool = False,
     targets: Any = "all-linear",
     **spec: Any,
 ) -> tuple[int, int, Kept, int]:
@@ -69,6 +73,8 @@ def both(
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **settings)
     model = AutoModelForCausalLM.from_config(config).to(dtype).train()
+    if packed:
+        pack_(model, Quantization("nf4", dtype_word(dtype)), dense=False)
     wanted = RankSpec(RANK, 8, targets, **spec)
     ranks = resolve(wanted, adaptable(model), head=head_name(model))
     adapted = inject_(model, ranks, formula=formula, dropout=dropout)
@@ -163,6 +169,16 @@ def test_every_way_to_train_it_is_counted(settings: dict[str, Any], dtype: torch
         assert highest == pytest.approx(peak, rel=0.015)
 
 
+@pytest.mark.native
+@dtypes
+def test_packed_weights_keep_and_take_no_more_than_dense_ones(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(gemm, "serves_here", lambda dtype: True)
+    dense, packed = (both("llama", D, dtype=dtype, packed=packed) for packed in (False, True))
+    assert packed[0] == dense[0] and packed[1] <= dense[1]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @dtypes
@@ -222,7 +238,7 @@ def test_what_keeps_a_run_from_the_fast_layers_is_known_to_the_plan() -> None:
         return fast_layer_bytes.takes(found, adapted, plan.work, plan.framework)
 
     assert fast() and fast(method="lora") and fast(has_starts=True)
-    assert fast(dropout=0.1) and not fast("full") and not fast("qlora")
+    assert fast(dropout=0.1) and fast("qlora") and not fast("full")
     assert not fast(fast=False)
     assert not fast(target_modules=["q_proj", "lm_head"])
     for names, expected in (

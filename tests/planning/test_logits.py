@@ -1,6 +1,7 @@
 """What head and loss are predicted to take, against what torch's allocator gives out."""
 
 import mmap
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from loractl.lora.ranks import ModuleRank
 from loractl.models.shape import read as shapes
 from loractl.ops import held_memory
-from loractl.ops.chunks import CHUNK, STRIP_ROWS
+from loractl.ops.chunks import CHUNK, DEVICE_ROWS
 from loractl.ops.cross_entropy import Head, head_loss
 from loractl.planning import logits
 from loractl.planning.frameworks import FRAMEWORKS, LORACTL
@@ -83,8 +84,10 @@ def test_longer_batches_take_no_more_logits_and_other_heads_do() -> None:
     long = Work(8, 8192, 2)
     for work in (long, Work(1, 4096, 2)):
         rows = 2 * found.hidden * work.tokens
-        chunk = logits.peak(found, {}, work, LORACTL) - rows
-        assert 0.9 * CHUNK < chunk <= CHUNK + 4 * found.vocabulary * STRIP_ROWS
+        of_device = logits.peak(found, {}, work, LORACTL) - rows
+        assert of_device == (2 + 4) * found.vocabulary * DEVICE_ROWS[1]  # and a float32 copy
+        on_cpu = logits.peak(found, {}, replace(work, on_cpu=True), LORACTL) - rows
+        assert 0.85 * CHUNK < on_cpu <= CHUNK  # chunks are equal
     for other in ({"whole_head": True}, {"autocast": True, "full": True}):
         work = Work(8, 8192, 2, **other)
         assert logits.peak(found, {}, work, LORACTL) == 12 * found.vocabulary * 8 * 8192

@@ -14,6 +14,7 @@ from loractl.lora.ranks import RankSpec, resolve
 from loractl.models.shape import read as shapes
 from loractl.models.shape.types import ModelShape
 from loractl.planning.frameworks import FRAMEWORKS
+from loractl.planning.known_model import shape_of as shape_named
 from loractl.planning.peak_memory import (
     BITS,
     Plan,
@@ -146,6 +147,16 @@ def test_everything_in_bfloat16_costs_8_bytes_a_parameter_when_all_is_trained() 
     work = Work(batch=4, length=210, width=2, full=True)
     whole = memory(L3B, Plan({}, work, framework=FRAMEWORKS["peft"]))
     assert whole.after_step == pytest.approx(26.064e9, rel=0.05)
+
+
+def test_a_base_that_is_packed_or_streamed_while_it_loads_leaves_no_pages_of_its_files() -> None:
+    shape = dataclasses.replace(shape_named("7B"), stored_width=2)
+    work = Work(1, 64, 4, on_cpu=True)  # bfloat16 in files, float32 in memory
+    plain = Plan(ranks={}, work=work)
+    changes: list[dict[str, Any]] = [{}, {"quantization": "nf4"}, {"streamed": True}]
+    held = [dataclasses.replace(plain, **change) for change in changes]
+    files = [memory(shape, plan).phases["load"]["files"] for plan in held]
+    assert files == [2 * shape.parameters, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,17 @@ def test_the_dtype_of_full_is_the_width_of_its_weights(plan: dict[str, Any]) -> 
     assert "in 16 bits" in next(memory_notes(methods, 2 * n))
 
 
-def test_gradients_and_a_taller_qlora_are_explained_only_where_they_occur(
-    plan: dict[str, Any],
-) -> None:
+def test_gradients_are_explained_only_where_they_occur(plan: dict[str, Any]) -> None:
     methods, n = plan["methods"], plan["model"]["parameters"]
-    assert len(notes := list(memory_notes(methods, n))) == 3
-    assert notes[1].startswith("gradients (25.10 GiB in full)") and "QLoRA" in notes[2]
+    _, note = memory_notes(methods, n)
+    assert note.startswith("gradients (25.10 GiB in full)")
     methods["full"]["peak_parts_bytes"]["gradients"] = 1
-    methods["qlora"]["peak_parts_bytes"]["activations"] = 0
     assert len(list(memory_notes(methods, n))) == 1
+
+
+def test_a_quantized_base_keeps_the_activations_of_a_plain_one(plan: dict[str, Any]) -> None:
+    lora, qlora = (plan["methods"][name]["peak_parts_bytes"] for name in ("lora", "qlora"))
+    assert qlora["activations"] == lora["activations"]
 
 
 def test_the_picture_has_the_percentage_and_no_path(plan: dict[str, Any], tmp_path: Path) -> None:

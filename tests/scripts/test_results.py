@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 from bench import __main__ as commands
-from bench import chart, forgetting, hub, memory, report, results, run, safety, speed, store
+from bench import (
+    chart,
+    forgetting,
+    hub,
+    memory,
+    offload,
+    report,
+    results,
+    run,
+    safety,
+    speed,
+    store,
+)
 
 SUBJECTS = [*commands.MEASURES, *commands.MAKES]
 
@@ -195,6 +207,21 @@ def test_a_point_of_the_memory_grid_is_measured(base: Callable[..., Path], tmp_p
     assert done.returncode == 0, done.stderr
     (record,) = store.read(path)["memory"].values()
     assert record["rank"] == 1 and record["predicted_bytes"] > 2**28 < record["measured_bytes"]
+
+
+@pytest.mark.slow
+def test_layers_from_disk_are_measured_and_give_the_same_losses(
+    base: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "found.json"
+    options = ("--model", base(), "--tokens", 32, "--steps", 2, "--results", path)
+    done = bench("offload", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = store.read(path)["offload"].values()
+    in_memory, streamed = (record["ways"][way] for way in offload.WAYS)
+    assert in_memory["losses"] == streamed["losses"]
+    assert record["kept_bytes"] > 0 < record["disk_bytes_per_s"]
+    assert "| from disk |" in (tmp_path / "found.md").read_text("utf-8")
 
 
 @pytest.mark.slow

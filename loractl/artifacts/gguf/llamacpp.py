@@ -1,6 +1,7 @@
-"""llama.cpp in a separate process, which may crash: token ids of texts, logits of token ids.
+"""llama.cpp in a separate process, which may crash: token ids of texts, logits of token ids, and
+its quantizer.
 
-The parent calls `ask`; the child runs this file. Logits come back as .npy files.
+The parent calls `ask` or `requantize`; the child runs this file. Logits come back as .npy files.
 """
 
 import json
@@ -19,6 +20,7 @@ import numpy as np
 
 F32 = 0  # ggml_type: keys and values are as precise as the rest
 SPARE = 8
+FILE_TYPES = {"f32": 0, "q4_k_m": 15}  # llama_ftype
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,31 @@ def ask(
             "greedy": greedy,
             "work": name,
         }
-        done = subprocess.run(
-            [sys.executable, __file__], input=json.dumps(request), capture_output=True, text=True
-        )
-        if done.returncode:
-            if done.returncode < 0:
-                raise CrashError(f"killed by {signal.Signals(-done.returncode).name}")
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
-            raise CrashError((first or (said or ["it printed nothing"])[-1]).strip()[:300])
+        _run_child(request)
         found = json.loads((work / "answer.json").read_text(encoding="utf-8"))
         logits = [np.load(work / f"{n}.npy") for n in range(len(sequences))]
     return Answer(found["ids"], logits, found["greedy"])
+
+
+def requantize(model: Path, out: Path, kind: str) -> None:
+    """Write a model again in a kind of FILE_TYPES, by llama.cpp's own quantizer: q4_k_m keeps what
+    is most sensitive in more bits, and f32 holds the numbers that blocks stand for.
+
+    Raises CrashError.
+    """
+    _run_child({"model": str(model.resolve()), "out": str(out.resolve()), "kind": kind})
+
+
+def _run_child(request: dict[str, Any]) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(request), capture_output=True, text=True
+    )
+    if done.returncode:
+        if done.returncode < 0:
+            raise CrashError(f"killed by {signal.Signals(-done.returncode).name}")
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        first = next((line for line in said if re.search("error|failed|ASSERT", line)), "")
+        raise CrashError((first or (said or ["it printed nothing"])[-1]).strip()[:300])
 
 
 def _answer_request(request: dict[str, Any]) -> None:
@@ -104,6 +119,17 @@ def _answer_request(request: dict[str, Any]) -> None:
     (work / "answer.json").write_text(answer, encoding="utf-8")
 
 
+def _requantize(request: dict[str, Any]) -> None:
+    """Run in the child."""
+    import llama_cpp.llama_cpp as library
+
+    options = library.llama_model_quantize_default_params()
+    options.ftype, options.allow_requantize = FILE_TYPES[request["kind"]], True
+    names = (request["model"].encode(), request["out"].encode())
+    if library.llama_model_quantize(*names, options):
+        sys.exit("failed to quantize")  # llama.cpp has printed why
+
+
 def _leave_weights_as_they_lie(library: Any) -> None:
     """Keep llama.cpp from repacking weights, for which this class has no option.
 
@@ -121,4 +147,5 @@ def _leave_weights_as_they_lie(library: Any) -> None:
 
 
 if __name__ == "__main__":
-    _answer_request(json.load(sys.stdin))
+    asked = json.load(sys.stdin)
+    (_requantize if "kind" in asked else _answer_request)(asked)

@@ -8,6 +8,7 @@ dtype, where that bound is wide, every tensor of the file must be the exact one,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,25 +18,30 @@ from torch import Tensor
 
 from loractl.artifacts import probe
 from loractl.artifacts.gguf import llamacpp
+from loractl.artifacts.gguf.compared import Compared
 from loractl.artifacts.gguf.layout import Layout
-from loractl.artifacts.gguf.write import BLOCK, dtype_of
+from loractl.artifacts.gguf.write import dtype_of
+from loractl.artifacts.model.hollow import NotLayerwiseError, base_of
 from loractl.artifacts.model.plan import is_tied
+from loractl.artifacts.model.streamed import logits_of
 from loractl.artifacts.peft.adapter import Adapter
-from loractl.artifacts.peft.attach import load_
+from loractl.artifacts.peft.attach import load_, ranks_of
 from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.errors import NumericError
 from loractl.lora.inject import adapters, merge_
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
 from loractl.models.load import Source, head_name, load_model
-from loractl.models.torch_dtypes import FILE_DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Q8_0_HALF_STEP = 0.57
-"""Largest error of rounding to q8_0, as a share of the block's scale, which is rounded too."""
+Q4_K_M = "q4_k_m"
+WORST_OF_FOUR_BITS = 0.25
+"""Largest error of a tensor in four bits, as a share of it, by root mean squares. In a block of 32
+values are at most 2 x the largest apart, which makes errors of about 2 / 15 / sqrt(12) = 0.04 of
+it, and their root mean square is at least 1 / sqrt(32) = 0.18 of it; rows in a wrong order: 1.4."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Expected:
     """The results of base + adapter in float32, computed before llama.cpp runs."""
 
     ids: Tensor  # (rows, length)
+    base: Tensor  # (rows, length, vocabulary), without the adapter
     logits: Tensor  # (rows, length, vocabulary)
     effect: float
     rounding: float  # change in logits caused by errors as large as those of the dtype
@@ -90,6 +97,30 @@ def expect(
     If that is None, the file holds only the adapter, in `dtype`. Raises ArtifactError if the
     adapter changes nothing.
     """
+    if dtype == Q4_K_M:
+        return _expect_whole(source, adapter, layout, dtype=dtype, model_file=model_file)
+    coarse = dtype != "f32"
+    rounded = partial(_round_to, dtype=dtype) if coarse else None
+    try:
+        hollow = base_of(source, adapter)
+        ids = probe.probe_ids(hollow.model, adapter.own_tokens)
+        ranks_of(adapter, hollow.model)
+        compared = Compared(model_file if coarse else None, layout)
+        told = logits_of(hollow, adapter, ids, compared, rounded, shakes_factors=model_file is None)
+    except NotLayerwiseError:
+        return _expect_whole(source, adapter, layout, dtype=dtype, model_file=model_file)
+    effect = probe.effect_of(told.base, told.expected, adapter.directory)
+    rounding = 0.0
+    if told.shaken is not None:
+        rounding = float((told.shaken - told.expected).abs_().max())
+    wrong = tuple(compared.wrong)
+    return Expected(ids, told.base, told.expected, effect, rounding, wrong)
+
+
+def _expect_whole(
+    source: Source, adapter: Adapter, layout: Layout, *, dtype: str, model_file: Path | None
+) -> Expected:
+    """The same with the whole model in memory."""
     model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), dense=True)
     fit_(model, adapter)
     ids = probe.probe_ids(model, adapter.own_tokens)
@@ -98,19 +129,24 @@ def expect(
     logits = probe.probe_logits(model, ids)
     effect = probe.effect_of(base, logits, adapter.directory)
     wrong: tuple[str, ...] = ()
-    if model_file is not None and dtype != "f32":
+    if model_file is not None and dtype not in ("f32", Q4_K_M):
         wrong = _wrong_tensors(model_file, model, layout)
     if model_file is not None:
         merge_(model)
-        shaken = list(model.parameters())
+        shaken: list[Tensor] = list(model.parameters())
     else:
         shaken = [part for layer in layers.values() for part in (layer.A, layer.B)]
     rounding = 0.0
-    if dtype != "f32":
+    if dtype == Q4_K_M:
+        assert model_file is not None
+        shaken, held, wrong = _held_by(model_file, model, layout)
+        given = iter(held)
+        rounding = probe.rounding_effect(model, ids, logits, shaken, lambda _: next(given))
+    elif dtype != "f32":
         rounding = probe.rounding_effect(
             model, ids, logits, shaken, lambda exact: _round_to(exact, dtype)
         )
-    return Expected(ids, logits, effect, rounding, wrong)
+    return Expected(ids, base, logits, effect, rounding, wrong)
 
 
 def prove(
@@ -124,28 +160,50 @@ def prove(
     texts: Sequence[str],
 ) -> Proof:
     """Run llama.cpp and compare. Raises NumericError if it crashes on the file."""
-    try:
-        answer = llamacpp.ask(
-            model_file, adapter=adapter_file, texts=texts, sequences=expected.ids.tolist()
-        )
-    except llamacpp.CrashError as error:
-        raise NumericError(f"FAILED: llama.cpp cannot load or run it: {error}") from None
+    answer = _ask(expected, model_file, adapter_file, texts)
     wrong_texts = [
         text
         for text, found in zip(texts, answer.ids, strict=True)
         if found != list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ]
-    found = torch.from_numpy(np.stack(answer.logits))  # (rows, length, vocabulary)
     return Proof(
         dtype=dtype,
         logits=probe.compare_logits(
-            found, expected.logits, rounding=expected.rounding, noise=layout.family.noise
+            _logits(answer), expected.logits, rounding=expected.rounding, noise=layout.family.noise
         ),
         effect=expected.effect,
         n_texts=len(texts),
         wrong_texts=tuple(wrong_texts),
         wrong=expected.wrong,
     )
+
+
+def agree_over(
+    expected: Expected, layout: Layout, *, model_file: Path, adapter_file: Path
+) -> probe.Agreement:
+    """Logits of an adapter over the very file that it was trained on.
+
+    llama.cpp rounds what it multiplies blocks with to 8 bits. How far that may move logits is how
+    far it moves those of the base alone. Raises NumericError if llama.cpp crashes.
+    """
+    alone, adapted = (
+        _logits(_ask(expected, model_file, adapter)) for adapter in (None, adapter_file)
+    )
+    moved = float((alone - expected.base).abs().max())
+    return probe.compare_logits(adapted, expected.logits, rounding=moved, noise=layout.family.noise)
+
+
+def _ask(
+    expected: Expected, model: Path, adapter: Path | None, texts: Sequence[str] = ()
+) -> llamacpp.Answer:
+    try:
+        return llamacpp.ask(model, adapter=adapter, texts=texts, sequences=expected.ids.tolist())
+    except llamacpp.CrashError as error:
+        raise NumericError(f"FAILED: llama.cpp cannot load or run it: {error}") from None
+
+
+def _logits(answer: llamacpp.Answer) -> Tensor:
+    return torch.from_numpy(np.stack(answer.logits))  # (rows, length, vocabulary)
 
 
 def _round_to(exact: Tensor, dtype: str) -> Tensor:
@@ -159,37 +217,45 @@ def _round_to(exact: Tensor, dtype: str) -> Tensor:
 
 def _wrong_tensors(path: Path, model: "PreTrainedModel", layout: Layout) -> tuple[str, ...]:
     """Tensors of a file that are missing, or that are not base + adapter rounded once."""
+    layers, compared = adapters(model), Compared(path, layout)
+    for name, exact in _exact_tensors(model):
+        module = name.rpartition(".")[0]
+        if is_tied(model) and module == head_name(model) and module not in layers:
+            continue
+        if module in layers and name.endswith(".weight"):
+            compared.adapted(module, layers[module])
+        else:
+            compared.plain(name, [exact])
+    return tuple(compared.wrong)
+
+
+def _held_by(
+    path: Path, model: "PreTrainedModel", layout: Layout
+) -> tuple[list[Tensor], Iterator[Tensor], tuple[str, ...]]:
+    """The parameters of a merged model, the numbers that a file has for each when they are asked
+    for, and the names of those that it lacks or has too far away."""
     from gguf import GGUFReader, quants
 
     there = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    layers = adapters(model)
-    wrong = []
-    for name, exact_all in _exact_tensors(model):
-        module = name.rpartition(".")[0]
-        tied_head = is_tied(model) and module == head_name(model) and module not in layers
-        tensor = None if tied_head else there.get(layout.name_of(name))
+
+    def held(name: str) -> Tensor | None:
+        tensor = there.get(layout.name_of(name))
         if tensor is None:
-            if not tied_head:
-                wrong.append(name)
-            continue
-        raw = np.array(tensor.data)
-        found = torch.from_numpy(quants.dequantize(raw, tensor.tensor_type)).view(exact_all.shape)
-        order = layout.row_order(name, found.shape[0])
-        if order is not None:
-            found = found[order.argsort()]
-        exact = (exact_all.double() + layout.shift(name)).float()
-        kind = tensor.tensor_type.name.lower()
-        bound = _q8_0_half_steps(found) if kind == "q8_0" else None
-        if module in layers and name.endswith(".weight"):
-            layer = layers[module]
-            exact = probe.columns_of(layer).float()  # (n, d_out)
-            found = probe.plain_columns(layer.kind, found)
-            bound = None if bound is None else probe.plain_columns(layer.kind, bound)
-        if bound is None:
-            bound = probe.half_step(exact, FILE_DTYPES[kind])
-        if not probe.is_within(found, exact, bound):
+            return None
+        values = torch.from_numpy(quants.dequantize(np.array(tensor.data), tensor.tensor_type))
+        order = layout.row_order(name, len(values))
+        return (values if order is None else values[order.argsort()]) - layout.shift(name)
+
+    exact = dict(model.named_parameters())  # a tied head is not listed
+    wrong = []
+    for name, tensor in exact.items():
+        values = held(name)
+        near = WORST_OF_FOUR_BITS * float(tensor.double().norm())
+        if values is None or not float((values - tensor).double().norm()) <= near:
             wrong.append(name)
-    return tuple(wrong)
+    whole = {name: tensor for name, tensor in exact.items() if name not in wrong}
+    numbers = (found for name in whole if (found := held(name)) is not None)
+    return list(whole.values()), numbers, tuple(wrong)
 
 
 def _exact_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
@@ -207,9 +273,3 @@ def _exact_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
         if any(stored.startswith(f"{path}.base.") for path in trained_whole):
             continue  # its copy is what counts
         yield stored.replace(".base.", ".").replace(".tuned.", "."), tensor
-
-
-def _q8_0_half_steps(found: Tensor) -> Tensor:
-    """The largest error of rounding a tensor to q8_0, value by value."""
-    scale = found.view(found.shape[0], -1, BLOCK).abs().amax(dim=-1, keepdim=True) / 127
-    return (scale * Q8_0_HALF_STEP).expand(-1, -1, BLOCK).reshape(found.shape)

@@ -5,7 +5,7 @@ them. Where transformers builds a tensor from several in the files (fused expert
 too, for one part of the model at a time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,23 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from loractl.artifacts.model.plan import is_tied, places, table_name
+from loractl.artifacts.model.plan import is_tied, packed_tensors, places, table_name
+from loractl.artifacts.peft.adapter import Adapter
+from loractl.artifacts.peft.vocabulary_size import rows_needed
 from loractl.lora.dense import strips
-from loractl.models.load import Source, head_name, load_skeleton
+from loractl.models.load import Source, head_name, load_skeleton, n_rows
 from loractl.ops.finite import all_finite
+from loractl.ops.untouched import untouched_zeros
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LARGEST_KEPT = 1 << 26
 """Values of a tensor whose memory is used again: those of a layer are smaller, tables larger."""
+
+
+Spare = dict[tuple[int, ...], list[Tensor]]
+"""Memory of float32 tensors that nobody needs any more, by their shapes."""
 
 
 class NotLayerwiseError(Exception):
@@ -33,8 +40,9 @@ class NotLayerwiseError(Exception):
 class Hollow:
     """The model, on the meta device but for its computed buffers, and its tensors by name."""
 
-    def __init__(self, source: Source) -> None:
-        """Raises NotLayerwiseError if a tensor has no place in the files."""
+    def __init__(self, source: Source, spare: "Spare | None" = None) -> None:
+        """`spare`: memory that is used again. Raises NotLayerwiseError if a tensor has no place in
+        the files."""
         if source.gguf:
             raise NotLayerwiseError("its weights are in a GGUF file")
         self.source = source
@@ -45,7 +53,11 @@ class Hollow:
         self.tied = is_tied(self.model)
         self.parts = parts_of(self.model)
         self._files = places(source)
-        self._free: dict[tuple[int, ...], list[Tensor]] = {}
+        packed = packed_tensors(source, self.model)
+        if packed is None:
+            raise NotLayerwiseError("the weights to pack have other names in its files")
+        self._packed = packed
+        self.spare: Spare = {} if spare is None else spare
         self._prefix = self.model.base_model_prefix + "."
         if self.tied and self.stored(f"{self.head}.weight") is not None:
             raise NotLayerwiseError("its files hold a weight for a head that is tied")
@@ -55,6 +67,11 @@ class Hollow:
         options = (name, name.removeprefix(self._prefix), self._prefix + name)
         return next((option for option in options if option in self._files), None)
 
+    def has_rows(self, name: str) -> bool:
+        """Whether rows of a tensor can be read: it is in the files, and not packed."""
+        stored = self.stored(self.key(name))
+        return stored is not None and stored not in self._packed
+
     def key(self, name: str) -> str:
         """The name of the tensor that a tensor is: of a tied head, the embedding's."""
         is_tied_head = self.tied and name == f"{self.head}.weight"
@@ -62,6 +79,45 @@ class Hollow:
 
     def names_of(self, path: str) -> list[str]:
         return [name for name in self.shapes if name.startswith(f"{path}.")]
+
+    @cached_property
+    def _slots(self) -> dict[str, tuple[nn.Module, str]]:
+        """Where each tensor belongs, once adapters are in: its module and its name there."""
+        found = {
+            ".".join(part for part in f"{path}.{name}".split(".") if part != "base"): (module, name)
+            for path, module in self.model.named_modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and tensor.is_meta
+        }
+        if lacking := sorted(self.shapes.keys() - found.keys()):
+            raise NotLayerwiseError(f"{lacking[0]} has no place of its own")
+        return found
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Let the model have this tensor."""
+        module, last = self._slots[name]
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[last] = tensor
+
+    def held(self, path: str) -> dict[str, Tensor]:
+        """The tensors of a part that the model has."""
+        return {name: getattr(*self._slots[name]).detach() for name in self.names_of(path)}
+
+    def is_parameter(self, name: str) -> bool:
+        module, last = self._slots[name]
+        return last in module._parameters
+
+    def fill(self, path: str) -> None:
+        """Let the model have the tensors of one part. Raises NotLayerwiseError."""
+        for name, tensor in self.load(path).items():
+            self.put(name, tensor)
+
+    def empty(self, path: str) -> None:
+        """Let the model have them no longer."""
+        for name in self.names_of(path):
+            self.put(name, torch.empty(self.shapes[name], device="meta"))
 
     def load(self, path: str) -> dict[str, Tensor]:
         """The tensors of one part in float32. Raises NotLayerwiseError."""
@@ -81,16 +137,18 @@ class Hollow:
         stored = self.stored(self.key(name))
         assert stored is not None
         with safe_open(self._files[stored], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
-            free = self._free.get(tuple(tensor.shape))
+            packed = self._packed.get(stored)
+            tensor: Tensor = file.get_tensor(stored) if packed is None else packed()
+            free = self.spare.get(tuple(tensor.shape))
             held = free.pop() if free else torch.empty(tensor.shape)
             return held.copy_(tensor)  # nothing of the map stays
 
-    def take_back(self, tensor: Tensor) -> None:
-        """Let the next part use the memory of one: new pages would cost more than the reading."""
-        whole = tensor.is_contiguous() and tensor.dtype == torch.float32
-        if whole and not tensor.is_meta and tensor.numel() <= LARGEST_KEPT:
-            self._free.setdefault(tuple(tensor.shape), []).append(tensor)
+    def take_back(self, tensors: Iterable[Tensor]) -> None:
+        """Let the next part use this memory: new pages would cost more than the reading."""
+        for tensor in tensors:
+            whole = tensor.is_contiguous() and tensor.dtype == torch.float32
+            if whole and not tensor.is_meta and tensor.numel() <= LARGEST_KEPT:
+                self.spare.setdefault(tuple(tensor.shape), []).append(tensor)
 
     def load_one(self, name: str) -> Tensor | None:
         """A tensor of the model in float32; None: the model has none of this name."""
@@ -156,6 +214,14 @@ class Hollow:
         return found
 
 
+def base_of(source: Source, adapter: Adapter) -> Hollow:
+    """The base of an adapter. Raises NotLayerwiseError if both cannot run layer by layer."""
+    hollow = Hollow(source)
+    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
+        raise NotLayerwiseError("the adapter has rows of new tokens")
+    return hollow
+
+
 class TableRows:
     """Rows of a stored tensor in float32."""
 
@@ -174,6 +240,15 @@ class TableRows:
         if not all_finite(read):
             raise NotLayerwiseError(f"{self._stored} is not finite")
         return read
+
+    def only(self, rows: Sequence[int]) -> Tensor:
+        """The whole table, of which the other rows are zero, and take no memory."""
+        found = untouched_zeros(self.shape)
+        with safe_open(self._shard, framework="pt") as file:
+            stored = file.get_slice(self._stored)
+            for row in rows:
+                found[row] = stored[row : row + 1][0]
+        return found
 
     def strips(self) -> Iterator[Tensor]:
         for start, stop in strips(self.shape):

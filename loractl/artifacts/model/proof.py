@@ -8,8 +8,7 @@ update would change, hence the second check, tensor by tensor: each adapted laye
 vectors, through its own forward and not the formula of the merge, and the outputs must be the
 merged weight up to one rounding. Every other tensor must equal the base's, bit for bit.
 
-Both models run layer by layer (`streamed`), the merged one first: of it the logits, the columns of
-adapted weights and the hashes of the others are kept. A model that cannot run so is loaded whole.
+Both models run layer by layer in step (`streamed`). A model that cannot run so is loaded whole.
 """
 
 import hashlib
@@ -23,18 +22,18 @@ from torch import Tensor, nn
 
 from loractl.artifacts import probe
 from loractl.artifacts.model import streamed
-from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError
+from loractl.artifacts.model.hollow import Hollow, NotLayerwiseError, TableRows, base_of
 from loractl.artifacts.model.merge import float_dtypes
 from loractl.artifacts.peft.adapter import Adapter
 from loractl.artifacts.peft.attach import load_, ranks_of
-from loractl.artifacts.peft.vocabulary_size import fit_, rows_needed
+from loractl.artifacts.peft.vocabulary_size import fit_
 from loractl.lora.dense import dense_weight_of
-from loractl.lora.inject import adaptable, merge_, module_of, sizes_of
+from loractl.lora.inject import adaptable, merge_, module_of
 from loractl.lora.layer import LoraLayer
 from loractl.lora.ranks import EXPERTS
 from loractl.lora.token_rows import token_rows
 from loractl.lora.whole import wholes
-from loractl.models.load import Source, load_model, locate, n_rows
+from loractl.models.load import Source, load_model, locate
 from loractl.models.torch_dtypes import dtype_word
 
 
@@ -73,9 +72,6 @@ def prove(merged: Path, source: Source, adapter: Adapter, *, dtype: torch.dtype 
     `dtype` is what every tensor was rounded to; None: each kept that of the base. Raises
     ArtifactError if the adapter changes nothing at all.
     """
-    if source.quantization is not None:
-        why = f"the base was packed in {source.quantization.kind}"
-        return _prove_whole(merged, source, adapter, dtype=dtype, why=why)
     try:
         return _prove_layerwise(merged, source, adapter, dtype=dtype)
     except NotLayerwiseError as error:
@@ -87,28 +83,26 @@ def _prove_layerwise(
 ) -> Proof:
     dtypes = float_dtypes(locate(str(merged)))
     coarsest = max(dtypes, key=lambda found: torch.finfo(found).eps)
-    hollow = Hollow(source)
-    if adapter.rows or rows_needed(adapter, hollow.model) > n_rows(hollow.model):
-        raise NotLayerwiseError("the adapter has rows of new tokens")
+    hollow = base_of(source, adapter)
+    other = Hollow(locate(str(merged)), hollow.spare)
+    if (other.parts, other.shapes) != (hollow.parts, hollow.shapes):
+        raise NotLayerwiseError("the merged model has other tensors than the base")
     kinds = adaptable(hollow.model)
-    adapted = {name: kinds[name] for name in ranks_of(adapter, hollow.model)}
-    sizes = sizes_of(hollow.model, adapted)
     names = {
-        name if kind in EXPERTS else f"{name}.weight": (kind, sizes[name].d_in)
-        for name, kind in adapted.items()
+        name if kinds[name] in EXPERTS else f"{name}.weight": kinds[name]
+        for name in ranks_of(adapter, hollow.model)
     }
     ids = probe.probe_ids(hollow.model, adapter.own_tokens)
-    found = _Found(names, coarsest)
-    logits = streamed.of_directory(locate(str(merged)), ids, found)
-    compared = _Compared(found, dtype, coarsest, dtypes)
+    compared = _Compared(names, dtype, coarsest, dtypes)
     rounded = None if coarsest == torch.float32 else partial(_round_to, coarsest)
-    told = streamed.of_adapted(hollow, adapter, ids, compared, rounded)
+    told = streamed.logits_of(hollow, adapter, ids, compared, rounded, merged=other)
+    assert told.merged is not None
     effect = probe.effect_of(told.base, told.expected, adapter.directory)
     rounding = 0.0
     if told.shaken is not None:
-        rounding = float((told.shaken - told.expected).abs().max())
+        rounding = float((told.shaken - told.expected).abs_().max())
     return Proof(
-        logits=probe.compare_logits(logits, told.expected, rounding=rounding),
+        logits=probe.compare_logits(told.merged, told.expected, rounding=rounding),
         effect=effect,
         dtype=dtype_word(coarsest),
         wrong=compared.wrong(),
@@ -119,83 +113,58 @@ def _round_to(dtype: torch.dtype, exact: Tensor) -> Tensor:
     return exact.to(dtype).float()
 
 
-class _Found:
-    """What is kept of a merged model: hashes, and columns of the weights that were adapted."""
-
-    def __init__(self, kinds: Mapping[str, tuple[str, int]], coarsest: torch.dtype) -> None:
-        self.kinds, self.coarsest = kinds, coarsest
-        self.columns: dict[str, Tensor] = {}  # (n, d_out)
-        self.hashes: dict[str, str] = {}
-
-    def plain(self, name: str, strips: Iterable[Tensor]) -> None:
-        if (kind := self.kinds.get(name)) is None:
-            self.hashes[name] = _hash(strips)
-            return
-        columns = probe.columns_of_strips(*kind, strips)
-        small = columns.to(self.coarsest)  # of a merged model usually all there is to them
-        self.columns[name] = small if torch.equal(small.float(), columns) else columns
-
-    def same(self, name: str, other: str) -> None:
-        self.hashes[name] = self.hashes[other]
-
-    def adapted(self, name: str, layer: LoraLayer) -> None:
-        raise AssertionError(f"{name}: a merged model has no adapter")
-
-    def trained(self, name: str, tensor: Tensor) -> None:
-        raise AssertionError(f"{name}: a merged model has no adapter")
-
-
 class _Compared:
-    """Compares base + adapter with what was kept of the merged model."""
+    """Compares the tensors of a merged model with base + adapter, part by part."""
 
     def __init__(
         self,
-        found: _Found,
+        kinds: Mapping[str, str],
         dtype: torch.dtype | None,
         coarsest: torch.dtype,
         dtypes: Iterable[torch.dtype],
     ) -> None:
-        self.found, self.dtype, self.coarsest, self.dtypes = found, dtype, coarsest, dtypes
+        self.kinds, self.dtype, self.coarsest, self.dtypes = kinds, dtype, coarsest, dtypes
+        self._found: dict[str, Tensor | TableRows] = {}  # of the part at hand
         self._updates: list[str] = []
         self._wholes: list[str] = []
         self._changed: list[str] = []
-        self._left = set(found.hashes) | set(found.columns)
+
+    def merged(self, name: str, tensor: Tensor | TableRows) -> None:
+        kind = self.kinds.get(name)
+        if kind is not None:
+            assert isinstance(tensor, Tensor), name
+            tensor = probe.plain_columns(kind, tensor)
+        self._found[name] = tensor
 
     def plain(self, name: str, strips: Iterable[Tensor]) -> None:
+        found = self._found.pop(name)
+        theirs = [found] if isinstance(found, Tensor) else found.strips()
         dtype = self.dtype or torch.float32
-        expected = _hash(strip.to(dtype).float() for strip in strips)
-        if self.found.hashes.get(name) != expected:
+        pairs = zip(strips, theirs, strict=True)
+        if not all(_same_bits(strip.to(dtype).float(), their) for strip, their in pairs):
             self._changed.append(name)
-        self._left.discard(name)
-
-    def same(self, name: str, other: str) -> None:
-        if self.found.hashes.get(name) != self.found.hashes.get(other) or other in self._changed:
-            self._changed.append(name)
-        self._left.discard(name)
 
     def adapted(self, name: str, layer: LoraLayer) -> None:
         full = name if layer.kind in EXPERTS else f"{name}.weight"
-        exact, columns = probe.columns_of(layer), self.found.columns.get(full)
-        half = probe.half_step(exact, self.coarsest)
-        if columns is None or not probe.is_within(columns, exact, half):
+        exact, columns = probe.columns_of(layer), self._found.pop(full)
+        assert isinstance(columns, Tensor), full
+        if not probe.is_within(columns, exact, probe.half_step(exact, self.coarsest)):
             self._updates.append(full)
-        self._left.discard(full)
 
     def trained(self, name: str, tensor: Tensor) -> None:
-        possible = {_hash([tensor.to(dtype).float()]) for dtype in self.dtypes}
-        if self.found.hashes.get(name) not in possible:
+        found = self._found.pop(name)
+        assert isinstance(found, Tensor), name
+        if not any(_same_bits(found, tensor.to(dtype).float()) for dtype in self.dtypes):
             self._wholes.append(name)
-        self._left.discard(name)
 
     def wrong(self) -> tuple[str, ...]:
-        return (*self._updates, *self._wholes, *sorted({*self._changed, *self._left}))
+        assert not self._found, sorted(self._found)
+        return (*self._updates, *self._wholes, *sorted(self._changed))
 
 
-def _hash(strips: Iterable[Tensor]) -> str:
-    found = hashlib.sha256()
-    for strip in strips:
-        found.update(strip.contiguous().reshape(-1).numpy().data)
-    return found.hexdigest()
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether float32 tensors are equal; 0 and -0 are not."""
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 def _prove_whole(

@@ -1,6 +1,7 @@
 """An adapter for vLLM and other readers of PEFT's layout: one rank, one alpha, scale alpha / r.
 
-They read only r, lora_alpha and target_modules. The scale of rsLoRA is folded into alpha; modules
+They read only r, lora_alpha and target_modules; rows of new tokens, which PEFT alone reads, stay as
+they are. The scale of rsLoRA is folded into alpha; modules
 of smaller rank are padded with zeros; remaining differences in scale are folded into B.
 """
 
@@ -9,20 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
 from loractl.artifacts import probe
 from loractl.artifacts.peft import adapter as adapters
 from loractl.artifacts.peft import config as peft_config
 from loractl.artifacts.peft.adapter import Adapter
-from loractl.artifacts.peft.attach import load_
-from loractl.artifacts.peft.names import PREFIX, SUFFIXES
+from loractl.artifacts.peft.attach import load_, rows_of
+from loractl.artifacts.peft.names import PREFIX, ROWS, SUFFIXES
 from loractl.artifacts.peft.updates import tensors_beside, updates
 from loractl.errors import ArtifactError
 from loractl.lora.inject import adaptable
 from loractl.lora.ranks import ModuleRank, RankSpec
-from loractl.models.load import Source, head_name, load_model
+from loractl.models.load import Source, head_name, load_model, n_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,9 +32,8 @@ def write(
     directory: Path, adapter: Adapter, skeleton: "PreTrainedModel", *, dtype: torch.dtype, base: str
 ) -> int:
     """Write the portable form; return its rank. Raises ArtifactError naming what does not fit."""
-    if adapter.rows:
-        raise _not_held(adapter, "it has rows of new tokens")
-    strange = sorted(name for name in tensors_beside(adapter) if ".base_layer." not in name)
+    beside = tensors_beside(adapter)
+    strange = sorted(n for n in beside if ".base_layer." not in n and not n.endswith(f".{ROWS}"))
     if strange:
         raise _not_held(adapter, f"{strange[0]} is not part of a plain low-rank update")
     found = updates(adapter)
@@ -46,7 +45,7 @@ def write(
     first = next(iter(found.values()))
     scale = first.factors.scale
     alpha = scale * rank
-    tensors: dict[str, Tensor] = {}
+    tensors = {n: one.to(dtype) for n, one in beside.items() if n.endswith(f".{ROWS}")}
     for module, update in found.items():
         A, B, missing = update.factors.A, update.factors.B, rank - update.factors.rank
         gain = update.factors.scale / scale
@@ -66,6 +65,7 @@ def write(
         kinds=adaptable(skeleton),
         dropout=0.0,
         base=base,
+        rows=rows_of(adapter, skeleton).owned,
     )
     adapters.write(
         directory,
@@ -92,17 +92,21 @@ def prove(
 
     cpu = torch.device("cpu")
     model = load_model(source, dtype=torch.float32, device=cpu, dense=True)
-    ids = probe.probe_ids(model)
+    ids = probe.probe_ids(model, adapter.own_tokens)
     layers = load_(model, adapter)
+    rows = n_rows(model)
     expected = probe.probe_logits(model, ids)
     rounding = 0.0
     if dtype != torch.float32:
         parts = [part for layer in layers.values() for part in (layer.A, layer.B)]
+        parts += [p for n, p in model.named_parameters() if n.endswith("trainable_tokens_delta")]
         rounding = probe.rounding_effect(
             model, ids, expected, parts, lambda exact: exact.to(dtype).float()
         )
     del model, layers
     base = load_model(source, dtype=torch.float32, device=cpu, dense=True)
+    if rows > n_rows(base):
+        base.resize_token_embeddings(rows, mean_resizing=False)  # as PEFT's users do
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's, about names in transformers
         found = probe.probe_logits(PeftModel.from_pretrained(base, directory).eval(), ids)

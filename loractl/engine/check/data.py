@@ -6,6 +6,7 @@ Each finding covers one way in which fine-tuning is known to fail silently.
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from loractl.data import batches
@@ -14,15 +15,20 @@ from loractl.data.encoding import WRITES_CALLS, tokenize
 from loractl.data.ends import TURN
 from loractl.data.message_parts import function_of
 from loractl.data.parity import doubled_bos
-from loractl.data.rendering import TemplateError, apply, writes_date, writes_tools
+from loractl.data.rendering import Renders, TemplateError, apply, writes_date, writes_tools
 from loractl.data.store import have_weights, lengths_of
+from loractl.data.tool_proof import left_out_fields
 from loractl.engine.prospects import fix, note, ok
 from loractl.engine.same_prompt import first_conversations, same_at_generation
 from loractl.engine.session import Session
 from loractl.records import UNTRAINED, Conversation, Example
 from loractl.reports.findings import Finding
+from loractl.text import counted
 
 _MARKER = re.compile(r"<\|[^<>|\s]+\|>|<[a-z]+_of_[a-z]+>")
+
+SCHEMAS = 10
+"""Rows with different tools whose schemas are taken apart."""
 
 SEEN = 200
 """Rows whose ends and prompts are inspected; the counts of the account cover all rows."""
@@ -167,12 +173,32 @@ def _tools(session: Session, rows: Sequence[Conversation]) -> Iterator[Finding]:
                 f"{len(declaring)} of {len(rows)} rows declare tools; the chat template writes"
                 " them",
             )
+            yield from _schemas(session, declaring)
             return
     yield note(
         "tools",
         f"{len(declaring)} of {len(rows)} rows declare tools, which the chat template leaves out;"
         f" {WRITES_CALLS}, or describe them in the system message",
     )
+
+
+def _schemas(session: Session, declaring: Sequence[Conversation]) -> Iterator[Finding]:
+    """Which fields of the tools' schemas the chat template leaves out."""
+    different = {json.dumps(row.tools, default=str): row for row in declaring}
+    rows = list(different.values())[:SCHEMAS]
+    counts: Counter[str] = Counter()
+    for row in rows:
+        with contextlib.suppress(TemplateError):
+            renders = Renders(session.tokenizer, row.messages, row.tools, row.variables)
+            counts.update(field.name for field in left_out_fields(renders))
+    if counts:
+        named = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common())
+        yield note(
+            "schemas",
+            f"the chat template leaves out fields of the tools, in {counted(len(rows), 'row')}"
+            f" looked at: {named}; describe what they say in the description of the tool, or"
+            " set data.chat_template: chatml-tools, which writes all of them",
+        )
 
 
 def _undeclared(rows: Sequence[Conversation]) -> Iterator[Finding]:

@@ -49,8 +49,8 @@ def _adapted(session: Session) -> Iterator[Finding]:
 
 def _quantized(session: Session) -> Iterator[Finding]:
     packed = [layer.packed for layer in packed_layers(session.model).values()]
-    if packed and (chosen := session.source.quantization) is not None:
-        yield ok("quantization", describe_packed(chosen.kind, packed))
+    if packed:
+        yield ok("quantization", describe_packed(packed))
 
 
 def _vocabulary(session: Session) -> Finding:

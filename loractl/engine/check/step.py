@@ -44,7 +44,7 @@ class StepReport:
 def heaviest(session: Session) -> Batch:
     """The micro-batch of the first epoch with the most tokens."""
     examples, plan = session.data.train, session.plan
-    return next(batches.in_order(examples, plan))
+    return next(batches.in_order(examples, plan, size=plan.batch_size))
 
 
 def estimated_bytes(session: Session, batch: Batch) -> int:

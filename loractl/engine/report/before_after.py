@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from loractl.data.reading import conversations
 from loractl.data.rendering import TemplateError
 from loractl.engine.data import held_out_readings
-from loractl.engine.eval_rows import up_to_answer
-from loractl.engine.evaluate import asked_and_expected
+from loractl.engine.questions import question_of, up_to_answer
 from loractl.engine.session import Session
 from loractl.evaluation.match import exact_match
 from loractl.generation.sample import Answer, Sampling, generate
@@ -53,7 +52,7 @@ def _questions(session: Session) -> Iterator[Question]:
     readings = held_out_readings(data, max_length=session.plan.max_length)
     for path, reading in readings.values():
         for row, conversation, _ in conversations(path, reading, lambda message: None):
-            answered = up_to_answer(conversation)
+            answered = up_to_answer(conversation, data.train_on)
             if answered is None:
                 continue
             found = _asked(speech, answered, data.thoughts)
@@ -64,9 +63,10 @@ def _questions(session: Session) -> Iterator[Question]:
 
 def _asked(speech: Speech, row: Conversation, thoughts: str) -> tuple[list[int], str] | None:
     try:
-        return asked_and_expected(speech, row, thoughts)
+        asked = question_of(speech, row, thoughts)
     except TemplateError:  # a row that training left out
         return None
+    return asked.prompt, asked.expected
 
 
 def _has_room(session: Session, ids: Sequence[int]) -> bool:

@@ -168,7 +168,7 @@ def _begin(
 
 
 def _pass(trunk: Any, batch: Batch, x: Tensor, first: int) -> _Pass:
-    segments = segments_of(batch.position_ids, batch.shared)
+    segments = segments_of(batch.on_host.position_ids, batch.shared)
     kinds = dict.fromkeys(_kinds(trunk)[first:])
     places = {kind: _place(trunk, x, batch, segments, kind) for kind in kinds}
     return _Pass(batch, x.shape, x.reshape(-1, x.shape[-1]), places)

@@ -18,14 +18,16 @@ void gated(const number *gate, size gate_row, const number *up, size up_row, num
 void gated_backward(number *dact, size dact_row, number *gate, size gate_row, number *up,
                     size up_row, size n, size m, int activation, int threads);
 
-/* In packed.c: a matrix in 4 (NF4) or 8 bits a number, rows of `row` numbers one after the other. */
+/* In packed.c: a matrix in 4 (NF4) or 8 bits a number, or in the blocks of a GGUF file; rows of `row`
+   numbers one after the other. */
 typedef struct {
-    const uint8_t *codes; /* of NF4 two a byte, the first in the upper half */
+    const uint8_t *codes; /* of NF4 two a byte, the first in the upper half; or the blocks */
     const float *scales;  /* one for each block of numbers or, if `nested`, of 256 scales */
     const uint8_t *nested; /* the scales of the blocks in 8 bits, or NULL */
     const float *table;    /* what the 8 bits stand for */
     float offset;          /* added to each nested scale */
     size bits, block, row;
+    size ggml; /* the blocks' ggml_type (ggml.h), which have neither scales nor bits here; or 0 */
 } Packed;
 
 /* In gemm.c. */

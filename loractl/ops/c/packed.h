@@ -3,6 +3,7 @@
 #pragma once
 
 #include "calls.h"
+#include "ggml.h"
 #include "panels.h"
 
 #ifdef __AVX2__
@@ -105,6 +106,10 @@ INLINE void unpacked_nf4(const uint8_t *codes, size at, size count, float scale,
 
 /* Numbers `at` to `at + count` of the matrix, counted row after row. */
 FUNCTION void unpacked(const Packed *packed, size at, size count, number *to) {
+    if (packed->ggml) {
+        unpacked_blocks(packed, at, count, to);
+        return;
+    }
     for (size stop = at + count; at < stop;) {
         size block = at / packed->block, here = least(stop, (block + 1) * packed->block) - at;
         float scale = scale_of(packed, block);

@@ -11,8 +11,7 @@ const Counting = (() => {
   const at = (curve, rank, stops) =>
     curve.length === 2 ? curve[0] + curve[1] * rank : curve[stops.indexOf(rank)];
 
-  const numbers = (layers) =>
-    typeof layers === "number" ? [...Array(layers).keys()] : layers;
+  const numbers = (layers) => (typeof layers === "number" ? [...Array(layers).keys()] : layers);
 
   /** The adapted modules: [{kind, layers, rank}], with the rank of the slider or their own. */
   function adapted(model, target, rank) {
@@ -107,7 +106,11 @@ const Counting = (() => {
       flops[name] = at(curve, state.rank, data.stops);
     }
     return {
-      model, target, formula, memories, flops,
+      model,
+      target,
+      formula,
+      memories,
+      flops,
       trained: values,
       share: values / model.parameters,
       file: fileBytes(model, target, state.rank, formula),

@@ -5,75 +5,44 @@
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const { words } = data;
-  const { count, short, digits, percent, scientific, bytes, fill, html } = Drawing;
+  const { fill, html } = Drawing;
   const one = (id) => document.getElementById(id);
-  const state = { ...data.chosen, task: 0, matrix: 0, start: "a", frame: 0, cut: 2, step: 0,
-    question: "medium", rows: "unknown" };
-
-  const formulaOf = (method) => (method === "dora" || method === "adalora" ? method : "lora");
+  const state = {
+    ...data.chosen,
+    task: 0,
+    matrix: 0,
+    start: "a",
+    frame: 0,
+    cut: 2,
+    step: 0,
+    question: "medium",
+    rows: "unknown",
+  };
 
   function shown(found) {
     const matrix = found.kinds[Math.min(state.matrix, found.kinds.length - 1)];
-    const { kind, rank } = matrix;
-    const { d_in, d_out } = kind;
-    const memories = found.memories, tuned = memories[found.formula];
-    const full = state.method === "full";
-    const method = memories[state.method] ?? tuned;
-    const tasks = state.tasks, base = found.model.bytes;
-    const advice = found.model.recommended[state.question][state.rows];
     return {
-      model: found.model.name, hub: found.model.hub, rank, rank_set: state.rank, alpha: digits(found.alpha),
-      scale: digits(found.alpha / rank), method: words.methods[state.method],
-      layers: count(found.model.layers), hidden: count(found.model.hidden),
-      parameters: count(found.model.parameters), parameters_short: short(found.model.parameters),
-      trained: count(full ? found.model.parameters : found.trained),
-      trained_short: short(full ? found.model.parameters : found.trained),
-      share: percent(full ? 1 : found.share),
-      lora_share: percent(found.share), lora_trained: count(found.trained),
-      fewer: digits(found.model.parameters / found.trained),
-      orders: digits(Math.log10(found.model.parameters / found.trained)),
-      file: bytes(full ? base : found.file), adapter: bytes(found.file), base: bytes(base),
-      less_values: ratio(full ? 1 : found.model.parameters / found.trained),
-      less_memory: ratio(memories.full.bytes / method.bytes),
-      less_work: ratio(full ? 1 : found.flops.full / found.flops.lora),
-      gpu_bytes: bytes(method.bytes),
-      matrix: kind.name, d_in: count(d_in), d_out: count(d_out),
-      whole: count(d_in * d_out), factors: count(rank * (d_in + d_out)),
-      smaller: digits((d_in * d_out) / (rank * (d_in + d_out))),
-      limit: digits((d_in * d_out) / (d_in + d_out)),
-      of_a: count(rank * d_in), of_b: count(rank * d_out),
-      formed: short(rank * d_in * d_out),
-      work: percent(found.flops.lora / found.flops.full),
-      speed: digits(found.flops.full / found.flops.lora),
-      avoided: digits(found.flops.product / found.flops.low_rank),
-      memory_full: bytes(memories.full.bytes), memory_lora: bytes(tuned.bytes),
-      memory_qlora: bytes(memories.qlora.bytes), memory_less: digits(memories.full.bytes / tuned.bytes),
-      tasks, task: state.task + 1, as_full: bytes(tasks * base),
-      as_adapters: bytes(base + tasks * found.file),
-      disk_less: digits((tasks * base) / (base + tasks * found.file)),
-      bits: short(2 * found.trained),
-      a_rank: advice.rank, a_alpha: advice.alpha, a_targets: words.targets[advice.target_modules],
-      a_rate: scientific(advice.learning_rate),
-      a_sweep: advice.sweep.join(", "), a_batch: advice.effective_batch,
-      size_class: words.classes[data.classes[state.model]],
-      loss: percent(frame().loss), grad_a: digits(frame().grad_A), grad_b: digits(frame().grad_B),
-      frame_step: frame().step, cut: state.cut, cut_error: percent(data.approximation.errors[state.cut]),
-      command: command(found),
+      ...ShownNumbers.ofModel(found, state),
+      ...ShownNumbers.ofMatrix(matrix, found),
+      ...ShownNumbers.ofCosts(found, state, words),
+      ...ShownNumbers.ofAdvice(found, state, words),
+      ...ShownNumbers.ofExamples(frame(), state.cut, data.approximation),
+      rank_set: state.rank,
+      command: command(),
     };
   }
 
-  /** Four times less: 4 × in English, 1/4 in Chinese, as `words.times` says it. */
-  const ratio = (n) => fill(words.times, { n: digits(n) });
-
   const frame = () => data.first_steps[state.start][state.frame];
 
-  function command(found) {
-    const named = data.command[state.model] ?? `--model ${state.model}`;
-    const method = { dora: " --method dora", adalora: " --method adalora", full: " --method full" }[state.method] ?? "";
-    const targets = state.targets === "own" ? "" : ` --targets ${state.targets}`;
-    const again = state.checkpointing ? " --checkpointing" : " --no-checkpointing";
-    const flags = state.model in data.command ? "" : data.flags;
-    return `loractl estimate ${named}${method} --rank ${state.rank}${targets}${again} --tasks ${state.tasks}${flags}`;
+  /** The call of `loractl estimate` that prints the same numbers. */
+  function command() {
+    const parts = ["loractl estimate", data.command[state.model] ?? `--model ${state.model}`];
+    if (["dora", "adalora", "full"].includes(state.method)) parts.push(`--method ${state.method}`);
+    parts.push(`--rank ${state.rank}`);
+    if (state.targets !== "own") parts.push(`--targets ${state.targets}`);
+    parts.push(state.checkpointing ? "--checkpointing" : "--no-checkpointing");
+    parts.push(`--tasks ${state.tasks}`);
+    return parts.join(" ") + (state.model in data.command ? "" : data.flags);
   }
 
   function render() {
@@ -92,17 +61,24 @@
     ModelFigures.parameters(one("linear"), one("log"), found, state, words);
     ModelFigures.ranks(one("ranks"), matrix, data.stops, words);
     ModelFigures.kinds(one("kinds"), found, state);
-    ModelFigures.memory(one("memory-bars"), one("memory-parts"), found, state, words, data);
+    CostFigures.memory(one("memory-bars"), one("memory-parts"), found, state, words, data);
     one("memory-lora").textContent = words.methods[found.formula];
-    ModelFigures.hub(one("hub"), found, state, words);
-    ModelFigures.copies(one("copies"), found, state, words);
+    CostFigures.hub(one("hub"), found, state, words);
+    CostFigures.copies(one("copies"), found, state, words);
     offerTasks();
     markAdvice(found);
   }
 
   function renderExamples() {
     ExampleFigures.firstSteps(one("first-steps"), frame(), words);
-    ExampleFigures.approximation(one("exact"), one("cut-matrix"), one("errors"), data.approximation, state.cut, words);
+    ExampleFigures.approximation(
+      one("exact"),
+      one("cut-matrix"),
+      one("errors"),
+      data.approximation,
+      state.cut,
+      words,
+    );
     if (data.spectrum) ExampleFigures.spectrum(one("spectrum"), data.spectrum, words);
   }
 
@@ -121,10 +97,21 @@
     const place = one("task-buttons");
     if (place.childElementCount !== state.tasks) {
       state.task = Math.min(state.task, state.tasks - 1);
-      place.replaceChildren(...words.tasks.slice(0, state.tasks).map((name, n) =>
-        html("button", { type: "button", on: { click: () => change({ task: n }) } }, `${n + 1} ${name}`)));
+      place.replaceChildren(
+        ...words.tasks
+          .slice(0, state.tasks)
+          .map((name, n) =>
+            html(
+              "button",
+              { type: "button", on: { click: () => change({ task: n }) } },
+              `${n + 1} ${name}`,
+            ),
+          ),
+      );
     }
-    [...place.children].forEach((button, n) => button.setAttribute("aria-pressed", n === state.task));
+    [...place.children].forEach((button, n) =>
+      button.setAttribute("aria-pressed", n === state.task),
+    );
   }
 
   /** The cell of the table of ranks that the questions lead to. */
@@ -143,15 +130,22 @@
     const { targets } = data.models[state.model];
     if (!(state.targets in targets)) state.targets = "all-linear";
     for (const option of one("targets").options) option.disabled = !(option.value in targets);
-    for (const [id, value] of [["model", state.model], ["targets", state.targets], ["method", state.method],
-      ["rank", data.stops.indexOf(state.rank)], ["tasks-slider", state.tasks]]) one(id).value = value;
+    for (const [id, value] of [
+      ["model", state.model],
+      ["targets", state.targets],
+      ["method", state.method],
+      ["rank", data.stops.indexOf(state.rank)],
+      ["tasks-slider", state.tasks],
+    ])
+      one(id).value = value;
     one("rank").setAttribute("aria-valuetext", state.rank);
     render();
     if (["start", "frame", "cut"].some((key) => key in what)) renderExamples();
   }
 
   function listen() {
-    const on = (id, read) => one(id).addEventListener("input", (event) => change(read(event.target)));
+    const on = (id, read) =>
+      one(id).addEventListener("input", (event) => change(read(event.target)));
     on("model", ({ value }) => ({ model: value }));
     on("targets", ({ value }) => ({ targets: value }));
     on("method", ({ value }) => ({ method: value }));
@@ -171,7 +165,11 @@
     }
     one("take").addEventListener("click", () => {
       const advice = data.models[state.model].recommended[state.question][state.rows];
-      change({ rank: advice.rank, targets: advice.target_modules, method: state.method === "full" ? "lora" : state.method });
+      change({
+        rank: advice.rank,
+        targets: advice.target_modules,
+        method: state.method === "full" ? "lora" : state.method,
+      });
     });
     let width = window.innerWidth;
     window.addEventListener("resize", () => {

@@ -20,7 +20,10 @@ from loractl.reports.explain.texts import texts
 from loractl.reports.page.frame import render
 
 HERE = Path(__file__).parent
-SCRIPTS = ("counting", "drawing", "model_figures", "example_figures", "lesson")
+SCRIPTS = (
+    "counting", "drawing", "model_figures", "cost_figures", "example_figures", "shown_numbers",
+    "lesson",
+)  # fmt: skip
 STOPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TASKS = 6  # at the beginning
 
@@ -30,7 +33,7 @@ class Lesson:
     """What the page is about. `command`: how `loractl estimate` is told of the same model.
 
     `spectrum`: kind of module -> the singular values of its updates, their effective rank and rank;
-    `of_run`: the directory they come from.
+    `of_run`: the name of the run or adapter that they come from.
     """
 
     name: str

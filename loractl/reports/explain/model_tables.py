@@ -16,7 +16,7 @@ from loractl.models.shape.types import ModelShape
 from loractl.planning import by_rank, recommend
 from loractl.planning.by_rank import PRESETS, Adapters, Curve
 from loractl.planning.recommend import FEW, MANY, Rows
-from loractl.planning.request import Request
+from loractl.planning.request import Request, chosen
 
 OWN = "own"
 """The model, or the target modules, of the user's config: neither a known size nor a preset."""
@@ -106,7 +106,12 @@ def _targets(
 
 def _target(shape: ModelShape, request: Request, adapters: Adapters) -> dict[str, Any]:
     whole = [kind.layers for kind in by_rank.kinds_of(shape)]
-    methods = {formula: (formula, "lora") for formula in formulas_of(request)}
+    # A variant that the request trains on a packed base is counted on one.
+    packed = {request.method} - {"lora"} if chosen(request) == "qlora" else set()
+    methods = {
+        formula: (formula, "qlora" if formula in packed else "lora")
+        for formula in formulas_of(request)
+    }
     methods["qlora"] = ("lora", "qlora")
     return {
         "chosen": [

@@ -64,10 +64,13 @@ def render(
 
 
 def save(path: Path, page: str) -> None:
-    """Write a page at once: beside its place, then renamed. Raises OSError."""
+    """Write a page at once: beside its place, then renamed. Raises OSError.
+
+    Bytes of a file name that are not UTF-8, which Python reads as surrogates, become a ?.
+    """
     beside = leftovers.being_made(path)
     try:
-        beside.write_text(page, encoding="utf-8")
+        beside.write_bytes(page.encode("utf-8", errors="replace"))
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)

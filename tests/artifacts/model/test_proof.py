@@ -1,7 +1,7 @@
 """The proof of a merge holds for right ones and fails for every wrong one we could think of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from loractl.artifacts.peft.adapter import read
 from loractl.artifacts.peft.names import PREFIX
 from loractl.errors import ArtifactError
 from loractl.models.load import locate
+from loractl.quant.kinds import PACKERS, Quantization
 from tests.sweeps import sampled
 
 Make = Callable[..., Path]
@@ -80,7 +81,7 @@ def test_right_merges_are_proven(
 ) -> None:
     where = base(architecture)
     proof = Merge.write(where, adapter_dir(where, size=size), tmp_path / "out", dtype).prove()
-    assert proof.holds, str(proof)
+    assert proof.holds and proof.whole is None, str(proof)
     assert proof.wrong == () and str(proof).startswith("proven: logits of the merged model")
     assert proof.dtype == str(dtype).removeprefix("torch.")
     assert proof.effect > 0.01
@@ -104,7 +105,7 @@ def test_right_merges_of_embeddings_and_heads_are_proven(
     where = base(architecture)
     directory = adapter_dir(where, target_modules=targets)
     proof = Merge.write(where, directory, tmp_path / "out", dtype).prove()
-    assert proof.holds, str(proof)
+    assert proof.holds and proof.whole is None, str(proof)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -123,7 +124,23 @@ def test_a_gguf_base_is_proven(gguf_base: Make, adapter_dir: Make, tmp_path: Pat
     directory = adapter_dir(where, target_modules=["embedding", "q_proj"])
     for target in (None, torch.float32):
         proof = Merge.write(where, directory, tmp_path / f"{target}", target).prove()
-        assert proof.holds, str(proof)
+        assert proof.holds and proof.whole == "its weights are in a GGUF file", str(proof)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_a_packed_base_is_proven_and_a_weight_that_was_not_packed_is_named(
+    kind: str, base: Make, adapter_dir: Make, tmp_path: Path
+) -> None:
+    where, other = base("llama"), "model.layers.0.mlp.up_proj.weight"
+    source = replace(locate(str(where)), quantization=Quantization(kind, "bfloat16"))
+    adapter = read(adapter_dir(where, target_modules=["q_proj"]))
+    merge = Merge(where, adapter.directory, tmp_path / "out", torch.bfloat16)
+    merge.out.mkdir()
+    merged.write(merge.out, source, adapter, dtype=None)
+    proof = prove(merge.out, source, adapter, dtype=torch.bfloat16)
+    assert proof.holds and proof.whole is None, str(proof)
+    merge.replace(other, merge.old(other))
+    assert prove(merge.out, source, adapter, dtype=torch.bfloat16).wrong == (other,)
 
 
 def left_out(merge: Merge) -> None:
@@ -196,7 +213,9 @@ def test_a_conv1d_and_an_embedding_left_out_are_found_in_bfloat16(
 
 
 @DTYPES
-@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"]
+)
 def test_a_tensor_without_adapter_that_changed_in_one_value_is_found(
     name: str, dtype: torch.dtype, base: Make, adapter_dir: Make, tmp_path: Path
 ) -> None:
@@ -294,7 +313,7 @@ def test_whole_modules_and_experts_are_proven_and_one_wrong_tensor_of_them_is_na
     adapter = write_trained(where, tmp_path / "adapter", settings)
     merge = Merge.write(where, adapter, tmp_path / "out", dtype)
     proof = merge.prove()
-    assert proof.holds and proof.wrong == (), str(proof)
+    assert proof.holds and proof.wrong == () and proof.whole is None, str(proof)
     good = load_file(merge.out / "model.safetensors")[tensor]
     wrong = good.clone()
     wrong.view(-1)[0] = wrong.view(-1)[0] * 1.25 + 0.25

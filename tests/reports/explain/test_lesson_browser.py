@@ -166,7 +166,7 @@ def test_each_control_changes_what_it_is_for(pages: Pages, made: dict[str, Path]
         choose(page, "cut", "5")
         assert shown(page, "cut_error") == "0%"
         choose(page, "method", "full")
-        assert shown(page, "trained_short") == "6.74B" and shown(page, "less_memory") == "1 ×"
+        assert shown(page, "trained_short") == "6.74B" and shown(page, "less_memory") == "1×"
         assert (page.complaints, page.requests) == ([], [])
 
 

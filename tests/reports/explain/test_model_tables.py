@@ -9,7 +9,7 @@ from loractl.models.shape import read as shapes
 from loractl.models.shape.sizes import SIZES
 from loractl.planning import recommend
 from loractl.planning.recommend import Rows
-from loractl.planning.request import Request
+from loractl.planning.request import Request, memory_of
 from loractl.reports.explain import model_tables
 
 STOPS = (1, 2, 8, 64)
@@ -65,6 +65,16 @@ def test_memory_of_adalora_is_there_where_it_is_asked_for(method: str) -> None:
     found = model_tables.table_of("1B", "1B", shapes.named("1B"), request, STOPS)
     wanted = {"lora", "dora", "qlora"} | ({"adalora"} if method == "adalora" else set())
     assert set(found["targets"]["minimal"]["memory"]) == wanted
+
+
+def test_a_variant_on_a_packed_base_is_counted_on_one() -> None:
+    shape = shapes.named("0.5B")
+    request = Request(method="dora", quantization="nf4", target_modules="minimal")
+    found = model_tables.table_of("x", "x", shape, request, (1, 2))["targets"]["minimal"]["memory"]
+    exact = memory_of(shape, replace(request, rank=2), "qlora", checkpointing=False)
+    start, slope = found["dora"][0]["update"]["weights"]
+    assert start + 2 * slope == exact.phases["update"]["weights"]
+    assert found["lora"][0]["update"]["weights"][0] > 2 * start
 
 
 @pytest.mark.parametrize("size", ["0.5B", "13B", "70B"])

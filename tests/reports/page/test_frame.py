@@ -87,6 +87,22 @@ def test_values_come_out_as_text_and_data_as_they_were(text: str, script: Path) 
     ]
 
 
+def test_a_page_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    frame.save(path, "one")
+    frame.save(path, "two")
+    assert path.read_text() == "two" and list(tmp_path.iterdir()) == [path]
+    (taken := tmp_path / "taken.html").mkdir()
+    with pytest.raises(OSError):
+        frame.save(taken, "three")
+    assert sorted(tmp_path.iterdir()) == [path, taken]
+
+
+def test_a_name_that_is_not_utf_8_does_not_break_the_page(tmp_path: Path) -> None:
+    frame.save(tmp_path / "page.html", b"a\xff".decode("utf-8", "surrogateescape"))
+    assert (tmp_path / "page.html").read_text("utf-8") == "a?"
+
+
 def test_a_number_that_json_does_not_have_is_refused_before_it_breaks_a_page() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         frame.safe_json([float("nan")])
