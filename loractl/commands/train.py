@@ -5,6 +5,7 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loractl import console
 from loractl.artifacts.run.directory import RunDir, Status
@@ -17,6 +18,9 @@ from loractl.errors import ConfigError, StateError, Stopped, StorageError
 from loractl.signals import StopRequest
 from loractl.startup import libraries
 from loractl.world import ALONE
+
+if TYPE_CHECKING:
+    from loractl.engine.session import Session
 
 FREE_TO_CHANGE = {
     "out", "device", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.report"
@@ -69,7 +73,6 @@ def run(
             with stop.at_once(), libraries.quickly():
                 # Here, not above: errors in a config are reported before torch is loaded.
                 libraries.import_transformers()
-                from loractl.engine.report.at_end import write_report_
                 from loractl.engine.train import prepare, train
 
                 prepared = prepare(loaded, directory, ALONE, resume=resume)
@@ -80,7 +83,7 @@ def run(
         try:
             held.keep()
             code = train(prepared, stop, again=again)
-            write_report_(prepared.session, directory, stop)
+            _report_(prepared.session, directory, stop)
             return code
         finally:
             gc.unfreeze()
@@ -109,6 +112,13 @@ def _command_line(config: Path, overrides: list[str], out: str | None, *flags: s
 def _is_longer(old: object, new: object) -> bool:
     """Whether `new` steps or epochs exceed `old`; if one is not set, the data decides."""
     return old is None or new is None or (isinstance(old, int | float) and new > old)  # type: ignore[operator]
+
+
+def _report_(session: "Session", directory: RunDir, stop: StopRequest) -> None:
+    if session.config.train.report:
+        from loractl.engine.report.at_end import write_report_
+
+        write_report_(session, directory, stop)
 
 
 def _require_writable(path: Path) -> None:

@@ -226,7 +226,7 @@ class TrainSection(Section):
         description="which weights are published; best: those with the lowest held-out loss, if "
         "there are evaluations; last: the final ones",
     )
-    report: bool = Field(True, description="write report.html at the end of the training")
+    report: bool = Field(False, description="write report.html at the end of the training")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="experiment trackers that receive the metrics"
     )

@@ -74,6 +74,7 @@ train:
   log_every: 1
   early_stopping: null
   keep: best
+  report: false
   report_to: []
 seed: 0
 out: runs/name

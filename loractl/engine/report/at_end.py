@@ -34,8 +34,8 @@ LONGEST = 1200  # characters of a text that are kept; the middle is left out
 
 
 def write_report_(session: Session, directory: RunDir, stop: StopRequest) -> None:
-    """Write report.json and report.html, if the run wants them; the model is used up by it."""
-    if not (session.config.train.report and session.world.is_first):
+    """Write report.json and report.html; the model is used up by it."""
+    if not session.world.is_first:
         return
     again = f"make it with: loractl report {directory.path}"
     try:
