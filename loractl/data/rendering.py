@@ -1,11 +1,11 @@
 """A chat template and a conversation -> text. Locating the answers in it is left to spans.py."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jinja2
 
@@ -16,7 +16,6 @@ from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, with_marks
 from loractl.records import Message
 
 Fields = Mapping[str, Any]
-Found = TypeVar("Found")
 
 LONGEST_RENDERING = 5.0
 """Seconds a template may take for one conversation; real ones take well under a millisecond."""
@@ -68,7 +67,6 @@ class Renders:
         self.tools = tools
         self.variables = variables or {}
         self._tokenizer = tokenizer
-        self._found: dict[str, Any] = {}
         self._texts: dict[tuple[int, bool, int, bool], str] = {}
 
     def text(
@@ -96,13 +94,6 @@ class Renders:
     def like(self, messages: Sequence[Message]) -> "Renders":
         """The renders of other messages with the same tools and variables."""
         return Renders(self._tokenizer, messages, self.tools, self.variables)
-
-    def memo(self, name: str, find: Callable[["Renders"], Found]) -> Found:
-        """What `find` returns for this conversation, found once."""
-        if name not in self._found:
-            self._found[name] = find(self)
-        found: Found = self._found[name]
-        return found
 
     def with_tools(self, tools: Sequence[Fields]) -> "Renders":
         """The renders of the same messages with other tools."""

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loractl.data.message_parts import Part, function_of, parts_of, with_marks
-from loractl.data.places import places_of
 from loractl.data.rendering import Renders, TemplateError
-from loractl.data.thoughts import has_thoughts
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ MOST_KNOWN = 4096
 def find_answer(renders: Renders, number: int) -> Span:
     """The span of the answer messages[number]. Raises TemplateError if it cannot be determined."""
     span, is_alike = _locate(renders, number)
-    if not is_alike and not _is_apart(renders, number, span):
+    if not is_alike and not _is_apart(renders, number):
         raise message_error(
             number,
             "the chat template writes what others say inside this answer; give its content and its"
@@ -46,15 +44,8 @@ def find_answer(renders: Renders, number: int) -> Span:
     return span
 
 
-def _is_apart(renders: Renders, number: int, answer: Span) -> bool:
-    """Whether nothing that another message says stands in the answer: by the places of all, or
-    where they cannot be told, by marks in the places of the others."""
-    if places := renders.memo("places", places_of):
-        return not any(
-            start < answer.end and answer.start < end
-            for other, (start, end) in places.items()
-            if other != number
-        )
+def _is_apart(renders: Renders, number: int) -> bool:
+    """Whether no mark in the place of another message's content stands in the answer."""
     parts = list(parts_of(renders.messages))
     form = (renders.template, number, tuple(m.role for m in renders.messages), tuple(parts))
     if form not in _apart:
@@ -162,10 +153,6 @@ def _content_span(
     """
     text = renders.text(n, prompt=prompt)
     message = renders.messages[number]
-    if n == len(renders.messages) and not prompt and not message.tool_calls:
-        places = renders.memo("places", places_of)
-        if number in places and not has_thoughts(message):
-            return places[number]
     if message.tool_calls and not message.content.strip():
         prefix, suffix = _around_calls(renders, number, n, prompt=prompt)
     else:
