@@ -70,7 +70,8 @@ def _end_of(wanted: str, text: str, at: int) -> int:
         escaped = form(wanted)
         if escaped != wanted and (found := text.find(escaped, at)) >= 0:
             return found + len(escaped)
-    spaced = re.compile(r"\s+".join(map(re.escape, wanted.split()))).search(text, at)
+    words = r"\s+".join(map(re.escape, wanted.split()))
+    spaced = re.compile(words, re.IGNORECASE).search(text, at)  # a template may write capitals
     return spaced.end() if spaced else -1
 
 

@@ -42,7 +42,7 @@ def test_a_run_that_keeps_the_frozen_layers_learns_what_one_that_does_not_learns
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     left = [path.name for path in cache_home().iterdir()]
-    assert set(left) <= {"tokens", "kernels", "transformers", "bases"}, (
+    assert set(left) <= {"tokens", "kernels", "transformers", "bases", "packed"}, (
         "the file of the run has no name"
     )
 
