@@ -217,7 +217,7 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
             if not found:
                 return Checkpoint(directory), wrong
             wrong += found
-        if all(directory.is_dir() for directory in directories):
+        if published(checkpoints) == directories:  # one that is renamed may be missing in a list
             break
     reason = f"no valid checkpoint in {checkpoints}"
     if not wrong:
