@@ -129,7 +129,11 @@ def _facts(runs: Mapping[str, RunContent]) -> list[Fact]:
     second = found[1]
     return [
         best,
-        Fact("Next", second.difference.partition(",")[0], f"{second.name}: {second.verdict}"),
+        Fact(
+            "The next, above it",
+            second.difference.partition(",")[0],
+            f"{second.name}: {second.verdict}",
+        ),
     ]
 
 

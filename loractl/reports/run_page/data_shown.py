@@ -29,9 +29,11 @@ class Source:
 
 
 def sources(run: RunContent) -> list[Source]:
-    """The sources that data.json describes; a damaged account is left out."""
+    """The sources that data.json describes, those of training first; a damaged account is left
+    out."""
     limit = number(run.settings.get("data.max_length")) or 0
-    return list(_sources(run.accounts, int(limit)))
+    names = sorted(run.accounts, key=lambda name: not name.startswith("train"))
+    return list(_sources({name: run.accounts[name] for name in names}, int(limit)))
 
 
 def _sources(accounts: Mapping[str, Any], max_length: int) -> Iterator[Source]:

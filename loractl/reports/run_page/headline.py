@@ -74,9 +74,10 @@ def _facts(run: RunContent) -> Iterator[Fact]:
         yield Fact("Answers", f"{right[0]} → {right[1]}", what)
     curve = points(run.metrics, "loss")
     if curve and not (loss and answers):
-        yield Fact(
-            "Training loss", f"{curve[0][1]:.3g} → {curve[-1][1]:.3g}", "first and last step"
-        )
+        ends, of = [f"{curve[0][1]:.3g}", f"{curve[-1][1]:.3g}"], "first and last step"
+        if len(curve) == 1:
+            ends, of = ends[:1], "the only step"
+        yield Fact("Training loss", " → ".join(ends), of)
     trained, whole = trained_parameters(run)
     if trained:
         share = f"{trained / whole:.2%} of the base's {whole:,}" if whole else ""

@@ -1,6 +1,6 @@
 """A weight and its update, drawn to scale: W, and beside it B and A, whose product is as large."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,9 @@ from markupsafe import Markup
 from loractl.reports.inspect_plot import kind_of
 from loractl.reports.page import svg
 
-LONGEST = 150.0  # pixels of the largest side of any W
-THINNEST = 0.75  # pixels: what a rank of 8 in 4096 would be is no longer visible
-GAP = 34.0
+LONGEST = 180.0  # pixels of the largest side of any W
+THINNEST = 0.75  # pixels of a side: a rank of 8 beside 11,008 would be a tenth of one
+GAP, SPACE = 34.0, 16.0  # beside the plus, and beside B
 COMPUTED = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj",
     "down_proj",
@@ -30,25 +30,35 @@ class Drawn:
 
 
 def drawn_to_scale(updates: Mapping[str, Mapping[str, Any]], most: int = 6) -> list[Drawn]:
-    """One drawing for each size of W and rank, in the order of the modules, all at one scale."""
-    groups: dict[tuple[int, int, int], list[str]] = {}
+    """One drawing for each size of W, in the order of the modules, with the largest rank there; all
+    at one scale and of one width, so that they stay so where there is little room."""
+    groups: dict[tuple[int, int], dict[str, int]] = {}
     for name, one in updates.items():
-        groups.setdefault((one["d_out"], one["d_in"], one["rank"]), []).append(name)
+        groups.setdefault((one["d_out"], one["d_in"]), {})[name] = one["rank"]
     if not groups:
         return []
-    scale = LONGEST / max(max(d_out, d_in) for d_out, d_in, _ in groups)
-    return [_draw(size, names, scale) for size, names in list(groups.items())[:most]]
+    scale = LONGEST / max(max(size) for size in groups)
+    widths = (2 * d_in * scale + thickness(ranks, scale) for (_, d_in), ranks in groups.items())
+    widest = max(widths) + GAP + SPACE
+    return [_draw(size, ranks, scale, widest) for size, ranks in list(groups.items())[:most]]
 
 
-def _draw(size: tuple[int, int, int], names: Sequence[str], scale: float) -> Drawn:
-    d_out, d_in, rank = size
-    kinds = dict.fromkeys(kind_of(name) for name in names)
+def thickness(ranks: Mapping[str, int], scale: float) -> float:
+    """Of B and A in pixels."""
+    return max(max(ranks.values()) * scale, THINNEST)
+
+
+def _draw(
+    size: tuple[int, int], ranks: Mapping[str, int], scale: float, picture_width: float
+) -> Drawn:
+    d_out, d_in = size
+    kinds, rank = dict.fromkeys(kind_of(name) for name in ranks), max(ranks.values())
     height, width = max(d_out * scale, THINNEST), max(d_in * scale, THINNEST)
-    thin = max(rank * scale, THINNEST)
+    thin = thickness(ranks, scale)
     left = width + GAP
     top = 22.0
     drawing = svg.picture(
-        2 * width + GAP + thin + 16,
+        picture_width,
         max(height, 40) + top + 4,
         f"W of {d_out} by {d_in} beside B of {d_out} by {rank} and A of {rank} by {d_in}, to scale",
         svg.element("text", "W", x=width / 2, y=14, text_anchor="middle", class_="math"),
@@ -57,12 +67,19 @@ def _draw(size: tuple[int, int, int], names: Sequence[str], scale: float) -> Dra
         svg.element("text", "B", x=left + thin / 2, y=14, text_anchor="middle", class_="math"),
         svg.element("rect", x=left, y=top, width=thin, height=height, class_="b"),
         svg.element(
-            "text", "A", x=left + thin + 8 + width / 2, y=14, text_anchor="middle", class_="math"
+            "text",
+            "A",
+            x=left + thin + SPACE / 2 + width / 2,
+            y=14,
+            text_anchor="middle",
+            class_="math",
         ),
-        svg.element("rect", x=left + thin + 8, y=top, width=width, height=thin, class_="a"),
+        svg.element("rect", x=left + thin + SPACE / 2, y=top, width=width, height=thin, class_="a"),
     )
     sizes = f"W {d_out:,} × {d_in:,} · B {d_out:,} × {rank} · A {rank} × {d_in:,}"
-    return Drawn(", ".join(kinds), len(names), sizes, drawing)
+    if (least := min(ranks.values())) < rank:
+        sizes += f" (ranks from {least})"
+    return Drawn(", ".join(kinds), len(ranks), sizes, drawing)
 
 
 def common_scale(updates: Mapping[str, Mapping[str, Any]]) -> str:

@@ -40,6 +40,11 @@ def test_a_bar_is_as_high_as_its_rows_and_the_limit_is_drawn_where_it_is_in_sigh
     assert "max_length" not in str(far.lengths)
 
 
+def test_the_rows_of_training_are_first() -> None:
+    found = sources(replace(content(), accounts={"eval": account(), "train[0]": account()}))
+    assert [one.name for one in found] == ["train[0]", "eval"]
+
+
 def test_a_source_without_tokens_has_no_share_and_no_picture() -> None:
     empty = account(tokens=0, trained_tokens=0, lengths=[])
     (source,) = sources(replace(content(), accounts={"train": empty}))

@@ -35,7 +35,17 @@ def test_w_b_and_a_have_the_proportions_of_their_sizes() -> None:
                  (A["height"], 2), (A["width"], d_in)]  # fmt: skip
         scale |= {round(float(pixels) / size, 2) for pixels, size in sides}
     assert max(scale) - min(scale) < 0.02, "all are drawn at one scale"
+    assert len({re.findall(r'viewBox="0 0 (\S+)', str(one.drawing))[0] for one in found}) == 1
     assert drawn_to_scale({}) == []
+
+
+def test_modules_of_one_size_are_one_drawing_with_the_largest_of_their_ranks() -> None:
+    (one,) = drawn_to_scale({"l.0.q_proj": update(rank=2), "l.1.q_proj": update(rank=4)})
+    assert one.count == 2
+    assert one.sizes == "W 40 × 80 · B 40 × 4 · A 4 × 80 (ranks from 2)"
+    W, B, A = rects(one.drawing)
+    assert float(B["width"]) / float(W["width"]) == pytest.approx(4 / 80, abs=1e-3)
+    assert B["width"] == A["height"]
 
 
 def test_a_common_scale_is_named_and_several_are_not() -> None:
@@ -65,10 +75,18 @@ def test_beside_its_weight_a_norm_is_relative_and_experts_are_one_cell() -> None
     updates = {
         name: {**update(), "norm": norm} for name, norm in zip(names, (3.0, 4.0), strict=True)
     }
-    found = heat_map(updates, {name: Weight(10.0) for name in names})
+    found = heat_map(updates, {"l.0.experts.up_proj": Weight(10.0)})
     assert found is not None and found.measure == "‖ΔW‖ / ‖W‖" and found.most == "0.5"
     assert len(rects(found.drawing)) == 1
     assert heat_map(updates, {"another": Weight(1.0)}) is None and heat_map({}, {}) is None
+
+
+def test_what_is_outside_the_layers_has_a_row_of_its_own_above_them() -> None:
+    found = heat_map({"l.0.q_proj": update(), "lm_head": update(), "x" * 40: update()}, {})
+    assert found is not None
+    tops = {str(one["y"]) for one in rects(found.drawing)}
+    assert len(tops) == 2 and "outside the layers, lm_head: ‖ΔW‖ = 0.5" in found.drawing
+    assert f">{'x' * 24}</text>" in found.drawing
 
 
 def test_an_update_of_zero_is_drawn_faintly() -> None:

@@ -38,6 +38,8 @@ def test_the_figures_are_those_of_the_run() -> None:
     assert found["Trained parameters"].remark == "0.30% of the base's 6,738,415,616"
     plain = replace(content(), metrics=steps(4), notes=type(content().notes)(), estimate={})
     assert [one.name for one in headline.facts(plain)] == ["Training loss", "Speed"]
+    assert [one.value for one in headline.facts(plain)][0] == "2 → 0.5"
+    assert headline.facts(replace(plain, metrics=steps(1)))[0].value == "2"
     assert headline.facts(replace(plain, metrics=[])) == []
 
 
