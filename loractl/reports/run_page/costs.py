@@ -41,11 +41,12 @@ def costs(run: RunContent) -> Costs | None:
     methods = run.estimate["methods"]
     own = methods[run.estimate["chosen"]]
     is_full = run.estimate["chosen"] == "full"
+    lora = f"LoRA of rank {run.settings.get('lora.rank')}"
     name = METHODS.get(run.method, run.method)
     other = methods["lora"] if is_full else methods["full"]
     rows = [
         ("full fine-tuning", methods["full"]["trainable_parameters"], "full"),
-        ("LoRA, rank 8" if is_full else name, (other if is_full else own)["trainable_parameters"],
+        (lora if is_full else name, (other if is_full else own)["trainable_parameters"],
          "lora"),
     ]  # fmt: skip
     return Costs(
@@ -96,7 +97,8 @@ def _memory(
 ) -> Card:
     device = str(run.notes.environment.get("device", ""))
     key = "gpu_bytes" if device.startswith("cuda") else "cpu_rss_bytes"
-    beside = "LoRA of rank 8 would take" if is_full else "full fine-tuning would take"
+    lora = f"LoRA of rank {run.settings.get('lora.rank')}"
+    beside = f"{lora} would take" if is_full else "full fine-tuning would take"
     measured = last(run.metrics, "peak_memory_bytes")
     return Card(
         "Memory",

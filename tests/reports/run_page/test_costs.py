@@ -46,12 +46,14 @@ def test_a_bar_that_is_too_short_to_see_says_so_and_the_other_scale_shows_it() -
 
 
 def test_full_fine_tuning_is_beside_lora() -> None:
-    full = estimate.report("m", named("7B"), Request(method="full"))
-    run = replace(content(), estimate=full, settings={**content().settings, "method": "full"})
+    full = estimate.report("m", named("7B"), Request(method="full", rank=4))
+    settings = {**content().settings, "method": "full", "lora.rank": 4}
+    run = replace(content(), estimate=full, settings=settings)
     found = costs(run)
     assert found is not None
     assert found.cards[0].value == f"{full['model']['parameters']:,}"
-    assert found.cards[1].beside.startswith("LoRA of rank 8 would take")
+    assert found.cards[1].beside.startswith("LoRA of rank 4 would take")
+    assert "LoRA of rank 4</text>" in found.linear
     assert found.cards[2].value == text.size(full["disk"]["model_bytes"])
 
 
