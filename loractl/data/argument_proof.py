@@ -1,12 +1,12 @@
 """Which names and values in the arguments of calls a chat template does not write, each proven by
 a mark of its own, or, where a value has none (true, null), by a text that changes with it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from loractl.data.argument_values import Value, changed, stand_in, values_of
-from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of
+from loractl.data.message_parts import Part, free_marks, function_of
 from loractl.data.rendering import Renders, TemplateError
 from loractl.records import Message
 
@@ -30,7 +30,7 @@ def first_lost(renders: Renders, parts: Sequence[Part]) -> Lost | None:
     ]
     if not found:
         return None
-    free = _free_marks(renders.whole)
+    free = free_marks(renders.whole)
     marks = {
         (part, value): stand_in(one, number, mark)
         for number, ((part, value, one), mark) in enumerate(zip(found, free, strict=False))
@@ -65,7 +65,7 @@ def _stands_in(mark: Any, text: str) -> bool:
 
 def _is_read(renders: Renders, part: Part, value: Value, one: Any) -> bool:
     """Whether the text is another one where this name or value alone is another."""
-    mark = next(iter(_free_marks(renders.whole)))
+    mark = next(free_marks(renders.whole))
     other = stand_in(one, 0, mark)
     try:
         as_is = renders.of(_with(renders.messages, lambda _part, _value, same: same))
@@ -85,11 +85,6 @@ def _rendered(renders: Renders, change: Change) -> str:
         return renders.of(_with(renders.messages, change))
     except TemplateError:
         return ""
-
-
-def _free_marks(text: str) -> Iterator[str]:
-    known = set(text)
-    return (chr(code) for code in range(FIRST_MARK, LAST_MARK - 2) if chr(code) not in known)
 
 
 def _arguments_of(messages: Sequence[Message], part: Part) -> Mapping[str, Any]:

@@ -11,6 +11,12 @@ from loractl.records import Message
 FIRST_MARK, LAST_MARK = 0xE000, 0xF8FF  # Unicode's private use area
 
 
+def free_marks(*texts: str) -> Iterator[str]:
+    """Marks that stand in none of these texts."""
+    known = set("").union(*texts)
+    return (mark for mark in map(chr, range(FIRST_MARK, LAST_MARK)) if mark not in known)
+
+
 class Part(NamedTuple):
     """One part of a message that says something."""
 

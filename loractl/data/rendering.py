@@ -12,7 +12,7 @@ import jinja2
 from loractl.data import message_forms
 from loractl.data.dates import DATE, FIXED_DATE, OTHER_DATE, date_parts
 from loractl.data.limits import check_powers, within_seconds
-from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, with_marks
+from loractl.data.message_parts import Part, free_marks, with_marks
 from loractl.records import Message
 
 Fields = Mapping[str, Any]
@@ -115,9 +115,7 @@ class Renders:
 
     @cached_property
     def _two_marks(self) -> list[str]:
-        known = "".join([self.whole, *(m.content for m in self.messages)])
-        free = (chr(code) for code in range(FIRST_MARK, LAST_MARK) if chr(code) not in known)
-        return list(islice(free, 2))
+        return list(islice(free_marks(self.whole, *(m.content for m in self.messages)), 2))
 
     def with_parts_marked(self, marks: Mapping[Part, str]) -> str:
         """The whole conversation with another text in the place of some parts."""

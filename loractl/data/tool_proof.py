@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from loractl.data.message_parts import FIRST_MARK, LAST_MARK, function_of
+from loractl.data.message_parts import free_marks, function_of
 from loractl.data.rendering import Renders, TemplateError
 
 Path = tuple[str | int, ...]
@@ -54,7 +54,7 @@ def missing_tool(renders: Renders) -> str | None:
 
 def _unwritten(renders: Renders, names: Sequence[str]) -> list[str]:
     """The names in whose places no mark is written."""
-    marks = _marks(renders, len(names))
+    marks = list(islice(free_marks(renders.whole), len(names)))
     marked = [_with_name(tool, mark) for tool, mark in zip(renders.tools, marks, strict=False)]
     try:
         text = renders.with_tools(marked).of(renders.messages)
@@ -121,9 +121,3 @@ def _roles(renders: Renders) -> tuple[str, ...]:
 
 def _stands_in(name: str, text: str) -> bool:
     return name in text or json.dumps(name)[1:-1] in text
-
-
-def _marks(renders: Renders, count: int) -> list[str]:
-    known = set(renders.whole)
-    free = (chr(code) for code in range(FIRST_MARK, LAST_MARK - 2) if chr(code) not in known)
-    return list(islice(free, count))

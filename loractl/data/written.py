@@ -7,12 +7,13 @@ template loses because of what is said, `verbatim` finds in the real texts.
 import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from loractl.config.jinja_text import words_of
 from loractl.data import argument_proof, thoughts
 from loractl.data.argument_values import form_of
 from loractl.data.left_out import say_argument_lost, say_lost, say_vanished
-from loractl.data.message_parts import FIRST_MARK, LAST_MARK, Part, function_of, parts_of, text_of
+from loractl.data.message_parts import Part, free_marks, function_of, parts_of, text_of
 from loractl.data.rendering import Renders, TemplateError
 from loractl.data.verbatim import Vanished, first_vanished
 
@@ -137,9 +138,8 @@ def _form_of(renders: Renders, parts: Sequence[Part]) -> Hashable:
 
 def _free_marks(renders: Renders, count: int) -> list[str]:
     """Characters that do not occur in the conversation; fewer than asked for in a very long one."""
-    known = set(renders.whole).union(*(message.content for message in renders.messages))
-    free = (chr(code) for code in range(FIRST_MARK, LAST_MARK - 1) if chr(code) not in known)
-    return [mark for mark, _ in zip(free, range(count), strict=False)]
+    contents = (message.content for message in renders.messages)
+    return list(islice(free_marks(renders.whole, *contents), count))
 
 
 def _places_of(renders: Renders, parts: Sequence[Part], marks: Sequence[str]) -> dict[Part, int]:
